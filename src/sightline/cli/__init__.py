@@ -1,0 +1,3 @@
+"""The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
+
+from sightline.cli.app import main as main

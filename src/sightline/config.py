@@ -1,0 +1,358 @@
+"""Strict configuration: YAML (or JSON) files and `key=value` overrides in, one frozen pydantic model out.
+
+Everything wrong with a configuration is reported at once, each fault with its file and line (or the argument that brought it),
+the key, the value, and the nearest valid name. YAML is read by the rules of version 1.2: `no` is a text, `1e-4` a number;
+duplicate keys, tags, deep nesting and alias bombs are refused.
+"""
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sightline.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+MAX_NODES = 100_000
+
+Path_ = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Config(BaseModel):
+    """Base of every configuration section: frozen, no unknown keys, no silent conversion, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+@dataclass
+class Tree:
+    """A configuration as plain data, with the origin (`file:line` or the argument) of every key in it."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Path_, str] = field(default_factory=dict)
+
+    def origin(self, path: Path_) -> str:
+        """Where `path` was set; the nearest parent's place when it was not set itself."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        return ""
+
+
+# YAML 1.2 core schema -------------------------------------------------------------------------------------------------------
+
+_NULL = re.compile(r"(~|null|Null|NULL|)\Z")
+_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+_INT = re.compile(r"[-+]?[0-9]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+
+
+def read_yaml(path: str | Path) -> Tree:
+    """Reads a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, larger than 1 MB, not UTF-8, or not a mapping of plain YAML 1.2 values.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size} bytes; a configuration has at most {MAX_BYTES}.")
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.", "Give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8.") from error
+    tree = Tree()
+    value = _parse(text, str(path), tree.origins)
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, this is a {_kind(value)}.")
+    tree.data = value
+    return tree
+
+
+def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool = True) -> Any:
+    """Plain data of one YAML document; fills `origins` with the place of each key."""
+
+    def place(mark: yaml.Mark | None) -> str:
+        return f"{name}:{mark.line + 1}" if line_numbers and mark is not None else name
+
+    try:
+        _check_events(text, place)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ConfigError(f"{place(mark)}: not valid YAML: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}.") from error
+
+    budget = [MAX_NODES]
+
+    def build(node: yaml.Node, path: Path_) -> Any:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise ConfigError(f"{place(node.start_mark)}: more than {MAX_NODES} values once aliases are expanded.")
+        origins.setdefault(path, place(node.start_mark))
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node.value, plain=node.style is None, place=place(node.start_mark))
+        if isinstance(node, yaml.SequenceNode):
+            return [build(item, (*path, index)) for index, item in enumerate(node.value)]
+        out: dict[str, Any] = {}
+        assert isinstance(node, yaml.MappingNode)
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, str):
+                raise ConfigError(f"{place(key_node.start_mark)}: a key must be a text.")
+            if key in out:
+                first = origins[(*path, key)]
+                raise ConfigError(f"{place(key_node.start_mark)}: duplicate key {key!r}, first given at {first}.", "Keep one.")
+            origins[(*path, key)] = place(key_node.start_mark)
+            out[key] = build(value_node, (*path, key))
+        return out
+
+    return None if root is None else build(root, ())
+
+
+def _check_events(text: str, place: Callable[[Any], str]) -> None:
+    """Refuses depth and tags before anything recursive sees the document."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{place(event.start_mark)}: nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            raise ConfigError(f"{place(event.start_mark)}: tag {event.tag!r}; tags are not allowed in a configuration.")
+
+
+def _scalar(text: str, plain: bool, place: str) -> Any:
+    if not plain:
+        return text
+    if _NULL.match(text):
+        return None
+    if _BOOL.match(text):
+        return text.lower() == "true"
+    if _INT.match(text):
+        digits = text.lstrip("+-")
+        if len(digits) > 1 and digits[0] == "0":
+            raise ConfigError(f"{place}: number {text!r} begins with 0.", "Write it without, or in quotes if it is a text.")
+        if len(digits) > 30:
+            raise ConfigError(f"{place}: number {text[:20]}... has {len(digits)} digits.")
+        return int(text)
+    return float(text) if _FLOAT.match(text) else text
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "mapping", list: "list", str: "text", bool: "true/false", int: "whole number", float: "number"}
+    return names.get(type(value), "empty value" if value is None else type(value).__name__)
+
+
+# Overrides ------------------------------------------------------------------------------------------------------------------
+
+
+def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
+    """`a.b=value` as a path and a YAML value.
+
+    Raises:
+        ConfigError: there is no `=`, the key is empty, or the value is not YAML.
+    """
+    key, equals, text = argument.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"argument {argument!r} is not of the form key=value.", "For example: train.steps=200")
+    return path, _parse(text, f"argument {argument}", {}, line_numbers=False)
+
+
+def override(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
+    """Sets `key=value` arguments on a tree; later ones win.
+
+    A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`). Setting a `kind` to another value
+    drops the other keys of that section, which belonged to the former kind.
+
+    Args:
+        locked: paths that an argument must not set, with the remedy to print.
+    """
+    for argument in arguments:
+        path, value = parse_override(argument)
+        if locked and path in locked:
+            raise ConfigError(f"argument {argument!r} would have no effect.", locked[path])
+        at: Path_ = ()
+        node: Any = tree.data
+        for key in path[:-1]:
+            node, at = _enter(node, key, at, argument)
+        _set(node, path[-1], value, at, argument, tree)
+    return tree
+
+
+def _enter(node: Any, key: str, at: Path_, argument: str) -> tuple[Any, Path_]:
+    if isinstance(node, list):
+        index = _item_index(node, key, at, argument)
+        return node[index], (*at, index)
+    if not isinstance(node, dict):
+        raise ConfigError(f"argument {argument!r}: {'.'.join(map(str, at))} is a {_kind(node)}, it has no key {key!r}.")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key], (*at, key)
+
+
+def _item_index(items: list[Any], key: str, at: Path_, argument: str) -> int:
+    names = [item.get("name", str(index)) if isinstance(item, dict) else str(index) for index, item in enumerate(items)]
+    if key in names:
+        return names.index(key)
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    raise ConfigError(f"argument {argument!r}: {'.'.join(map(str, at))} has no item {key!r}; it has {', '.join(names)}.")
+
+
+def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) -> None:
+    place: Path_
+    if isinstance(node, list):
+        index = _item_index(node, key, at, argument)
+        node[index], place = value, (*at, index)
+    elif isinstance(node, dict):
+        if key == "kind" and node.get("kind") not in (None, value):
+            node.clear()
+        node[key], place = value, (*at, key)
+    else:
+        raise ConfigError(f"argument {argument!r}: {'.'.join(map(str, at))} is a {_kind(node)}, it has no key {key!r}.")
+    for known in [known for known in tree.origins if known[: len(place)] == place]:
+        del tree.origins[known]
+    tree.origins[place] = f"argument {argument}"
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over`, section by section; a section of another `kind` replaces the old one whole."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.get("kind") == value.get("kind", old.get("kind")):
+            out[key] = merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+# Validation -----------------------------------------------------------------------------------------------------------------
+
+
+def validate(model: type[Model], tree: Tree) -> Model:
+    """The tree as an instance of `model`.
+
+    Raises:
+        ConfigError: lists every fault with its origin, key, value and the nearest valid name.
+    """
+    try:
+        # JSON mode lets lists stand for tuples while scalars stay strict.
+        return model.model_validate_json(json.dumps(tree.data))
+    except ValidationError as error:
+        faults = [_fault(model, item, tree) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the configuration holds a value that is not plain data: {error}.") from error
+
+
+def _fault(model: type[BaseModel], item: Mapping[str, Any], tree: Tree) -> str:
+    path, choices = _locate(model, item["loc"])
+    origin = tree.origin(path)
+    key = ".".join(map(str, path)) or "configuration"
+    given = _shown(item.get("input"))
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "extra_forbidden":
+            what = "unknown key" + _suggest(str(path[-1]), choices)
+        case "missing":
+            what = "must be given"
+        case "union_tag_invalid":
+            expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+            what = f"unknown kind {context['tag']!r}" + _suggest(str(context["tag"]), expected)
+            key += ".kind"
+        case "union_tag_not_found":
+            what = "needs a 'kind'"
+        case "literal_error":
+            expected = re.findall(r"'([^']*)'", str(context["expected"]))
+            what = f"unknown value {given}" + _suggest(str(item.get("input")), expected)
+        case "value_error":
+            what = str(context["error"])
+        case _:
+            what = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {given}"
+    return f"{origin + ': ' if origin else ''}{key}: {what}."
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest(name: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return (
+            f"; did you mean {near[0]!r}?" if len(choices) < 2 else f"; did you mean {near[0]!r}? (known: {', '.join(choices)})"
+        )
+    return f"; known are {', '.join(choices)}" if choices else ""
+
+
+def _locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[Path_, list[str]]:
+    """The path of a pydantic location without union tags, and the valid names at its last step."""
+    path: list[str | int] = []
+    choices: list[str] = []
+    kinds: tuple[Any, ...] = (model,)
+    for step in loc:
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        tagged = [kind for kind in models if _tag(kind) == step]
+        if len(models) > 1 and tagged:
+            kinds = tuple(tagged)
+            continue
+        if not models and not any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds):
+            break  # pydantic names the members of a union of scalars; the key ends before them
+        choices = sorted({name for kind in models for name in kind.model_fields})
+        path.append(step)
+        found = [kind.model_fields[step].annotation for kind in models if isinstance(step, str) and step in kind.model_fields]
+        kinds = tuple(part for annotation in (found or kinds) for part in _flatten(annotation, unwrap=not found))
+    return tuple(path), choices
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    kind = model.model_fields.get("kind")
+    return kind.default if kind is not None else None
+
+
+def _flatten(annotation: Any, unwrap: bool) -> Iterator[Any]:
+    """Members of unions and aliases; with `unwrap` also the items of lists and mappings."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        yield from _flatten(typing.get_args(annotation)[0], unwrap)
+    elif origin in (Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _flatten(member, unwrap)
+    elif origin in (list, tuple, dict) and unwrap:
+        for member in typing.get_args(annotation):
+            yield from _flatten(member, False)
+    else:
+        yield annotation
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The fully resolved configuration as YAML that `read_yaml` reads back to an equal one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True, width=120)

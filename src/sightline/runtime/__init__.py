@@ -1,0 +1,1 @@
+"""What every floor may need from the machine: devices, seeds, ranks, storage, faults, logs, optional packages."""

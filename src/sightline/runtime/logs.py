@@ -1,0 +1,105 @@
+"""Library logging and progress. Only the command line prints to stdout; both of these go to stderr."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SECONDS_BETWEEN_LINES = 15.0
+
+logger = logging.getLogger("sightline")
+
+
+def configure(level: str = "INFO") -> None:
+    """Sends the library's messages to stderr, one line each, and silences the chatter of the libraries below."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+class Bar:
+    """A progress bar that also carries a line of figures.
+
+    Args:
+        update: called with the count to advance by and the figures to show.
+    """
+
+    def __init__(self, update: Callable[[int, str], None]) -> None:
+        self._update = update
+
+    def step(self, count: int = 1, figures: str = "") -> None:
+        """Moves the bar and shows `figures` beside it."""
+        self._update(count, figures)
+
+
+@contextmanager
+def progress(title: str, total: int | None, done: int = 0, show: bool = True) -> Iterator[Bar]:
+    """A progress bar on stderr with the time left; where stderr is no terminal, one plain line every 15 seconds.
+
+    Args:
+        title: what is being done.
+        total: number of steps, None when it is not known.
+        done: steps already done (a resumed work).
+        show: False on ranks other than the first.
+    """
+    if not show or logger.level > logging.INFO or not logger.handlers:
+        yield Bar(lambda count, figures: None)
+    elif sys.stderr.isatty():
+        with _terminal_columns() as bars:
+            task = bars.add_task(title, total=total, completed=done, figures="")
+            yield Bar(lambda count, figures: bars.update(task, advance=count, figures=figures))
+    else:
+        yield Bar(_PlainLines(title, total, done))
+
+
+def _terminal_columns() -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+    )
+
+
+class _PlainLines:
+    def __init__(self, title: str, total: int | None, done: int) -> None:
+        self.title, self.total, self.first, self.done = title, total, done, done
+        self.begin = time.monotonic()
+        self.next = self.begin + SECONDS_BETWEEN_LINES
+
+    def __call__(self, count: int, figures: str) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + SECONDS_BETWEEN_LINES
+        rate = (self.done - self.first) / (now - self.begin)
+        of = f"/{self.total}" if self.total else ""
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        logger.info("%s %.0f%s%s %s", self.title, self.done, of, left, figures)

@@ -1,0 +1,337 @@
+"""The one writer. Every artefact reaches the disk through `atomic_file`, `atomic_dir` or `JsonLines`.
+
+A directory is written under a temporary name beside its target, each file is synced, a manifest with size and sha256 of every
+file is synced after them, and only then does a rename publish it. A directory is valid when its manifest is complete and the
+hashes match; nothing else (time, name, link) is looked at. A crash leaves either the old state or the new one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from sightline.errors import DataError, StorageError
+from sightline.runtime import faults
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_TEMPORARY = ".writing-"
+
+
+# Hashes and paths -----------------------------------------------------------------------------------------------------------
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """A path from data, under `root`.
+
+    Raises:
+        DataError: it is absolute, climbs out of `root` (by `..` or a link), or is no regular file.
+    """
+    pure = PurePosixPath(relative)
+    if not relative or "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts:
+        raise DataError(f"{relative!r} is not a relative path inside {root}.")
+    path = root / pure
+    try:
+        real = path.resolve(strict=True)
+        inside = real.is_relative_to(root.resolve(strict=True))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
+    if not inside:
+        raise DataError(f"{path} leads to {real}, outside of {root}.")
+    if not real.is_file():
+        raise DataError(f"{path} is not a file.")
+    return path
+
+
+# Atomic writes --------------------------------------------------------------------------------------------------------------
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under `path` complete or not at all; an existing one is replaced.
+
+    Raises:
+        StorageError: the disk refuses (full, read-only, no such folder); the old file is intact.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}"[:250])
+    try:
+        encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
+        with temporary.open(mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            faults.hit("file.before_sync")
+            os.fsync(file.fileno())
+        faults.hit("file.before_rename")
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_file(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON file atomically; NaN and infinity are refused, JSON has no word for them."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_dir(
+    path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None
+) -> Iterator[Path]:
+    """A directory that appears under `path` complete, with a manifest, or not at all.
+
+    Args:
+        path: must not exist.
+        known: sha256 of files that need no hashing because they are hard links to files of a verified directory.
+        note: further keys of the manifest.
+
+    Raises:
+        StorageError: the target exists or the disk refuses.
+    """
+    path = Path(path)
+    if path.exists():
+        raise StorageError(f"{path} exists already.", "Choose another folder or remove it.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+    try:
+        yield temporary
+        faults.hit("dir.before_manifest")
+        entries = {}
+        for file in sorted(item for item in temporary.rglob("*") if item.is_file()):
+            name = file.relative_to(temporary).as_posix()
+            digest = (known or {}).get(name)
+            if digest is None:
+                _sync_file(file)
+                digest = sha256_file(file)
+            entries[name] = {"size": file.stat().st_size, "sha256": digest}
+        write_json(temporary / MANIFEST, {"schema": SCHEMA, **(note or {}), "files": entries})
+        for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
+            _sync_directory(folder)
+        _sync_directory(temporary)
+        faults.hit("dir.before_rename")
+        temporary.rename(path)
+        faults.hit("dir.after_rename")
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a directory.
+
+    Raises:
+        StorageError: it is missing or torn.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        if manifest["schema"] != SCHEMA or not all({"size", "sha256"} <= set(entry) for entry in manifest["files"].values()):
+            raise StorageError(f"{path / MANIFEST}: unknown schema.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path / MANIFEST}: missing or torn ({error}).") from error
+    return manifest
+
+
+def verify_dir(path: Path) -> dict[str, Any]:
+    """Checks every file of a directory against its manifest, which it returns.
+
+    Raises:
+        StorageError: a file is missing, added, of another size or another hash.
+    """
+    manifest = read_manifest(path)
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
+    listed = set(manifest["files"])
+    if present != listed:
+        odd = sorted(present ^ listed)[0]
+        raise StorageError(f"{path / odd}: {'not in the manifest' if odd in present else 'missing'}.")
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if file.stat().st_size != entry["size"]:
+            raise StorageError(f"{file}: {file.stat().st_size} bytes, {entry['size']} expected.")
+        if sha256_file(file) != entry["sha256"]:
+            raise StorageError(f"{file}: its hash is not that of the manifest.")
+    return manifest
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed writer left half done in `folder`."""
+    if folder.is_dir():
+        for item in folder.iterdir():
+            if item.name.startswith(_TEMPORARY):
+                shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# Logs and locks -------------------------------------------------------------------------------------------------------------
+
+
+class JsonLines:
+    """An append-only log, one JSON object per line; each line reaches the file when it is written.
+
+    Args:
+        path: the file; a torn last line (from a killed writer) is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._cut(lambda line: True)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=True) + "\n")
+        self._file.flush()
+
+    def keep(self, wanted: Any) -> None:
+        """Cuts the log before the first line that is not `wanted`."""
+        self._file.close()
+        self._cut(wanted)
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _cut(self, wanted: Any) -> None:
+        if not self.path.exists():
+            return
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n") or not wanted(value):
+                    break
+                good += len(line)
+        if good < self.path.stat().st_size:
+            os.truncate(self.path, good)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a log."""
+    lines = []
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                lines.append(json.loads(line))
+    return lines
+
+
+@dataclass
+class Lock:
+    """One writer per folder: holds `lock.json` with process id and host; a dead holder's lock is taken over.
+
+    Raises:
+        StorageError: a live process on this host, or any process on another host, holds it.
+    """
+
+    path: Path
+
+    def __enter__(self) -> "Lock":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_time(os.getpid())}
+        for _ in range(2):
+            try:
+                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                self._take_over_or_raise()
+                continue
+            except OSError as error:
+                raise StorageError(f"{self.path}: {error.strerror}.", "Choose a folder that can be written.") from error
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(me, file)
+            return self
+        raise StorageError(f"{self.path}: another process took the lock just now.", "Start again.")
+
+    def _take_over_or_raise(self) -> None:
+        try:
+            holder = json.loads(self.path.read_text("utf-8"))
+            pid, host, start = int(holder["pid"]), str(holder["host"]), holder.get("start")
+        except (OSError, ValueError, KeyError, TypeError):
+            self.path.unlink(missing_ok=True)  # torn by a kill between creation and write
+            return
+        if host == socket.gethostname() and (pid == os.getpid() or _start_time(pid) is None or _start_time(pid) != start):
+            self.path.unlink(missing_ok=True)
+            return
+        raise StorageError(
+            f"{self.path.parent} is in use by process {pid} on {host}.",
+            f"Wait for it, or choose another folder; if that process is gone, remove {self.path}.",
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process began (clock ticks since boot), so that a reused process id is not mistaken for its former owner."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        if Path("/proc/self").exists():
+            return None
+        return "unknown" if _alive(pid) else None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
