@@ -340,8 +340,8 @@ class Visual:
         pixels_NHWC: crops as prepared for the encoder, before rescaling and normalisation.
         features_NPE: outputs of a frozen encoder, instead of pixels.
         slot_M: index of each visual token in the flattened rows (`row * T + position in row`).
-        source_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values below 0
-            count from the end of the model's table of learned separators.
+        source_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values
+            below 0 count from the end of the model's table of learned separators.
     """
 
     pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
@@ -437,7 +437,7 @@ class Batch:
             position_BT=compact(tokens.position_BT, 0),
             sample_BT=compact(tokens.sample_BT, PADDING),
             branch_BT=compact(tokens.branch_BT, PADDING),
-            is_plain=tokens.is_plain,
+            is_plain=False,  # positions jump where an image stood; only an explicit mask is right
         )
         return replace(
             self,

@@ -33,7 +33,7 @@ def emit(value: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command and exits with its code (0 ok, 2 usage, 3 data budget, 4 numerics, 5 storage, 6 distributed, 75 stopped)."""
+    """Runs the command and exits with its code: 0 ok, 2 usage, 3 data, 4 numerics, 5 storage, 6 distributed, 75 stopped."""
     logs.configure()
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if debug:

@@ -1,0 +1,7 @@
+"""Encoders, connectors, decoders and the vision-language model made of them.
+
+Importing this package registers the model and its configuration with the Auto classes of transformers.
+"""
+
+from sightline.models.vlm import SightlineConfig as SightlineConfig
+from sightline.models.vlm import SightlineForConditionalGeneration as SightlineForConditionalGeneration

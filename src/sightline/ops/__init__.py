@@ -1,0 +1,1 @@
+"""Pure tensor functions. Every fused one stands beside its plain reference in the same file."""

@@ -1,0 +1,193 @@
+"""Decoders: any causal language model of transformers, run on packed rows of embeddings.
+
+Three things differ between decoders and are settled here once: where the hidden states come out, what the head does to them
+(bias, soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from sightline.config import Config
+from sightline.errors import ConfigError
+from sightline.models import loading
+from sightline.ops.masks import additive_mask
+from sightline.types import Head, Tokens
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class TokenizerConfig(Config):
+    """A byte-level BPE tokenizer trained on the texts of the training split."""
+
+    vocabulary: int = Field(default=4096, ge=300, le=262144)
+    """Number of entries, special tokens included."""
+    lowercase: bool = False
+    """Fold case before training and use."""
+
+
+class LanguageConfig(Config):
+    """The decoder and its tokenizer."""
+
+    path: str | None = None
+    """Local folder, Hub id, or run of a transformers causal language model."""
+    config: dict[str, Any] | None = None
+    """Sizes of a decoder to train from scratch, with its `model_type`; instead of `path`."""
+    tokenizer: TokenizerConfig | str | None = None
+    """What to train a tokenizer with, or the folder of one; a decoder from `path` brings its own."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "LanguageConfig":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either 'path' or 'config'")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("a decoder from 'config' needs a 'tokenizer'")
+        return self
+
+
+def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attention: str = "sdpa") -> PreTrainedModel:
+    """Loads the decoder, or makes one from sizes with `vocabulary` entries.
+
+    Raises:
+        ConfigError: the configuration is no causal language model.
+        StorageError: its weights are not all there.
+    """
+    if config.path is not None:
+        found = loading.read_config(config.path)
+        return loading.load(AutoModelForCausalLM, config.path, found, attention, LEFTOVERS)
+    values = dict(config.config or {})
+    if vocabulary is not None:
+        values["vocab_size"] = vocabulary
+    made = loading.config_from(values, "model.language.config")
+    try:
+        return AutoModelForCausalLM.from_config(made, attn_implementation=attention)
+    except ValueError as error:
+        raise ConfigError(f"model.language.config: {loading.first_line(error)}") from error
+
+
+LEFTOVERS = (r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$")  # buffers that old checkpoints stored as weights
+
+
+def head_of(decoder: PreTrainedModel) -> Head:
+    """The decoder's head with all that it does to a hidden state before the softmax."""
+    output = decoder.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise ConfigError(f"{type(decoder).__name__} has no linear head.", "Choose another decoder.")
+    values = text_config(decoder).to_dict()
+    scale = values.get("logit_scale") or 1.0  # Cohere multiplies
+    if values.get("logits_scaling"):  # Granite divides
+        scale = scale / values["logits_scaling"]
+    return Head(output.weight, output.bias, values.get("final_logit_softcapping") or 0.0, float(scale))
+
+
+def text_config(decoder: PreTrainedModel) -> PreTrainedConfig:
+    """The decoder's configuration; that of the text part where it holds several."""
+    return decoder.config.get_text_config(decoder=True)
+
+
+def check_head(decoder: PreTrainedModel) -> None:
+    """Refuses a decoder whose logits are not those of `head_of`: an unknown scale or cap would train a wrong objective.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    device = next(decoder.parameters()).device
+    ids = torch.arange(4, device=device)[None]
+    was_training = decoder.training
+    decoder.eval()
+    with torch.no_grad():
+        expected = decoder(input_ids=ids, use_cache=False).logits.float()
+        states = body(decoder)(input_ids=ids, use_cache=False).last_hidden_state
+        head = head_of(decoder)
+        logits = nn.functional.linear(states, head.weight_VD, head.bias_V).float() * head.scale
+        logits = torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
+    decoder.train(was_training)
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+        raise ConfigError(
+            f"{type(decoder).__name__} makes its logits in a way that Sightline does not know.",
+            "Choose another decoder, or teach `head_of` its scale.",
+        )
+
+
+def body(decoder: PreTrainedModel) -> nn.Module:
+    """The decoder without its head."""
+    inner = decoder.base_model
+    if inner is decoder:
+        raise ConfigError(f"{type(decoder).__name__} has no body apart from its head.", "Choose another decoder.")
+    return inner
+
+
+def decode(
+    decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], tokens: Tokens
+) -> tuple[Float[Tensor, "B T D"], tuple[Tensor, ...]]:
+    """Hidden states of packed rows, after the decoder's last norm, and the router logits of its expert layers.
+
+    Raises:
+        ConfigError: a layer's attention cannot keep packed samples apart.
+    """
+    output = body(decoder)(
+        inputs_embeds=embeddings_BTD,
+        attention_mask=masks(text_config(decoder), tokens, embeddings_BTD.dtype),
+        position_ids=tokens.position_BT,
+        use_cache=False,
+    )
+    routers = output.get("router_logits")
+    return output.last_hidden_state, tuple(routers) if routers else ()
+
+
+def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:
+    """The mask argument for packed rows: one per kind of layer where the decoder has several kinds.
+
+    Rows of one sample each need none: transformers then takes the kernel's own causal attention (it looks at the position ids,
+    which rise by one along such a row, padding included).
+
+    Raises:
+        ConfigError: the decoder has layers that no mask can separate (recurrent, chunked), or takes no position ids.
+    """
+    if tokens.is_plain:
+        return None
+    check_packable(config)
+    kinds = layer_kinds(config)
+    window = getattr(config, "sliding_window", None)
+    if not kinds:
+        return additive_mask(tokens, dtype, window)
+    built = {FULL: additive_mask(tokens, dtype)}
+    if SLIDING in kinds:
+        built[SLIDING] = additive_mask(tokens, dtype, window)
+    return built if SLIDING in kinds else built[FULL]
+
+
+def layer_kinds(config: PreTrainedConfig) -> set[str]:
+    """Kinds of attention layers by transformers' names; empty where all layers are alike."""
+    return set(getattr(config, "layer_types", None) or ())
+
+
+def check_packable(config: PreTrainedConfig) -> None:
+    """Refuses to pack samples for a decoder that would mix them.
+
+    Raises:
+        ConfigError: names the decoder and the layer kind.
+    """
+    odd = sorted(layer_kinds(config) - {FULL, SLIDING})
+    if odd:
+        raise ConfigError(
+            f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.",
+            "Set data.pack=false and data.share_prefix=false.",
+        )
+    if config.model_type in WITHOUT_POSITION_IDS:
+        raise ConfigError(
+            f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.",
+            "Set data.pack=false and data.share_prefix=false.",
+        )
+
+
+WITHOUT_POSITION_IDS = frozenset({"bloom", "mpt", "rwkv", "mamba", "mamba2", "falcon_mamba", "xlnet"})
+
+
+def position_limit(config: PreTrainedConfig) -> int:
+    """The longest row that the decoder can place."""
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

@@ -1,0 +1,143 @@
+"""Vision encoders: any transformers vision model that turns a picture into a grid of tokens.
+
+ViT types (SigLIP, SigLIP2 of fixed resolution, CLIP, DINOv2, ViT) give `[N, P, E]` with or without leading class or register
+tokens; CNN types (MobileNetV2) give a map `[N, E, h, w]` whose cells are the tokens. Composite checkpoints (a whole CLIP or
+SigLIP) lend their vision half.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from sightline.config import Config
+from sightline.errors import ConfigError
+from sightline.models import loading
+
+# What a vision encoder's checkpoint may hold beyond the encoder: the text half of a composite, pooling heads, classifiers.
+LEFTOVERS = (r"^text_model\.", r"projection", r"^logit_(scale|bias)$", r"^(vision_model\.)?head\.", r"classifier", r"^pooler\.")
+
+
+class VisionConfig(Config):
+    """The encoder and which of its outputs become visual tokens."""
+
+    path: str | None = None
+    """Local folder or Hub id of a transformers vision model."""
+    config: dict[str, Any] | None = None
+    """Sizes of an encoder to train from scratch, with its `model_type`; instead of `path`."""
+    layer: Literal["last"] | int = "last"
+    """`last`: the final output, after its norm where the model has one; or an index of hidden states (LLaVA-1.5: -2)."""
+    drop_class_token: bool = True
+    """Leave out class and register tokens."""
+    normalise: dict[str, list[float]] = Field(default_factory=dict)
+    """`mean` and `std` of an encoder from `config`; those of a `path` come from its folder."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "VisionConfig":
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give either 'path' or 'config'")
+        return self
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What comes out of an encoder: a grid of `rows x columns` patches of `width`, after `prefix` class or register tokens."""
+
+    rows: int
+    columns: int
+    width: int
+    prefix: int
+
+
+def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedModel:
+    """Loads the encoder, or makes one from sizes.
+
+    Raises:
+        ConfigError: the configuration is no vision model.
+        StorageError: its weights are not all there.
+    """
+    if config.path is None:
+        return from_config(loading.config_from(config.config or {}, "model.vision.config"), attention)
+    whole = loading.read_config(config.path)
+    half = whole.vision_config if isinstance(getattr(whole, "vision_config", None), PreTrainedConfig) else whole
+    return loading.load(AutoModel, config.path, half, kernel_for(half, attention), LEFTOVERS)
+
+
+def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    """An encoder with fresh weights."""
+    return AutoModel.from_config(config, attn_implementation=kernel_for(config, attention))
+
+
+def kernel_for(config: PreTrainedConfig, attention: str) -> str:
+    """The wanted attention kernel, or `eager` for an architecture without it (CNNs have no attention at all)."""
+    architecture = MODEL_MAPPING.get(type(config), None)
+    if architecture is None:
+        raise ConfigError(f"{config.model_type!r} is no vision model that transformers can build.")
+    supports_sdpa: bool = architecture._supports_sdpa  # pyrefly: ignore
+    return "eager" if attention == "sdpa" and not supports_sdpa else attention
+
+
+def strip_labels(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Removes the class names of an ImageNet head, which would fill every saved configuration."""
+    if (config.num_labels or 0) > 2:
+        config.num_labels = 2
+    return config
+
+
+def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Literal["last"] | int) -> EncoderShape:
+    """Runs one grey picture through the encoder to learn what comes out.
+
+    Args:
+        encoder: the model.
+        image_size: height and width that the preparation gives.
+        layer: as in `VisionConfig`.
+
+    Raises:
+        ConfigError: the output is no grid of tokens.
+    """
+    height, width = image_size
+    parameter = next(encoder.parameters())
+    picture = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        output = raw_output(encoder, picture, layer)
+    encoder.train(was_training)
+    if output.ndim == 4:
+        return EncoderShape(output.shape[2], output.shape[3], output.shape[1], 0)
+    patch = getattr(encoder.config, "patch_size", None)
+    if output.ndim != 3 or not isinstance(patch, int):
+        raise ConfigError(f"{type(encoder).__name__} gives {tuple(output.shape)}, which is no grid of visual tokens.")
+    rows, columns = height // patch, width // patch
+    prefix = output.shape[1] - rows * columns
+    if prefix < 0:
+        raise ConfigError(f"{type(encoder).__name__} gives {output.shape[1]} tokens for a grid of {rows} x {columns} patches.")
+    return EncoderShape(rows, columns, output.shape[2], prefix)
+
+
+def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int) -> Tensor:
+    """The chosen hidden state as the model gives it."""
+    if layer == "last":
+        return encoder(pixels_NCHW).last_hidden_state
+    return encoder(pixels_NCHW, output_hidden_states=True).hidden_states[layer]
+
+
+def encode(
+    encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int, drop: int
+) -> Float[Tensor, "N P E"]:
+    """Visual features of prepared pictures in raster order.
+
+    Args:
+        encoder: the model.
+        pixels_NCHW: rescaled and normalised pictures.
+        layer: as in `VisionConfig`.
+        drop: number of leading tokens to leave out.
+    """
+    output = raw_output(encoder, pixels_NCHW, layer)
+    if output.ndim == 4:
+        return output.flatten(2).transpose(1, 2)
+    return output[:, drop:]

@@ -1,0 +1,343 @@
+"""The vision-language model: encoder, connector and decoder behind two surfaces.
+
+`forward` keeps the contract of transformers (ids, pixel values, labels, cache, loss, logits), so that `generate`, Trainer,
+TRL and PEFT work on it as on any model of theirs. `hidden` takes a packed `Batch` and returns hidden states at the supervised
+slots; Sightline's own loop uses nothing else.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from sightline.models import loading
+from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
+from sightline.models.language import decode, head_of
+from sightline.models.vision import encode
+from sightline.ops.splice import splice
+from sightline.types import Batch, Hidden, Visual
+
+PARTS = ("vision", "connector", "language")
+
+
+class SightlineConfig(PreTrainedConfig):
+    """Everything needed to build the model without weights.
+
+    Args:
+        vision_config: the encoder's own configuration.
+        text_config: the decoder's own configuration.
+        connector: kind and fields of the connector (see `sightline.models.connectors`).
+        vision_layer: hidden state of the encoder that is used: "last" or an index.
+        vision_drop: leading encoder tokens that are left out (class and register tokens).
+        grid: rows and columns of patches.
+        vision_width: width of a patch.
+        image_mean, image_std, rescale_factor: from `uint8` pixels to what the encoder takes.
+        image_token_id: id that holds the place of one visual token.
+        num_words: entries of the decoder's own vocabulary, before any token was added.
+        num_separators: learned visual tokens that stand between tiles.
+    """
+
+    model_type = "sightline"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012 (transformers' own form)
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        connector: dict[str, Any] | None = None,
+        vision_layer: Literal["last"] | int = "last",
+        vision_drop: int = 0,
+        grid: Iterable[int] = (7, 7),
+        vision_width: int = 1280,
+        image_mean: Iterable[float] = (0.5, 0.5, 0.5),
+        image_std: Iterable[float] = (0.5, 0.5, 0.5),
+        rescale_factor: float = 1 / 255,
+        image_token_id: int = 0,
+        num_words: int = 0,
+        num_separators: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _sub_config(vision_config, "mobilenet_v2")
+        self.text_config = _sub_config(text_config, "llama")
+        self.connector = dict(connector or {"kind": "mlp"})
+        self.vision_layer = vision_layer
+        self.vision_drop = vision_drop
+        self.grid = list(grid)
+        self.vision_width = vision_width
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.rescale_factor = rescale_factor
+        self.image_token_id = image_token_id
+        self.num_words = num_words or self.text_config.vocab_size
+        self.num_separators = num_separators
+        kwargs.setdefault("tie_word_embeddings", bool(self.text_config.tie_word_embeddings))
+        parts = (self.vision_config, self.text_config)
+        kernels = [part._attn_implementation for part in parts]
+        super().__init__(**kwargs)
+        if self._attn_implementation is None:  # the base class has just reset the kernels of parts that exist already
+            for part, kernel in zip(parts, kernels, strict=True):
+                part._attn_implementation = kernel
+
+    def connector_shape(self) -> ConnectorShape:
+        """Where the connector stands."""
+        rows, columns = self.grid
+        return ConnectorShape(rows, columns, self.vision_width, self.text_config.hidden_size, self.num_words)
+
+
+def _sub_config(value: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    values = dict(value or {})
+    return AutoConfig.for_model(values.pop("model_type", default), **values)
+
+
+class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Encoder, connector and decoder in one transformers model.
+
+    Args:
+        config: the model's configuration.
+        vision, connector, language: parts that exist already (with their weights); what is not given is built from `config`.
+    """
+
+    config_class = SightlineConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' own form)
+    _no_split_modules: list[str] = []  # noqa: RUF012
+
+    def __init__(
+        self,
+        config: SightlineConfig,
+        vision: PreTrainedModel | None = None,
+        connector: Connector | None = None,
+        language: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
+        if connector is None:
+            connector_config = CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
+            connector = Connector(connector_config, config.connector_shape())
+        self.connector = connector
+        self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
+        self.separators = nn.Parameter(torch.zeros(config.num_separators, config.text_config.hidden_size))
+        if self.separators.device.type != "meta":
+            loading.mark_initialised(self)  # every part has its weights: given, or from its own constructor
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """For `from_pretrained` alone: what a checkpoint lacks begins as torch begins it, not as uninitialised memory."""
+        if module is self:
+            nn.init.zeros_(self.separators)
+        elif isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.Conv2d):
+            module.reset_parameters()
+
+    # Parts ------------------------------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of a part (`vision`, `connector`, `language`) by their full names; separators belong to the connector."""
+        names = ("connector.", "separators") if name == "connector" else (f"{name}.",)
+        return [(key, value) for key, value in self.named_parameters() if key.startswith(names)]
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a part without trainable parameters stays in `eval`: BatchNorm would move its statistics."""
+        super().train(mode)
+        for name in PARTS:
+            module = self.get_submodule(name)
+            if mode and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language.get_decoder()
+
+    def words(self) -> Float[Tensor, "V D"]:
+        """The decoder's input embedding of every word of its own vocabulary, as `embed_tokens(ids)` gives it; live."""
+        embedding = self.get_input_embeddings()
+        num_words = self.config.num_words
+        if type(embedding) is nn.Embedding:
+            return embedding.weight[:num_words]
+        return embedding(torch.arange(num_words, device=self.device))
+
+    # Vision -----------------------------------------------------------------------------------------------------------
+
+    def normalise(self, pixels_NHWC: UInt8[Tensor, "N h w 3"]) -> Float[Tensor, "N 3 h w"]:
+        """Rescales and normalises prepared pixels as the encoder's processor does."""
+        dtype = self.vision.dtype
+        scale = torch.tensor(self.config.rescale_factor, device=pixels_NHWC.device)
+        mean = torch.tensor(self.config.image_mean, device=pixels_NHWC.device)
+        std = torch.tensor(self.config.image_std, device=pixels_NHWC.device)
+        values = (pixels_NHWC.to(torch.float32) * scale - mean) / std
+        return values.to(dtype).permute(0, 3, 1, 2)
+
+    def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N P E"]:
+        """Features of normalised pictures; without a graph when the encoder is frozen."""
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vision.parameters())
+        with torch.set_grad_enabled(trains):
+            return encode(self.vision, pixels_NCHW, self.config.vision_layer, self.config.vision_drop)
+
+    def features(self, visual: Visual) -> Float[Tensor, "N P E"]:
+        """Encoder outputs of a batch's crops: the stored ones, or those of its pixels."""
+        if visual.features_NPE is not None:
+            return visual.features_NPE.to(self.separators.dtype)
+        assert visual.pixels_NHWC is not None
+        return self.encode_pixels(self.normalise(visual.pixels_NHWC))
+
+    def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
+        """Table of visual tokens: those of all crops one after the other, then the separators."""
+        tokens_NKD = self.connector(features_NPE, self.words)
+        return torch.cat([tokens_NKD.flatten(0, 1), self.separators.to(tokens_NKD.dtype)])
+
+    # Our surface --------------------------------------------------------------------------------------------------------
+
+    def hidden(self, batch: Batch) -> Hidden:
+        """Hidden states of packed rows at the supervised slots.
+
+        Args:
+            batch: packed rows on the model's device.
+
+        Raises:
+            ConfigError: the decoder's attention cannot keep packed samples apart.
+        """
+        embeddings_BTD = self.get_input_embeddings()(batch.tokens.ids_BT)
+        if batch.visual is not None:
+            visual = self.visual_tokens(self.features(batch.visual))
+            embeddings_BTD = splice(embeddings_BTD, visual, batch.visual.slot_M, batch.visual.source_M)
+        states_BTD, routers = decode(self.language, embeddings_BTD, batch.tokens)
+        slot_S = batch.supervision.slot_S
+        states_SD = states_BTD.flatten(0, 1)[slot_S.clamp(min=0)]
+        states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
+        return Hidden(states_SD, head_of(self.language), routers)
+
+    # transformers' surface ------------------------------------------------------------------------------------------------
+
+    def get_image_features(self, pixel_values: Float[Tensor, "N 3 h w"], **kwargs: Any) -> Float[Tensor, "N K D"]:
+        """Visual tokens of pictures as a processor prepares them."""
+        return self.connector(self.encode_pixels(pixel_values.to(self.vision.dtype)), self.words)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        pixel_values: Float[Tensor, "N 3 h w"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        visual_sources: Int[Tensor, " M"] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The contract of a transformers image-text-to-text model.
+
+        Args:
+            input_ids: tokens, one `image_token_id` for each visual token.
+            pixel_values: pictures (or their tiles) in the order of their places in `input_ids`.
+            attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache, logits_to_keep: as everywhere in
+                transformers; labels of -100 are ignored.
+            visual_sources: for each visual slot the row of the table of visual tokens; by default the crops' tokens in order.
+
+        Raises:
+            ValueError: neither or both of ids and embeddings are given, or slots and visual tokens differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            if input_ids is None:
+                raise ValueError("pixel_values need input_ids, which say where the visual tokens go")
+            table = self.visual_tokens(self.encode_pixels(pixel_values.to(self.vision.dtype)))
+            slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
+            if visual_sources is None:
+                visual_sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
+            if len(slots) != len(visual_sources):
+                raise ValueError(
+                    f"{len(slots)} image tokens in input_ids, but {len(visual_sources)} visual tokens from pixel_values "
+                    f"({self.connector.tokens_per_crop} per crop); build inputs with the model's own processor"
+                )
+            inputs_embeds = splice(inputs_embeds, table, slots, visual_sources)
+        return self.language(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, is_first_iteration: bool | None = False, use_cache: bool | None = True, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Pictures enter once: with a cache their tokens are in it after the first step."""
+        prepare = super().prepare_inputs_for_generation
+        kwargs |= {"is_first_iteration": is_first_iteration, "use_cache": use_cache}
+        inputs = prepare(input_ids, **kwargs)  # pyrefly: ignore
+        if not is_first_iteration and use_cache:
+            inputs["pixel_values"] = inputs["visual_sources"] = None
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeats rows for beams; a row's pictures are repeated together, in the order in which its places ask for them."""
+        pixels, sources = kwargs.pop("pixel_values", None), kwargs.pop("visual_sources", None)
+        if expand_size > 1 and pixels is not None and input_ids is not None:
+            order, sources = self._beam_order(input_ids, len(pixels), sources, expand_size)
+            pixels = pixels[order]
+        expand = super()._expand_inputs_for_generation
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyrefly: ignore
+        return input_ids, {**kwargs, "pixel_values": pixels, "visual_sources": sources}
+
+    def _beam_order(
+        self, input_ids: Tensor, num_crops: int, sources: Tensor | None, expand_size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        per_crop = self.connector.tokens_per_crop
+        slots_B = (input_ids == self.config.image_token_id).sum(1).tolist()
+        base = torch.arange(num_crops * per_crop, device=input_ids.device) if sources is None else sources
+        crops: list[int] = []
+        expanded: list[Tensor] = []
+        for row in base.split(slots_B):
+            own = sorted({int(index) // per_crop for index in row[row >= 0].tolist()})
+            first = own[0] if own else 0
+            for _ in range(expand_size):
+                shift = len(crops) * per_crop - first * per_crop
+                expanded.append(torch.where(row >= 0, row + shift, row))
+                crops.extend(own)
+        order = torch.tensor(crops, dtype=torch.long, device=input_ids.device)
+        return order, torch.cat(expanded) if sources is not None else None
+
+
+AutoConfig.register(SightlineConfig.model_type, SightlineConfig)
+AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration)

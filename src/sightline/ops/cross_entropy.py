@@ -1,0 +1,137 @@
+"""Linear cross-entropy: from hidden states and a head to the loss of each token, without a `[tokens, vocabulary]` tensor.
+
+The forward pass walks over chunks of tokens and keeps one number per token (the log of the partition sum); the backward pass
+computes each chunk's logits again. Per-token losses and target logits come out, because weights such as CAL's are known only
+after the logits. The reference below it is the definition.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sightline.types import Head
+
+# Logits of one chunk in fp32: 16 MB on a CPU (stays near the cache), 512 MB on a GPU (large enough to fill it).
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+
+
+def cross_entropy_reference(
+    states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"]
+) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+    """The plain formula: `nll_s = logsumexp_v z_sv - z_s[t_s]` with `z = softcap tanh(scale (h W^T + b) / softcap)`.
+
+    Returns:
+        The negative log-likelihood of each target, and the target's own logit, in at least fp32.
+    """
+    logits_SV = F.linear(states_SD, head.weight_VD, head.bias_V)
+    logits_SV = _cap(_wide(logits_SV) * head.scale, head.softcap)
+    logit_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
+    return logits_SV.logsumexp(1) - logit_S, logit_S
+
+
+def linear_cross_entropy(
+    states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"], chunk: int | None = None
+) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
+    """Equals `cross_entropy_reference` with memory for `chunk` rows of logits at a time; differentiable in both outputs.
+
+    Args:
+        states_SD: hidden states, one per supervised token.
+        head: the language model's head; its weight gets a gradient only if it requires one.
+        target_S: id of the token to predict.
+        chunk: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits hold.
+
+    Returns:
+        The negative log-likelihood of each target, and the target's own logit, in fp32 (float64 for float64 states).
+    """
+    if chunk is None:
+        elements = CHUNK_ELEMENTS.get(states_SD.device.type, CHUNK_ELEMENTS["cuda"])
+        chunk = max(1, elements // head.weight_VD.shape[0])
+    weight, bias = head.weight_VD, head.bias_V
+    if torch.is_autocast_enabled(states_SD.device.type):
+        dtype = torch.get_autocast_dtype(states_SD.device.type)
+        states_SD, weight = states_SD.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    nll_S, logit_S = _LinearCrossEntropy.apply(states_SD, weight, bias, target_S, head.softcap, head.scale, chunk)
+    return nll_S, logit_S
+
+
+def target_logits(states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
+    """The logit of each target alone: `S x D` products instead of `S x D x V`."""
+    raw_S = (_wide(states_SD) * _wide(head.weight_VD[target_S])).sum(1)
+    if head.bias_V is not None:
+        raw_S = raw_S + _wide(head.bias_V[target_S])
+    return _cap(raw_S * head.scale, head.softcap)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _cap(logits: Tensor, softcap: float) -> Tensor:
+    return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_SD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_S: Tensor,
+        softcap: float,
+        scale: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if states_SD.dtype == torch.float64 else torch.float32
+        lse_S = torch.empty(len(states_SD), dtype=wide, device=states_SD.device)
+        logit_S = torch.empty_like(lse_S)
+        for begin in range(0, len(states_SD), chunk):
+            rows = slice(begin, begin + chunk)
+            logits = _cap(_wide(F.linear(states_SD[rows], weight_VD, bias_V)) * scale, softcap)
+            torch.logsumexp(logits, 1, out=lse_S[rows])
+            logit_S[rows] = logits.gather(1, target_S[rows, None]).squeeze(1)
+        ctx.save_for_backward(states_SD, weight_VD, bias_V, target_S, lse_S)
+        ctx.softcap, ctx.scale, ctx.chunk = softcap, scale, chunk
+        return lse_S - logit_S, logit_S
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll_S: Tensor, grad_logit_S: Tensor) -> tuple[Tensor | None, ...]:
+        states_SD, weight_VD, bias_V, target_S, lse_S = ctx.saved_tensors
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_states = torch.empty_like(states_SD) if needs_states else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=lse_S.dtype) if needs_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=lse_S.dtype) if needs_bias and bias_V is not None else None
+        for begin in range(0, len(states_SD), ctx.chunk):
+            rows = slice(begin, begin + ctx.chunk)
+            logits = _cap(_wide(F.linear(states_SD[rows], weight_VD, bias_V)) * ctx.scale, ctx.softcap)
+            slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
+            # d nll / d z = p - onehot and d logit / d z = onehot, in place of the logits.
+            grad = logits.sub_(lse_S[rows, None]).exp_().mul_(grad_nll_S[rows, None])
+            grad.scatter_add_(1, target_S[rows, None], (grad_logit_S[rows] - grad_nll_S[rows])[:, None])
+            if slope is not None:
+                grad.mul_(slope)
+            if ctx.scale != 1.0:
+                grad.mul_(ctx.scale)
+            narrow = grad.to(states_SD.dtype)
+            if grad_states is not None:
+                grad_states[rows] = narrow @ weight_VD
+            if grad_weight is not None:
+                _add_product(grad_weight, narrow.T, states_SD[rows])
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight_VD.dtype)
+        if grad_bias is not None and bias_V is not None:
+            grad_bias = grad_bias.to(bias_V.dtype)
+        return grad_states, grad_weight, grad_bias, None, None, None, None
