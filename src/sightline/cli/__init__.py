@@ -1,3 +1,7 @@
 """The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
 
+from sightline.cli import data
+from sightline.cli.app import app
 from sightline.cli.app import main as main
+
+app.add_typer(data.app)

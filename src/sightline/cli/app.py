@@ -16,6 +16,8 @@ from sightline.runtime import logs
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+_UsageFault = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this version of typer takes click from
+
 app = typer.Typer(
     name="sightline",
     help="Train, measure and compare how vision is aligned to language.",
@@ -45,6 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"error[{error.code}]: {error}\n")
         sys.exit(error.exit_code)
+    except _UsageFault as error:
+        if error.format_message():  # empty when the help was printed instead
+            sys.stderr.write(f"error[usage]: {error.format_message()} See --help.\n")
+        sys.exit(2)
     except typer.Exit as error:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

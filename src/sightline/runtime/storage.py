@@ -112,9 +112,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(
-    path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None
-) -> Iterator[Path]:
+def atomic_dir(path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """A directory that appears under `path` complete, with a manifest, or not at all.
 
     Args:
@@ -159,6 +157,24 @@ def atomic_dir(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def publish_dir(temporary: Path, path: Path) -> None:
+    """Renames a folder that was written over many steps (and resumes) to its final name, once all of it is on the disk.
+
+    For folders of very many files, whose hashes stand in a file of their own: one `sync` of the file system takes the place of
+    one a file.
+
+    Raises:
+        StorageError: the target exists, or the disk refuses.
+    """
+    try:
+        os.sync()
+        faults.hit("publish.before_rename")
+        temporary.rename(path)  # onto an empty folder it works, onto anything else it fails
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.", "Choose another folder or remove it.") from error
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a directory.
 
@@ -195,12 +211,40 @@ def verify_dir(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def looks_valid(path: Path) -> bool:
+    """Whether a directory has a manifest and every file in it has its size; hashes are left to `verify_dir`."""
+    try:
+        entries = read_manifest(path)["files"]
+        return all((path / name).stat().st_size == entry["size"] for name, entry in entries.items())
+    except (StorageError, OSError):
+        return False
+
+
 def sweep(folder: Path) -> None:
     """Removes what a killed writer left half done in `folder`."""
     if folder.is_dir():
         for item in folder.iterdir():
             if item.name.startswith(_TEMPORARY):
                 shutil.rmtree(item, ignore_errors=True) if item.is_dir() else item.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a directory so that a crash on the way leaves nothing under its name."""
+    aside = path.with_name(f"{_TEMPORARY}{os.getpid()}-removed-{path.name}")
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file that one of these functions wrote.
+
+    Raises:
+        StorageError: it is missing or torn.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: missing or torn ({error}).") from error
 
 
 def link_or_copy(source: Path, target: Path) -> None:

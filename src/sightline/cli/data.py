@@ -1,0 +1,82 @@
+"""`sightline data ...`: everything that makes, checks, shows or exports a dataset folder."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sightline.cli.app import emit
+
+app = typer.Typer(name="data", help="Make, check, show and export dataset folders.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Make, check, show and export dataset folders."""
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="File or folder to read; - for a generator.")],
+    format_name: Annotated[str, typer.Option("--format", help="How to read it; see docs/data.md.")],
+    out: Annotated[Path, typer.Option(help="Dataset folder to write; must not exist.")],
+    images: Annotated[Path | None, typer.Option(help="Folder, zip or tar that image names are relative to.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="NAME=SHARE: hold out a share of the train records.")] = None,
+    by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps a picture in one.")] = "id",
+    sample: Annotated[int | None, typer.Option(help="Take this many records at random.", min=1)] = None,
+    mapping: Annotated[list[str] | None, typer.Option("--map", help="FIELD=KEY: the source's key for a field.")] = None,
+    text_only: Annotated[bool, typer.Option(help="Leave the images out and keep the text.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode; all cores by default.", min=0)] = None,
+    seed: Annotated[int, typer.Option(help="Of splits, samples and generators.")] = 0,
+    count: Annotated[int, typer.Option(help="Pictures that a generator makes.", min=1)] = 1000,
+    level: Annotated[int, typer.Option(help="scenes: 1 one thing, 2 two with a relation, 3 many.", min=1, max=3)] = 1,
+    size: Annotated[int, typer.Option(help="scenes: side of the pictures in pixels.")] = 64,
+    questions: Annotated[bool, typer.Option(help="scenes: questions instead of captions.")] = False,
+    max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,
+    licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the data, for dataset.json.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
+    from sightline.data.prepare import PrepareOptions
+    from sightline.data.prepare import prepare as run
+    from sightline.data.sources import SourceOptions
+    from sightline.data.sources.base import parse_mapping
+    from sightline.data.splitting import SplitRule, parse_shares
+
+    options = PrepareOptions(
+        out=out,
+        source=SourceOptions(
+            images=images,
+            mapping=parse_mapping(mapping or ()),
+            text_only=text_only,
+            seed=seed,
+            count=count,
+            level=level,
+            size=size,
+            questions=questions,
+        ),
+        split=SplitRule(parse_shares(split or ()), by, seed),
+        sample=sample,
+        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        max_skipped=max_skipped,
+        licence=licence,
+    )
+    summary = run(Path(source), format_name, options)
+    result = {name: summary[name] for name in ("input", "ok", "skipped", "splits", "images", "ignored", "notes", "fingerprint")}
+    result["out"] = str(out)
+    if as_json:
+        emit(result)
+    else:
+        _print_prepared(result)
+
+
+def _print_prepared(result: dict[str, Any]) -> None:
+    lines = [f"{result['ok']} of {result['input']} records in {result['out']}, {result['images']} images"]
+    for title, counts in (("splits", "splits"), ("skipped", "skipped"), ("fields not used", "ignored"), ("repaired", "notes")):
+        if result[counts]:
+            lines.append(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in result[counts].items()))
+    if result["skipped"]:
+        lines.append(f"  each skipped record is a line of {Path(result['out']) / 'skipped.jsonl'}")
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,0 +1,234 @@
+"""A dataset folder, opened: records by number, image bytes, splits. Everything that trains or evaluates reads data through this.
+
+The folder holds `dataset.json` (counts, hashes, splits), `index.npy` (32 bytes a record), and either `records.jsonl` with
+`images/` or tar shards. Records are read from disk one at a time by byte offset and the index is memory-mapped, so a set of any
+size opens at once and takes no memory. An open dataset may be shared by threads, survives a fork, and can be sent to workers.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.errors import DataError, RecordError
+from sightline.runtime.storage import safe_join, sha256_file
+from sightline.types import Record
+
+SCHEMA = 1
+DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED = "dataset.json", "records.jsonl", "index.npy", "images.npy", "skipped.jsonl"
+UNFINISHED = ".preparing"
+MAX_OPEN_FILES = 256
+
+# One row per record. `file` counts the shards; `first_image` counts the images of all records before it.
+INDEX_ROW = np.dtype(
+    [("offset", "<u8"), ("first_image", "<u8"), ("size", "<u4"), ("file", "<u4"), ("images", "<u4"), ("split", "<u4")]
+)
+IMAGE_ROW = np.dtype([("offset", "<u8"), ("size", "<u8")])  # one row per image of a record, within the record's shard
+
+_PREPARE = "Make one: sightline data prepare SOURCE --format FORMAT --out"
+_AGAIN = "Prepare it again (--format records reads a dataset folder)."
+
+
+class Dataset:
+    """A dataset folder.
+
+    Args:
+        path: the folder; files are checked for presence and size, hashes only by `verify`.
+
+    Attributes:
+        path: the folder.
+        summary: `dataset.json` as it stands.
+        fingerprint: hash of all records and of the hashes of their images; the same for a folder of images and for shards.
+        splits: number of records of each split.
+        index: one row of `INDEX_ROW` per record, memory-mapped.
+
+    Raises:
+        DataError: the folder is missing, of another kind, incomplete, or a file has not the size that was written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.summary = _read_summary(self.path)
+        self.fingerprint: str = self.summary["fingerprint"]
+        self.splits: dict[str, int] = self.summary["splits"]
+        self._split_names = list(self.splits)
+        self._shards: list[dict[str, Any]] = self.summary.get("shards", [])
+        for name, entry in _listed_files(self.summary):
+            _check_size(self.path / name, entry["bytes"])
+        self.index = self._map(INDEX, INDEX_ROW, self.summary["ok"])
+        self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
+        self._files = _Files()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
+        return Dataset, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}, {len(self)} records)"
+
+    def record(self, index: int) -> Record:
+        """Record number `index`, from 0.
+
+        Raises:
+            DataError: what stands at its place is no record.
+        """
+        row = self.index[index]
+        file = self.path / (self._shards[row["file"]]["file"] if self._shards else RECORDS)
+        data = self._files.read(file, int(row["offset"]), int(row["size"]))
+        try:
+            return Record.from_json(json.loads(data))
+        except (ValueError, RecordError) as error:
+            raise DataError(f"{file}: record {index} at byte {row['offset']} is damaged: {error}.", _AGAIN) from error
+
+    def records(self, split: str | None = None) -> Iterator[Record]:
+        """All records, or those of a split, in order."""
+        for index in range(len(self)) if split is None else self.split_indices(split):
+            yield self.record(int(index))
+
+    def image_bytes(self, record: Record, k: int = 0) -> bytes:
+        """The file of image `k` of a record of this dataset.
+
+        Raises:
+            DataError: it is missing or cannot be read.
+        """
+        name = record.images[k]
+        if self._image_index is None:
+            try:
+                return safe_join(self.path, name).read_bytes()
+            except OSError as error:
+                raise DataError(f"{self.path / name}: {error.strerror}.", _AGAIN) from error
+        number, _, rest = name.partition(".")
+        if not number.isdecimal() or int(number) >= len(self) or not rest.startswith(f"{k}."):
+            raise DataError(f"{self.path}: image {name!r} is not of this dataset.")
+        row = self.index[int(number)]
+        place = self._image_index[int(row["first_image"]) + k]
+        return self._files.read(self.path / self._shards[row["file"]]["file"], int(place["offset"]), int(place["size"]))
+
+    def split_indices(self, name: str) -> np.ndarray:
+        """Numbers of the records of a split, ascending, as int64.
+
+        Raises:
+            DataError: there is no such split; names those there are.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.path} has no split {name!r}; it has {', '.join(map(repr, self.splits)) or 'none'}.")
+        return np.flatnonzero(self.index["split"] == self._split_names.index(name))
+
+    def verify(self) -> int:
+        """Hashes every file and image and compares them with what was written; returns the number of image files.
+
+        Raises:
+            DataError: lists the first ten that differ.
+        """
+        faults = [fault for name, entry in _listed_files(self.summary) if (fault := _hash_fault(self.path / name, entry["sha256"]))]
+        seen: set[str] = set()
+        for record in () if self._shards else self.records():
+            for name, info in zip(record.images, record.image_info, strict=True):
+                if name not in seen:
+                    seen.add(name)
+                    fault = _hash_fault(self.path / name, info.sha256)
+                    faults += [fault] if fault else []
+        if faults:
+            more = f", and {len(faults) - 10} more" if len(faults) > 10 else ""
+            raise DataError(f"{self.path} is damaged: {'; '.join(faults[:10])}{more}.", _AGAIN)
+        return self.summary["images"]
+
+    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        try:
+            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
+        if array.dtype != dtype or array.shape != (count,):
+            raise DataError(f"{self.path / name} has {array.shape} rows of {array.dtype}, {count} expected.", _AGAIN)
+        return array
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Opens a dataset folder; see `Dataset`."""
+    return Dataset(path)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Open:
+    """An open file that is closed when the last reader lets it go."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if "descriptor" in self.__dict__:
+            os.close(self.descriptor)
+
+
+class _Files:
+    """Reads pieces of files by position; keeps up to `MAX_OPEN_FILES` of them open."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, _Open] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        try:
+            with self._lock:
+                file = self._open.get(path)
+                if file is None:
+                    if len(self._open) >= MAX_OPEN_FILES:
+                        self._open.clear()
+                    file = self._open[path] = _Open(path)
+            data = os.pread(file.descriptor, size, offset)
+            while 0 < len(data) < size and (more := os.pread(file.descriptor, size - len(data), offset + len(data))):
+                data += more
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}.", _AGAIN) from error
+        if len(data) < size:
+            raise DataError(f"{path}: it ends at byte {offset + len(data)}, {offset + size} expected.", _AGAIN)
+        return data
+
+
+def _read_summary(path: Path) -> Mapping[str, Any]:
+    if not (path / DATASET).is_file():
+        unfinished = path.with_name(path.name + UNFINISHED)
+        if not path.exists() and unfinished.is_dir():
+            raise DataError(f"{path} is not finished: {unfinished} is what was done so far.", "Give the same command again.")
+        state = "is not a dataset folder (it has no dataset.json)" if path.exists() else "does not exist"
+        raise DataError(f"{path} {state}.", f"{_PREPARE} {path}.")
+    try:
+        summary = json.loads((path / DATASET).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / DATASET} cannot be read: {error}.", _AGAIN) from error
+    if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
+        raise DataError(f"{path / DATASET}: schema {SCHEMA} is expected.", "Prepare it again with this version.")
+    if missing := {"fingerprint", "splits", "ok", "image_places", "images", "files"} - summary.keys():
+        raise DataError(f"{path / DATASET}: {sorted(missing)[0]!r} is missing.", _AGAIN)
+    return summary
+
+
+def _listed_files(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Names with size and hash of all files that `dataset.json` vouches for."""
+    yield from summary["files"].items()
+    for shard in summary.get("shards", []):
+        yield shard["file"], shard
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}.", _AGAIN) from error
+    if found != size:
+        raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or cut after it was written.", _AGAIN)
+
+
+def _hash_fault(path: Path, sha256: str) -> str:
+    try:
+        return "" if sha256_file(path) == sha256 else f"{path.name} is not what was written"
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"

@@ -1,0 +1,209 @@
+"""Checks images in child processes and stores the good ones under the name of their content.
+
+`check_image` runs in a child that may crash, hang or eat its memory; what it finds goes into a `Slot`, which all records that
+name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
+each content once, and keeps a journal, so that a prepare that was killed does not decode again what it had done.
+"""
+
+import filecmp
+import hashlib
+import json
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.images import DEFAULT_LIMITS, inspect_image, open_image, read_image_file
+from sightline.errors import RecordError
+from sightline.runtime.storage import JsonLines, link_or_copy, sha256_file
+from sightline.runtime.workers import TaskFailure
+from sightline.types import ImageInfo
+
+SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
+NAME_DIGITS = 16  # of sha256; two different images of one name are told apart by their whole hash
+REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that names them
+AHEAD = 1024  # journal lines within which an image is looked for
+
+
+class Checked(NamedTuple):
+    """What a child found of a good image; width and height as shown."""
+
+    sha256: str
+    width: int
+    height: int
+    suffix: str
+
+
+def check_image(task: Path | bytes | None) -> Checked | None:
+    """Decodes an image completely. None in, None out: a task that only keeps the order.
+
+    Raises:
+        RecordError: the reasons of `open_image`.
+    """
+    if task is None:
+        return None
+    data = read_image_file(task, DEFAULT_LIMITS) if isinstance(task, Path) else task
+    kind = inspect_image(data, DEFAULT_LIMITS).format
+    width, height = open_image(data, DEFAULT_LIMITS).size
+    return Checked(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
+
+
+@dataclass(slots=True)
+class Slot:
+    """The state of one image: unknown, good, or failed; and where it is stored."""
+
+    key: str
+    checked: Checked | None = None
+    failure: TaskFailure | None = None
+    stored: str = ""
+    is_sent: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return self.checked is not None or self.failure is not None
+
+
+def image_key(source: Path | bytes) -> str:
+    """Tells whether an image is the one of an earlier look: path, size and time of change, or the hash of bytes.
+
+    Raises:
+        RecordError: reason `image_missing`.
+    """
+    if isinstance(source, bytes):
+        return f"sha256:{hashlib.sha256(source).hexdigest()}"
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise RecordError("image_missing", f"{source}: {error.strerror}") from error
+    return f"{source}|{status.st_size}|{status.st_mtime_ns}"
+
+
+class Slots:
+    """The slots of the images seen lately, by key."""
+
+    def __init__(self) -> None:
+        self._slots: OrderedDict[str, Slot] = OrderedDict()
+
+    def get(self, key: str) -> Slot:
+        """The slot of a key."""
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = Slot(key)
+            if len(self._slots) > REMEMBERED:
+                self._slots.popitem(last=False)
+        else:
+            self._slots.move_to_end(key)
+        return slot
+
+
+class ImageStore:
+    """The `images/` folder of an unfinished dataset, with the journal of what is in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._journal_path = folder / "journal.jsonl"
+        self._journal = JsonLines(self._journal_path)  # cuts a torn last line off
+        self._earlier = _Journal(self._journal_path)
+
+    def recall(self, slot: Slot) -> bool:
+        """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
+        entry = self._earlier.find(slot.key)
+        if entry is None:
+            return False
+        checked, name = Checked(*entry["checked"]), entry["name"]
+        try:
+            if sha256_file(self.folder / name) != checked.sha256:
+                return False
+        except OSError:
+            return False
+        slot.checked, slot.stored = checked, name
+        return True
+
+    def land(self, slot: Slot, source: Path | bytes) -> tuple[str, ImageInfo]:
+        """Stores a good image; returns its name in the dataset folder and what is known of it.
+
+        Raises:
+            RecordError: reason `image_changed`: the file is not the one that was checked.
+        """
+        assert slot.checked is not None
+        checked = slot.checked
+        if not slot.stored:
+            slot.stored = self._store(source, slot)
+            self._journal.write({"key": slot.key, "checked": list(checked), "name": slot.stored})
+        return slot.stored, ImageInfo(checked.sha256, checked.width, checked.height)
+
+    def keep_only(self, used: np.ndarray) -> int:
+        """Removes images that no record names (left over from an earlier try); returns the number of those that stay.
+
+        Args:
+            used: sorted `name_number` of every image in use.
+        """
+        self._journal.close()
+        count = 0
+        for file in (self.folder / "images").glob("*/*"):
+            number = name_number(file.name)
+            place = int(np.searchsorted(used, number))
+            if place < len(used) and used[place] == number:
+                count += 1
+            else:
+                file.unlink()
+        self._journal_path.unlink()
+        return count
+
+    def _store(self, source: Path | bytes, slot: Slot) -> str:
+        assert slot.checked is not None
+        sha256, suffix = slot.checked.sha256, slot.checked.suffix
+        temporary = self.folder / f".landing-{os.getpid()}"
+        temporary.unlink(missing_ok=True)
+        try:
+            if isinstance(source, bytes):
+                temporary.write_bytes(source)
+            else:
+                link_or_copy(source, temporary)
+                if image_key(source) != slot.key or temporary.stat().st_size != int(slot.key.split("|")[-2]):
+                    raise RecordError("image_changed", f"{source} changed while it was read")
+            for digits in (NAME_DIGITS, 64):
+                name = f"images/{sha256[:2]}/{sha256[:digits]}.{suffix}"
+                target = self.folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists() or sha256_file(target)[:digits] != sha256[:digits]:
+                    temporary.replace(target)  # also over a torn file of a try that the power failed
+                    return name
+                if filecmp.cmp(temporary, target, shallow=False):
+                    return name
+            raise AssertionError("two files of one sha256")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def name_number(name: str) -> np.uint64:
+    """The first 16 digits of a sha256, or of a name made of one, as a number: 8 bytes an image, where a text takes 100."""
+    return np.uint64(int(name[:NAME_DIGITS], 16))
+
+
+class _Journal:
+    """The journal of an earlier try, read from front to back a stretch at a time: images come in the same order again."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _lines(path, path.stat().st_size)
+        self._window: deque[dict[str, Any]] = deque()
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        while len(self._window) < AHEAD and (line := next(self._lines, None)) is not None:
+            self._window.append(line)
+        for place, entry in enumerate(self._window):
+            if entry["key"] == key:
+                for _ in range(place + 1):
+                    self._window.popleft()
+                return entry
+        return None
+
+
+def _lines(path: Path, size: int) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        while file.tell() < size:
+            yield json.loads(file.readline())

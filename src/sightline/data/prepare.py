@@ -1,0 +1,386 @@
+"""`data prepare`: any source format in, a checked dataset folder out.
+
+A source names records and where their images are; every image is decoded completely in a child process and stored under its
+content; what cannot be used is skipped with a reason, so that `input = ok + sum(skipped)`. The work goes on in `OUT.preparing`
+and is renamed to OUT at the end: OUT is complete or not there. A prepare that was stopped goes on where it was when the same
+command is given again: images that were stored are not decoded a second time.
+"""
+
+import heapq
+import re
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from sightline.data.dataset import DATASET, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
+from sightline.data.dataset_writer import dump_line, file_entry, write_records
+from sightline.data.landing import ImageStore, Slot, Slots, check_image, image_key
+from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
+from sightline.data.sources.base import Format, uniform
+from sightline.data.splitting import SplitRule
+from sightline.errors import BudgetError, DataError, RecordError, Stopped, StorageError, UsageError
+from sightline.runtime import faults
+from sightline.runtime.logs import Bar, progress
+from sightline.runtime.signals import watch_signals
+from sightline.runtime.storage import Lock, atomic_file, publish_dir, write_json
+from sightline.runtime.workers import GuardedPool, TaskFailure
+from sightline.types import ImageInfo, Message, Record
+
+GRACE = 200  # records before the budget for skips is looked at
+MAX_IN_A_ROW = 100
+EXAMPLES = 10
+MAX_WAITING = 64  # records without a new image after which an empty task keeps the stream moving
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")  # it becomes part of a folder's name
+CHECKED = "checked.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What to make of a source.
+
+    Attributes:
+        out: the dataset folder to write; must not exist.
+        source: how to read.
+        split: which records are held out.
+        sample: number of records to draw at random; None takes all.
+        workers: child processes that decode.
+        max_skipped: share of records that may be skipped; 0 stops at the first one.
+        licence: of the data; empty takes what is known of the format.
+        image_seconds, image_memory: limits of a child on one image.
+    """
+
+    out: Path
+    source: SourceOptions = field(default_factory=SourceOptions)
+    split: SplitRule = field(default_factory=SplitRule)
+    sample: int | None = None
+    workers: int = 1
+    max_skipped: float = 0.01
+    licence: str = ""
+    image_seconds: float = 60.0
+    image_memory: int = 2 << 30
+
+
+def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, Any]:
+    """Makes a dataset folder; returns `dataset.json`.
+
+    Raises:
+        UsageError: an option cannot work, or `out` exists.
+        DataError: the source as a whole is damaged or empty.
+        BudgetError: too much of it had to be skipped.
+        StorageError: the disk refuses.
+        Stopped: a signal arrived; what was done is kept.
+    """
+    chosen = _chosen_format(path, format_name, options)
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already; nothing is overwritten.", "Choose another --out, or remove it.")
+    work = out.with_name(out.name + UNFINISHED)
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with Lock(out.with_name(out.name + UNFINISHED + ".lock")), watch_signals() as stopped:
+            try:
+                return _Preparation(path, format_name, chosen, options, work, stopped).run()
+            except BaseException:
+                _remove_if_nothing_was_stored(work)
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or work}: {error.strerror or error}.", "Free space or choose another folder."
+        ) from error
+
+
+def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
+    if name not in FORMATS:
+        raise UsageError(f"There is no format {name!r}.", f"Formats are {', '.join(FORMATS)}.")
+    chosen = FORMATS[name]
+    if (str(path) == "-") != chosen.is_generator:
+        want = "makes its own data: give - as its source" if chosen.is_generator else "needs a file or folder, not -"
+        raise UsageError(f"Format {name!r} {want}.")
+    if not chosen.is_generator and not path.exists():
+        raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
+    chosen.check_mapping(options.source.mapping, name)
+    if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
+        raise UsageError("--max-skipped is a share from 0 to 1, --sample at least 1, --workers at least 0.")
+    return chosen
+
+
+def _remove_if_nothing_was_stored(work: Path) -> None:
+    if not any((work / "images").glob("*/*")):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# Budget ---------------------------------------------------------------------------------------------------------------------
+
+
+class Budget:
+    """Counts what was kept and skipped, and stops when too much is skipped.
+
+    While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
+    deviations), from the 200th record on; at the end the share itself decides.
+    """
+
+    def __init__(self, share: float, where: Path) -> None:
+        self.share, self._where = share, where
+        self.ok = 0
+        self.skipped: Counter[str] = Counter()
+        self._in_a_row = 0
+        self._examples: list[Skip] = []
+
+    @property
+    def input(self) -> int:
+        return self.ok + sum(self.skipped.values())
+
+    def add(self, skip: Skip | None) -> None:
+        """Counts one record, kept (None) or skipped.
+
+        Raises:
+            BudgetError: too many.
+        """
+        if skip is None:
+            self.ok += 1
+            self._in_a_row = 0
+            return
+        self.skipped[skip.reason] += 1
+        self._in_a_row += 1
+        if len(self._examples) < EXAMPLES:
+            self._examples.append(skip)
+        allowed = self.share * self.input
+        is_over = sum(self.skipped.values()) > allowed + 3 * (allowed * (1 - self.share)) ** 0.5
+        if self.share == 0 or (self.input >= GRACE and self.share < 1 and (is_over or self._in_a_row >= MAX_IN_A_ROW)):
+            self._stop()
+
+    def finish(self) -> None:
+        """Judges the whole.
+
+        Raises:
+            BudgetError: too many were skipped, or nothing is left.
+            DataError: there was nothing.
+        """
+        if self.input == 0:
+            raise DataError("the source has no records.")
+        if self.ok == 0 or (self.input >= GRACE and sum(self.skipped.values()) > self.share * self.input):
+            self._stop()
+
+    def _stop(self) -> None:
+        lost = sum(self.skipped.values())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common(5))
+        examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
+        ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
+        raise BudgetError(
+            f"{lost} of {self.input} records had to be skipped, --max-skipped allows a share of {self.share:g}: "
+            f"{reasons}.{examples}\n",
+            f"Repair the source, or allow more with --max-skipped.{ids} What was done is kept in {self._where}.",
+        )
+
+
+# The stream -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record whose images are being checked."""
+
+    item: Item
+    slots: list[Slot]
+    sources: list[Path | bytes]
+
+
+class _Preparation:
+    """One run of `prepare`: the source is pulled by the pool's appetite, and outcomes leave in the source's order."""
+
+    def __init__(
+        self, path: Path, name: str, chosen: Format, options: PrepareOptions, work: Path, stopped: Callable[[], str]
+    ) -> None:
+        self.path, self.name, self.format, self.options, self.work, self.stopped = path, name, chosen, options, work, stopped
+        self.tally = Tally()
+        self.budget = Budget(options.max_skipped, work)
+        self._queue: deque[_Waiting | Skip] = deque()
+        self._sent: deque[Slot | None] = deque()
+        self._slots = Slots()
+        self._ids: set[int] = set()
+
+    def run(self) -> dict[str, Any]:
+        self.work.mkdir(exist_ok=True)
+        store = ImageStore(self.work)
+        with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.work / SKIPPED, "wb") as skipped:
+            self._check_all(store, checked, skipped)
+        self.budget.finish()
+        faults.hit("prepare.before_records")
+        written = write_records(self.work, self.work / CHECKED, self.budget.ok, self.options.split)
+        (self.work / CHECKED).unlink()
+        summary = {
+            "schema": SCHEMA,
+            "format": self.name,
+            "source": self.name if self.format.is_generator else self.path.resolve().name,
+            "licence": self.options.licence or self.format.licence,
+            "options": _told(self.options),
+            "input": self.budget.input,
+            "ok": self.budget.ok,
+            "skipped": dict(sorted(self.budget.skipped.items())),
+            "splits": written.splits,
+            "images": store.keep_only(written.image_numbers),
+            "image_places": written.image_places,
+            "ignored": dict(sorted(self.tally.ignored.items())),
+            "notes": dict(sorted(self.tally.notes.items())),
+            "files": {name: file_entry(self.work / name) for name in (RECORDS, INDEX, SKIPPED)},
+            "fingerprint": written.fingerprint,
+        }
+        write_json(self.work / DATASET, summary)
+        publish_dir(self.work, self.options.out)
+        return summary
+
+    def _check_all(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes]) -> None:
+        options = self.options
+        with (
+            GuardedPool(check_image, options.workers, options.image_seconds, options.image_memory) as pool,
+            progress("preparing", None) as bar,
+        ):
+            for outcome in pool.map(self._tasks(store)):
+                faults.hit("prepare.checked")
+                slot = self._sent.popleft()
+                if slot is not None:
+                    slot.failure, slot.checked = (outcome, None) if isinstance(outcome, TaskFailure) else (None, outcome)
+                self._finish_ready(store, checked, skipped, bar)
+                if signal := self.stopped():
+                    raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
+            self._finish_ready(store, checked, skipped, bar)
+        assert not self._queue
+
+    def _entries(self) -> Iterator[Item | Skip]:
+        """The source, or a random part of it that the seed decides."""
+        source = self.options.source
+        if self.options.sample is None:
+            return self.format.read(self.path, source, self.tally)
+        places = (
+            (-uniform(source.seed, "sample", place), place) for place, _ in enumerate(self.format.read(self.path, source, Tally()))
+        )
+        drawn = {place for _, place in heapq.nlargest(self.options.sample, places)}
+        entries = enumerate(self.format.read(self.path, source, self.tally))
+        return (entry for place, entry in entries if place in drawn)
+
+    def _tasks(self, store: ImageStore) -> Iterator[Path | bytes | None]:
+        """Images to check; whatever needs none waits in the queue for its turn."""
+        idle = 0
+        for entry in self._entries():
+            waiting = entry if isinstance(entry, Skip) else self._begun(entry)
+            self._queue.append(waiting)
+            idle += 1
+            for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _Waiting) else ():
+                if not slot.is_known and not slot.is_sent and not store.recall(slot):
+                    slot.is_sent = True
+                    idle = 0
+                    self._sent.append(slot)
+                    yield source
+            if idle >= MAX_WAITING:
+                idle = 0
+                self._sent.append(None)
+                yield None
+
+    def _begun(self, item: Item) -> _Waiting | Skip:
+        """Everything that can be said of a record without its images."""
+        try:
+            item = _normalised(item, self.options.source.text_only, self.tally)
+            known = hash(item.record.id)
+            if known in self._ids:
+                raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
+            self._ids.add(known)
+            sources = [ref.root.fetch(ref.name) if isinstance(ref, Located) else ref for ref in item.images]
+            slots = [self._slots.get(image_key(source)) for source in sources]
+            return _Waiting(item, slots, sources)
+        except RecordError as error:
+            return Skip(item.where, item.record.id, error.reason, error.message)
+
+    def _finish_ready(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes], bar: Bar) -> None:
+        while self._queue:
+            head = self._queue[0]
+            if isinstance(head, _Waiting) and not all(slot.is_known for slot in head.slots):
+                return
+            self._queue.popleft()
+            outcome = head if isinstance(head, Skip) else self._finished(head, store)
+            if isinstance(outcome, Skip):
+                skipped.write(dump_line(_skip_line(outcome)))
+            else:
+                checked.write(dump_line(outcome.to_json()))
+            self.budget.add(outcome if isinstance(outcome, Skip) else None)
+            bar.step(1, f"{self.budget.ok} ok, {sum(self.budget.skipped.values())} skipped")
+
+    def _finished(self, waiting: _Waiting, store: ImageStore) -> Record | Skip:
+        """The record with its images stored, or why it is skipped: one bad image drops the record."""
+        item = waiting.item
+        try:
+            for slot in waiting.slots:
+                if slot.failure is not None:
+                    raise RecordError(slot.failure.reason, slot.failure.detail)
+            found = [slot.checked for slot in waiting.slots if slot.checked is not None]
+            for claimed, checked in zip(item.hashes, found, strict=False):
+                if claimed != checked.sha256:
+                    raise RecordError("hash_mismatch", "an image is not the one that the record was written with")
+            if any(claimed != (checked.width, checked.height) for claimed, checked in zip(item.sizes, found, strict=False)):
+                self.tally.notes["size_differs"] += 1
+            landed = [store.land(slot, source) for slot, source in zip(waiting.slots, waiting.sources, strict=True)]
+        except RecordError as error:
+            return Skip(item.where, item.record.id, error.reason, error.message)
+        names: list[str] = [name for name, _ in landed]
+        infos: list[ImageInfo] = [info for _, info in landed]
+        return replace(item.record, images=tuple(names), image_info=tuple(infos))
+
+
+def _skip_line(skip: Skip) -> dict[str, Any]:
+    line = {"id": skip.id, "where": skip.where, "reason": skip.reason, "detail": skip.detail}
+    return {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _told(options: PrepareOptions) -> dict[str, Any]:
+    """The options that decide what the folder holds."""
+    source, rule = options.source, options.split
+    told: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
+    if rule.shares:
+        told |= {"split": dict(rule.shares), "by": rule.by}
+    if options.sample is not None:
+        told["sample"] = options.sample
+    return told
+
+
+# Records --------------------------------------------------------------------------------------------------------------------
+
+
+def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
+    """The item with a record that may be kept if its images are good.
+
+    Raises:
+        RecordError: see `docs/data.md` for the reasons.
+    """
+    record = item.record
+    if text_only:
+        item = replace(item, images=(), sizes=(), hashes=())
+        record = replace(record, boxes=(), messages=tuple(_without_images(message) for message in record.messages))
+    captions = tuple(caption for caption in record.captions if caption.strip())
+    if record.captions and not captions:
+        raise RecordError("empty_caption", "every caption is empty")
+    if lost := len(record.captions) - len(captions):
+        tally.notes["empty_caption"] += lost
+    _check_messages(record)
+    if not _SPLIT.match(record.split):
+        raise RecordError("bad_split", f"split {record.split!r} must be made of letters, digits, '_', '-' and '.'")
+    record = replace(record, captions=captions, images=tuple(map(str, range(len(item.images)))), image_info=())
+    record.check()
+    try:
+        dump_line(record.to_json())
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise RecordError("bad_text", f"cannot be written as JSON: {error}") from error
+    return replace(item, record=record)
+
+
+def _without_images(message: Message) -> Message:
+    return Message(message.role, tuple(part for part in message.content if not part.is_image))
+
+
+def _check_messages(record: Record) -> None:
+    answers = [message for message in record.messages if message.role == "assistant"]
+    if record.messages and not answers and not record.answers:
+        raise RecordError("no_answer", "the conversation has no turn of the assistant")
+    if any(not message.text.strip() for message in answers):
+        raise RecordError("empty_answer", "a turn of the assistant is empty")

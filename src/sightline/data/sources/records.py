@@ -1,0 +1,31 @@
+"""Our own format: `records.jsonl` with its images beside it, or a whole dataset folder (also one of shards).
+
+Images are checked and stored anew. A hash that the records carry must still be true of the image: this is where silent damage
+is found.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally
+from sightline.data.sources.rows import find_file, image_root, items, json_rows
+from sightline.types import Record
+
+
+def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+    """Items of a records file, or of the folder that holds one."""
+    file = find_file(path, ("records.jsonl",), (".jsonl",))
+    root = image_root(options, file.parent)
+
+    def build(values: dict[str, Any], number: int, where: str) -> Item:
+        record = Record.from_json(values)
+        return Item(
+            record,
+            tuple(Located(root, name) for name in record.images),
+            where,
+            sizes=tuple((info.width, info.height) for info in record.image_info),
+            hashes=tuple(info.sha256 for info in record.image_info),
+        )
+
+    return items(json_rows(file), build)

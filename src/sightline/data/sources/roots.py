@@ -1,0 +1,90 @@
+"""Where images named by a source are found: a folder, later a zip or a tar. A name never leads outside of it.
+
+A root hands out a path (a regular file inside the folder, links resolved) or the bytes of an archive's member; it refuses names
+that are absolute, climb, or point elsewhere before any file is opened.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from sightline.errors import DataError, RecordError, UsageError
+from sightline.runtime.storage import safe_join
+
+
+class ImageRoot(Protocol):
+    """Finds images by name."""
+
+    def fetch(self, name: str) -> Path | bytes:
+        """The image's file, or its bytes.
+
+        Raises:
+            RecordError: reasons `path_outside_root`, `image_missing`, `image_not_a_file`.
+        """
+        ...
+
+
+def check_name(name: str) -> PurePosixPath:
+    """A relative path without a climb.
+
+    Raises:
+        RecordError: reason `path_outside_root`.
+    """
+    pure = PurePosixPath(name)
+    is_unsafe = not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts
+    if is_unsafe or not pure.parts or ":" in pure.parts[0]:
+        raise RecordError("path_outside_root", f"image path {name!r} must be relative and stay inside the images folder")
+    return pure
+
+
+class Folder:
+    """Images in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fetch(self, name: str) -> Path:
+        pure = check_name(name)
+        try:
+            return safe_join(self.path, name).resolve(strict=True)
+        except (DataError, OSError, RuntimeError) as error:
+            reason = _why(self.path, self.path / pure)
+            raise RecordError(reason, f"image {name!r}: {error}") from error
+
+
+def _why(root: Path, path: Path) -> str:
+    try:
+        if not path.exists():
+            return "image_missing"
+        return "image_not_a_file" if path.resolve().is_relative_to(root.resolve()) else "path_outside_root"
+    except (OSError, RuntimeError):
+        return "image_missing"  # a name too long for the file system, a loop of links
+
+
+class FirstOf:
+    """Several places; an image is taken from the first that has it."""
+
+    def __init__(self, roots: Sequence[ImageRoot]) -> None:
+        self.roots = roots
+
+    def fetch(self, name: str) -> Path | bytes:
+        fault = RecordError("image_missing", f"image {name!r}: there is no images folder")
+        for root in self.roots:
+            try:
+                return root.fetch(name)
+            except RecordError as error:
+                if error.reason != "image_missing":
+                    raise
+                fault = error
+        raise fault
+
+
+def open_root(path: Path) -> ImageRoot:
+    """The images under `path`.
+
+    Raises:
+        UsageError: it is no folder.
+    """
+    if path.is_dir():
+        return Folder(path)
+    raise UsageError(f"{path} is not a folder of images.", "Give the folder that image names are relative to with --images.")

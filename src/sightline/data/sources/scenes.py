@@ -1,0 +1,24 @@
+"""The generator of compositional pictures as a source: `-` takes the place of a path.
+
+Options: `count` pictures, `seed`, `level` 1 to 3, `size` in pixels, and `questions` instead of captions.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from sightline.data.scenes import generate
+from sightline.data.sources.base import Item, Skip, SourceOptions, Tally
+
+
+def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+    """Items with their pictures as PNG files in memory."""
+    picture: object = None
+    data = b""
+    made = generate(options.count, options.seed, options.level, options.size, ask=options.questions)
+    for number, (record, image) in enumerate(made):
+        if image is not picture:  # questions about one picture follow each other
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            picture, data = image, buffer.getvalue()
+        yield Item(record, (data,), f"scenes[{number}]")
