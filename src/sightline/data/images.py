@@ -1,0 +1,306 @@
+"""The one image opener: bytes or a path in, a clean RGB picture or a reason to skip the record out.
+
+Nothing else in Sightline opens pictures. What the header claims is checked before a byte is decoded; a picture that is torn is
+refused, never shown half grey. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
+finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either.
+"""
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL import WebPImagePlugin as _  # noqa: F401 Pillow would import all of its 40 plugins to find this one
+from pydantic import Field
+
+from sightline.config import Config
+from sightline.errors import RecordError, UsageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small flat picture is no danger
+PILLOW_MAX_PIXELS = 89_478_485  # above this Pillow itself speaks of a bomb
+
+_ORIENTATION = ExifTags.Base.Orientation
+_TURNS = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+_MAGIC = (
+    (b"\xff\xd8", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II\x2a\x00", "TIFF"),
+    (b"MM\x00\x2a", "TIFF"),
+    (b"II\x2b\x00", "TIFF"),
+    (b"MM\x00\x2b", "TIFF"),
+)
+_LOOKS = (  # what else people have in such files; only for the message
+    (b"<svg", "SVG"),
+    (b"<html", "HTML, perhaps an error page"),
+    (b"<!doctype", "HTML, perhaps an error page"),
+    (b"%pdf", "PDF"),
+    (b"%!ps", "EPS"),
+    (b"8bps", "PSD"),
+    (b"jp2", "JPEG 2000"),
+    (b"ftypavi", "AVIF"),
+    (b"ftyphei", "HEIC"),
+    (b"\x1f\x8b", "gzip"),
+    (b"pk\x03\x04", "ZIP"),
+    (b"version https://git-lfs", "a Git LFS pointer"),
+)
+
+# Decoders warn about oddities that do not touch the picture (torn EXIF, too many tags). catch_warnings is not thread safe, so
+# this is settled once, at import. What does matter is not left to warnings: it is checked below.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageLimits(Config):
+    """What a picture may claim to be before it is decoded."""
+
+    max_bytes: int = Field(20_000_000, ge=1)
+    """Size of the file."""
+    max_pixels: int = Field(25_000_000, ge=1, le=PILLOW_MAX_PIXELS)
+    """Width times height."""
+    max_aspect: float = Field(200.0, ge=1)
+    """Longer side over shorter side."""
+    max_pixels_per_byte: float = Field(2000.0, gt=0)
+    """Pixels per byte of the file; checked above one million pixels."""
+    min_side: int = Field(1, ge=1)
+    """Shorter side."""
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+class ImageHeader(NamedTuple):
+    """What the header of a file claims; `width` and `height` as stored, before an EXIF turn."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft_side: int | None = None) -> Image.Image:
+    """Opens a JPEG, PNG, WebP, GIF, BMP or TIFF file as an RGB picture, as it is meant to be seen. Thread safe.
+
+    The EXIF orientation is applied, once; the result carries no metadata by which it could be applied again. Of animations
+    and files with several pages the first frame is taken. The content decides the format, not the name. Modes become RGB so:
+
+    | stored as | becomes |
+    |---|---|
+    | RGB, YCbCr, P, 1, L | the same colours; grey in three equal channels |
+    | 16 bits a channel, in colour or with alpha | its high byte |
+    | 16-bit grey (I;16 in every byte order) | v * 255 / 65535, rounded; v * 255 / 4095 for 12-bit TIFF |
+    | I (32-bit integers), F (floats) | white is the smallest of 1 (F alone), 255, 65535 that no value exceeds |
+    | I, F with values below 0 or above 65535 | the range from minimum to maximum; NaN or infinity is refused |
+    | RGBA, LA, PA, or a transparent colour | laid over white |
+    | CMYK | Pillow's plain conversion, R = (255 - C) * (255 - K) / 255 |
+    | LAB | the colours of CIELAB (D50) in sRGB |
+
+    Args:
+        source: content of a file, or its path.
+        limits: checked on the header, before anything is decoded.
+        draft_side: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side stays at least this
+            long. Quicker by a factor of two to five on photos of a camera; pixels differ slightly.
+
+    Raises:
+        RecordError: with one of the reasons `image_missing`, `image_unreadable`, `image_not_a_file`, `image_empty`,
+            `image_too_large` (bytes), `image_format` (none of the six), `image_too_small`, `image_too_many_pixels`,
+            `image_aspect`, `image_bomb` (pixels per byte), `image_broken`, `image_memory`,
+            `image_mode`, `image_not_finite`.
+        UsageError: other code told Pillow to load truncated files.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise UsageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: torn pictures would be trained on half grey.",
+            "Remove the line that sets it.",
+        )
+    data = read_image_file(source, limits) if isinstance(source, Path) else source
+    kind = _recognise(data, limits)
+    try:
+        _open_header(data, kind, limits).verify()
+        image = _open_header(data, kind, limits)  # after verify() Pillow wants the file opened anew
+        if draft_side is not None:
+            image.draft("RGB", (draft_side, draft_side))
+        image.load()
+        turn = _turn(image)
+        clean = _to_rgb(image, data)
+        return clean if turn is None else clean.transpose(turn)
+    except RecordError:
+        raise
+    except MemoryError:
+        raise RecordError("image_memory", f"{kind}: not enough memory to decode it") from None
+    except Exception as error:  # a decoder that is fed damaged bytes raises anything; counted under its reason
+        raise RecordError("image_broken", f"{kind}: {_told(error)}") from error
+
+
+def inspect_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
+    """Reads and checks the header alone, without decoding.
+
+    Raises:
+        RecordError: the reasons of `open_image` that a header can give.
+    """
+    data = read_image_file(source, limits) if isinstance(source, Path) else source
+    kind = _recognise(data, limits)
+    try:
+        image = _open_header(data, kind, limits)
+        width, height = image.size
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in (5, 6, 7, 8):
+            width, height = height, width  # Pillow states the turned size of a TIFF
+        return ImageHeader(kind, image.mode, width, height)
+    except RecordError:
+        raise
+    except Exception as error:  # as in open_image
+        raise RecordError("image_broken", f"{kind}: {_told(error)}") from error
+
+
+def read_image_file(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Content of a regular file of at most `limits.max_bytes` bytes; a pipe or device cannot make it wait.
+
+    Raises:
+        RecordError: reasons `image_missing`, `image_not_a_file`, `image_unreadable`, `image_too_large`.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise RecordError("image_not_a_file", f"{path} is not a regular file")
+            data = file.read(limits.max_bytes + 1)
+    except IsADirectoryError:
+        raise RecordError("image_not_a_file", f"{path} is a folder") from None
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise RecordError("image_missing", f"{path}: {_told(error)}") from None
+    except OSError as error:
+        raise RecordError("image_unreadable", f"{path}: {error.strerror or error}") from None
+    if len(data) > limits.max_bytes:
+        raise RecordError("image_too_large", f"{path} has more than {limits.max_bytes} bytes")
+    return data
+
+
+# Before decoding ------------------------------------------------------------------------------------------------------------
+
+
+def _recognise(data: bytes, limits: ImageLimits) -> str:
+    if not data:
+        raise RecordError("image_empty", "the file has no content")
+    if len(data) > limits.max_bytes:
+        raise RecordError("image_too_large", f"{len(data)} bytes; at most {limits.max_bytes} are allowed")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    start = data[:64].lower()
+    looks = next((f"; it looks like {name}" for mark, name in _LOOKS if mark in start), "")
+    raise RecordError("image_format", f"not one of {', '.join(FORMATS)}{looks}")
+
+
+def _open_header(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(io.BytesIO(data), formats=(kind,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RecordError("image_too_many_pixels", f"{kind}: {_told(error)}") from None
+    width, height = image.size
+    claim = f"{kind} of {width} x {height} pixels in {len(data)} bytes"
+    short, long, pixels = min(width, height), max(width, height), width * height
+    if short < limits.min_side:
+        raise RecordError("image_too_small", f"{claim}; the shorter side must have at least {limits.min_side}")
+    if pixels > limits.max_pixels:
+        raise RecordError("image_too_many_pixels", f"{claim}; at most {limits.max_pixels} pixels are allowed")
+    if long > limits.max_aspect * short:
+        raise RecordError("image_aspect", f"{claim}; the sides may differ by a factor of {limits.max_aspect:g}")
+    if pixels > FREE_PIXELS and pixels > limits.max_pixels_per_byte * len(data):
+        raise RecordError("image_bomb", f"{claim}; at most {limits.max_pixels_per_byte:g} pixels per byte are allowed")
+    return image
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+# After decoding -------------------------------------------------------------------------------------------------------------
+
+
+def _turn(image: ImageFile.ImageFile) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # none for TIFF: Pillow turns it while loading
+    except Exception:  # torn EXIF raises anything; the picture beside it is whole and is shown as it lies
+        return None
+
+
+def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+    """The mode rules of `open_image`; the result shares nothing with the opened file and carries no metadata."""
+    out: Image.Image = image
+    if image.mode.startswith("I;16"):
+        out = _scaled_grey(image)
+    elif image.mode in ("I", "F"):
+        out = Image.fromarray(_to_bytes(np.asarray(image)))
+    elif image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        exact = ImageCms.Flags.NOOPTIMIZE  # without it littlecms interpolates: up to 15 levels off near black
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB", flags=exact)
+        assert converted is not None  # None is returned only when it works in place
+        out = converted
+    elif image.format == "PNG" and image.mode in ("L", "RGB"):
+        _rescale_transparent_colour(image, bit_depth=data[24])
+    try:
+        if out.has_transparency_data:
+            seen = out.convert("RGBA")
+            out = Image.new("RGB", seen.size, "white")
+            out.paste(seen, mask=seen)
+        else:
+            out = out.convert("RGB")  # a copy when it is RGB already: 3 % of the time of decoding
+    except ValueError as error:
+        raise RecordError("image_mode", f"mode {out.mode} has no way to RGB: {error}") from error
+    out.info = {}
+    return out
+
+
+def _scaled_grey(image: ImageFile.ImageFile) -> Image.Image:
+    white = 65535
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(ExifTags.Base.BitsPerSample) == (12,):
+        white = 4095
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise RecordError("image_not_finite", "pixels that are NaN or infinite")
+    low, high = float(values.min()), float(values.max())
+    levels = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    white = next((level for level in levels if low >= 0 and high <= level), None)
+    if white is None:
+        floor, span = low, (high - low) or 1.0
+    else:
+        floor, span = 0.0, white
+    return np.rint((values.astype(np.float64) - floor) * (255 / span)).astype(np.uint8)
+
+
+def _rescale_transparent_colour(image: ImageFile.ImageFile, bit_depth: int) -> None:
+    """Pillow widens grey of 2 and 4 bits and narrows colours of 16 bits to 8, but not the colour that is transparent."""
+    colour = image.info.get("transparency")
+    if image.mode == "L" and isinstance(colour, int) and bit_depth < 8:
+        image.info["transparency"] = colour * 255 // (2**bit_depth - 1)
+    elif image.mode == "RGB" and isinstance(colour, tuple) and bit_depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)

@@ -1,0 +1,84 @@
+"""One opener of images, one writer of files, and no format that runs code when it is read."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "sightline"
+OPENER = Path("data/images.py")
+WRITER = Path("runtime/storage.py")
+CODE_RUNNING = {"cloudpickle", "dill", "jsonpickle", "marshal", "pickle", "shelve"}
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of a name with attributes; what comes before the first dot may be left out."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def opens_to_write(call: ast.Call) -> bool:
+    name = dotted(call.func)
+    if name != "open" and not name.endswith(".open"):
+        return False
+    modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    texts = [str(node.value) for node in modes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return any(len(text) <= 4 and set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts)
+
+
+def faults(code: str, path: Path) -> list[str]:
+    """What a module does that only another may do."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Call() if dotted(node.func) in ("Image.open", "PIL.Image.open") and path != OPENER:
+                found.append(f"{path}:{node.lineno}: opens an image; use open_image")
+            case ast.ImportFrom(module="PIL.Image") if any(alias.name == "open" for alias in node.names) and path != OPENER:
+                found.append(f"{path}:{node.lineno}: imports PIL.Image.open; use open_image")
+            case ast.Assign() | ast.AugAssign() | ast.AnnAssign():
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if any(dotted(target).endswith("LOAD_TRUNCATED_IMAGES") for target in targets):
+                    found.append(f"{path}:{node.lineno}: lets torn images pass")
+            case ast.Call() if dotted(node.func) in ("torch.load", "torch.save"):
+                found.append(f"{path}:{node.lineno}: {dotted(node.func)}; use safetensors")
+            case ast.Call() if opens_to_write(node) and path != WRITER:
+                found.append(f"{path}:{node.lineno}: opens a file to write; use runtime/storage.py")
+            case ast.Import(names=names):
+                found += [f"{path}:{node.lineno}: {a.name} runs code" for a in names if a.name.partition(".")[0] in CODE_RUNNING]
+            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in CODE_RUNNING:
+                found.append(f"{path}:{node.lineno}: {module} runs code")
+    return found
+
+
+def test_the_package_keeps_its_single_doors() -> None:
+    modules = sorted(SOURCE.rglob("*.py"))
+    assert OPENER in {module.relative_to(SOURCE) for module in modules}
+    assert [fault for module in modules for fault in faults(module.read_text("utf-8"), module.relative_to(SOURCE))] == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from PIL import Image\nImage.open(x)",
+        "import PIL.Image\nPIL.Image.open(x)",
+        "from PIL.Image import open",
+        "ImageFile.LOAD_TRUNCATED_IMAGES = True",
+        "import torch\ntorch.load(x)",
+        "torch.save(x, y)",
+        "import pickle",
+        "from pickle import loads",
+        "import numpy, dill.source",
+        "open(x, 'w')",
+        "open(x, mode='ab')",
+        "path.open('wb')",
+        "(folder / 'x').open('r+')",
+    ],
+)
+def test_each_door_is_watched(code: str) -> None:
+    assert len(faults(code, Path("training/loop.py"))) == 1
+
+
+@pytest.mark.parametrize("code", ["open(x)", "path.open('rb')", "open(x, 'r', encoding='utf-8')", "image.load()"])
+def test_reading_is_free(code: str) -> None:
+    assert faults(code, Path("training/loop.py")) == []
