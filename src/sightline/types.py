@@ -290,8 +290,10 @@ class Sample:
         image_slots: position of each visual token in the row.
         image_source: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
             below 0 names a learned separator instead of a patch (see `sightline.data.tiling`).
-        images: pixels as `uint8` of shape [crops, height, width, 3]; None when features are stored.
-        image_keys: sha256 of each image; feature stores and duplicates are found by it.
+        images: prepared pixels of each crop; None when features are stored.
+        features: stored outputs of a frozen encoder for each crop, instead of pixels.
+        tokens_per_crop: visual tokens that the connector gives per crop (`K`).
+        contrast: stored image-free logits, one for each supervised token, branch after branch.
         source: index of the data source in a mixture.
     """
 
@@ -299,9 +301,16 @@ class Sample:
     prefix: int
     image_slots: "Int[np.ndarray, ' M']"
     image_source: "Int[np.ndarray, ' M']"
-    images: "UInt8[np.ndarray, 'N h w 3'] | None"
-    image_keys: tuple[str, ...]
+    images: "UInt8[np.ndarray, 'N h w 3'] | None" = None
+    features: "Float[np.ndarray, 'N P E'] | None" = None
+    tokens_per_crop: int = 0
+    contrast: "Float[np.ndarray, ' S'] | None" = None
     source: int = 0
+
+    @property
+    def num_crops(self) -> int:
+        stack = self.images if self.images is not None else self.features
+        return 0 if stack is None else len(stack)
 
     @property
     def num_tokens(self) -> int:

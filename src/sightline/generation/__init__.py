@@ -1,0 +1,1 @@
+"""From a prompt and pictures to text."""

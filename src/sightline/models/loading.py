@@ -100,7 +100,7 @@ def load(
     auto: Any,
     path: str,
     config: PreTrainedConfig,
-    attention: str,
+    attention: str | None,
     leftovers: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
@@ -110,7 +110,7 @@ def load(
         auto: an Auto class of transformers.
         path: local folder or Hub id.
         config: what `read_config` gave, or a part of it.
-        attention: attention implementation, `eager` or `sdpa` or another that transformers knows.
+        attention: attention implementation, `eager` or `sdpa` or another that transformers knows; None for what `config` says.
         leftovers: regular expressions of weights that the checkpoint may hold beyond the model.
         dtype: parameters' type; fp32 by default.
 

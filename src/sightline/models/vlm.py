@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from sightline.models import loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
-from sightline.models.language import decode, head_of
+from sightline.models.text import hidden_states
 from sightline.models.vision import encode
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
@@ -231,11 +231,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if batch.visual is not None:
             visual = self.visual_tokens(self.features(batch.visual))
             embeddings_BTD = splice(embeddings_BTD, visual, batch.visual.slot_M, batch.visual.source_M)
-        states_BTD, routers = decode(self.language, embeddings_BTD, batch.tokens)
-        slot_S = batch.supervision.slot_S
-        states_SD = states_BTD.flatten(0, 1)[slot_S.clamp(min=0)]
-        states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
-        return Hidden(states_SD, head_of(self.language), routers)
+        return hidden_states(self.language, embeddings_BTD, batch)
 
     # transformers' surface ------------------------------------------------------------------------------------------------
 
@@ -298,11 +294,16 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, use_cache: bool | None = True, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = True,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Pictures enter once: with a cache their tokens are in it after the first step."""
+        kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
         prepare = super().prepare_inputs_for_generation
-        kwargs |= {"is_first_iteration": is_first_iteration, "use_cache": use_cache}
         inputs = prepare(input_ids, **kwargs)  # pyrefly: ignore
         if not is_first_iteration and use_cache:
             inputs["pixel_values"] = inputs["visual_sources"] = None

@@ -1,0 +1,1 @@
+"""The training loop, what trains in which stage, and checkpoints that survive anything."""

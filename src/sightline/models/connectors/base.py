@@ -77,6 +77,13 @@ class Connector(nn.Module):
     def tokens_per_crop(self) -> int:
         return self.config.tokens_out(merged_shape(self.config, self.shape))
 
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of visual tokens of a crop; one row where the connector keeps no grid."""
+        merged = merged_shape(self.config, self.shape)
+        count = self.tokens_per_crop
+        return (merged.rows, merged.columns) if count == merged.num_tokens else (1, count)
+
     def forward(self, features_NPE: Float[Tensor, "N P E"], words: Words) -> Float[Tensor, "N K D"]:
         """Visual tokens of each crop.
 

@@ -1,0 +1,123 @@
+"""From the `data` section of a stage to a corpus: data sets opened, lengths known, pictures ready to be filled in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sightline.assembly.model import Assembled
+from sightline.assembly.schema import DataConfig, RunConfig, SourceConfig, StagePlan
+from sightline.data.corpus import Corpus, Pictures, Source
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.loader import BatchRules
+from sightline.data.order import keyed_generator
+from sightline.data.pictures import PixelPictures
+from sightline.data.units import UnitRules, load_units
+from sightline.errors import ConfigError
+from sightline.models.language import check_packable, text_config
+from sightline.models.text import TextModel
+
+CACHE = ".cache"
+
+
+def sources_of(data: DataConfig) -> list[SourceConfig]:
+    """The sources of a stage; a single `path` is a mixture of one.
+
+    Raises:
+        ConfigError: none is given.
+    """
+    if data.mixture:
+        return list(data.mixture)
+    if data.path is None:
+        raise ConfigError("data.path is not set.", "Give a dataset folder: data.path=DIR (made by `sightline data prepare`).")
+    return [SourceConfig(path=data.path, split=data.split)]
+
+
+def training_splits(config: RunConfig) -> list[tuple[Dataset, str]]:
+    """The data sets and splits that a run trains on first, for a tokenizer."""
+    return [(open_dataset(source.path), source.split) for source in sources_of(config.data)]
+
+
+def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -> Corpus:
+    """The training units of a stage.
+
+    Args:
+        made: the model.
+        data: the stage's section.
+        pictures: fills visual slots.
+
+    Raises:
+        ConfigError: weights and epochs of a mixture are mixed, or the decoder cannot keep packed samples apart.
+        BudgetError: too many conversations cannot be trained on.
+    """
+    if data.pack or data.share_prefix:
+        check_packable(text_config(made.inner))
+    configs = sources_of(data)
+    opened = [_source(made, data, source) for source in configs]
+    draws = _draws(configs, [len(source.units) for source in opened])
+    sources = tuple(
+        Source(source.name, source.dataset, source.units, source.builder, count, source.windowed)
+        for source, count in zip(opened, draws, strict=True)
+    )
+    return Corpus(sources, pictures, made.tokens_per_crop)
+
+
+def _source(made: Assembled, data: DataConfig, source: SourceConfig) -> Source:
+    dataset = open_dataset(source.path)
+    prompt = data.prompt if source.prompt is None else source.prompt
+    builder = made.builder(prompt, data.max_tokens, data.too_long, data.supervise)
+    rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
+    units = load_units(dataset, source.split, builder, rules, Path(source.path) / CACHE)
+    if data.limit is not None and data.limit < len(units):
+        chosen = keyed_generator("limit", 0).permutation(len(units))[: data.limit]
+        units = units.subset(np.sort(chosen))
+    name = source.name or Path(source.path).name
+    return Source(name, dataset, units, builder, len(units), bool(dataset.summary.get("shards")))
+
+
+def _draws(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
+    weighted = [config for config in configs if config.weight is not None]
+    if weighted and (len(weighted) < len(configs) or any(config.epochs is not None for config in configs)):
+        raise ConfigError("data.mixture: give every source a 'weight', or none (then 'epochs' says how often it is seen).")
+    if weighted:
+        total = sum(config.weight or 0.0 for config in configs)
+        return [max(1, round(sum(sizes) * (config.weight or 0.0) / total)) for config in configs]
+    return [max(1, round(size * (config.epochs or 1.0))) for config, size in zip(configs, sizes, strict=True)]
+
+
+def pictures_of(made: Assembled, data: DataConfig) -> Pictures | None:
+    """What fills the visual slots of a stage."""
+    if isinstance(made.model, TextModel):
+        return None
+    preparation = made.processing.preparation
+    assert preparation is not None
+    return PixelPictures(preparation, made.processing.tiling)
+
+
+def batch_rules(plan: StagePlan) -> BatchRules:
+    """How the units of a stage become rows and steps."""
+    return BatchRules(
+        pack=plan.data.pack,
+        row_tokens=plan.data.width,
+        row_images=plan.data.row_images,
+        rows_per_step=plan.rows_per_step,
+        accumulate=plan.train.accumulate,
+        sort_by_length=plan.data.sort_by_length,
+        seed=plan.train.seed,
+    )
+
+
+def validation_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None, limit: int) -> Corpus | None:
+    """Units of the validation split, at most `limit` of them, the same ones each time; None where there is no such split."""
+    if data.validation_split is None or limit == 0:
+        return None
+    configs = sources_of(data)
+    found = [source for source in configs if data.validation_split in open_dataset(source.path).splits]
+    if not found:
+        return None
+    share = max(1, limit // len(found))
+    sources = []
+    for source in found:
+        section = data.model_copy(update={"limit": share})
+        sources.append(_source(made, section, source.model_copy(update={"split": data.validation_split})))
+    return Corpus(tuple(sources), pictures, made.tokens_per_crop)

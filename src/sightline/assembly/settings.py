@@ -1,0 +1,122 @@
+"""From recipe, file and arguments to one checked configuration, with the origin of every fault."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline import config as files
+from sightline.assembly.schema import RunConfig, StagePlan
+from sightline.config import Tree
+from sightline.errors import ConfigError
+
+SECTIONS = ("data", "objective", "train")
+# Keys of which a section takes one: naming one anew drops the other that a lower layer gave.
+EITHER = {
+    "batch_size": "batch_tokens",
+    "batch_tokens": "batch_size",
+    "config": "path",
+    "epochs": "steps",
+    "mixture": "path",
+    "path": "mixture",
+    "steps": "epochs",
+}
+
+
+def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
+    """A run's configuration.
+
+    Args:
+        base: a recipe.
+        file: a YAML file, laid over the recipe or standing alone.
+        arguments: `key=value`, laid over both.
+
+    Raises:
+        ConfigError: lists every fault with its place.
+    """
+    tree = Tree()
+    if base is not None:
+        tree.data = json.loads(base.model_dump_json())
+        tree.origins[()] = f"recipe {base.recipe}"
+    if file is not None:
+        read = files.read_yaml(file)
+        for path in [path for path in read.origins if path]:
+            drop_alternative(tree.data, path)
+        tree.data = files.merge(tree.data, read.data)
+        tree.origins.update(read.origins)
+    for argument in arguments:
+        drop_alternative(tree.data, files.parse_override(argument)[0])
+    tree = files.override(tree, arguments, locked_paths(tree.data))
+    config = files.validate(RunConfig, tree)
+    check_stages(config, tree)
+    return config
+
+
+def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
+    """Removes from `data` what a key at `path` stands instead of."""
+    node: Any = data
+    for key in path[:-1]:
+        node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and isinstance(path[-1], str):
+        other = EITHER.get(path[-1])
+        if path[-1] == "path" and "config" in node:
+            other = "config"
+        if other is not None:
+            node.pop(other, None)
+
+
+def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """Keys of the run's sections that every stage sets itself, so that an argument for them would change nothing."""
+    stages = [stage for stage in data.get("stages") or () if isinstance(stage, dict)]
+    if not stages:
+        return {}
+    out: dict[tuple[str, ...], str] = {}
+    for section in SECTIONS:
+        own = [stage.get(section) or {} for stage in stages]
+        for key in set.intersection(*(set(values) for values in own if isinstance(values, dict))) if all(own) else ():
+            names = ", ".join(f"stages.{stage.get('name')}.{section}.{key}=..." for stage in stages)
+            out[(section, key)] = f"Every stage sets it: say {names}"
+    return out
+
+
+def check_stages(config: RunConfig, tree: Tree) -> None:
+    """Validates every stage with its sections merged; faults point to the stage's own keys."""
+    faults = []
+    for number in range(len(config.stages)):
+        try:
+            _plan(config, number, tree)
+        except ConfigError as error:
+            faults.append(error.message)
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys("\n".join(faults).splitlines())))
+
+
+def plan(config: RunConfig, number: int) -> StagePlan:
+    """Stage `number` with its sections as they hold for it."""
+    return _plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
+
+
+def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
+    stage = config.stages[number]
+    whole = json.loads(config.model_dump_json())
+    merged = Tree({"name": stage.name, "parts": whole["stages"][number]["parts"]})
+    merged.origins[()] = tree.origin(("stages", number))
+    for section in SECTIONS:
+        own = getattr(stage, section)
+        base = dict(whole[section])
+        for key in own:
+            base.pop(EITHER.get(key, ""), None)
+        merged.data[section] = files.merge(base, own)
+        for path, origin in tree.origins.items():
+            if path[:1] == (section,):
+                merged.origins[path] = origin
+        for path, origin in tree.origins.items():
+            if path[:3] == ("stages", number, section):
+                merged.origins[path[2:]] = origin
+    for path, origin in tree.origins.items():
+        if path[:3] == ("stages", number, "parts"):
+            merged.origins[path[2:]] = origin
+    return files.validate(StagePlan, merged)
+
+
+Recipe = Callable[[], RunConfig]

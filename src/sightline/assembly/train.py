@@ -1,0 +1,445 @@
+"""A training run from its configuration: start or resume, go through the stages, leave a run folder.
+
+RUN/config.yaml  metrics.jsonl  card.md  checkpoints/step-N/
+"""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+
+from sightline import __version__
+from sightline import config as files
+from sightline.assembly import data, settings
+from sightline.assembly import model as models
+from sightline.assembly.model import Assembled, Processing
+from sightline.assembly.schema import RunConfig, StagePlan
+from sightline.assembly.validation import Validation
+from sightline.data.corpus import Corpus
+from sightline.data.loader import Loader
+from sightline.errors import ConfigError, SightlineError, StorageError
+from sightline.reporting.card import Card, write_card
+from sightline.runtime import seeds, storage
+from sightline.runtime.device import prepare_runtime
+from sightline.runtime.logs import logger
+from sightline.runtime.signals import watch_signals
+from sightline.training import checkpoint, loop, optim, stages
+from sightline.training.checkpoint import Progress, Saved
+
+CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
+
+# Keys that may differ when a run goes on: they change what is kept, shown or how fast it is, not what is computed.
+HARMLESS = (
+    ("data", "workers"),
+    ("data", "worker_timeout"),
+    ("runtime",),
+    ("tracking",),
+    ("train", "checkpoint_every"),
+    ("train", "keep"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train --json` says."""
+
+    run: Path
+    step: int
+    checkpoint: Path
+    weights_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run),
+            "step": self.step,
+            "checkpoint": str(self.checkpoint),
+            "weights_sha256": self.weights_sha256,
+        }
+
+
+def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Result:
+    """Trains, or goes on where a run in this folder stopped.
+
+    Args:
+        config: the whole run.
+        run: its folder.
+        allow_change: keys that may differ from those that the run began with.
+
+    Raises:
+        ConfigError: the folder holds a run with another configuration.
+        StorageError: another process writes there, or its checkpoints are damaged.
+        Stopped: a signal arrived; the state is saved.
+    """
+    runtime = prepare_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+    accelerator = Accelerator(
+        cpu=runtime.device == "cpu",
+        mixed_precision="bf16" if runtime.bf16 else "no",
+        log_with=list(config.tracking.trackers) or None,
+        project_dir=str(run),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.runtime.deadline)),
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+        ],
+    )
+    with storage.Lock(run / LOCK) if accelerator.is_main_process else _nothing(), watch_signals() as stopped:
+        return _Run(config, run, accelerator, stopped, runtime.facts()).go(allow_change)
+
+
+class _nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+class _Run:
+    """One process's view of a run."""
+
+    def __init__(
+        self, config: RunConfig, run: Path, accelerator: Accelerator, stopped: Callable[[], str], facts: dict[str, Any]
+    ) -> None:
+        self.config, self.path, self.accelerator, self.stopped = config, run, accelerator, stopped
+        self.main = accelerator.is_main_process
+        self.facts = facts | {"world_size": accelerator.num_processes}
+        self.saved: Saved | None = None
+        self.stage_ends: list[int] = []
+        self.gate = optim.FiniteGate()
+
+    def go(self, allow_change: Sequence[str]) -> Result:
+        self.saved = self._agreed(lambda: self._open(allow_change))
+        at = self.saved.progress if self.saved else Progress()
+        made = self._model()
+        if self.saved is not None:
+            self.stage_ends = list(self.saved.note["stage_ends"])
+        self.log = _Log(self.path / METRICS, at.step, self.accelerator, self.config)
+        try:
+            while at.stage < len(self.config.stages):
+                at = self._stage(made, at)
+        finally:
+            self.log.close()
+        assert self.saved is not None
+        return Result(self.path, at.step, self.saved.path, checkpoint.weights_sha256(self.saved.manifest))
+
+    # Beginning ----------------------------------------------------------------------------------------------------------
+
+    def _agreed(self, work: Callable[[], Any]) -> Any:
+        """Does something on the first rank and gives its result, or its error, to all."""
+        outcome: list[Any] = [None, None]
+        if self.main:
+            try:
+                outcome[0] = work()
+            except SightlineError as error:
+                outcome[1] = error
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _open(self, allow_change: Sequence[str]) -> Saved | None:
+        """Looks for a run to go on with; writes the configuration of a new one."""
+        saved = checkpoint.newest(self.path)
+        stored = self.path / CONFIG
+        if stored.exists():
+            before = settings.resolve(None, stored, [])
+            changed = differences(before, self.config)
+            refused = [key for key in changed if not _allowed(key, allow_change)]
+            if refused and saved is not None:
+                lines = "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in changed.items() if key in refused)
+                raise ConfigError(
+                    f"{self.path} holds a run with another configuration ({lines}).",
+                    "Choose another --out, or allow it: --allow-change " + ",".join(".".join(key) for key in refused),
+                )
+        storage.write_text(stored, files.to_yaml(self.config))
+        if saved is not None:
+            self._compare_facts(saved)
+            logger.info("going on from %s (step %d)", saved.path.name, saved.step)
+        return saved
+
+    def _compare_facts(self, saved: Saved) -> None:
+        before = saved.note.get("facts", {})
+        for key in ("torch", "threads", "world_size", "device", "bf16"):
+            if before.get(key) != self.facts.get(key):
+                logger.warning(
+                    "%s was %s and is %s: the run goes on, but not bit for bit", key, before.get(key), self.facts.get(key)
+                )
+
+    def _model(self) -> Assembled:
+        seeds.seed_all(self.config.train.seed)
+        made = self._new_model() if self.saved is None else self._saved_model(self.saved)
+        made.model.to(self.accelerator.device)
+        if self.config.runtime.gradient_checkpointing:
+            made.inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return made
+
+    def _saved_model(self, saved: Saved) -> Assembled:
+        return models.read(saved.path / checkpoint.MODEL, self.config.runtime.attention)
+
+    def _new_model(self) -> Assembled:
+        first = settings.plan(self.config, 0).data
+        processing = Processing(
+            prompt=first.prompt,
+            template=first.template,
+            supervise=first.supervise,
+            max_tokens=first.max_tokens,
+            recipe=self.config.recipe,
+        )
+        texts = models.tokenizers.texts_of(data.training_splits(self.config)) if _trains_tokenizer(self.config) else None
+        made = models.build(self.config, processing, texts)
+        if self.config.init is not None:
+            models.initialise(made, self.config.init)
+        return made
+
+    # Stages -------------------------------------------------------------------------------------------------------------
+
+    def _stage(self, made: Assembled, at: Progress) -> Progress:
+        plan = settings.plan(self.config, at.stage)
+        made = _retargeted(made, plan)
+        stage = stages.apply(made.model, plan.name, dict(plan.parts), plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
+        pictures = data.pictures_of(made, plan.data)
+        corpus = data.build_corpus(made, plan.data, pictures)
+        loader = self._loader(corpus, plan, made.pad_id)
+        pace = pace_of(plan, loader)
+        optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
+        names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
+        self._say(made, stage, corpus, loader, pace)
+        if self.saved is not None and at.stage_step:
+            checkpoint.restore_optimiser(self.saved, optimiser, names)
+        step_module = self.accelerator.prepare_model(loop.StepModule(made.model, plan.objective.build()))
+        if self.saved is not None:
+            seeds.give_back(self.saved.random[self.accelerator.process_index])
+        changed = {row.name for row in stage.table if row.lr > 0}
+
+        def save(progress: Progress, end: bool = False) -> None:
+            self._save(made, plan, progress, None if end else optimiser, names, changed, end)
+
+        job = loop.Job(
+            accelerator=self.accelerator,
+            model=made.model,
+            step_module=step_module,
+            stage=stage,
+            optimiser=optimiser,
+            loader=loader,
+            pace=pace,
+            log=self.log,
+            save=save,
+            evaluate=self._validation(made, plan, pictures),
+            stop=self.stopped,
+            gate=self.gate,
+        )
+        at = loop.fit(job, at)
+        at = replace(at, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
+        self._card(made, plan, stage, corpus, at)
+        save(at, end=True)
+        self.accelerator.free_memory()
+        return at
+
+    def _loader(self, corpus: Corpus, plan: StagePlan, pad_id: int) -> Loader:
+        return Loader(
+            corpus,
+            data.batch_rules(plan),
+            pad_id,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            plan.data.workers,
+            plan.data.worker_timeout,
+        )
+
+    def _validation(self, made: Assembled, plan: StagePlan, pictures: Any) -> Callable[[Progress], dict[str, Any]] | None:
+        corpus = data.validation_corpus(made, plan.data, pictures, plan.train.evaluate_samples)
+        if corpus is None:
+            return None
+        return Validation(self.accelerator, made, corpus, plan)
+
+    def _save(
+        self,
+        made: Assembled,
+        plan: StagePlan,
+        at: Progress,
+        optimiser: torch.optim.Optimizer | None,
+        names: dict[Any, str],
+        changed: set[str],
+        end: bool,
+    ) -> None:
+        """Publishes a checkpoint on the first rank; all ranks learn how it went."""
+        random = gather_object([seeds.take()]) if self.accelerator.num_processes > 1 else [seeds.take()]
+        if end:
+            self.stage_ends = [*self.stage_ends, at.step]
+        note = {"facts": self.facts, "stage_ends": self.stage_ends, "stage": plan.name, "sightline": __version__}
+        run = {"recipe": self.config.recipe, "stage": plan.name, "step": at.step}
+        described = replace(made, processing=made.processing.model_copy(update={"run": run}))
+
+        def publish() -> Saved:
+            odd = models.non_finite(made.model)
+            if odd is not None:
+                raise StorageError(f"weight {odd!r} holds NaN or infinity; the checkpoint is not published.")
+            checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in made.model.parameters() if p.requires_grad))
+            self.log.sync()
+            saved = checkpoint.save(
+                self.path,
+                at,
+                random,
+                note,
+                optimiser,
+                names,
+                lambda folder, previous: models.write(described, folder, previous, changed),
+                self.saved,
+            )
+            best = {at.best[1]} if at.best else set()
+            checkpoint.prune(self.path, plan.train.keep, best | set(self.stage_ends))
+            return saved
+
+        self.saved = self._agreed(publish)
+
+    # Words --------------------------------------------------------------------------------------------------------------
+
+    def _say(self, made: Assembled, stage: stages.Stage, corpus: Corpus, loader: Loader, pace: loop.Pace) -> None:
+        """The table of parts, the data and the lengths, before the first step."""
+        if not self.main:
+            return
+        logger.info("stage %s", stage.name)
+        for row in stage.table:
+            how = f"trains at {row.lr:g}" if row.lr else "frozen"
+            logger.info("  %-10s %13s parameters  %s", row.name, f"{row.parameters:,}", how)
+        tokens, alone = int(corpus.tokens.sum()), sum(int(source.units.alone.sum()) for source in corpus.sources)
+        saved = f" ({1 - tokens / alone:.0%} fewer by sharing pictures)" if tokens < alone else ""
+        logger.info(
+            "  data       %13s samples, %s tokens%s, %s supervised",
+            f"{len(corpus.tokens):,}",
+            f"{tokens:,}",
+            saved,
+            f"{int(corpus.supervised.sum()):,}",
+        )
+        logger.info(
+            "  length     %13s steps, %d per epoch, %d rows a step",
+            f"{pace.steps:,}",
+            loader.steps_in_epoch(0),
+            loader.rules.rows_per_step,
+        )
+
+    def _card(self, made: Assembled, plan: StagePlan, stage: stages.Stage, corpus: Corpus, at: Progress) -> None:
+        if not self.main:
+            return
+        lines = storage.read_json_lines(self.path / METRICS)
+        write_card(
+            self.path / CARD,
+            Card(
+                recipe=self.config.recipe,
+                stage=plan.name,
+                step=at.step,
+                parts=[(row.name, row.parameters, row.lr) for row in stage.table],
+                tokens_per_image=made.tokens_per_crop,
+                sources=[(source.name, len(source.dataset), source.dataset.summary.get("licence")) for source in corpus.sources],
+                seen_tokens=at.seen_tokens,
+                seen_samples=at.seen_samples,
+                hours=sum(line.get("seconds", 0.0) for line in lines) / 3600 * self.accelerator.num_processes,
+                facts=self.facts,
+            ),
+        )
+
+
+class _Log:
+    """`metrics.jsonl` and the trackers; lines after the resumed step are cut."""
+
+    def __init__(self, path: Path, step: int, accelerator: Accelerator, config: RunConfig) -> None:
+        self.accelerator = accelerator
+        self.file = storage.JsonLines(path) if accelerator.is_main_process else None
+        if self.file is not None:
+            self.file.keep(lambda line: line.get("step", 0) <= step)
+        self.tracks = bool(config.tracking.trackers)
+        if self.tracks:
+            accelerator.init_trackers(config.tracking.project, config={"yaml": files.to_yaml(config)})
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self.file is not None:
+            self.file.write(line)
+        if self.tracks:
+            flat = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
+            flat |= {f"lr/{part}": value for part, value in line.get("lr", {}).items()}
+            self.accelerator.log(flat, step=line["step"])
+
+    def sync(self) -> None:
+        if self.file is not None:
+            self.file.sync()
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.tracks:
+            self.accelerator.end_training()
+
+
+# Lengths -------------------------------------------------------------------------------------------------------------------------
+
+
+def pace_of(plan: StagePlan, loader: Loader) -> loop.Pace:
+    """The lengths of a stage in steps.
+
+    Raises:
+        ConfigError: an epoch has no step.
+    """
+    train = plan.train
+    if train.steps is not None:
+        steps = train.steps
+    else:
+        assert train.epochs is not None
+        whole = int(train.epochs)
+        steps = sum(loader.steps_in_epoch(epoch) for epoch in range(whole))
+        steps += round((train.epochs - whole) * loader.steps_in_epoch(whole)) if train.epochs > whole else 0
+    if steps < 1:
+        raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {loader.steps_in_epoch(0)} steps.")
+    warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
+    return loop.Pace(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
+
+
+def _retargeted(made: Assembled, plan: StagePlan) -> Assembled:
+    """The model with the prompt and policy of a stage, which evaluation later goes by."""
+    update = {
+        "prompt": plan.data.prompt,
+        "template": plan.data.template if plan.data.template != "auto" else made.processing.template,
+        "supervise": plan.data.supervise,
+        "max_tokens": plan.data.max_tokens,
+    }
+    return replace(made, processing=made.processing.model_copy(update=update))
+
+
+def _trains_tokenizer(config: RunConfig) -> bool:
+    language = config.model.language
+    return language is not None and language.tokenizer is not None and not isinstance(language.tokenizer, str)
+
+
+# Differences -----------------------------------------------------------------------------------------------------------------------
+
+
+def differences(before: RunConfig, now: RunConfig) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """Keys whose values differ between two configurations, with both values."""
+    old, new = (json.loads(config.model_dump_json()) for config in (before, now))
+    return {key: (left, right) for key, left, right in _walk(old, new, ())}
+
+
+def _walk(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [item for key in sorted(set(old) | set(new)) for item in _walk(old.get(key), new.get(key), (*path, key))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [item for index in range(len(old)) for item in _walk(old[index], new[index], (*path, str(index)))]
+    return [] if old == new else [(path, old, new)]
+
+
+def _allowed(key: tuple[str, ...], allow_change: Sequence[str]) -> bool:
+    plain = tuple(part for part in key if not part.isdecimal())
+    stage_free = plain[1:] if plain[:1] == ("stages",) else plain
+    named = [tuple(text.split(".")) for text in allow_change]
+    return any(stage_free[: len(part)] == part or key[: len(part)] == part for part in (*HARMLESS, *named))
+
+
+def python_facts() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {"python": platform.python_version(), "torch": torch.__version__}

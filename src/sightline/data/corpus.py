@@ -1,0 +1,182 @@
+"""One or several data sets as one list of units, and the order in which an epoch draws from them.
+
+Unit numbers run over the sources one after the other. The order of an epoch is a pure function of (seed, epoch, sizes): each
+source is an endless row of permutations from which an epoch takes its share, and the shares are mixed without disturbing the
+order within a source, so that shards are still read from front to back.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from sightline.data.dataset import Dataset
+from sightline.data.order import epoch_order, keyed_generator
+from sightline.data.samples import RowBuilder, as_branch, shared_prefix
+from sightline.data.tiling import Layout
+from sightline.data.units import Units
+from sightline.errors import ConfigError, RecordError
+from sightline.types import Record, Sample
+
+
+class Pictures(Protocol):
+    """What fills the visual slots of a record: prepared pixels, or stored features."""
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Pixels `uint8 [crops, h, w, 3]` and features `[crops, P, E]` of a record's images; one of them is None.
+
+        Raises:
+            RecordError: an image cannot be opened, or its features are not stored.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a mixture.
+
+    Attributes:
+        name: for the log.
+        dataset, units: the records and their length table.
+        builder: makes rows of this source's records.
+        draws: units that an epoch takes; the whole table once by default.
+        windowed: draw in windows over shards instead of a permutation of everything.
+    """
+
+    name: str
+    dataset: Dataset
+    units: Units
+    builder: RowBuilder
+    draws: int
+    windowed: bool = False
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All units of a stage.
+
+    Args:
+        sources: the data sets.
+        pictures: fills visual slots; None for text.
+        tokens_per_crop: visual tokens of a crop.
+    """
+
+    sources: tuple[Source, ...]
+    pictures: Pictures | None
+    tokens_per_crop: int
+
+    @cached_property
+    def first(self) -> Int[np.ndarray, " sources_and_end"]:
+        """The first unit number of each source, and the number of units."""
+        return np.concatenate([[0], np.cumsum([len(source.units) for source in self.sources])]).astype(np.int64)
+
+    @cached_property
+    def tokens(self) -> Int[np.ndarray, " units"]:
+        return np.concatenate([source.units.tokens for source in self.sources])
+
+    @cached_property
+    def crops(self) -> Int[np.ndarray, " units"]:
+        return np.concatenate([source.units.crops for source in self.sources])
+
+    @cached_property
+    def supervised(self) -> Int[np.ndarray, " units"]:
+        return np.concatenate([source.units.supervised for source in self.sources])
+
+    @property
+    def has_text_only(self) -> bool:
+        """True when a batch may come without any picture."""
+        return bool((self.crops == 0).any())
+
+    def order(self, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:
+        """Unit numbers of an epoch in order."""
+        return mixture_order(
+            [len(source.units) for source in self.sources],
+            [source.draws for source in self.sources],
+            seed,
+            epoch,
+            [source.windowed for source in self.sources],
+        )
+
+    def first_member(self, unit: int) -> tuple[Source, Record]:
+        """The source of a unit and the record of its first branch."""
+        number = int(np.searchsorted(self.first, unit, side="right")) - 1
+        source = self.sources[number]
+        index, _ = source.units.members(unit - int(self.first[number]))[0]
+        return source, source.dataset.record(index)
+
+    def sample(self, unit: int) -> Sample:
+        """Builds a unit: reads its records, tokenises, opens its pictures.
+
+        Raises:
+            RecordError: a picture that was readable when the data set was prepared no longer is.
+        """
+        number = int(np.searchsorted(self.first, unit, side="right")) - 1
+        source = self.sources[number]
+        members = source.units.members(unit - int(self.first[number]))
+        records = {index: source.dataset.record(index) for index, _ in members}
+        layouts: dict[int, list[Layout]] = {index: source.builder.layouts(record) for index, record in records.items()}
+        rows = []
+        for index, branch in members:
+            rows.append(source.builder.row(source.builder.conversations(records[index])[branch], layouts[index]))
+        prefix = shared_prefix(rows) if len(rows) > 1 else 0
+        first = members[0][0]
+        pixels = features = None
+        if records[first].images:
+            if self.pictures is None:
+                raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+            pixels, features = self.pictures.fill(source.dataset, records[first])
+        return Sample(
+            branches=tuple(as_branch(row, records[index].id) for row, (index, _) in zip(rows, members, strict=True)),
+            prefix=prefix,
+            image_slots=rows[0].slots,
+            image_source=join_sources(layouts[first], self.tokens_per_crop),
+            images=pixels,
+            features=features,
+            tokens_per_crop=self.tokens_per_crop,
+            source=number,
+        )
+
+
+def join_sources(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
+    """Visual-token index of each slot over all pictures of a record."""
+    parts, crops = [], 0
+    for layout in layouts:
+        parts.append(np.where(layout.source >= 0, layout.source + crops * tokens_per_crop, layout.source))
+        crops += layout.num_crops
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def mixture_order(
+    sizes: Sequence[int], draws: Sequence[int], seed: int, epoch: int, windowed: Sequence[bool]
+) -> Int[np.ndarray, " draws"]:
+    """Unit numbers of an epoch over several sources.
+
+    Source `i` is an endless sequence of permutations of its `sizes[i]` units; epoch `e` takes the elements
+    `e * draws[i] .. (e + 1) * draws[i] - 1` of it. The sources' places in the epoch are drawn at random.
+
+    Args:
+        sizes: units of each source.
+        draws: units that an epoch takes from each source.
+        seed, epoch: key of everything random.
+        windowed: sources whose permutations run over windows of shards.
+    """
+    labels = np.repeat(np.arange(len(sizes)), draws)
+    if len(sizes) > 1:
+        labels = keyed_generator(seed, epoch, "mixture").permutation(labels)
+    out = np.empty(len(labels), dtype=np.int64)
+    first = 0
+    for number, (size, count) in enumerate(zip(sizes, draws, strict=True)):
+        if count and not size:
+            raise ConfigError(f"source {number} of data.mixture has nothing to draw from.")
+        begin, parts = epoch * count, []
+        while sum(map(len, parts)) < count:
+            at = begin + sum(map(len, parts))
+            cycle, place = divmod(at, size)
+            parts.append(epoch_order(size, seed, cycle, windowed=windowed[number])[place:])
+        own = np.concatenate(parts)[:count] if parts else np.zeros(0, dtype=np.int64)
+        out[labels == number] = own + first
+        first += size
+    return out

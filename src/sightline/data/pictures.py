@@ -1,0 +1,39 @@
+"""What fills visual slots: the pixels of a record's images, opened, cropped and prepared."""
+
+import numpy as np
+
+from sightline.data.dataset import Dataset
+from sightline.data.images import DEFAULT_LIMITS, ImageLimits, open_image
+from sightline.data.preparation import ImagePreparation
+from sightline.data.tiling import TilingConfig
+from sightline.errors import DataError, RecordError
+from sightline.types import Record
+
+
+class PixelPictures:
+    """Opens, tiles and prepares pictures.
+
+    Args:
+        preparation: how a crop is fitted into the encoder's input.
+        tiling: how a picture becomes crops.
+        limits: what a file may claim.
+    """
+
+    def __init__(self, preparation: ImagePreparation, tiling: TilingConfig, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+        self.preparation, self.tiling, self.limits = preparation, tiling, limits
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Prepared pixels `[crops, h, w, 3]` of all images of a record, and no features.
+
+        Raises:
+            RecordError: an image is missing or cannot be opened.
+        """
+        crops = []
+        for k in range(len(record.images)):
+            try:
+                data = dataset.image_bytes(record, k)
+            except DataError as error:
+                raise RecordError("image_missing", error.message) from error
+            image = open_image(data, self.limits, self.preparation.draft_side)
+            crops.append(self.tiling.crops(image, self.preparation))
+        return np.concatenate(crops), None

@@ -1,0 +1,273 @@
+"""From records to samples: the one label-mask builder.
+
+A conversation is rendered whole and tokenised once; offsets map tokens to turns. Which tokens are supervised is a policy, the
+rest follows: image markers become as many slots as the tiling states, captions of one picture become branches that share what
+they have in common, and whatever cannot be trained on has a reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from sightline.data.templates import IMAGE, Rendered, Template, Turn
+from sightline.data.tiling import Layout, TilingConfig
+from sightline.errors import RecordError
+from sightline.types import Branch, Message, Part, Record, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Policy = Literal["all_text", "assistant", "with_header", "with_padding"]
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """What the builder must know beside the tokenizer.
+
+    Attributes:
+        prompt: user text that stands beside the picture of a caption record.
+        supervise: `assistant`: content and end token of assistant turns. `with_header`: their header too (TinyVLM's reported
+            run). `all_text`: everything but images and padding (the SmolVLM port of AlignVLM). `with_padding`: `assistant`, and
+            the padding up to `max_tokens` (seemore).
+        max_tokens: longest row.
+        too_long: what to do with a longer one: `skip` it, or `truncate` its text.
+        grid: visual tokens of a crop as rows and columns.
+        tiling: how pictures become crops.
+    """
+
+    prompt: str = ""
+    supervise: Policy = "assistant"
+    max_tokens: int = 2048
+    too_long: Literal["skip", "truncate"] = "skip"
+    grid: tuple[int, int] = (1, 1)
+    tiling: TilingConfig | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One branch as it stands alone.
+
+    Attributes:
+        ids: tokens, an image token at each visual slot.
+        spans: supervised tokens.
+        slots: positions of the visual slots.
+    """
+
+    ids: Int[np.ndarray, " T"]
+    spans: tuple[Span, ...]
+    slots: Int[np.ndarray, " M"]
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(span.end - span.start for span in self.spans)
+
+
+class RowBuilder:
+    """Builds the row of one conversation.
+
+    Args:
+        tokenizer: a fast tokenizer that knows `<image>` as one token.
+        template: renders conversations.
+        rules: policy and limits.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template, rules: TextRules) -> None:
+        self.tokenizer, self.template, self.rules = tokenizer, template, rules
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE)
+        assert isinstance(image_id, int)
+        self.image_id = image_id
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad_id = 0 if pad is None else int(pad)
+        self._special_texts = tuple(str(token) for token in tokenizer.all_special_tokens)
+        self._prompt_ids = lru_cache(maxsize=4096)(self._tokenise)
+
+    # Conversations ------------------------------------------------------------------------------------------------------
+
+    def conversations(self, record: Record) -> list[tuple[Message, ...]]:
+        """The conversations of a record: its own one, or one for each caption."""
+        if record.messages:
+            return [record.messages]
+        return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in record.captions]
+
+    def prompt_messages(self, record: Record) -> tuple[Message, ...]:
+        """What `generate` is fed for a record: its turns up to the last assistant turn, or pictures and the recipe's prompt."""
+        if record.messages:
+            last = record.messages[-1]
+            return record.messages[:-1] if last.role == "assistant" else record.messages
+        parts = tuple(Part() for _ in record.images)
+        if self.rules.prompt:
+            parts = (*parts, Part(self.rules.prompt))
+        return (Message("user", parts),) if parts else ()
+
+    def layouts(self, record: Record) -> list[Layout]:
+        """The layout of each picture of a record."""
+        tiling = self.rules.tiling
+        if not record.images:
+            return []
+        if tiling is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        if len(record.image_info) != len(record.images):
+            raise RecordError("image_info_missing", "the sizes of the record's images are not known; prepare the data set again")
+        return [tiling.layout(info.width, info.height, self.rules.grid) for info in record.image_info]
+
+    # Rows ---------------------------------------------------------------------------------------------------------------
+
+    def prompt_row(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> Row:
+        """What `generate` is fed: the conversation so far and the header of an assistant turn."""
+        self._check_text(messages)
+        text = self.template.render(messages, prompt=True)
+        if text.count(IMAGE) != len(layouts):
+            raise RecordError("placeholder_count", f"{len(layouts)} images, {text.count(IMAGE)} places in the prompt")
+        ids = np.asarray(self._tokenise(_fill(text, layouts)), dtype=np.int64)
+        ids, _, slots = self._expand(ids, np.zeros(len(ids), bool), layouts)
+        return Row(ids, (), slots)
+
+    def row(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> Row:
+        """The row of a whole conversation with its supervised spans.
+
+        Args:
+            messages: turns in order.
+            layouts: one for each picture.
+            verify: also check that the ids before each turn are those that `generate` would be fed.
+
+        Raises:
+            RecordError: reasons `no_supervised_token`, `too_long`, `placeholder_count`, `placeholder_in_text`,
+                `special_token_in_text`, `merged_boundary`, `template_refused`, `template_moves_text`.
+        """
+        self._check_text(messages)
+        rendered = self.template.conversation(messages)
+        if len(layouts) != rendered.text.count(IMAGE):
+            raise RecordError("placeholder_count", f"{len(layouts)} images, {rendered.text.count(IMAGE)} places for them")
+        text, turns = _filled(rendered, layouts)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        turn_of = self._turn_of_token(ids, offsets, turns)
+        if verify:
+            self._verify(text, ids, offsets, turns)
+        is_label = turn_of >= 0
+        if self.rules.supervise == "all_text":
+            is_label = ids != self.image_id
+            is_label[:1] = False  # nothing precedes the first token
+        ids, turn_of, slots = self._expand(ids, np.where(is_label, np.maximum(turn_of, 0), -1), layouts)
+        ids, turn_of = self._limit(ids, turn_of, slots)
+        spans = _runs(turn_of)
+        if not spans:
+            raise RecordError("no_supervised_token", "no token of the conversation is supervised")
+        return Row(ids, spans, slots)
+
+    # Steps of a row -----------------------------------------------------------------------------------------------------
+
+    def _tokenise(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+
+    def _check_text(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for part in message.content:
+                if part.text and IMAGE in part.text:
+                    raise RecordError("placeholder_in_text", f"a text holds {IMAGE!r}, which stands for a picture")
+                if part.text and any(token in part.text for token in self._special_texts):
+                    found = next(token for token in self._special_texts if token in part.text)
+                    raise RecordError("special_token_in_text", f"a text holds {found!r}, which is a special token")
+
+    def _turn_of_token(
+        self, ids: Int[np.ndarray, " T"], offsets: Int[np.ndarray, "T 2"], turns: Sequence[Turn]
+    ) -> Int[np.ndarray, " T"]:
+        """For each token the index of the assistant turn that supervises it, -1 for none."""
+        turn_of = np.full(len(ids), -1, dtype=np.int64)
+        special = np.isin(ids, list(self.special_ids))
+        for turn in turns:
+            begin = turn.header if self.rules.supervise == "with_header" else turn.start
+            inside = np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= turn.end) & (offsets[:, 1] > offsets[:, 0]))
+            ends = inside[special[inside] & (offsets[inside, 0] >= turn.start)]
+            if len(ends):
+                inside = inside[inside <= ends[-1]]  # what the template puts after the end token is no speech
+            if len(inside):  # pieces of a character may have empty offsets, so the range counts and not each token
+                turn_of[inside[0] : inside[-1] + 1] = turn.index
+        turn_of[:1] = -1
+        return turn_of
+
+    def _verify(self, text: str, ids: Int[np.ndarray, " T"], offsets: Int[np.ndarray, "T 2"], turns: Sequence[Turn]) -> None:
+        for turn in turns:
+            fed = self._prompt_ids(text[: turn.start])
+            first = int(np.searchsorted(offsets[:, 1], turn.start, side="right"))
+            if list(ids[: len(fed)]) != fed or first != len(fed):
+                raise RecordError("merged_boundary", f"prompt and answer of turn {turn.index} share a token")
+
+    def _expand(
+        self, ids: Int[np.ndarray, " T"], turn_of: np.ndarray, layouts: Sequence[Layout]
+    ) -> tuple[Int[np.ndarray, " T"], np.ndarray, Int[np.ndarray, " M"]]:
+        """Repeats each image marker as often as its crop has slots."""
+        markers = np.flatnonzero(ids == self.image_id)
+        counts = [count for layout in layouts for count in layout.slots]
+        if len(markers) != len(counts):
+            raise RecordError("placeholder_count", f"{len(counts)} crops, but {len(markers)} image tokens in the row")
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[markers] = counts
+        expanded = np.repeat(ids, repeats)
+        return expanded, np.repeat(turn_of, repeats), np.flatnonzero(expanded == self.image_id)
+
+    def _limit(
+        self, ids: Int[np.ndarray, " T"], turn_of: Int[np.ndarray, " T"], slots: Int[np.ndarray, " M"]
+    ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
+        limit = self.rules.max_tokens
+        if len(ids) > limit:
+            if self.rules.too_long == "skip" or (len(slots) and slots[-1] >= limit):
+                raise RecordError("too_long", f"{len(ids)} tokens, the limit is {limit}")
+            ids, turn_of = ids[:limit], turn_of[:limit]
+        if self.rules.supervise == "with_padding" and len(ids) < limit:
+            padding = limit - len(ids)
+            turn_of = np.concatenate([turn_of, np.full(padding, max(int(turn_of.max(initial=0)), 0))])
+            ids = np.concatenate([ids, np.full(padding, self.pad_id)])
+        return ids, turn_of
+
+
+def _fill(text: str, layouts: Sequence[Layout]) -> str:
+    """Replaces the first markers of a text by what their layouts put there."""
+    pieces = text.split(IMAGE)
+    return pieces[0] + "".join(layout.text + piece for layout, piece in zip(layouts, pieces[1:], strict=True))
+
+
+def _filled(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Turn]]:
+    """The conversation with its layouts filled in, and its turns moved accordingly."""
+
+    def moved(position: int) -> int:
+        before = rendered.text.count(IMAGE, 0, position)
+        return position + sum(len(layout.text) - len(IMAGE) for layout in layouts[:before])
+
+    turns = [Turn(turn.index, moved(turn.header), moved(turn.start), moved(turn.end)) for turn in rendered.turns]
+    return _fill(rendered.text, layouts), turns
+
+
+def _runs(turn_of: Int[np.ndarray, " T"]) -> tuple[Span, ...]:
+    """Contiguous runs of one supervised turn."""
+    borders = np.flatnonzero(np.diff(turn_of)) + 1
+    starts, ends = np.concatenate([[0], borders]), np.concatenate([borders, [len(turn_of)]])
+    return tuple(
+        Span(int(start), int(end), int(turn_of[start]))
+        for start, end in zip(starts, ends, strict=True)
+        if end > start and turn_of[start] >= 0
+    )
+
+
+def shared_prefix(rows: Sequence[Row]) -> int:
+    """Number of leading tokens that rows with the same pictures have in common and none of them supervises.
+
+    It holds every visual slot, else it is 0 and the rows cannot share a row.
+    """
+    limit = min(min(len(row.ids), row.spans[0].start) for row in rows)
+    stack = np.stack([row.ids[:limit] for row in rows])
+    same = (stack == stack[0]).all(0)
+    prefix = limit if same.all() else int(np.argmin(same))
+    holds_images = all(len(row.slots) == 0 or row.slots[-1] < prefix for row in rows)
+    return prefix if holds_images else 0
+
+
+def as_branch(row: Row, record_id: str) -> Branch:
+    """A row as a branch of a sample."""
+    return Branch(row.ids, row.spans, record_id)

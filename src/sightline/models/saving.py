@@ -1,0 +1,69 @@
+"""Writing a model as a `from_pretrained` folder with one safetensors file per part.
+
+A part that has not changed since another folder was written is hard-linked from there: a run that trains a connector of some
+megabytes between frozen parts of gigabytes writes only the connector at each checkpoint.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
+from sightline.runtime.storage import link_or_copy, write_json
+
+INDEX = "model.safetensors.index.json"
+
+
+def save_model(model: PreTrainedModel, folder: Path, previous: Path | None = None, changed: Collection[str] = PARTS) -> list[str]:
+    """Writes configuration and weights.
+
+    Args:
+        model: the vision-language model, or any transformers model (which then writes itself).
+        folder: exists and is empty.
+        previous: a folder that this function wrote for the same model.
+        changed: parts whose weights may differ from those in `previous`.
+
+    Returns:
+        Names of the files that are links to files of `previous`.
+    """
+    if not isinstance(model, SightlineForConditionalGeneration):
+        model.save_pretrained(folder)
+        return []
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    weight_map: dict[str, str] = {}
+    linked, total = [], 0
+    tied = set(model.all_tied_weights_keys)
+    state = {name: value for name, value in model.state_dict().items() if name not in tied}
+    for part in PARTS:
+        names = part_names(part, state)
+        file = f"{part}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        total += sum(state[name].numel() * state[name].element_size() for name in names)
+        if previous is not None and part not in changed and (previous / file).is_file():
+            link_or_copy(previous / file, folder / file)
+            linked.append(file)
+        else:
+            tensors = {name: state[name].detach().to("cpu").contiguous() for name in names}
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    return linked
+
+
+def part_names(part: str, names: Collection[str]) -> list[str]:
+    """The names of a part's weights; what belongs to no part (separators) goes with the connector."""
+    prefixes = tuple(f"{other}." for other in PARTS)
+    own = f"{part}."
+    return [name for name in names if name.startswith(own) or (part == "connector" and not name.startswith(prefixes))]
+
+
+def non_finite(model: nn.Module) -> str | None:
+    """The name of the first weight that holds NaN or infinity."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            return name
+    return None

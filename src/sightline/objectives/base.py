@@ -1,0 +1,31 @@
+"""What an objective is."""
+
+from abc import abstractmethod
+from typing import Protocol
+
+from sightline.config import Config
+from sightline.types import Batch, Hidden, Loss
+
+
+class Hides(Protocol):
+    """The one surface of a model that an objective uses."""
+
+    def hidden(self, batch: Batch) -> Hidden:
+        """Hidden states at the supervised slots."""
+        ...
+
+
+class Objective(Protocol):
+    """Turns a batch into a loss."""
+
+    def __call__(self, model: Hides, batch: Batch) -> Loss:
+        """The sum to back-propagate and its weight."""
+        ...
+
+
+class ObjectiveConfig(Config):
+    """Fields of an objective; `build` makes it."""
+
+    @abstractmethod
+    def build(self) -> Objective:
+        """The objective."""

@@ -1,0 +1,40 @@
+"""`next_token`: the cross-entropy of each supervised token given what stands before it."""
+
+from typing import Literal
+
+import torch
+
+from sightline.objectives.base import Hides, Objective, ObjectiveConfig
+from sightline.ops.cross_entropy import linear_cross_entropy
+from sightline.types import Batch, Loss
+
+
+class NextTokenConfig(ObjectiveConfig):
+    """`L = sum_s -log p(t_s | t_<s) / S` over all supervised tokens of a step."""
+
+    kind: Literal["next_token"] = "next_token"
+
+    def build(self) -> Objective:
+        return NextToken()
+
+
+class NextToken:
+    """The plain language-model loss; `total` is the sum over supervised tokens, `weight` their number."""
+
+    def __call__(self, model: Hides, batch: Batch) -> Loss:
+        hidden = model.hidden(batch)
+        nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
+        weight = torch.tensor(float(len(nll_S)), device=nll_S.device)
+        return Loss(total=nll_S.sum(), weight=weight, parts=by_source(nll_S.detach(), batch))
+
+
+def by_source(values_S: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Sum and count of a per-token value for each data source of a mixture, as `nll/0`, `nll/1`, ..."""
+    source_S = batch.supervision.source_S
+    num_sources = int(source_S.max()) + 1 if len(source_S) else 0
+    if num_sources < 2:
+        return {}
+    ones = torch.ones_like(values_S)
+    sums = values_S.new_zeros(num_sources).index_add(0, source_S, values_S)
+    counts = values_S.new_zeros(num_sources).index_add(0, source_S, ones)
+    return {f"nll/{number}": (sums[number], counts[number]) for number in range(num_sources)}

@@ -1,0 +1,53 @@
+"""Where arithmetic happens: device, type, threads."""
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from sightline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine as a run uses it.
+
+    Attributes:
+        device: `cpu`, `cuda` or `mps`.
+        bf16: autocast to bf16 over fp32 weights.
+        threads: CPU threads of torch.
+    """
+
+    device: str
+    bf16: bool
+    threads: int
+
+    def facts(self) -> dict[str, Any]:
+        """What a result's bits depend on."""
+        return {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": self.device,
+            "gpu": torch.cuda.get_device_name() if self.device == "cuda" else "",
+            "bf16": self.bf16,
+            "threads": self.threads,
+        }
+
+
+def prepare_runtime(device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None) -> Runtime:
+    """Chooses the device and sets threads.
+
+    Raises:
+        ConfigError: the wanted device is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("runtime.device=cuda, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return Runtime(device, bf16, torch.get_num_threads())

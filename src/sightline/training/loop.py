@@ -1,0 +1,253 @@
+"""The training loop: fetch, loss, scale, clip, finite?, step, log, evaluate, save.
+
+A micro-batch gives a sum and a weight; sums are back-propagated, weights added over micro-batches and ranks, and the gradient is
+divided once, before clipping. So one large batch and several small ones are the same step.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sightline.data.loader import Loader, MicroBatch
+from sightline.errors import Stopped
+from sightline.objectives.base import Hides, Objective
+from sightline.runtime import faults, seeds
+from sightline.runtime.logs import progress
+from sightline.training import optim
+from sightline.training.checkpoint import Progress
+from sightline.training.meters import Sums
+from sightline.training.stages import Stage
+from sightline.types import Batch, Loss
+
+
+class StepModule(nn.Module):
+    """Model and objective as one module, so that a wrapper (DDP, autocast) sees the whole forward pass.
+
+    Args:
+        model: gives hidden states.
+        objective: turns them into a loss.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        return self.objective(cast(Hides, self.model), batch)
+
+
+class Log(Protocol):
+    """Where lines of `metrics.jsonl` go."""
+
+    def write(self, line: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Lengths and rhythms of a stage, in optimiser steps.
+
+    Attributes:
+        steps: length of the stage.
+        warmup, schedule, floor: of the learning rate (see `optim.rate`).
+        clip: largest gradient norm; 0 does not clip.
+        checkpoint_every, evaluate_every: 0 for only at the end.
+    """
+
+    steps: int
+    warmup: int
+    schedule: optim.Schedule
+    floor: float
+    clip: float
+    checkpoint_every: int
+    evaluate_every: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that one stage of training needs.
+
+    Attributes:
+        accelerator: device, precision and ranks.
+        model: the bare model.
+        step_module: model and objective as the accelerator prepared them.
+        stage: what trains.
+        optimiser: of the stage's groups.
+        loader: micro-batches of this rank.
+        pace: lengths and rhythms.
+        log: takes a line per step.
+        save: publishes a checkpoint; called on all ranks.
+        evaluate: in-loop validation; gives values for the log, `value` among them is the one that `best` goes by.
+        stop: names the signal that has arrived, if one has.
+        gate: refuses steps that are not finite.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    step_module: nn.Module
+    stage: Stage
+    optimiser: torch.optim.Optimizer
+    loader: Loader
+    pace: Pace
+    log: Log
+    save: Callable[[Progress], None]
+    evaluate: Callable[[Progress], dict[str, Any]] | None
+    stop: Callable[[], str]
+    gate: optim.FiniteGate
+
+
+def fit(job: Job, at: Progress) -> Progress:
+    """Trains one stage from where `at` stands to its end, which the caller saves.
+
+    Returns:
+        Where the run stands at the stage's end.
+
+    Raises:
+        Stopped: a signal arrived; a checkpoint is published.
+        NumericsError: several steps in a row were not finite.
+    """
+    pace = job.pace
+    parameters = [parameter for group in job.stage.groups for parameter in group.parameters.values()]
+    steps = job.loader.stream(at.epoch, at.epoch_step, pace.steps - at.stage_step)
+    with progress(job.stage.name, pace.steps, at.stage_step, show=job.accelerator.is_main_process) as bar:
+        job.model.train()
+        for micro_batches, waited in _timed(steps):
+            begin = time.perf_counter() - waited
+            factor = optim.rate(at.stage_step, pace.steps, pace.warmup, pace.schedule, pace.floor)
+            rates = optim.set_rates(job.optimiser, factor)
+
+            sums = _forward_backward(job, micro_batches)
+            sums.stop = job.stop()
+            sums = sums.reduced(job.accelerator)
+            norm = _scale_and_clip(job, parameters, sums.weight)
+            stepped = sums.weight > 0 and job.gate.passes(sums.loss, norm, at.step + 1, _ids(micro_batches))
+            if stepped:
+                job.optimiser.step()
+            job.optimiser.zero_grad(set_to_none=True)
+
+            at = _advanced(at, job, sums, stepped)
+            seconds = time.perf_counter() - begin
+            job.log.write(_line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited))
+            bar.step(1, f"loss {sums.line()['loss']:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
+            faults.hit("step.end")
+
+            if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
+                at = _evaluated(job, at)
+            stop = sums.stop or job.stop()
+            if stop or (_due(at.stage_step, pace.checkpoint_every, 0) and at.stage_step < pace.steps):
+                job.save(at)
+            if stop:
+                raise Stopped(f"{stop} at step {at.step}; the state is saved.", "The same command goes on from here.")
+    return at
+
+
+def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
+    """Each step's micro-batches with the seconds that were spent waiting for them."""
+    while True:
+        begin = time.perf_counter()
+        try:
+            group = next(steps)
+        except StopIteration:
+            return
+        yield group, time.perf_counter() - begin
+
+
+def _forward_backward(job: Job, micro_batches: list[MicroBatch]) -> Sums:
+    sums = Sums()
+    for number, micro in enumerate(micro_batches):
+        sums.count(micro)
+        batch = micro.batch.to(job.accelerator.device)
+        last = number == len(micro_batches) - 1
+        with job.accelerator.autocast(), _synchronised(job, last):
+            loss = job.step_module(batch)
+            if loss.total.requires_grad:
+                job.accelerator.backward(loss.total)
+        sums.add(loss)
+    return sums
+
+
+def _synchronised(job: Job, last: bool) -> Any:
+    """Gradients are exchanged between ranks with the last micro-batch only."""
+    import contextlib
+
+    return contextlib.nullcontext() if last else job.accelerator.no_sync(job.step_module)
+
+
+def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: float) -> float:
+    """Divides by the weight of the whole step (DDP has averaged over ranks, so by their number less), clips, gives the norm."""
+    if weight > 0:
+        optim.scale_gradients(parameters, job.accelerator.num_processes / weight)
+    limit = job.pace.clip if job.pace.clip > 0 else float("inf")
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+
+def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
+    epoch, epoch_step = at.epoch, at.epoch_step
+    if epoch_step >= job.loader.steps_in_epoch(epoch):
+        epoch, epoch_step = epoch + 1, 0
+    return replace(
+        at,
+        step=at.step + 1,
+        stage_step=at.stage_step + 1,
+        epoch=epoch,
+        epoch_step=epoch_step + 1,
+        seen_tokens=at.seen_tokens + sums.tokens,
+        seen_samples=at.seen_samples + sums.samples,
+        refused=at.refused + (0 if stepped else 1),
+        skipped=at.skipped + sums.skipped,
+    )
+
+
+def _line(
+    at: Progress, stage: str, sums: Sums, norm: float, rates: dict[str, float], stepped: bool, seconds: float, waited: float
+) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; what `seconds` and `*_per_s` and `wait_share` say differs from run to run, nothing else does."""
+    return {
+        "step": at.step,
+        "stage": stage,
+        "epoch": at.epoch,
+        **sums.line(),
+        "grad_norm": norm,
+        "lr": rates,
+        "weight": sums.weight,
+        "tokens": sums.tokens,
+        "supervised": sums.supervised,
+        "samples": sums.samples,
+        "crops": sums.crops,
+        **({"skipped": sums.skipped} if sums.skipped else {}),
+        **({} if stepped else {"refused": True}),
+        "seconds": round(seconds, 6),
+        "tokens_per_s": round(sums.tokens / seconds, 1),
+        "wait_share": round(waited / seconds, 4),
+    }
+
+
+def _ids(micro_batches: list[MicroBatch]) -> str:
+    ids = [record for micro in micro_batches for sample in micro.batch.record_ids for record in sample]
+    return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return (every > 0 and step % every == 0) or step == last
+
+
+def _evaluated(job: Job, at: Progress) -> Progress:
+    """Runs the in-loop validation without disturbing any random state, and notes a new best value."""
+    assert job.evaluate is not None
+    random = seeds.take()
+    job.model.eval()
+    try:
+        with torch.no_grad():
+            values = job.evaluate(at)
+    finally:
+        job.model.train()
+        seeds.give_back(random)
+    job.log.write({"step": at.step, "stage": job.stage.name, "event": "evaluate", **values})
+    value = values.get("value")
+    if value is not None and (at.best is None or value > at.best[0]):
+        at = replace(at, best=(float(value), at.step))
+    return at

@@ -1,0 +1,72 @@
+"""What a step adds up: sums over its micro-batches, then over ranks. Nothing here is ever a mean of means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from sightline.data.loader import MicroBatch
+from sightline.types import PADDING, Loss
+
+
+@dataclass
+class Sums:
+    """Totals of one optimiser step.
+
+    Attributes:
+        loss, weight: `Loss.total` and `Loss.weight`.
+        parts: `(sum, weight)` of each named part.
+        tokens, supervised, samples, crops: what was processed, padding not counted.
+        skipped: samples whose pictures could not be opened.
+        stop: signals that arrived, by rank.
+    """
+
+    loss: float = 0.0
+    weight: float = 0.0
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    tokens: int = 0
+    supervised: int = 0
+    samples: int = 0
+    crops: int = 0
+    skipped: int = 0
+    stop: str = ""
+
+    def count(self, micro: MicroBatch) -> None:
+        """Adds what a micro-batch holds; it is still on the CPU."""
+        batch = micro.batch
+        self.tokens += int((batch.tokens.sample_BT != PADDING).sum())
+        self.supervised += len(batch.supervision)
+        self.samples += len(batch.record_ids)
+        self.crops += batch.visual.num_crops if batch.visual is not None else 0
+        self.skipped += len(micro.skipped)
+
+    def add(self, loss: Loss) -> None:
+        """Adds the loss of a micro-batch."""
+        self.loss += float(loss.total.detach())
+        self.weight += float(loss.weight)
+        for name, (total, weight) in loss.parts.items():
+            before = self.parts.get(name, (0.0, 0.0))
+            self.parts[name] = (before[0] + float(total), before[1] + float(weight))
+
+    def reduced(self, accelerator: Accelerator) -> "Sums":
+        """The same totals over all ranks, added in the order of ranks."""
+        if accelerator.num_processes == 1:
+            return self
+        out = Sums()
+        for other in gather_object([vars(self)]):
+            out._merge(other)
+        return out
+
+    def _merge(self, other: Mapping) -> None:
+        for name in ("loss", "weight", "tokens", "supervised", "samples", "crops", "skipped"):
+            setattr(self, name, getattr(self, name) + other[name])
+        self.stop = self.stop or other["stop"]
+        for name, (total, weight) in other["parts"].items():
+            before = self.parts.get(name, (0.0, 0.0))
+            self.parts[name] = (before[0] + total, before[1] + weight)
+
+    def line(self) -> dict[str, float]:
+        """Means for the log: the loss and every part."""
+        values = {"loss": self.loss / self.weight if self.weight else 0.0}
+        return values | {name: total / weight for name, (total, weight) in sorted(self.parts.items()) if weight}

@@ -1,0 +1,100 @@
+"""Optimiser, schedule, clipping and the finite gate."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sightline.errors import NumericsError
+from sightline.training.stages import Stage
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """AdamW with one parameter group per part and decay rule; the group's peak rate is kept as `peak`."""
+    groups = [
+        {
+            "params": list(group.parameters.values()),
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "peak": group.lr,
+            "part": group.name,
+        }
+        for group in stage.groups
+    ]
+    return torch.optim.AdamW(groups, betas=betas, eps=eps)
+
+
+def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:
+    """Factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule down to `floor` at the last step.
+
+    Args:
+        step: optimiser steps done before this one.
+        steps: length of the stage.
+        warmup: steps of the rise; step `warmup - 1` runs at the peak.
+        schedule: `cosine`, `linear` or `constant`.
+        floor: share of the peak that is left at the end.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    share = (step - warmup) / max(1, steps - warmup)
+    fall = (1 + math.cos(math.pi * min(share, 1.0))) / 2 if schedule == "cosine" else 1 - min(share, 1.0)
+    return floor + (1 - floor) * fall
+
+
+def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Sets every group to `factor` times its peak; returns the rate of each part."""
+    rates = {}
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * factor
+        rates[group["part"]] = group["lr"]
+    return rates
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Float[Tensor, ""] | float) -> None:
+    """Multiplies all gradients by `factor`."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
+
+
+class FiniteGate:
+    """Lets a step through only if loss and gradient norm are finite; three refusals in a row end the run.
+
+    A refused step leaves weights and optimiser as they were.
+    """
+
+    def __init__(self, patience: int = 3) -> None:
+        self.patience = patience
+        self.refused = 0
+        self.in_a_row = 0
+
+    def passes(self, loss: float, norm: float, step: int, where: str) -> bool:
+        """True when the step may be made.
+
+        Args:
+            loss, norm: of this step, the same on every rank.
+            step: for the message.
+            where: ids of the samples of this step.
+
+        Raises:
+            NumericsError: `patience` steps in a row were refused.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.in_a_row = 0
+            return True
+        self.refused += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise NumericsError(
+                f"loss {loss} and gradient norm {norm} at step {step}, {self.in_a_row} steps in a row without a finite one "
+                f"(records {where}).",
+                "Lower the learning rate, or look at these records; the last checkpoint is finite.",
+            )
+        return False

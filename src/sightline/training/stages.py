@@ -1,0 +1,128 @@
+"""Stages: which part of the model trains at which rate, as a table that is said aloud before the first step.
+
+A frozen part has no gradient and is in `eval` mode, so that its parameters and buffers are bit-equal after training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from sightline.config import Config
+from sightline.errors import ConfigError
+
+PartName = Literal["connector", "language", "vision"]
+
+
+class PartConfig(Config):
+    """How one part trains."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate of the part."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay of the part; that of `train` by default."""
+
+
+PartRule = Literal["frozen", "train"] | float | PartConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a rate.
+
+    Attributes:
+        name: of the part, for the log.
+        lr: peak learning rate.
+        weight_decay: for parameters with two or more dimensions (or all of them, if so asked).
+        parameters: by their full names.
+    """
+
+    name: str
+    lr: float
+    weight_decay: float
+    parameters: Mapping[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """A line of the table: a part, its size, and how it trains (`lr` 0: frozen)."""
+
+    name: str
+    parameters: int
+    trainable: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as it is applied to a model."""
+
+    name: str
+    groups: tuple[Group, ...]
+    table: tuple[PartRow, ...] = field(default=())
+
+
+def apply(
+    model: nn.Module, name: str, rules: Mapping[str, PartRule], lr: float, weight_decay: float, decay_all: bool = False
+) -> Stage:
+    """Freezes and unfreezes the parts of a model.
+
+    Args:
+        model: its children are the parts.
+        name: of the stage.
+        rules: for each part `frozen`, `train` (at `lr`), a rate, or a `PartConfig`; a part that is not named is frozen.
+        lr, weight_decay: what a rule does not say.
+        decay_all: decay biases and norms too.
+
+    Raises:
+        ConfigError: a rule names a part that the model does not have, or nothing trains.
+    """
+    parts = parts_of(model)
+    for part in rules:
+        if part not in parts:
+            raise ConfigError(f"stage {name!r}: the model has no part {part!r}; it has {', '.join(parts)}.")
+    groups, table = [], []
+    for part, parameters in parts.items():
+        rule = _resolved(rules.get(part, "frozen"), lr, weight_decay)
+        for parameter in parameters.values():
+            parameter.requires_grad_(rule is not None)
+        size = sum(parameter.numel() for parameter in parameters.values())
+        table.append(PartRow(part, size, size if rule else 0, rule.lr if rule else 0.0))
+        if rule is not None:
+            groups.extend(_groups(part, rule, parameters, weight_decay, decay_all))
+    if not any(group.parameters for group in groups):
+        raise ConfigError(f"stage {name!r} trains nothing.", "Give a part a learning rate in stages.*.parts.")
+    model.train()
+    return Stage(name, tuple(groups), tuple(table))
+
+
+def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by part: the model's children; single parameters of the model itself belong to the connector."""
+    parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        part = name.split(".", 1)[0]
+        parts[part if part in parts else "connector"][name] = parameter
+    return parts
+
+
+def _resolved(rule: PartRule, lr: float, weight_decay: float) -> PartConfig | None:
+    if rule == "frozen":
+        return None
+    if rule == "train":
+        return PartConfig(lr=lr)
+    if isinstance(rule, PartConfig):
+        return rule
+    assert isinstance(rule, float | int)
+    return PartConfig(lr=float(rule))
+
+
+def _groups(
+    part: str, rule: PartConfig, parameters: Mapping[str, nn.Parameter], weight_decay: float, decay_all: bool
+) -> list[Group]:
+    decay = weight_decay if rule.weight_decay is None else rule.weight_decay
+    matrices = {name: value for name, value in parameters.items() if value.ndim >= 2 or decay_all}
+    others = {name: value for name, value in parameters.items() if name not in matrices}
+    groups = [Group(part, rule.lr, decay, matrices), Group(part, rule.lr, 0.0, others)]
+    return [group for group in groups if group.parameters]
