@@ -8,9 +8,7 @@ each content once, and keeps a journal, so that a prepare that was killed does n
 import filecmp
 import hashlib
 import json
-import os
 from collections import OrderedDict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,13 +99,25 @@ class Slots:
 
 
 class ImageStore:
-    """The `images/` folder of an unfinished dataset, with the journal of what is in it."""
+    """The `images/` folder of an unfinished dataset, with the journal of what is in it. A context.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the dataset folder to be.
+        work: where the journal lies.
+    """
+
+    def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
-        self._journal_path = folder / "journal.jsonl"
-        self._journal = JsonLines(self._journal_path)  # cuts a torn last line off
-        self._earlier = _Journal(self._journal_path)
+        self._landing = work / "landing"
+        self._journal = JsonLines(work / "journal.jsonl")  # cuts a torn last line off
+        self._earlier = _Journal(work / "journal.jsonl")
+
+    def __enter__(self) -> "ImageStore":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._journal.close()
+        self._earlier.close()
 
     def recall(self, slot: Slot) -> bool:
         """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
@@ -142,7 +152,6 @@ class ImageStore:
         Args:
             used: sorted `name_number` of every image in use.
         """
-        self._journal.close()
         count = 0
         for file in (self.folder / "images").glob("*/*"):
             number = name_number(file.name)
@@ -151,13 +160,12 @@ class ImageStore:
                 count += 1
             else:
                 file.unlink()
-        self._journal_path.unlink()
         return count
 
     def _store(self, source: Path | bytes, slot: Slot) -> str:
         assert slot.checked is not None
         sha256, suffix = slot.checked.sha256, slot.checked.suffix
-        temporary = self.folder / f".landing-{os.getpid()}"
+        temporary = self._landing
         temporary.unlink(missing_ok=True)
         try:
             if isinstance(source, bytes):
@@ -189,12 +197,13 @@ class _Journal:
     """The journal of an earlier try, read from front to back a stretch at a time: images come in the same order again."""
 
     def __init__(self, path: Path) -> None:
-        self._lines = _lines(path, path.stat().st_size)
+        self._file = path.open("rb")
+        self._end = path.stat().st_size  # what follows is written in this try
         self._window: deque[dict[str, Any]] = deque()
 
     def find(self, key: str) -> dict[str, Any] | None:
-        while len(self._window) < AHEAD and (line := next(self._lines, None)) is not None:
-            self._window.append(line)
+        while len(self._window) < AHEAD and self._file.tell() < self._end:
+            self._window.append(json.loads(self._file.readline()))
         for place, entry in enumerate(self._window):
             if entry["key"] == key:
                 for _ in range(place + 1):
@@ -202,8 +211,5 @@ class _Journal:
                 return entry
         return None
 
-
-def _lines(path: Path, size: int) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        while file.tell() < size:
-            yield json.loads(file.readline())
+    def close(self) -> None:
+        self._file.close()

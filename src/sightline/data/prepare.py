@@ -2,7 +2,7 @@
 
 A source names records and where their images are; every image is decoded completely in a child process and stored under its
 content; what cannot be used is skipped with a reason, so that `input = ok + sum(skipped)`. The work goes on in `OUT.preparing`
-and is renamed to OUT at the end: OUT is complete or not there. A prepare that was stopped goes on where it was when the same
+and becomes OUT by a rename at the end: OUT is complete or not there. A prepare that was stopped goes on where it was when the same
 command is given again: images that were stored are not decoded a second time.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sightline.data.dataset import DATASET, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
-from sightline.data.dataset_writer import dump_line, file_entry, write_records
+from sightline.data.dataset_writer import Written, dump_line, file_entry, write_records
 from sightline.data.landing import ImageStore, Slot, Slots, check_image, image_key
 from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
 from sightline.data.sources.base import Format, uniform
@@ -25,7 +25,7 @@ from sightline.errors import BudgetError, DataError, RecordError, Stopped, Stora
 from sightline.runtime import faults
 from sightline.runtime.logs import Bar, progress
 from sightline.runtime.signals import watch_signals
-from sightline.runtime.storage import Lock, atomic_file, publish_dir, write_json
+from sightline.runtime.storage import Lock, atomic_file, publish_dir, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
 from sightline.types import ImageInfo, Message, Record
 
@@ -79,13 +79,15 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
         raise UsageError(f"{out} exists already; nothing is overwritten.", "Choose another --out, or remove it.")
     work = out.with_name(out.name + UNFINISHED)
     try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        with Lock(out.with_name(out.name + UNFINISHED + ".lock")), watch_signals() as stopped:
+        with Lock(work / "lock.json"), watch_signals() as stopped:
             try:
-                return _Preparation(path, format_name, chosen, options, work, stopped).run()
+                summary = _Preparation(path, format_name, chosen, options, work, stopped).run()
             except BaseException:
-                _remove_if_nothing_was_stored(work)
+                if not any(work.glob("dataset/images/*/*")):
+                    shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
                 raise
+            shutil.rmtree(work, ignore_errors=True)
+            return summary
     except OSError as error:
         raise StorageError(
             f"{error.filename or work}: {error.strerror or error}.", "Free space or choose another folder."
@@ -105,11 +107,6 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
         raise UsageError("--max-skipped is a share from 0 to 1, --sample at least 1, --workers at least 0.")
     return chosen
-
-
-def _remove_if_nothing_was_stored(work: Path) -> None:
-    if not any((work / "images").glob("*/*")):
-        shutil.rmtree(work, ignore_errors=True)
 
 
 # Budget ---------------------------------------------------------------------------------------------------------------------
@@ -194,7 +191,8 @@ class _Preparation:
     def __init__(
         self, path: Path, name: str, chosen: Format, options: PrepareOptions, work: Path, stopped: Callable[[], str]
     ) -> None:
-        self.path, self.name, self.format, self.options, self.work, self.stopped = path, name, chosen, options, work, stopped
+        self.path, self.name, self.format, self.options, self.stopped = path, name, chosen, options, stopped
+        self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
         self.budget = Budget(options.max_skipped, work)
         self._queue: deque[_Waiting | Skip] = deque()
@@ -203,15 +201,22 @@ class _Preparation:
         self._ids: set[int] = set()
 
     def run(self) -> dict[str, Any]:
-        self.work.mkdir(exist_ok=True)
-        store = ImageStore(self.work)
-        with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.work / SKIPPED, "wb") as skipped:
-            self._check_all(store, checked, skipped)
-        self.budget.finish()
-        faults.hit("prepare.before_records")
-        written = write_records(self.work, self.work / CHECKED, self.budget.ok, self.options.split)
-        (self.work / CHECKED).unlink()
-        summary = {
+        self.folder.mkdir(exist_ok=True)
+        for folder in (self.work, self.folder):
+            sweep(folder)
+        with ImageStore(self.folder, self.work) as store:
+            with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.folder / SKIPPED, "wb") as skipped:
+                self._check_all(store, checked, skipped)
+            self.budget.finish()
+            faults.hit("prepare.before_records")
+            written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split)
+            summary = self._summary(written, num_images=store.keep_only(written.image_numbers))
+        write_json(self.folder / DATASET, summary)
+        publish_dir(self.folder, self.options.out)
+        return summary
+
+    def _summary(self, written: Written, num_images: int) -> dict[str, Any]:
+        return {
             "schema": SCHEMA,
             "format": self.name,
             "source": self.name if self.format.is_generator else self.path.resolve().name,
@@ -221,16 +226,13 @@ class _Preparation:
             "ok": self.budget.ok,
             "skipped": dict(sorted(self.budget.skipped.items())),
             "splits": written.splits,
-            "images": store.keep_only(written.image_numbers),
+            "images": num_images,
             "image_places": written.image_places,
             "ignored": dict(sorted(self.tally.ignored.items())),
             "notes": dict(sorted(self.tally.notes.items())),
-            "files": {name: file_entry(self.work / name) for name in (RECORDS, INDEX, SKIPPED)},
+            "files": {name: file_entry(self.folder / name) for name in (RECORDS, INDEX, SKIPPED)},
             "fingerprint": written.fingerprint,
         }
-        write_json(self.work / DATASET, summary)
-        publish_dir(self.work, self.options.out)
-        return summary
 
     def _check_all(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes]) -> None:
         options = self.options

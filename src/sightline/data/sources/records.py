@@ -19,6 +19,12 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     root = image_root(options, file.parent)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
+        captions = values.get("captions")
+        if isinstance(captions, list) and len(captions) > 1:  # one empty caption among several costs itself alone
+            told = [caption for caption in captions if not isinstance(caption, str) or caption.strip()]
+            if told and len(told) < len(captions):
+                values["captions"] = told
+                tally.notes["empty_caption"] += len(captions) - len(told)
         record = Record.from_json(values)
         return Item(
             record,

@@ -17,6 +17,8 @@ from sightline.errors import DataError, RecordError
 
 MAX_LINE = 64_000_000  # bytes; a line of base64 images fits
 _CHUNK = 1 << 20
+_TAIL = 16  # characters at the end of the buffer that may be the beginning of something longer
+_DELIMITERS = ",]}: \t\n\r"
 _SPACE = re.compile(r"[ \t\n\r]*")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
@@ -196,7 +198,7 @@ class JsonStream:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
-                incomplete = error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - 16
+                incomplete = error.msg.startswith("Unterminated string") or error.pos >= len(self._buffer) - _TAIL
                 if incomplete and self._more():
                     continue
                 raise self._error(error.msg, error.pos) from error
@@ -204,7 +206,8 @@ class JsonStream:
                 raise self._error("nested too deep", self._at) from error
             except ValueError as error:
                 raise self._error(f"{error}, in the value that begins", self._at) from error
-            if end >= len(self._buffer) and self._more():
+            is_whole = self._buffer[end : end + 1] in _DELIMITERS if end < len(self._buffer) else False
+            if not is_whole and end >= len(self._buffer) - _TAIL and self._more():
                 continue  # a number may go on
             self._at = end
             return value
