@@ -35,12 +35,14 @@ def prepare(
     size: Annotated[int, typer.Option(help="scenes: side of the pictures in pixels.")] = 64,
     questions: Annotated[bool, typer.Option(help="scenes: questions instead of captions.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,
+    shards: Annotated[str | None, typer.Option(help="Write tar shards of this size, e.g. 500M, not image files.")] = None,
     licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the data, for dataset.json.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
     from sightline.data.prepare import PrepareOptions
     from sightline.data.prepare import prepare as run
+    from sightline.data.shards import parse_size
     from sightline.data.sources import SourceOptions
     from sightline.data.sources.base import parse_mapping
     from sightline.data.splitting import SplitRule, parse_shares
@@ -61,6 +63,7 @@ def prepare(
         sample=sample,
         workers=len(os.sched_getaffinity(0)) if workers is None else workers,
         max_skipped=max_skipped,
+        shards=None if shards is None else parse_size(shards),
         licence=licence,
     )
     summary = run(Path(source), format_name, options)

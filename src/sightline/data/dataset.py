@@ -8,7 +8,7 @@ size opens at once and takes no memory. An open dataset may be shared by threads
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,21 @@ class Dataset:
         self.splits: dict[str, int] = self.summary["splits"]
         self._split_names = list(self.splits)
         self._shards: list[dict[str, Any]] = self.summary.get("shards", [])
-        for name, entry in _listed_files(self.summary):
+        for name, entry in self.summary["files"].items():
             _check_size(self.path / name, entry["bytes"])
         self.index = self._map(INDEX, INDEX_ROW, self.summary["ok"])
         self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
+        for number, shard in enumerate(self._shards):
+            _check_size(self.path / shard["file"], shard["bytes"], lambda size, number=number: self._whole(number, size))
         self._files = _Files()
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether records and images lie in tar shards, which are read best in stretches."""
+        return self._image_index is not None
 
     def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
         return Dataset, (self.path,)
@@ -138,6 +145,16 @@ class Dataset:
             more = f", and {len(faults) - 10} more" if len(faults) > 10 else ""
             raise DataError(f"{self.path} is damaged: {'; '.join(faults[:10])}{more}.", _AGAIN)
         return self.summary["images"]
+
+    def _whole(self, shard: int, size: int) -> str:
+        """How many records of a shard end before `size`."""
+        assert self._image_index is not None
+        rows = self.index[self.index["file"] == shard]
+        ends = (rows["offset"] + rows["size"]).astype(np.int64)
+        for place in np.flatnonzero(rows["images"]):
+            last = self._image_index[int(rows["first_image"][place] + rows["images"][place]) - 1]
+            ends[place] = last["offset"] + last["size"]
+        return f" {len(rows)} records expected, {int((ends <= size).sum())} can be read."
 
     def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
         try:
@@ -218,13 +235,14 @@ def _listed_files(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str
         yield shard["file"], shard
 
 
-def _check_size(path: Path, size: int) -> None:
+def _check_size(path: Path, size: int, what_is_left: Callable[[int], str] = lambda size: "") -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.", _AGAIN) from error
     if found != size:
-        raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or cut after it was written.", _AGAIN)
+        left = what_is_left(found)
+        raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or cut after it was written.{left}", _AGAIN)
 
 
 def _hash_fault(path: Path, sha256: str) -> str:

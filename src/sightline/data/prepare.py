@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from sightline.data.dataset import DATASET, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
+from sightline.data.dataset import DATASET, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.dataset_writer import Written, dump_line, file_entry, write_records
 from sightline.data.landing import ImageStore, Slot, Slots, check_image, image_key
+from sightline.data.shards import remove_unsharded, write_shards
 from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
 from sightline.data.sources.base import Format, uniform
 from sightline.data.splitting import SplitRule
@@ -48,6 +49,7 @@ class PrepareOptions:
         sample: number of records to draw at random; None takes all.
         workers: child processes that decode.
         max_skipped: share of records that may be skipped; 0 stops at the first one.
+        shards: bytes of a tar shard; None writes image files.
         licence: of the data; empty takes what is known of the format.
         image_seconds, image_memory: limits of a child on one image.
     """
@@ -58,6 +60,7 @@ class PrepareOptions:
     sample: int | None = None
     workers: int = 1
     max_skipped: float = 0.01
+    shards: int | None = None
     licence: str = ""
     image_seconds: float = 60.0
     image_memory: int = 2 << 30
@@ -210,12 +213,19 @@ class _Preparation:
             self.budget.finish()
             faults.hit("prepare.before_records")
             written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split)
-            summary = self._summary(written, num_images=store.keep_only(written.image_numbers))
+            num_images = store.keep_only(written.image_numbers)
+            shards = None
+            if self.options.shards is not None:
+                shards = write_shards(self.folder, self.work, self.options.shards, self.options.workers)
+            summary = self._summary(written, num_images, shards)
+        if shards is not None:
+            remove_unsharded(self.folder)
         write_json(self.folder / DATASET, summary)
         publish_dir(self.folder, self.options.out)
         return summary
 
-    def _summary(self, written: Written, num_images: int) -> dict[str, Any]:
+    def _summary(self, written: Written, num_images: int, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
+        files = (RECORDS, INDEX, SKIPPED) if shards is None else (INDEX, IMAGE_INDEX, SKIPPED)
         return {
             "schema": SCHEMA,
             "format": self.name,
@@ -230,7 +240,8 @@ class _Preparation:
             "image_places": written.image_places,
             "ignored": dict(sorted(self.tally.ignored.items())),
             "notes": dict(sorted(self.tally.notes.items())),
-            "files": {name: file_entry(self.folder / name) for name in (RECORDS, INDEX, SKIPPED)},
+            "files": {name: file_entry(self.folder / name) for name in files},
+            **({} if shards is None else {"shards": shards}),
             "fingerprint": written.fingerprint,
         }
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sightline.data.dataset import DATASET, RECORDS, Dataset
 from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally
 from sightline.data.sources.rows import find_file, image_root, items, json_rows
 from sightline.types import Record
@@ -15,7 +16,9 @@ from sightline.types import Record
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a records file, or of the folder that holds one."""
-    file = find_file(path, ("records.jsonl",), (".jsonl",))
+    if (path / DATASET).is_file() and not (path / RECORDS).exists():
+        return _sharded(Dataset(path))
+    file = find_file(path, (RECORDS,), (".jsonl",))
     root = image_root(options, file.parent)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
@@ -35,3 +38,13 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
         )
 
     return items(json_rows(file), build)
+
+
+def _sharded(dataset: Dataset) -> Iterator[Item | Skip]:
+    for number, record in enumerate(dataset.records()):
+        yield Item(
+            record,
+            tuple(dataset.image_bytes(record, k) for k in range(len(record.images))),
+            f"{dataset.path.name}[{number}]",
+            hashes=tuple(info.sha256 for info in record.image_info),
+        )
