@@ -183,6 +183,9 @@ class RuntimeConfig(Config):
     """CPU threads of torch; all by default."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of encoder and decoder; `auto` is sdpa."""
+    deterministic: bool | None = None
+    """Refuse GPU kernels that add in changing order, so that the same run twice is the same bit for bit; costs speed on a GPU,
+    nothing on a CPU, where it is the default."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     deadline: float = Field(default=600.0, gt=0)

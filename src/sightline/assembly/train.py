@@ -77,7 +77,8 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Res
         StorageError: another process writes there, or its checkpoints are damaged.
         Stopped: a signal arrived; the state is saved.
     """
-    runtime = prepare_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+    wanted = config.runtime
+    runtime = prepare_runtime(wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
     accelerator = Accelerator(
         cpu=runtime.device == "cpu",
         mixed_precision="bf16" if runtime.bf16 else "no",
@@ -203,7 +204,7 @@ class _Run:
     def _stage(self, made: Assembled, at: Progress) -> Progress:
         plan = settings.plan(self.config, at.stage)
         made = _retargeted(made, plan)
-        stage = stages.apply(made.model, plan.name, dict(plan.parts), plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
+        stage = stages.apply(made.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         pictures = data.pictures_of(made, plan.data)
         corpus = data.build_corpus(made, plan.data, pictures)
         loader = self._loader(corpus, plan, made.pad_id)
@@ -416,7 +417,7 @@ def _trains_tokenizer(config: RunConfig) -> bool:
     return language is not None and language.tokenizer is not None and not isinstance(language.tokenizer, str)
 
 
-# Differences -----------------------------------------------------------------------------------------------------------------------
+# Differences ------------------------------------------------------------------------------------------------------------------
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[tuple[str, ...], tuple[Any, Any]]:

@@ -1,6 +1,7 @@
 """The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
 
 from sightline.cli import data as data
+from sightline.cli import evaluate as evaluate
 from sightline.cli import recipes as recipes
 from sightline.cli import train as train
 from sightline.cli.app import app

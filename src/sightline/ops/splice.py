@@ -23,7 +23,8 @@ def splice(
         New rows; gradient flows to the text embeddings outside the slots and to the visual tokens.
     """
     flat = embeddings_BTD.flatten(0, 1)
-    chosen_MD = visual_XD[source_M].to(flat.dtype)
+    # index_select and not [...]: the latter's backward adds with atomics on a CPU, in an order that changes from run to run.
+    chosen_MD = visual_XD.index_select(0, source_M % visual_XD.shape[0]).to(flat.dtype)
     return flat.index_copy(0, slot_M, chosen_MD).view_as(embeddings_BTD)
 
 

@@ -36,8 +36,16 @@ class Runtime:
         }
 
 
-def prepare_runtime(device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None) -> Runtime:
-    """Chooses the device and sets threads.
+def prepare_runtime(
+    device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
+) -> Runtime:
+    """Chooses the device, sets threads and whether sums may run in changing order.
+
+    Args:
+        device: `auto` takes a GPU where there is one.
+        dtype: `auto` is bf16 on GPUs that have it.
+        threads: CPU threads; None leaves torch's choice.
+        deterministic: refuse kernels that add in changing order; by default on a CPU, where it costs nothing.
 
     Raises:
         ConfigError: the wanted device is not there.
@@ -48,6 +56,10 @@ def prepare_runtime(device: str, dtype: Literal["auto", "bf16", "fp32"], threads
         raise ConfigError("runtime.device=cuda, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
     if threads is not None:
         torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(device == "cpu" if deterministic is None else deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if deterministic and device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Runtime(device, bf16, torch.get_num_threads())

@@ -65,7 +65,7 @@ class Stage:
 
 
 def apply(
-    model: nn.Module, name: str, rules: Mapping[str, PartRule], lr: float, weight_decay: float, decay_all: bool = False
+    model: nn.Module, name: str, rules: Mapping[PartName, PartRule], lr: float, weight_decay: float, decay_all: bool = False
 ) -> Stage:
     """Freezes and unfreezes the parts of a model.
 

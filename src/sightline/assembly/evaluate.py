@@ -1,0 +1,176 @@
+"""An evaluation from what the user names: a run or model folder, a task, a data set, a control."""
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.assembly import locate
+from sightline.assembly import model as models
+from sightline.assembly.answers import ModelAnswers
+from sightline.data.corpus import Pictures
+from sightline.data.dataset import open_dataset
+from sightline.data.order import keyed_generator
+from sightline.data.pictures import PixelPictures
+from sightline.errors import UsageError
+from sightline.evaluation.controls import BlindPictures, Control, exchange_images
+from sightline.evaluation.predict import Predicted, predict
+from sightline.evaluation.tasks import TASKS
+from sightline.generation.decode import DecodingConfig
+from sightline.models.text import TextModel
+from sightline.runtime import storage
+from sightline.runtime.device import prepare_runtime
+from sightline.runtime.logs import logger
+from sightline.types import Record, Score
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        model: a run, a model folder.
+        task: name of a task.
+        data, split: records.
+        control: `blind`, `shuffled` or None.
+        checkpoint: of a run.
+        out: folder of the results; inside the run by default.
+        batch_size: rows per batch.
+        limit: evaluate this many records, drawn with seed 0.
+        decoding: changes to greedy decoding with the task's length.
+        device, threads: the machine.
+    """
+
+    model: str
+    task: str
+    data: str
+    split: str
+    control: Control | None = None
+    checkpoint: str = "last"
+    out: Path | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    prompt: str | None = None
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+    device: str = "auto"
+    threads: int | None = None
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome of an evaluation.
+
+    Attributes:
+        folder: holds `predictions.jsonl` and `scores.json`.
+        records: what was asked, in order.
+        predicted: texts and skips.
+        scores: by name.
+    """
+
+    request: Request
+    folder: Path
+    records: list[Record]
+    predicted: Predicted
+    scores: dict[str, Score]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `eval --json` prints it."""
+        return {
+            "task": self.request.task,
+            "split": self.request.split,
+            "control": self.request.control,
+            "scores": {name: score.to_json() for name, score in self.scores.items()},
+            "skipped": self.predicted.skipped,
+            "folder": str(self.folder),
+        }
+
+
+def evaluate(request: Request) -> Evaluated:
+    """Predicts, scores, and writes both.
+
+    Raises:
+        UsageError: the task or checkpoint does not exist, or the split has no record that the task can ask about.
+        DataError: the data set or the split does not exist.
+    """
+    if request.task not in TASKS:
+        raise UsageError(f"no task {request.task!r}.", f"There are {', '.join(TASKS)}.")
+    task = TASKS[request.task](request.resamples)
+    runtime = prepare_runtime(request.device, "auto", request.threads)
+    dataset = open_dataset(request.data)
+    records = chosen_records(list(dataset.records(request.split)), task.asks, request.limit)
+    if not records:
+        raise UsageError(f"split {request.split!r} of {request.data} has no record for task {request.task!r}.")
+    source = locate.model_folder(request.model, request.checkpoint)
+    made = models.read(source)
+    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    made.model.eval()
+    length = request.max_new_tokens or task.max_new_tokens
+    decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
+    asked = exchange_images(records) if request.control == "shuffled" else records
+    answers = ModelAnswers(made, dataset, pictures_for(made, request.control), decoding, made.builder(request.prompt), runtime.bf16)
+    folder = request.out or default_folder(request, source)
+    settings = {
+        "model": weights_hash(source),
+        "data": dataset.fingerprint,
+        "split": request.split,
+        "control": request.control,
+        "task": request.task,
+        "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
+        "prompt": request.prompt if request.prompt is not None else made.processing.prompt,
+        "decoding": decoding.model_dump(mode="json"),
+        "batch_size": request.batch_size,
+        "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
+    }
+    title = f"{request.task} {request.control or ''}".strip()
+    predicted = predict(answers, asked, folder, settings, request.batch_size, title)
+    scores = task.score(records, predicted.predictions)
+    done = Evaluated(request, folder, records, predicted, scores)
+    storage.write_json(folder / SCORES, done.to_json() | {"settings": settings})
+    if predicted.skipped:
+        logger.warning("skipped: %s", ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items()))
+    return done
+
+
+def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[Record]:
+    """The records that a task can ask about, or `limit` of them."""
+    found = [record for record in records if asks(record)]
+    if limit is not None and limit < len(found):
+        keep = set(keyed_generator("evaluate", 0).permutation(len(found))[:limit].tolist())
+        found = [record for place, record in enumerate(found) if place in keep]
+    return found
+
+
+def pictures_for(made: models.Assembled, control: Control | None) -> Pictures | None:
+    """What fills visual slots under a control."""
+    if isinstance(made.model, TextModel):
+        return None
+    preparation, tiling = made.processing.preparation, made.processing.tiling
+    assert preparation is not None
+    return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
+
+
+def default_folder(request: Request, source: Path) -> Path:
+    """`RUN/eval/<task>/<dataset>-<split>[-control]-<checkpoint>`; a model outside of a run has its results beside it."""
+    parts = [Path(request.data).resolve().name, request.split, request.control, request.limit and f"n{request.limit}"]
+    name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
+    if source.name == "model" and source.parent.name.startswith("step-"):
+        return source.parent.parent.parent / "eval" / request.task / f"{name}-{source.parent.name}"
+    return source.parent / f"{source.name}-eval" / request.task / name
+
+
+def weights_hash(source: Path) -> str:
+    """One hash over the weight files of a model folder."""
+    files = sorted(source.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
+
+
+def with_control(request: Request, control: Control | None) -> Request:
+    """The same request under a control."""
+    return replace(request, control=control)

@@ -1,0 +1,76 @@
+"""`sightline eval`: predictions and scores of a model on a split, with or without a control."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sightline.cli.app import app, emit
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
+    task: Annotated[str, typer.Option(help="What is asked: caption.")],
+    data: Annotated[str, typer.Option(help="A dataset folder.")],
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    control: Annotated[
+        Literal["blind", "shuffled"] | None,
+        typer.Option(help="blind: a uniform picture instead of each image; shuffled: another record's images."),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate only this many records, drawn at random with a fixed seed.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text beside the picture, instead of the one it was trained with.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
+    beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; inside the run by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of the intervals.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Evaluate a model on held-out records.
+
+    Writes predictions.jsonl and scores.json. An evaluation that was stopped goes on where it was. Compare with --control blind
+    and --control shuffled before you believe a score.
+
+      sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
+    """
+    from sightline.assembly.evaluate import Request
+    from sightline.assembly.evaluate import evaluate as run_evaluation
+
+    done = run_evaluation(
+        Request(
+            model=run,
+            task=task,
+            data=data,
+            split=split,
+            control=control,
+            checkpoint=checkpoint,
+            out=out,
+            batch_size=batch_size,
+            limit=limit,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            num_beams=beams,
+            device=device,
+            threads=threads,
+            resamples=resamples,
+        )
+    )
+    if as_json:
+        emit(done.to_json())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{task} on {data} ({split}{', ' + control if control else ''})")
+    for column in ("score", "value", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, score in done.scores.items():
+        table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n))
+    Console().print(table)
+    typer.echo(f"{done.folder}")

@@ -1,0 +1,82 @@
+"""Controls: the same evaluation with the picture taken away or exchanged.
+
+`blind` shows a uniform picture of the encoder's mean colour, of the same size, in place of each image. `shuffled` gives every
+record the images of another record. A model that looks scores lower on both; one that does not, does not.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from sightline.data.dataset import Dataset
+from sightline.data.order import keyed_generator
+from sightline.data.preparation import ImagePreparation
+from sightline.data.tiling import TilingConfig
+from sightline.errors import UsageError
+from sightline.types import Record
+
+Control = Literal["blind", "shuffled"]
+
+
+class BlindPictures:
+    """A uniform picture of the encoder's mean colour in place of every image, at the image's own size.
+
+    Args:
+        preparation, tiling: as those of the model.
+    """
+
+    def __init__(self, preparation: ImagePreparation, tiling: TilingConfig) -> None:
+        self.preparation, self.tiling = preparation, tiling
+        self.colour = tuple(round(mean / preparation.rescale) for mean in preparation.mean)
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Prepared pixels of the uniform pictures; no file is opened."""
+        sizes = [(info.width, info.height) for info in record.image_info]
+        pictures = [Image.new("RGB", size, self.colour) for size in sizes]
+        return np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures]), None
+
+
+def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:
+    """Gives every record with images those of another record with as many, never its own nor equal ones.
+
+    Raises:
+        UsageError: there are too few different pictures to exchange.
+    """
+    out = list(records)
+    by_count: dict[int, list[int]] = {}
+    for index, record in enumerate(records):
+        if record.images:
+            by_count.setdefault(len(record.images), []).append(index)
+    for count, members in by_count.items():
+        partner = _derangement([_hashes(records[index]) for index in members], seed)
+        if partner is None:
+            raise UsageError(
+                f"{len(members)} records have {count} images and cannot exchange them so that every record gets others.",
+                "Evaluate more records.",
+            )
+        for place, index in enumerate(members):
+            other = records[members[partner[place]]]
+            out[index] = replace(records[index], images=other.images, image_info=other.image_info)
+    return out
+
+
+def _hashes(record: Record) -> tuple[str, ...]:
+    return tuple(info.sha256 for info in record.image_info) or record.images
+
+
+def _derangement(keys: list[tuple[str, ...]], seed: int) -> list[int] | None:
+    """A permutation of places in which no place gets an equal key: a random one, repaired by exchanges."""
+    generator = keyed_generator("shuffled", seed, len(keys))
+    partner = generator.permutation(len(keys)).tolist()
+    for place in range(len(keys)):
+        if keys[partner[place]] != keys[place]:
+            continue
+        for other in generator.permutation(len(keys)).tolist():
+            if keys[partner[other]] != keys[place] and keys[partner[place]] != keys[other]:
+                partner[place], partner[other] = partner[other], partner[place]
+                break
+        else:
+            return None
+    return partner
