@@ -3,6 +3,7 @@
 from sightline.cli import data as data
 from sightline.cli import evaluate as evaluate
 from sightline.cli import recipes as recipes
+from sightline.cli import score as score
 from sightline.cli import train as train
 from sightline.cli.app import app
 from sightline.cli.app import main as main

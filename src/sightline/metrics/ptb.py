@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from sightline.metrics.ptb_characters import DIGITS, LETTERS, MARKS, character_class
-from sightline.metrics.ptb_rules import LINE_ENDS, RULES, SOFT_HYPHEN, SPACES, Rule
+from sightline.metrics.ptb_rules import ABBREVIATIONS, LINE_ENDS, RULES, SOFT_HYPHEN, SPACES, Rule
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _LETTER = re.compile(f"[{character_class(LETTERS)}{character_class(MARKS)}{SOFT_HYPHEN}]")
 _DIGIT = re.compile(f"[{character_class(DIGITS)}]")
 _LINE_END = re.compile(f"[{LINE_ENDS}]")
-# Most of a caption is words between spaces; no rule reaches beyond one, so they need none.
-_PLAIN = re.compile("[ \t]*([A-Za-z]+)(?=[ \n])")
-_BLANK = re.compile(f"[ \t](?:[{SPACES}]|&nbsp;)*")
-_CUT = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+# Most of a caption is words between spaces, perhaps with a comma or full stop; no rule reaches beyond, so they need none.
+_PLAIN = re.compile("[ \t]*([A-Za-z]+(?=[ \n])|[A-Za-z]{2,}(?=[.,][ \n]))")
+_BLANK = re.compile(f"[ \t](?:[{SPACES}]|(?i:&nbsp;))*")
+_NOT_PLAIN = ABBREVIATIONS | {"cannot", "gonna", "gotta", "lemme", "gimme", "wanna"}
 
 
 def tokenize(text: str) -> list[str]:
@@ -54,7 +54,7 @@ def _lex(text: str) -> Iterator[str]:
     at, end = 0, len(text)
     while at < end:
         plain = _PLAIN.match(text, at)
-        if plain and plain[1].lower() not in _CUT:
+        if plain and plain[1].lower() not in _NOT_PLAIN:
             yield plain[1]
             at = plain.end()
             continue

@@ -39,8 +39,8 @@ class Rule:
 
 # How tokens are written -----------------------------------------------------------------------------------------------------
 
-_APOSTROPHE = "(?:['\x92\u2019]|&apos;)"
-_TICK = "(?:['\x92\u2019`\x91\u2018\u201b]|&apos;)"
+_APOSTROPHE = "(?:['\x92\u2019]|(?i:&apos;))"
+_TICK = "(?:['\x92\u2019`\x91\u2018\u201b]|(?i:&apos;))"
 _QUOTES: dict[str, str] = {
     **dict.fromkeys("\x91\u2018\u201b\u2039", "`"),
     **dict.fromkeys("\x92\u2019\u203a", "'"),
@@ -50,7 +50,7 @@ _QUOTES: dict[str, str] = {
 _BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 _MONEY = {"\xa2": "cents", "\xa3": "#", **dict.fromkeys("\x80\xa4\u20a0\u20ac", "$")}
 _FRACTIONS = {"\xbc": "1/4", "\xbd": "1/2", "\xbe": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
-_NAMED = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
+_NAMED = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}  # entities are known in any case
 
 
 def _as_is(token: str) -> str:
@@ -63,13 +63,13 @@ def _nothing(token: str) -> str:
 
 def _word(token: str) -> str:
     """Without soft hyphens (a lone one is a hyphen) and with `&` for its entity."""
-    token = token.replace("&amp;", "&")
+    token = re.sub("&amp;", "&", token, flags=re.IGNORECASE)
     return token.replace(SOFT_HYPHEN, "") or "-" if SOFT_HYPHEN in token else token
 
 
 def _straight(token: str) -> str:
     """Any apostrophe as `'`, an opening single quote as a backtick."""
-    return re.sub("[\x91\u2018\u201b]", "`", re.sub(_APOSTROPHE, "'", _word(token)))
+    return re.sub("[\x91\u2018\u201b]", "`", re.sub("[\x92\u2019]|&apos;", "'", _word(token)))
 
 
 def _quotes(token: str) -> str:
@@ -99,7 +99,8 @@ def _first(count: int) -> Callable[[str], str]:
 
 # Parts of patterns ----------------------------------------------------------------------------------------------------------
 
-_ACCENTED = "&[aeiouAEIOU](?:acute|grave|uml);"
+_ACCENTED = "(?i:&[aeiou](?:acute|grave|uml);)"
+_AMPERSAND = "(?:(?i:&amp;)|&)"
 _INNER = f"(?:[{_W}{_D}]|{_ACCENTED})"
 _PIECE = f"(?:[{_W}]|{_ACCENTED}){_INNER}*"
 _WORD = f"{_PIECE}(?:[.!?]{_PIECE})*"
@@ -108,26 +109,26 @@ _NOT = f"[nN]{_TICK}[tT]"
 _PLAIN_HYPHEN = "[-_\u058a\u2010\u2011]"
 _COMPOUND_PART = f"(?:[dDoOlL]{_TICK}[{_L}{_D}])?[{_L}{_D}]+"
 _COMPOUND = f"{_COMPOUND_PART}(?:{_PLAIN_HYPHEN}{_COMPOUND_PART})*"
-_HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+"
+_HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]{0,999}+(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+"
 _SLASH_PART = "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _SLASHED = rf"{_SLASH_PART}(?:\\?/{_SLASH_PART}){{1,2}}"
-_AMPERSANDED = "[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
+_AMPERSANDED = "[A-Z]+(?:(?:[+]|" + _AMPERSAND + ")[A-Z]+)+"
 _NUMBER = f"[-+]?(?:[{_D}]*(?:[.:,\xad\u066b\u066c][{_D}]+)+|[{_D}]+)"
 
 _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = rf"""{_NAME}(?:[ ]*=[ ]*(?:'[^'\n]*'|"[^"\n]*"))?"""
-_TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME}[ ]*|{_NAME}(?:[ ]+(?:{_ATTRIBUTE})?)*[ ]*/?[ ]*)>"
+_TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME}[ ]*|{_NAME}(?:[ ]+{_ATTRIBUTE})*[ ]*+(?:/[ ]*)?)>"
 
+# Lengths are bounded where every token would otherwise be compared with all the rest of a text without spaces.
 _STOPS = r' \t\n\x0c\r"<>|(){}'  # characters that no address holds
 _URL_END = rf"[^{_STOPS}.!?,-]"
 _PATH = rf"""(?:/[^ \t\n\x0c\r"<>|()]+{_URL_END})?"""
 _URL = rf"(?i:https?)://[^{_STOPS}]+{_URL_END}"
 _WWW = rf"(?i:www)\.(?:[^{_STOPS}.!?,]+\.)+[a-zA-Z]{{2,4}}{_PATH}"
-_SITE = rf"(?:[^{_STOPS}`'!?$,-_]+\.)+(?i:com|net|org|edu){_PATH}"  # `,-_` is a range: digits and capitals are out too
-_MAIL = rf"(?:&lt;|<)?[a-zA-Z0-9][^{_STOPS}\xa0]*@(?:[^{_STOPS}.\xa0]+\.)*[^{_STOPS}.\xa0]+(?:&gt;|>)?"
+_SITE = rf"(?:[^{_STOPS}`'!?$,-_]+\.){{1,99}}(?i:com|net|org|edu){_PATH}"  # `,-_` is a range: digits and capitals are out too
+_MAIL = rf"(?:(?i:&lt;)|<)?[a-zA-Z0-9][^{_STOPS}\xa0]{{0,999}}@(?:[^{_STOPS}.\xa0]+\.)*[^{_STOPS}.\xa0]+(?:(?i:&gt;)|>)?"
 _ENDINGS = (
-    "3gp|avi|bat|bmp|bz2|c|cgi|class|cpp|dll|docx?|exe|flv|gif|gz|h|html?|jar|java|jpe?g|mov|mp[34g]|mpeg|pdf|php|pl|png|ppt|ps|py"
-    "|sql|tar|txt|wav|wm[av]?|xml|x|zip"
+    "bat|bmp|c|cgi|class|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
 )
 _FILE = rf"{_INNER}+(?:\.{_INNER}+)*\.(?i:{_ENDINGS})"
 
@@ -148,28 +149,26 @@ def _any_case_after_first(words: str) -> str:
     return "(?:" + "|".join(f"{word[0]}(?i:{word[1:]})" for word in words.split()) + ")"
 
 
-# keep their full stop wherever they stand
-_TITLES = (
-    _any_of(
-        "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs "
-        "hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens "
-        "sfc sgt spc st ste supt supts treas vs wm"
-    )
-    + "|[Mm][tf]g"
+# Abbreviations: these keep their full stop wherever they stand,
+_TITLE_WORDS = (
+    "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs hon "
+    "insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt "
+    "spc st ste supt supts treas vs wm"
 )
-# the same, but a capital letter glued to them is another token ("Co.X")
-_SHORTENED = (
-    _any_of(
-        "al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri ga "
-        "inc ind intl jan jr jul jun kan kans ky ltd md mich minn mo mon mont neb nev nov oct okla penn plc rd rt sep sept seq sq "
-        "sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
-    )
-    + "|"
-    + _any_case_after_first("Ark Az Del Ill La Mass Miss Ore Pa Tex Wash")  # words in their own right when small
-    + r"|[Pp][Pp]?[Tt][ye]s?|(?:[Pp][Hh]|[Ee][Dd])\.[Dd]"
+# these too, but a capital letter glued to them is another token ("Co.X"),
+_SHORT_WORDS = (
+    "al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext feb fla fri ga inc "
+    "ind intl jan jr jul jun kan kans ky ltd md mich minn mo mon mont neb nev nov oct okla penn plc rd rt sep sept seq sq sr sys "
+    "tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"
 )
-# keep it only before a number
-_NUMBERED = _any_of("art ca fig figs no nos op pp prop")
+_SHORT_NAMES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # these only with a capital, being words otherwise,
+_NUMBER_WORDS = "art ca fig figs no nos op pp prop"  # these only before a number,
+_ODD_WORDS = "mfg mtg pte ptes ppte pptes pty ptys ppty pptys"  # and these with a case of their own.
+ABBREVIATIONS = frozenset(f"{_TITLE_WORDS} {_SHORT_WORDS} {_SHORT_NAMES.lower()} {_NUMBER_WORDS} {_ODD_WORDS}".split())
+
+_TITLES = f"{_any_of(_TITLE_WORDS)}|[Mm][tf]g"
+_SHORTENED = f"{_any_of(_SHORT_WORDS)}|{_any_case_after_first(_SHORT_NAMES)}|[Pp][Pp]?[Tt][ye]s?|" + r"(?:[Pp][Hh]|[Ee][Dd])\.[Dd]"
+_NUMBERED = _any_of(_NUMBER_WORDS)
 # a single letter before one of these ends a sentence and loses its full stop ("plan B. The ...")
 _STARTERS = (
     _any_case_after_first(
@@ -203,8 +202,8 @@ RULES = (
     _rule("a", "(?i:cannot|gonna|gotta|lemme|gimme|wanna)", _first(3), taken=3),
     _rule("'", "'(?i:t)(?i:is|was)", _first(2), taken=2),
     _rule("<", _TAG, _joined),
-    _rule("&\x96\x97\u2013\u2014\u2015", "&(?:MD|mdash|ndash);|[\x96\x97\u2013\u2014\u2015]", _constant("--")),
-    _rule("&", "&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);", _as_is),
+    _rule("&\x96\x97\u2013\u2014\u2015", "(?i:&(?:md|mdash|ndash);)|[\x96\x97\u2013\u2014\u2015]", _constant("--")),
+    _rule("&", "(?i:&(?:ht|tl|ur|lr|qc|ql|qr|odq|cdq|#[0-9]+);)", _as_is),
     _rule("a&", _WORD, before=_CLITIC),
     _rule("a", "[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", before=_NOT),
     _rule("a&", _WORD),
@@ -224,7 +223,7 @@ RULES = (
     _rule("0", rf"(?:[{_D}]{{1,4}}[- \xa0])?[{_D}]{{1,4}}(?:\\?/|\u2044)[{_D}]{{1,4}}", _joined),
     _rule("*", "[\xbc\xbd\xbe\u2153-\u215e]", _mapped(_FRACTIONS)),
     _rule("-", "-(?i:[lr][rcs]b)-"),
-    _rule("a", r"C\.D\.s|(?i:pro|anti)-|S(?:&|&amp;)(?:P-500|Ls)"),
+    _rule("a", rf"C\.D\.s|(?i:pro|anti)-|S{_AMPERSAND}(?:P-500|Ls)"),
     _rule("'&\x92\u2019", f"{_APOSTROPHE}[0-9][0-9]", _as_is, before=_GAP),
     _rule("a0", _SLASHED),
     _rule("a", _AMPERSANDED),
@@ -244,12 +243,12 @@ RULES = (
     _rule("<>:;=", _SMILEY, _round_brackets, before="[^A-Za-z0-9]"),
     _rule("a-^=~<>'(", _FACE, _round_brackets),
     _rule("0(+", _PHONE, lambda token: _round_brackets(_joined(token))),
-    _rule('"&', '"|&quot;', _constant("``"), before="[A-Za-z0-9$]"),
-    _rule('"&', '"|&quot;', _constant("''")),
-    _rule("&", "&lt;|&gt;|&amp;", _mapped(_NAMED)),
+    _rule('"&', '"|(?i:&quot;)', _mapped({'"': "``", "&quot;": "``"}), before="[A-Za-z0-9$]"),
+    _rule('"&', '"|(?i:&quot;)', _mapped({'"': "''", "&quot;": "''"})),
+    _rule("&", "(?i:&(?:lt|gt|amp);)", lambda token: _NAMED[token.lower()]),
     _rule("'", "'", _constant("`"), before="[A-Za-z][^ \t\n\r\xa0]"),
     _rule("'&\x92\u2019", _CLITIC, _straight),
-    _rule("'&", "''?|&apos;", _straight),
+    _rule("'&", "''?|(?i:&apos;)", _straight),
     _rule("*`", "[\x92\u2019`\u2018-\u201f\x91\x93\x94\u2039\u203a\xab\xbb]{1,2}", _quotes),
     _rule(".\x85\u2026", r"\.{3,5}|(?:\.[ \xa0]){2,4}\.|[\x85\u2026]", _constant("...")),
     _rule("-", "-{2,4}(?!-)", _constant("--")),
@@ -259,5 +258,5 @@ RULES = (
     _rule("a", r"[cC]\+\+|[cCfF]#"),
     _rule("<>", "<<|>>"),
     _rule("*.+,;:%&/\\$<=>~^|", rf"[.+,;:%&/\\$<>=~^|\u2044{character_class(SYMBOLS)}]"),
-    _rule("*&", f"(?:[{SPACES}]|&nbsp;)+", _nothing),
+    _rule("*&", f"(?:[{SPACES}]|(?i:&nbsp;))+", _nothing),
 )

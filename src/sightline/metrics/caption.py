@@ -1,0 +1,312 @@
+"""BLEU, ROUGE-L and CIDEr-D of tokenised captions, on the scale and with the constants of pycocoevalcap.
+
+Each function takes the tokens of one candidate and of its references per item (`sightline.metrics.ptb`) and returns values per
+item; `score_captions` does the whole way from texts to scores with intervals. METEOR is not here: its paraphrase tables exist
+for Java only. Where a definition looks odd (ROUGE-L takes the best precision and the best recall of different references) it is
+that of the official scorers, because numbers must compare.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sightline.metrics.ngrams import NGrams, Words, as_words, count_ngrams
+from sightline.metrics.ptb import tokenize_all
+from sightline.metrics.statistics import Statistic, bootstrap, mean_of
+from sightline.runtime.logs import logger
+from sightline.types import Score
+
+MAX_ORDER = 4
+FEW_IMAGES = 100  # below it document frequencies are too coarse for CIDEr-D to compare with published values
+CAPTION_METRICS = ("bleu", "cider", "rouge")
+
+_TINY, _SMALL = 1e-15, 1e-9  # keep BLEU finite where a count is 0; they show in the value, so they are those of the official one
+_ROUGE_BETA = 1.2
+_CIDER_SIGMA = 6.0
+_CIDER_SCALE = 10.0
+
+
+def score_captions(
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str] = CAPTION_METRICS,
+    *,
+    frequencies: Sequence[Sequence[str]] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Scores texts against their references.
+
+    Args:
+        candidates: one text per item.
+        references: for each item its references, at least one.
+        metrics: of "bleu" (four scores), "rouge" and "cider".
+        frequencies: references of a fixed corpus from which CIDEr-D takes its document frequencies, one list per image; by
+            default those of `references`.
+        resamples: bootstrap resamples of the items for the 95 % intervals.
+        seed: of the resampling.
+
+    Returns:
+        Scores by name: `bleu_1` to `bleu_4`, `rouge_l`, `cider_d`. BLEU's value and interval are those of the corpus (counts are
+        summed before the ratio), its items are per caption.
+
+    Raises:
+        ValueError: the lengths differ, there is no item, an item has no reference, or a metric is unknown.
+    """
+    unknown = sorted(set(metrics) - set(CAPTION_METRICS))
+    if unknown:
+        raise ValueError(f"unknown caption metric {unknown[0]!r}; known are {', '.join(CAPTION_METRICS)}")
+    if not candidates or len(candidates) != len(references) or not all(references):
+        raise ValueError(f"{len(candidates)} candidates and {len(references)} lists of references; each item needs both")
+    candidate_tokens = tokenize_all(candidates)
+    reference_tokens = _tokenize_groups(references)
+    scores: dict[str, Score] = {}
+    if "bleu" in metrics:
+        statistics = bleu(candidate_tokens, reference_tokens)
+        items = statistics.per_item()
+        for order in range(MAX_ORDER):
+            scores[f"bleu_{order + 1}"] = _score(
+                f"bleu_{order + 1}", statistics.corpus(order + 1), items[:, order], resamples, seed
+            )
+    if "rouge" in metrics:
+        values = rouge_l(candidate_tokens, reference_tokens)
+        scores["rouge_l"] = _score("rouge_l", mean_of(values), values, resamples, seed)
+    if "cider" in metrics:
+        values = cider_d(candidate_tokens, reference_tokens, None if frequencies is None else _tokenize_groups(frequencies))
+        scores["cider_d"] = _score("cider_d", mean_of(values), values, resamples, seed)
+    return scores
+
+
+def _score(name: str, statistic: Statistic, items: Float[np.ndarray, " N"], resamples: int, seed: int) -> Score:
+    interval = bootstrap(statistic, len(items), resamples=resamples, seed=seed)
+    return Score(name, interval.value, interval.low, interval.high, tuple(items.tolist()))
+
+
+def _tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+    tokens = iter(tokenize_all([text for group in groups for text in group]))
+    return [[next(tokens) for _ in group] for group in groups]
+
+
+# BLEU -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BleuStatistics:
+    """What BLEU is made of, per item; sums over items give the corpus value.
+
+    Attributes:
+        matches_NO: n-grams of the candidate that a reference has too, clipped at the largest count in one reference.
+        guesses_NO: n-grams of the candidate.
+        length_N: words of the candidate.
+        reference_length_N: words of the reference of closest length; of two equally close the shorter.
+    """
+
+    matches_NO: Int[np.ndarray, "N O"]
+    guesses_NO: Int[np.ndarray, "N O"]
+    length_N: Int[np.ndarray, " N"]
+    reference_length_N: Int[np.ndarray, " N"]
+
+    def per_item(self) -> Float[np.ndarray, "N O"]:
+        """BLEU-1 to BLEU-4 of each item by itself."""
+        return _bleu(self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N)
+
+    def corpus(self, order: int) -> Statistic:
+        """Corpus BLEU of an order as a function of how often each item is drawn."""
+        sums_of = np.column_stack([self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N]).astype(float)
+        num_orders = self.matches_NO.shape[1]
+
+        def statistic(draws_RN: Int[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
+            sums = draws_RN.astype(float) @ sums_of
+            matches, guesses = sums[:, :num_orders], sums[:, num_orders : 2 * num_orders]
+            return _bleu(matches, guesses, sums[:, -2], sums[:, -1])[:, order - 1]
+
+        return statistic
+
+
+def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> BleuStatistics:
+    """Counts for BLEU (Papineni et al. 2002) with the closest reference length."""
+    groups = _Groups(candidates, references)
+    num_items = len(candidates)
+    matches = np.zeros((num_items, MAX_ORDER), dtype=np.int64)
+    for order, grams in enumerate(count_ngrams(groups.sentences, MAX_ORDER)):
+        mine, theirs = groups.split(grams)
+        keys = groups.item[theirs.sentence] * max(grams.num_grams, 1) + theirs.gram
+        largest_keys, where = np.unique(keys, return_inverse=True)
+        largest = np.zeros(len(largest_keys), dtype=np.int64)
+        np.maximum.at(largest, where, theirs.count)
+        found, place = _find(largest_keys, mine.sentence * max(grams.num_grams, 1) + mine.gram)
+        clipped = np.minimum(mine.count[found], largest[place])
+        matches[:, order] = np.bincount(mine.sentence[found], clipped, num_items).astype(np.int64)
+    lengths = groups.lengths[:num_items]
+    closest = [
+        min((abs(int(length) - int(mine)), int(length)) for length in group)[1]
+        for mine, group in zip(lengths, groups.reference_lengths(), strict=True)
+    ]
+    guesses = np.maximum(lengths[:, None] - np.arange(MAX_ORDER), 0)
+    return BleuStatistics(matches, guesses, lengths, np.array(closest, dtype=np.int64))
+
+
+def _bleu(
+    matches: Float[np.ndarray, "N O"],
+    guesses: Float[np.ndarray, "N O"],
+    length: Float[np.ndarray, " N"],
+    reference_length: Float[np.ndarray, " N"],
+) -> Float[np.ndarray, "N O"]:
+    """`exp(min(0, 1 - r/c)) * (prod_k p_k)^(1/n)` for n = 1 to 4."""
+    precisions = (matches + _TINY) / (guesses + _SMALL)
+    value = np.cumprod(precisions, axis=1) ** (1 / np.arange(1, matches.shape[1] + 1))
+    ratio = (length + _TINY) / (reference_length + _SMALL)
+    return value * np.exp(np.minimum(0, 1 - 1 / ratio))[:, None]
+
+
+# ROUGE-L --------------------------------------------------------------------------------------------------------------------
+
+
+def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> Float[np.ndarray, " N"]:
+    """F-measure of the longest common subsequence (Lin 2004), beta 1.2.
+
+    `F = (1 + b^2) P R / (R + b^2 P)` with P the largest `lcs / |candidate|` and R the largest `lcs / |reference|` over the
+    references, each by itself. An empty text counts as one empty token.
+    """
+    values = np.zeros(len(candidates))
+    for index, (candidate, group) in enumerate(zip(candidates, references, strict=True)):
+        mine = list(candidate) or [""]
+        places: dict[str, int] = {}
+        for place, token in enumerate(mine):
+            places[token] = places.get(token, 0) | 1 << place
+        precision = recall = 0.0
+        for reference in group:
+            theirs = list(reference) or [""]
+            common = _common_length(places, len(mine), theirs)
+            precision, recall = max(precision, common / len(mine)), max(recall, common / len(theirs))
+        if precision and recall:
+            values[index] = (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
+    return values
+
+
+def _common_length(places: dict[str, int], length: int, other: Words) -> int:
+    """Length of the longest common subsequence: one row of the table as the bits of a number, a zero bit is a step up."""
+    everything = (1 << length) - 1
+    row = everything
+    for token in other:
+        matching = row & places.get(token, 0)
+        row = ((row + matching) | (row - matching)) & everything
+    return length - row.bit_count()
+
+
+# CIDEr-D --------------------------------------------------------------------------------------------------------------------
+
+
+def cider_d(
+    candidates: Sequence[Words],
+    references: Sequence[Sequence[Words]],
+    frequencies: Sequence[Sequence[Words]] | None = None,
+) -> Float[np.ndarray, " N"]:
+    """CIDEr-D (Vedantam et al. 2015), 0 to 10 per item.
+
+    `g(w) = count(w) (log M - log max(1, df(w)))` with M images and df(w) of them having the n-gram w in a reference; per n
+    `sum_w min(g_c, g_r) g_r / (|g_c| |g_r|) * exp(-(l_c - l_r)^2 / (2 sigma^2))`, mean over n = 1..4 and over references, times
+    10; sigma 6. `l` counts bigrams, as the official scorer does.
+
+    Args:
+        candidates: tokens of one candidate per image.
+        references: tokens of the references of each image.
+        frequencies: tokens of the references of another set of images that document frequencies and M are counted over.
+    """
+    groups = _Groups(candidates, references, frequencies)
+    _warn_of_few(groups.num_documents, len(candidates), frequencies is not None)
+    num_items, num_sentences = len(candidates), len(groups.lengths)
+    reference_sentences = np.arange(num_items, groups.end)
+    total = np.zeros(num_sentences)
+    for grams in count_ngrams(groups.sentences, MAX_ORDER):
+        mine, theirs = groups.split(grams)
+        frequency = groups.document_frequency(grams)
+        weight = np.log(groups.num_documents) - np.log(np.maximum(1.0, frequency))
+        mine_tfidf, their_tfidf = mine.count * weight[mine.gram], theirs.count * weight[theirs.gram]
+        norm = np.sqrt(
+            np.bincount(mine.sentence, mine_tfidf**2, num_sentences) + np.bincount(theirs.sentence, their_tfidf**2, num_sentences)
+        )
+        found, place = _find(
+            mine.sentence * max(grams.num_grams, 1) + mine.gram,
+            groups.item[theirs.sentence] * max(grams.num_grams, 1) + theirs.gram,
+        )
+        shared = np.minimum(mine_tfidf[place], their_tfidf[found]) * their_tfidf[found]
+        similarity = np.bincount(theirs.sentence[found], shared, num_sentences)[reference_sentences]
+        norms = norm[groups.item[reference_sentences]] * norm[reference_sentences]
+        total[reference_sentences] += np.divide(similarity, norms, out=np.zeros_like(norms), where=norms > 0)
+    bigrams = np.maximum(groups.lengths - 1, 0)
+    item = groups.item[reference_sentences]
+    distance = (bigrams[item] - bigrams[reference_sentences]).astype(float)
+    per_reference = total[reference_sentences] / MAX_ORDER * np.exp(-(distance**2) / (2 * _CIDER_SIGMA**2))
+    return _CIDER_SCALE * np.bincount(item, per_reference, num_items) / np.bincount(item, minlength=num_items)
+
+
+def _warn_of_few(num_documents: int, num_items: int, is_fixed: bool) -> None:
+    if num_documents >= FEW_IMAGES:
+        return
+    where = f"a corpus of {num_documents}" if is_fixed else f"only {num_items}"
+    effect = "every value is 0" if num_documents == 1 else "values do not compare with those of a larger set"
+    logger.warning(
+        "CIDEr-D takes its document frequencies from %s image%s: %s. Count them over a larger fixed corpus (--idf FILE).",
+        where,
+        "" if num_documents == 1 else "s",
+        effect,
+    )
+
+
+class _Groups:
+    """Candidates, their references, and the corpus of document frequencies as one list of sentences: the n-grams of all three
+    then share one numbering."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Words],
+        references: Sequence[Sequence[Words]],
+        frequencies: Sequence[Sequence[Words]] | None = None,
+    ) -> None:
+        self.num_items = len(candidates)
+        self.sizes = np.array([len(group) for group in references], dtype=np.int64)
+        flat = [sentence for group in references for sentence in group]
+        self.sentences = [as_words(sentence) for sentence in [*candidates, *flat]]
+        self.end = len(self.sentences)
+        # item of each sentence: candidates count up, references repeat their item's number
+        item = [np.arange(self.num_items), np.repeat(np.arange(self.num_items), self.sizes)]
+        self.num_documents = self.num_items
+        self.is_fixed = frequencies is not None
+        if frequencies is not None:
+            self.num_documents = len(frequencies)
+            self.sentences += [as_words(sentence) for group in frequencies for sentence in group]
+            item.append(np.repeat(np.arange(len(frequencies)), [len(group) for group in frequencies]))
+        self.item = np.concatenate(item)
+        self.lengths = np.array([len(words) for words in self.sentences], dtype=np.int64)
+
+    def reference_lengths(self) -> list[Int[np.ndarray, " R"]]:
+        """Numbers of words of each item's references."""
+        return np.split(self.lengths[self.num_items : self.end], np.cumsum(self.sizes)[:-1])
+
+    def split(self, grams: NGrams) -> tuple[NGrams, NGrams]:
+        """The n-grams of the candidates and those of their references."""
+        return _part(grams, 0, self.num_items), _part(grams, self.num_items, self.end)
+
+    def document_frequency(self, grams: NGrams) -> Float[np.ndarray, " G"]:
+        """In how many images' references each n-gram occurs."""
+        documents = _part(grams, self.end, len(self.sentences)) if self.is_fixed else _part(grams, self.num_items, self.end)
+        width = max(grams.num_grams, 1)
+        keys = np.unique(self.item[documents.sentence] * width + documents.gram)
+        return np.bincount(keys % width, minlength=grams.num_grams).astype(float)
+
+
+def _part(grams: NGrams, first: int, end: int) -> NGrams:
+    part = slice(*np.searchsorted(grams.sentence, (first, end)))
+    return NGrams(grams.sentence[part], grams.gram[part], grams.count[part], grams.num_grams)
+
+
+def _find(sorted_keys: Int[np.ndarray, " K"], wanted: Int[np.ndarray, " W"]) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
+    """Indices of the wanted keys that exist, and their places among the sorted ones."""
+    place = np.searchsorted(sorted_keys, wanted)
+    exists = place < len(sorted_keys)
+    exists[exists] = sorted_keys[place[exists]] == wanted[exists]
+    found = np.flatnonzero(exists)
+    return found, place[found]

@@ -1,0 +1,131 @@
+"""How sure a score is: bootstrap intervals, paired differences of two systems, and McNemar's exact test.
+
+All resampling draws items with replacement. A statistic is written as a function of how often each item was drawn, `[R, N]`
+counts in and `[R]` values out, so that a mean and a corpus-level ratio such as BLEU are both one matrix product.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Statistic = Callable[[Int[np.ndarray, "R N"]], Float[np.ndarray, " R"]]
+
+_CHUNK = 4_000_000  # draws held at once: 32 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A value and its percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """First minus second system on the same items, its interval, and the two-sided bootstrap p-value of "no difference"."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """Items that only the first or only the second system gets right, and the exact two-sided p-value."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mean_of(values: Sequence[float] | Float[np.ndarray, " N"]) -> Statistic:
+    """The mean over the drawn items."""
+    values_N = np.asarray(values, dtype=float)
+
+    def statistic(draws_RN: Int[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
+        return draws_RN @ values_N / draws_RN.sum(axis=1)
+
+    return statistic
+
+
+def bootstrap(statistic: Statistic, num_items: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+
+    Args:
+        statistic: of how often each item is drawn.
+        num_items: at least 1.
+        resamples: number of resamples.
+        seed: equal seeds draw equal items, whatever the statistic.
+        level: share of the distribution inside the interval.
+
+    Raises:
+        ValueError: no items, no resamples, or a level outside 0 to 1.
+    """
+    values = np.concatenate([statistic(draws) for draws in _draws(num_items, resamples, seed)])
+    low, high = _percentiles(values, level)
+    return Interval(_all_items(statistic, num_items), low, high)
+
+
+def paired_bootstrap(
+    first: Statistic, second: Statistic, num_items: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Difference:
+    """Difference of two systems on the same items; every resample draws the same items for both.
+
+    The p-value is twice the smaller share of resamples on one side of zero, zero counted on both sides, with one added to
+    numerator and denominator: it is never 0.
+
+    Raises:
+        ValueError: as `bootstrap`.
+    """
+    parts = [first(draws) - second(draws) for draws in _draws(num_items, resamples, seed)]
+    differences = np.concatenate(parts)
+    low, high = _percentiles(differences, level)
+    smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    value = _all_items(first, num_items) - _all_items(second, num_items)
+    return Difference(value, low, high, min(1.0, 2 * (smaller + 1) / (resamples + 1)))
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """Exact McNemar test (binomial with probability 1/2 on the items where the two disagree).
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"McNemar's test is paired: {len(first)} and {len(second)} items")
+    only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
+    trials, fewer = only_first + only_second, min(only_first, only_second)
+    # logarithms, since 2^-trials leaves the range of float beyond 1,074 trials
+    steps = [0.0] + [math.log((trials - k + 1) / k) for k in range(1, fewer + 1)]
+    logs = np.cumsum(steps) - trials * math.log(2)
+    return McNemar(only_first, only_second, min(1.0, 2 * float(np.exp(logs).sum())))
+
+
+def _draws(num_items: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "R N"]]:
+    """How often each item is drawn in each resample, a few resamples at a time."""
+    if num_items < 1 or resamples < 1:
+        raise ValueError(f"a bootstrap needs items and resamples, got {num_items} items and {resamples} resamples")
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // num_items)
+    for done in range(0, resamples, rows):
+        count = min(rows, resamples - done)
+        items = generator.integers(num_items, size=(count, num_items)) + np.arange(count)[:, None] * num_items
+        yield np.bincount(items.ravel(), minlength=count * num_items).reshape(count, num_items)
+
+
+def _all_items(statistic: Statistic, num_items: int) -> float:
+    return float(statistic(np.ones((1, num_items), dtype=np.int64))[0])
+
+
+def _percentiles(values: Float[np.ndarray, " R"], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"the level of an interval lies between 0 and 1, got {level}")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
