@@ -153,7 +153,13 @@ def test_an_unknown_turn_is_no_turn(orientation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0MM\0\x2a\xff\xff\xff\xff", b"Exif\0\0II\x2a\0\x08\0\0\0\xff\xff" + b"\x12\1" * 30]
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no header at all",
+        b"Exif\0\0MM\0\x2a\xff\xff\xff\xff",
+        b"Exif\0\0II\x2a\0\x08\0\0\0\xff\xff" + b"\x12\1" * 30,
+    ],
 )
 def test_torn_exif_does_not_cost_the_picture(exif: bytes) -> None:
     data = encode(corners(), "PNG", exif=exif)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import DistributedError, StorageError
+from sightline.runtime import workers
 from sightline.runtime.workers import TASKS_PER_WORKER, GuardedPool, TaskFailure
 from tests.runtime import worker_hooks
 from tests.runtime.worker_hooks import act
@@ -126,6 +127,23 @@ def test_an_endless_input_is_taken_only_as_needed() -> None:
         assert pool.run(("double", 5)) == 10, "the pool can be used again"
 
 
+def test_a_child_that_is_killed_just_after_its_answer_does_not_meet_the_next_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = workers._Child.run
+    with GuardedPool(act, 1) as pool:
+        for number in range(10):
+            batch = workers._Batch()
+
+            def run_and_cancel(child: workers._Child, task: object, batch: workers._Batch = batch) -> object:
+                outcome = run(child, task)
+                batch.cancel()
+                return outcome
+
+            monkeypatch.setattr(workers._Child, "run", run_and_cancel)
+            assert pool._run(("double", number), batch) == 2 * number
+            monkeypatch.setattr(workers._Child, "run", run)
+            assert pool.run(("double", number)) == 2 * number
+
+
 def test_large_tasks_and_results_pass() -> None:
     with GuardedPool(act, 2) as pool:
         assert [len(outcome) for outcome in pool.map([("bytes", b"x" * 5_000_000)] * 3)] == [5_000_000] * 3
@@ -169,9 +187,9 @@ def test_memory_is_limited_beyond_what_a_child_has_at_rest() -> None:
 def test_children_are_quiet_and_deaf_and_import_no_torch(capfd: pytest.CaptureFixture[str]) -> None:
     with GuardedPool(act, 1) as pool:
         assert pool.run(("modules", 0)) == []
-        assert pool.run(("settings", 0)) == (True, "1", "")
-        sizes = [pool.run(("chatter", 0)) for _ in range(3)]
-    assert len(set(sizes)) == 1, "what a task prints is forgotten before the next"
+        assert pool.run(("settings", 0)) == (True, True, "1", "")
+        sizes = [pool.run(("chatter", length)) for length in (500_000, 10, 20)]
+    assert sizes == [1_000_000, 20, 40], "what a task prints is forgotten before the next"
     assert capfd.readouterr() == ("", "")
 
 
@@ -249,9 +267,10 @@ def test_limits_out_of_range_are_refused(numbers: tuple[int, float, int]) -> Non
 
 
 PARENT = """
-import os, sys
+import os, signal, sys
 from sightline.runtime.workers import GuardedPool
 from tests.runtime.worker_hooks import act
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs deaf to it
 with GuardedPool(act, 2, timeout_s=float(sys.argv[2])) as pool:
     print(pool.run(("pid", 0)), flush=True)
     list(pool.map([("touch", sys.argv[1]), ("loop", 0)]))

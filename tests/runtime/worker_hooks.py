@@ -34,15 +34,16 @@ def _sleep(seconds: float) -> float:
     return seconds
 
 
-def _chatter(value: Any) -> int:
-    sys.stdout.write("noise" * 100_000)
-    sys.stderr.write("noise" * 100_000)
+def _chatter(length: int) -> int:
+    sys.stdout.write("n" * length)
+    sys.stderr.write("n" * length)
     sys.stdout.flush()
     return os.fstat(2).st_size
 
 
-def _settings(value: Any) -> tuple[bool, str, str]:
-    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.environ["OMP_NUM_THREADS"], sys.stdin.read()
+def _settings(value: Any) -> tuple[bool, bool, str, str]:
+    is_deaf, is_apart = signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.getpgrp() == os.getpid()
+    return is_deaf, is_apart, os.environ["OMP_NUM_THREADS"], sys.stdin.read()
 
 
 def _touch(path: str) -> None:
