@@ -1,5 +1,6 @@
 """`prepare`: every record is accounted for, the result does not depend on workers or interruptions, and OUT is whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
@@ -232,6 +233,32 @@ def test_a_file_that_changes_under_our_hands_is_skipped(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(prepare, "check_image", check)
     assert prepared("records", source, tmp_path / "out")["skipped"] == {"image_changed": 1}
+
+
+def test_where_no_links_can_be_made_images_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source = records_source(tmp_path / "in", 3)
+    prepared("records", source, tmp_path / "out")
+    stored = tmp_path / "out" / open_dataset(tmp_path / "out").record(0).images[0]
+    assert stored.read_bytes() == picture(0)
+    assert not stored.samefile(source / "pictures/0.png")
+
+
+def test_a_link_that_a_kill_left_behind_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half-landed image of a killed try is a hard link to a picture of the user's."""
+    source = records_source(tmp_path / "in", 3)
+    work = tmp_path / "out.preparing"
+    work.mkdir()
+    os.link(source / "pictures/2.png", work / "landing")
+    prepared("records", source, tmp_path / "out")
+    assert [(source / f"pictures/{index}.png").read_bytes() for index in range(3)] == [picture(index) for index in range(3)]
+    os.link(source / "pictures/2.png", tmp_path / "taken")
+    with pytest.raises(FileExistsError):
+        landing._bring(source / "pictures/0.png", tmp_path / "taken")
+    assert (source / "pictures/2.png").read_bytes() == picture(2)
 
 
 # The budget -----------------------------------------------------------------------------------------------------------------

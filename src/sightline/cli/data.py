@@ -27,6 +27,8 @@ def prepare(
     by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps a picture in one.")] = "id",
     sample: Annotated[int | None, typer.Option(help="Take this many records at random.", min=1)] = None,
     mapping: Annotated[list[str] | None, typer.Option("--map", help="FIELD=KEY: the source's key for a field.")] = None,
+    subset: Annotated[str, typer.Option(help="hf: configuration of the data set.")] = "",
+    revision: Annotated[str, typer.Option(help="hf: commit, tag or branch on the Hub.")] = "",
     text_only: Annotated[bool, typer.Option(help="Leave the images out and keep the text.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; all cores by default.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Of splits, samples and generators.")] = 0,
@@ -52,6 +54,8 @@ def prepare(
         source=SourceOptions(
             images=images,
             mapping=parse_mapping(mapping or ()),
+            subset=subset,
+            revision=revision,
             text_only=text_only,
             seed=seed,
             count=count,

@@ -8,6 +8,8 @@ each content once, and keeps a journal, so that a prepare that was killed does n
 import filecmp
 import hashlib
 import json
+import os
+import shutil
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 
 from sightline.data.images import DEFAULT_LIMITS, inspect_image, open_image, read_image_file
 from sightline.errors import RecordError
-from sightline.runtime.storage import JsonLines, link_or_copy, sha256_file
+from sightline.runtime.storage import JsonLines, sha256_file
 from sightline.runtime.workers import TaskFailure
 from sightline.types import ImageInfo
 
@@ -109,6 +111,7 @@ class ImageStore:
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
         self._landing = work / "landing"
+        self._landing.unlink(missing_ok=True)
         self._journal = JsonLines(work / "journal.jsonl")  # cuts a torn last line off
         self._earlier = _Journal(work / "journal.jsonl")
 
@@ -165,27 +168,47 @@ class ImageStore:
     def _store(self, source: Path | bytes, slot: Slot) -> str:
         assert slot.checked is not None
         sha256, suffix = slot.checked.sha256, slot.checked.suffix
-        temporary = self._landing
-        temporary.unlink(missing_ok=True)
         try:
-            if isinstance(source, bytes):
-                temporary.write_bytes(source)
-            else:
-                link_or_copy(source, temporary)
-                if image_key(source) != slot.key or temporary.stat().st_size != int(slot.key.split("|")[-2]):
-                    raise RecordError("image_changed", f"{source} changed while it was read")
+            _bring(source, self._landing)
+            if isinstance(source, Path) and not _is_unchanged(source, self._landing, slot.key):
+                raise RecordError("image_changed", f"{source} changed while it was read")
             for digits in (NAME_DIGITS, 64):
                 name = f"images/{sha256[:2]}/{sha256[:digits]}.{suffix}"
                 target = self.folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
                 if not target.exists() or sha256_file(target)[:digits] != sha256[:digits]:
-                    temporary.replace(target)  # also over a torn file of a try that the power failed
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._landing.replace(target)  # also over a torn file of a try that the power failed
                     return name
-                if filecmp.cmp(temporary, target, shallow=False):
+                if filecmp.cmp(self._landing, target, shallow=False):
+                    self._landing.unlink()
                     return name
             raise AssertionError("two files of one sha256")
-        finally:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            self._landing.unlink(missing_ok=True)
+            raise
+
+
+def _bring(source: Path | bytes, target: Path) -> None:
+    """Bytes, a hard link, or where none can be made a copy, under a name that must be free.
+
+    Were the name taken by a link to another image, a copy would write into that image.
+    """
+    if isinstance(source, Path):
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links
+    with target.open("xb") as file:
+        if isinstance(source, bytes):
+            file.write(source)
+        else:
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file, 1 << 20)
+
+
+def _is_unchanged(source: Path, landed: Path, key: str) -> bool:
+    return image_key(source) == key and landed.stat().st_size == int(key.split("|")[-2])
 
 
 def name_number(name: str) -> np.uint64:

@@ -21,6 +21,7 @@ from sightline.data.landing import ImageStore, Slot, Slots, check_image, image_k
 from sightline.data.shards import remove_unsharded, write_shards
 from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
 from sightline.data.sources.base import Format, uniform
+from sightline.data.sources.boxes import kept_boxes, pixel_fractions
 from sightline.data.splitting import SplitRule
 from sightline.errors import BudgetError, DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import faults
@@ -101,10 +102,10 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if name not in FORMATS:
         raise UsageError(f"There is no format {name!r}.", f"Formats are {', '.join(FORMATS)}.")
     chosen = FORMATS[name]
-    if (str(path) == "-") != chosen.is_generator:
-        want = "makes its own data: give - as its source" if chosen.is_generator else "needs a file or folder, not -"
+    if (str(path) == "-") != (chosen.takes == "-"):
+        want = "makes its own data: give - as its source" if chosen.takes == "-" else "needs a file or folder, not -"
         raise UsageError(f"Format {name!r} {want}.")
-    if not chosen.is_generator and not path.exists():
+    if chosen.takes == "path" and not path.exists():
         raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
     chosen.check_mapping(options.source.mapping, name)
     if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
@@ -229,7 +230,7 @@ class _Preparation:
         return {
             "schema": SCHEMA,
             "format": self.name,
-            "source": self.name if self.format.is_generator else self.path.resolve().name,
+            "source": _source_name(self.path, self.name, self.format),
             "licence": self.options.licence or self.format.licence,
             "options": _told(self.options),
             "input": self.budget.input,
@@ -338,7 +339,18 @@ class _Preparation:
             return Skip(item.where, item.record.id, error.reason, error.message)
         names: list[str] = [name for name, _ in landed]
         infos: list[ImageInfo] = [info for _, info in landed]
-        return replace(item.record, images=tuple(names), image_info=tuple(infos))
+        boxes = item.record.boxes
+        if item.pixel_boxes and infos:
+            size = (infos[0].width, infos[0].height)
+            boxes += kept_boxes([(label, pixel_fractions(box, size), False) for label, box in item.pixel_boxes], self.tally)[0]
+        return replace(item.record, images=tuple(names), image_info=tuple(infos), boxes=boxes)
+
+
+def _source_name(path: Path, format_name: str, chosen: Format) -> str:
+    """Never an absolute path: the same source gives the same bytes wherever it lies."""
+    if chosen.takes == "-":
+        return format_name
+    return path.resolve().name if path.exists() else str(path)
 
 
 def _skip_line(skip: Skip) -> dict[str, Any]:
@@ -352,6 +364,7 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
     told: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
     if rule.shares:
         told |= {"split": dict(rule.shares), "by": rule.by}
+    told |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
     if options.sample is not None:
         told["sample"] = options.sample
     return told
@@ -368,7 +381,7 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     """
     record = item.record
     if text_only:
-        item = replace(item, images=(), sizes=(), hashes=())
+        item = replace(item, images=(), sizes=(), hashes=(), pixel_boxes=())
         record = replace(record, boxes=(), messages=tuple(_without_images(message) for message in record.messages))
     captions = tuple(caption for caption in record.captions if caption.strip())
     if record.captions and not captions:

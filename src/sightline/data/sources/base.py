@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightline.data.sources.roots import ImageRoot
 from sightline.errors import RecordError, UsageError
@@ -41,6 +41,7 @@ class Item:
         where: `file:line` or `file[row]`, for messages.
         sizes: width and height that the source claims for each image; empty when it claims none.
         hashes: sha256 that the source claims for each image; empty when it claims none.
+        pixel_boxes: label and `[x, y, width, height]` in pixels of the first image, for sources that do not know its size.
     """
 
     record: Record
@@ -48,6 +49,7 @@ class Item:
     where: str
     sizes: tuple[tuple[int, int], ...] = ()
     hashes: tuple[str, ...] = ()
+    pixel_boxes: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,21 @@ class SourceOptions:
     Attributes:
         images: folder, zip or tar that image names are relative to; None for the format's own place.
         mapping: our field -> the source's key, as in `--map caption=text`; an empty key switches the field off.
+        subset, revision: of a data set of the Hub.
         text_only: leave images out and keep the text of captions.
         seed, count, level, size, questions: for generators.
     """
 
     images: Path | None = None
     mapping: Mapping[str, str] = field(default_factory=dict)
+    subset: str = ""
+    revision: str = ""
     text_only: bool = False
     seed: int = 0
     count: int = 1000
     level: int = 1
     size: int = 64
     questions: bool = False
-
-    def key(self, name: str, default: str) -> str:
-        """The source's key for our field `name`; empty when it is switched off."""
-        return self.mapping.get(name, default)
 
 
 Reader = Callable[[Path, SourceOptions, Tally], Iterator[Item | Skip]]
@@ -104,13 +105,13 @@ class Format:
         read: the source.
         fields: our fields that `--map` may point at another key.
         licence: what is known of the licence of the published set.
-        is_generator: takes `-` instead of a path.
+        takes: a path that exists, a name (or path) that the reader looks up itself, or `-` for a generator.
     """
 
     read: Reader
     fields: tuple[str, ...] = ("id",)
     licence: str = ""
-    is_generator: bool = False
+    takes: Literal["path", "name", "-"] = "path"
 
     def check_mapping(self, mapping: Mapping[str, str], name: str) -> None:
         """Refuses `--map` of a field that this format does not have.

@@ -33,7 +33,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     """Items of a csv (or tsv) file."""
     file = find_file(path, ("inputs.csv",), (".csv", ".tsv"))
     root = image_root(options, file.parent)
-    keys = Row({}, KEYS, options).keys
+    keys = {**KEYS, **options.mapping}
     rows = CsvRows(file, keys["image"])
     for name, wanted in (("image", [keys["image"]]), ("caption", [keys["caption"], keys["question"]])):
         if not options.text_only and not set(wanted) & set(rows.header):

@@ -1,4 +1,4 @@
-"""Where images named by a source are found: a folder, later a zip or a tar. A name never leads outside of it.
+"""Where images named by a source are found: a folder, a zip or a tar. A name never leads outside of it.
 
 A root hands out a path (a regular file inside the folder, links resolved) or the bytes of an archive's member; it refuses names
 that are absolute, climb, or point elsewhere before any file is opened.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from sightline.errors import DataError, RecordError, UsageError
+from sightline.errors import DataError, RecordError
 from sightline.runtime.storage import safe_join
 
 
@@ -77,14 +77,3 @@ class FirstOf:
                     raise
                 fault = error
         raise fault
-
-
-def open_root(path: Path) -> ImageRoot:
-    """The images under `path`.
-
-    Raises:
-        UsageError: it is no folder.
-    """
-    if path.is_dir():
-        return Folder(path)
-    raise UsageError(f"{path} is not a folder of images.", "Give the folder that image names are relative to with --images.")

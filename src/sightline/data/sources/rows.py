@@ -8,8 +8,11 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
+from types import MappingProxyType
 from typing import Any
 
+from sightline.data.sources.archives import open_root
 from sightline.data.sources.base import (
     ImageRef,
     Item,
@@ -23,13 +26,15 @@ from sightline.data.sources.base import (
     split_name,
 )
 from sightline.data.sources.boxes import kept_boxes, labelled_box
-from sightline.data.sources.roots import FirstOf, ImageRoot, open_root
+from sightline.data.sources.roots import FirstOf, ImageRoot
 from sightline.data.sources.strict_json import JsonStream, json_lines
 from sightline.data.sources.turns import said
 from sightline.errors import DataError, RecordError
 from sightline.types import Box, Record
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+Keys = Mapping[str, str | tuple[str, ...]]
 Numbered = tuple[int, str, dict[str, Any] | RecordError]  # row number, where, the row or what is wrong with it
 
 
@@ -38,19 +43,35 @@ class Row:
 
     Args:
         values: the row as the source has it.
-        keys: our field -> the source's key, for the fields that the format knows.
+        keys: our field -> the source's key, or the keys of which the first that is there is taken.
+        options: whose `mapping` overrides `keys`.
+        templates: our field -> a text with `{key}`s of the row, used where all of them are there; for paths that the row only
+            implies and for questions that it leaves unsaid. A key that is mapped switches its template off.
     """
 
-    def __init__(self, values: Mapping[str, Any], keys: Mapping[str, str], options: SourceOptions) -> None:
+    def __init__(self, values: Mapping[str, Any], keys: Keys, options: SourceOptions, templates: Mapping[str, str] = _NONE) -> None:
         self.values = values
-        self.keys = {name: options.key(name, key) for name, key in {**keys, **options.mapping}.items()}
+        self.keys: Keys = {**keys, **options.mapping}
+        self._templates = {name: text for name, text in templates.items() if name not in options.mapping}
         self._used: set[str] = set()
 
     def get(self, name: str) -> Any:
         """The value of our field; None when the row lacks it or it is switched off."""
-        key = self.keys.get(name, "")
-        self._used.add(key)
-        return self.values.get(key) if key else None
+        keys = self.keys.get(name, "")
+        value = None
+        for key in (keys,) if isinstance(keys, str) else keys:
+            self._used.add(key)
+            value = self.values.get(key) if value is None and key else value
+        return self._filled(name, value)
+
+    def _filled(self, name: str, value: Any) -> Any:
+        template = self._templates.get(name)
+        if template is None or not (value is None or isinstance(value, str)):
+            return value
+        keys = [key for _, key, _, _ in Formatter().parse(template) if key]
+        self._used.update(keys)
+        found = {key: self.values.get(key) for key in keys}
+        return value if None in found.values() else template.format_map(found)
 
     def id(self, number: int, fallback: str | None = None) -> str:
         """The row's id, or else `fallback`, or else its number; `--map id=` numbers all rows.
@@ -79,6 +100,7 @@ class Row:
         images = image_refs(self.get("image"), root, is_base64)
         text = said(self.get, len(images))
         boxes, crowd = self._boxes(tally)
+        pixel_box = self.get("pixel_box")
         record = Record(
             id=self.id(number, fallback_id),
             captions=text.captions,
@@ -89,7 +111,8 @@ class Row:
             meta={**text.meta, **crowd, **self._meta()},
         )
         count_ignored(self.values, self._used, tally)
-        return Item(record, images, where)
+        label = (*text.captions, *text.answers, "")[0]
+        return Item(record, images, where, pixel_boxes=() if pixel_box is None else ((label, pixel_box),))
 
     def _boxes(self, tally: Tally) -> tuple[tuple[Box, ...], dict[str, list[int]]]:
         value = self.get("boxes")
@@ -148,6 +171,10 @@ def find_file(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path
 def json_rows(path: Path, member: str = "") -> Iterator[Numbered]:
     """The rows of a JSON array, of a member of a JSON object that is an array, or of JSON lines (by the suffix).
 
+    Args:
+        path: the file.
+        member: name of the list in an object; `*` when the object's members are the rows, each with its key as `id`.
+
     Raises:
         DataError: the file is damaged or has another form.
     """
@@ -158,6 +185,8 @@ def json_rows(path: Path, member: str = "") -> Iterator[Numbered]:
     with JsonStream(path) as stream:
         if stream.peek() == "[":
             yield from _array_rows(stream)
+        elif member == "*" and stream.peek() == "{":
+            yield from _member_rows(stream)
         elif member and stream.peek() == "{":
             found = False
             for key in stream.members():
@@ -183,7 +212,7 @@ def _array_rows(stream: JsonStream) -> Iterator[Numbered]:
             yield index, where, RecordError("not_an_object", f"the row is {shown(row)}, not an object")
 
 
-def row_files(file: Path, keys: Mapping[str, str], options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+def row_files(file: Path, keys: Keys, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a JSON file whose rows need nothing but their keys; a row without id is called after its image."""
     root = image_root(options, file.parent)
 
@@ -193,6 +222,16 @@ def row_files(file: Path, keys: Mapping[str, str], options: SourceOptions, tally
         return row.item(number, where, root, tally, fallback_id=Path(name).stem if isinstance(name, str) else None)
 
     return items(json_rows(file), build)
+
+
+def _member_rows(stream: JsonStream) -> Iterator[Numbered]:
+    for index, key in enumerate(stream.members()):
+        where = f"{stream.path.name}[{key!r}]"
+        row = stream.value()
+        if isinstance(row, dict):
+            yield index, where, {"id": key, **row}
+        else:
+            yield index, where, RecordError("not_an_object", f"the row is {shown(row)}, not an object")
 
 
 # Images ---------------------------------------------------------------------------------------------------------------------

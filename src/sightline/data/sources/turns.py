@@ -57,7 +57,7 @@ def said(get: Callable[[str], Any], num_images: int) -> Said:
     Raises:
         RecordError: the row has no text (`no_text`), or a field is of the wrong form (`bad_{field}`).
     """
-    for name, read in (("conversations", conversation), ("messages", chat), ("texts", pairs)):
+    for name, read in (("conversations", conversation), ("messages", chat), ("texts", pairs), ("fields", named_fields)):
         value = get(name)
         if value is not None:
             return Said(messages=read(value, num_images))
@@ -128,6 +128,24 @@ def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:
                 raise RecordError("bad_texts", f"a turn is {{'user': text, 'assistant': text}}, got {shown(turn)}")
     if not messages:
         raise RecordError("bad_texts", f"'texts' must be a list of turns, got {shown(turns)}")
+    return tuple(messages)
+
+
+def named_fields(fields: Any, num_images: int) -> tuple[Message, ...]:
+    """Named values that can be read in a picture (a receipt's total), each asked for: "What is the total?".
+
+    Raises:
+        RecordError: reason `bad_fields`.
+    """
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise RecordError("bad_fields", f"'fields' must be texts by name, got {shown(fields)}")
+    messages: list[Message] = []
+    for name, value in fields.items():
+        if value.strip():
+            question = f"What is the {name.replace('_', ' ')}?"
+            messages += question_messages(question, value, 0 if messages else num_images)
+    if not messages:
+        raise RecordError("no_answer", "every field is empty")
     return tuple(messages)
 
 
