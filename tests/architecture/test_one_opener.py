@@ -19,12 +19,13 @@ def dotted(node: ast.expr) -> str:
 
 
 def opens_to_write(call: ast.Call) -> bool:
+    """Mode `x` passes: it makes a new file, within a folder that the writer publishes, and can damage none."""
     name = dotted(call.func)
     if name != "open" and not name.endswith(".open"):
         return False
     modes = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
     texts = [str(node.value) for node in modes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return any(len(text) <= 4 and set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts)
+    return any(len(text) <= 4 and set(text) <= set("rwaxbt+") and set(text) & set("wa+") for text in texts)
 
 
 def faults(code: str, path: Path) -> list[str]:
@@ -79,6 +80,8 @@ def test_each_door_is_watched(code: str) -> None:
     assert len(faults(code, Path("training/loop.py"))) == 1
 
 
-@pytest.mark.parametrize("code", ["open(x)", "path.open('rb')", "open(x, 'r', encoding='utf-8')", "image.load()"])
+@pytest.mark.parametrize(
+    "code", ["open(x)", "path.open('rb')", "path.open('xb')", "open(x, 'r', encoding='utf-8')", "image.load()"]
+)
 def test_reading_is_free(code: str) -> None:
     assert faults(code, Path("training/loop.py")) == []

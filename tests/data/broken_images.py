@@ -231,7 +231,7 @@ def odd_modes() -> dict[str, Odd]:
         "F_constant": Odd(encode(Image.fromarray(np.full((16, 24), -3, np.float32)), "TIFF"), _grey(np.zeros((16, 24)))),
         "CMYK_tiff": Odd(encode(Image.fromarray(cmyk, "CMYK"), "TIFF"), from_cmyk.astype(np.uint8), 1),
         "CMYK_jpeg": Odd(encode(Image.new("CMYK", (24, 16), (10, 200, 30, 40)), "JPEG", quality=100), _plain((207, 46, 190)), 4),
-        "YCbCr_tiff": Odd(encode(Image.fromarray(rgb).convert("YCbCr"), "TIFF"), rgb, 3),
+        "YCbCr_tiff": Odd(encode(Image.fromarray(rgb).convert("YCbCr"), "TIFF", compression="tiff_lzw"), rgb, 3),
         "LAB": Odd(encode(lab_image, "TIFF"), srgb_from_lab(lab), 1),
     }
 
