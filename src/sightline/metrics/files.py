@@ -71,7 +71,7 @@ def read_references(path: Path, kind: Kind = "captions") -> dict[str, tuple[str,
         DataError: the file cannot be read, is empty or broken, or an entry lacks references or repeats an id.
     """
     document = _document(path)
-    grouped = _coco(path, document) if isinstance(document, dict) else _lines(path, kind)
+    grouped = _lines(path, kind) if document is None else _coco(path, document)
     if not grouped:
         raise DataError(f"{path} holds no references.")
     bare = [key for key, references in grouped.items() if not references]
@@ -171,22 +171,32 @@ def _references(entry: dict[str, Any], kind: Kind, path: Path, where: str) -> li
 # JSON -----------------------------------------------------------------------------------------------------------------------
 
 
-def _document(path: Path) -> Any:
-    """A whole file of annotations as an object; None for JSON lines."""
+def _document(path: Path) -> dict[str, Any] | None:
+    """A whole file of annotations; None for a JSON list or JSON lines of references."""
     text = _read(path)
-    head = text.lstrip()[:1]
-    if head == "[":
+    if text.lstrip()[:1] == "[":
         return None
     try:
-        first_line = json.loads(next((line for line in text.splitlines() if line.strip()), ""))
-    except ValueError:
-        first_line = None
-    if isinstance(first_line, dict) and "annotations" not in first_line:
+        document = _parse(text, path, 1)
+    except DataError:
+        if _starts_with_object(text):
+            return None  # of several lines, each to be read by itself
+        raise
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: expected annotations or JSON lines, got {type(document).__name__}.")
+    if "annotations" in document:
+        return document
+    if _starts_with_object(text):
         return None
-    document = _parse(text, path, 1)
-    if not isinstance(document, dict) or "annotations" not in document:
-        raise DataError(f"{path}: neither annotations (an object with 'annotations') nor JSON lines.")
-    return document
+    raise DataError(f"{path}: neither annotations (an object with 'annotations') nor JSON lines.")
+
+
+def _starts_with_object(text: str) -> bool:
+    """Whether the first line that is not empty is an object by itself."""
+    try:
+        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+    except (RecursionError, ValueError):
+        return False
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
