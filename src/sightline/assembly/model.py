@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -83,7 +83,12 @@ class Assembled:
         return self.builder().pad_id
 
     def builder(
-        self, prompt: str | None = None, max_tokens: int | None = None, too_long: str = "skip", supervise: Policy | None = None
+        self,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+        too_long: Literal["skip", "truncate"] = "skip",
+        supervise: Policy | None = None,
+        captions: Literal["all", "first"] = "all",
     ) -> RowBuilder:
         """Makes rows for this model; what is not given is as it was trained."""
         sees = isinstance(self.model, SightlineForConditionalGeneration)
@@ -91,7 +96,8 @@ class Assembled:
             prompt=self.processing.prompt if prompt is None else prompt,
             supervise=supervise or self.processing.supervise,
             max_tokens=max_tokens or self.processing.max_tokens,
-            too_long="truncate" if too_long == "truncate" else "skip",
+            too_long=too_long,
+            captions=captions,
             grid=self.model.connector.token_grid if isinstance(self.model, SightlineForConditionalGeneration) else (1, 1),
             tiling=self.processing.tiling if sees else None,
         )
@@ -263,28 +269,8 @@ def write(made: Assembled, folder: Path, previous: Path | None = None, changed: 
     made.tokenizer.save_pretrained(folder)
     write_json(folder / PROCESSING, json.loads(made.processing.model_dump_json()))
     if made.processing.preparation is not None:
-        write_json(folder / PROCESSOR, processor_settings(made.processing.preparation))
+        write_json(folder / PROCESSOR, made.processing.preparation.to_processor())
     return linked
-
-
-def processor_settings(preparation: ImagePreparation) -> dict[str, Any]:
-    """The preparation in the words of a transformers image processor."""
-    resize = preparation.resize
-    shorter = isinstance(resize, int)
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": resize is not None,
-        "size": {"shortest_edge": resize} if shorter else {"height": preparation.height, "width": preparation.width},
-        "resample": {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}[preparation.resample],
-        "do_center_crop": preparation.crop is not None,
-        "crop_size": {"height": preparation.height, "width": preparation.width},
-        "do_rescale": True,
-        "rescale_factor": preparation.rescale,
-        "do_normalize": True,
-        "image_mean": list(preparation.mean),
-        "image_std": list(preparation.std),
-        "do_convert_rgb": True,
-    }
 
 
 def read(folder: str | Path, attention: str = "auto") -> Assembled:

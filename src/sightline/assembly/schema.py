@@ -70,6 +70,8 @@ class DataConfig(Config):
     """A feature store (made by `sightline data features`): the frozen encoder's outputs are read instead of computed."""
     prompt: str = ""
     """Text of the user turn of caption records, after the picture."""
+    captions: Literal["all", "first"] = "all"
+    """Train on all captions of a record, or on its first alone."""
     template: str = "auto"
     """Chat template: `auto` (the tokenizer's own, else `plain`), or `plain`, `chatml`, `vicuna`."""
     supervise: Policy = "assistant"

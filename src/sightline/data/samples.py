@@ -37,6 +37,7 @@ class TextRules:
         too_long: what to do with a longer one: `skip` it, or `truncate` its text.
         grid: visual tokens of a crop as rows and columns.
         tiling: how pictures become crops.
+        captions: train on `all` captions of a record, or on its `first` alone.
     """
 
     prompt: str = ""
@@ -45,6 +46,7 @@ class TextRules:
     too_long: Literal["skip", "truncate"] = "skip"
     grid: tuple[int, int] = (1, 1)
     tiling: TilingConfig | None = None
+    captions: Literal["all", "first"] = "all"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class RowBuilder:
         """The conversations of a record: its own one, or one for each caption."""
         if record.messages:
             return [record.messages]
-        return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in record.captions]
+        captions = record.captions if self.rules.captions == "all" else record.captions[:1]
+        return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in captions]
 
     def prompt_messages(self, record: Record) -> tuple[Message, ...]:
         """What `generate` is fed for a record: its turns up to the last assistant turn, or pictures and the recipe's prompt."""

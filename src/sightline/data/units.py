@@ -103,6 +103,7 @@ def table_key(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRule
         "too_long": builder.rules.too_long,
         "grid": list(builder.rules.grid),
         "tiling": builder.rules.tiling.key() if builder.rules.tiling else None,
+        "captions": builder.rules.captions,
         "share_prefix": rules.share_prefix,
         "row_tokens": rules.row_tokens,
     }

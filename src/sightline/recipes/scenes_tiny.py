@@ -38,9 +38,7 @@ def scenes_tiny() -> RunConfig:
                 tokenizer=TokenizerConfig(vocabulary=512),
             ),
         ),
-        data=DataConfig(max_tokens=128, row_tokens=512, max_skipped=0.0),
-        train=TrainConfig(
-            steps=600, batch_size=16, lr=2e-3, weight_decay=0.01, warmup=50, checkpoint_every=200, evaluate_every=200
-        ),
+        data=DataConfig(captions="first", max_tokens=128, row_tokens=512, max_skipped=0.0),
+        train=TrainConfig(steps=450, batch_size=4, lr=2e-3, weight_decay=0.01, warmup=50, checkpoint_every=200, evaluate_every=200),
         stages=(StageConfig(name="full", parts={"vision": "train", "connector": "train", "language": "train"}),),
     )
