@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.sources.base import Item, Skip, SourceOptions, Tally
-from sightline.data.sources.rows import Numbered, Row, find_file, image_root, items
+from sightline.data.sources.rows import Numbered, Row, find_file, image_root, items, require_columns
 from sightline.data.sources.strict_json import MAX_LINE, Line, text_lines
 from sightline.errors import DataError, RecordError
 
@@ -33,14 +33,8 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     """Items of a csv (or tsv) file."""
     file = find_file(path, ("inputs.csv",), (".csv", ".tsv"))
     root = image_root(options, file.parent)
-    keys = {**KEYS, **options.mapping}
-    rows = CsvRows(file, keys["image"])
-    for name, wanted in (("image", [keys["image"]]), ("caption", [keys["caption"], keys["question"]])):
-        if not options.text_only and not set(wanted) & set(rows.header):
-            raise DataError(
-                f"{file}:1: no column {' or '.join(map(repr, wanted))}; it has {', '.join(map(repr, rows.header))}.",
-                f"Name the column: --map {name}=COLUMN.",
-            )
+    rows = CsvRows(file, options.mapping.get("image", KEYS["image"]))
+    require_columns(rows.header, KEYS, options, f"{file}:1")
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         return Row(values, KEYS, options).item(number, where, root, tally, is_base64=True)

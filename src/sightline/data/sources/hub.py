@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.sources.base import Item, Skip, SourceOptions, Tally
-from sightline.data.sources.rows import Keys, Numbered, Row, image_root, items
+from sightline.data.sources.rows import Keys, Numbered, Row, image_root, items, require_columns
 from sightline.data.sources.tables import GENERAL
 from sightline.errors import DataError
 from sightline.runtime.optional import require
@@ -25,17 +25,19 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     for split, rows in _splits(path, options):
 
         def build(values: dict[str, Any], row_number: int, where: str, split: str = split) -> Item:
-            return Row({"split": split, **values}, KEYS, options).item(row_number, where, root, tally)
+            return Row(values, KEYS, options).item(row_number, where, root, tally, split=split)
 
-        for entry in items(_numbered(rows, split, number, path), build):
+        for entry in items(_numbered(rows, split, number, path, options), build):
             yield entry
             number += 1
 
 
-def _numbered(rows: Any, split: str, first: int, path: Path) -> Iterator[Numbered]:
+def _numbered(rows: Any, split: str, first: int, path: Path, options: SourceOptions) -> Iterator[Numbered]:
     place = 0
     try:
         for row in rows:
+            if place == 0:
+                require_columns(row, KEYS, options, f"{path}: split {split!r}")
             yield first + place, f"{split}[{place}]", row
             place += 1
     except (OSError, ValueError, TypeError, RuntimeError) as error:

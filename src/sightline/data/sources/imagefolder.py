@@ -12,7 +12,7 @@ from sightline.data.sources.archives import is_picture
 from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally, split_name
 from sightline.data.sources.roots import Folder
 from sightline.data.sources.rows import Keys, Row, image_root, items
-from sightline.data.sources.tables import GENERAL, SPLIT_WORD, Preset, columns, split_of_file, table_rows
+from sightline.data.sources.tables import GENERAL, SPLIT_WORD, Preset, split_of_file, table_rows
 from sightline.errors import DataError
 from sightline.types import Record
 
@@ -39,14 +39,14 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
 def _with_metadata(file: Path, path: Path, options: SourceOptions, tally: Tally, first: int) -> Iterator[Item | Skip]:
     root = image_root(options, file.parent)
     split = split_of_file(file, path)
-    wanted = columns(KEYS, options, Preset(KEYS))
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        row = Row({"split": split, **values} if split else values, KEYS, options)
+        row = Row(values, KEYS, options)
         name = row.get("image")
-        return row.item(first + number, where, root, tally, fallback_id=name if isinstance(name, str) else None)
+        fallback_id = name if isinstance(name, str) else None
+        return row.item(first + number, where, root, tally, fallback_id=fallback_id, split=split)
 
-    return items(table_rows(file, "", wanted, tally), build)
+    return items(table_rows(file, Preset(KEYS), options, tally), build)
 
 
 def _by_folder(path: Path) -> Iterator[Item | Skip]:

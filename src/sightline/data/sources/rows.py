@@ -6,7 +6,7 @@ counted as ignored. A row that cannot be used becomes a Skip; the rows after it 
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from sightline.data.sources.base import (
 from sightline.data.sources.boxes import kept_boxes, labelled_box
 from sightline.data.sources.roots import FirstOf, ImageRoot
 from sightline.data.sources.strict_json import JsonStream, json_lines
-from sightline.data.sources.turns import said
+from sightline.data.sources.turns import TEXT_FIELDS, said
 from sightline.errors import DataError, RecordError
 from sightline.types import Box, Record
 
@@ -59,7 +59,7 @@ class Row:
         """The value of our field; None when the row lacks it or it is switched off."""
         keys = self.keys.get(name, "")
         value = None
-        for key in (keys,) if isinstance(keys, str) else keys:
+        for key in all_keys(keys):
             self._used.add(key)
             value = self.values.get(key) if value is None and key else value
         return self._filled(name, value)
@@ -83,7 +83,15 @@ class Row:
         return make_id(fallback if value is None and self.keys.get("id") else value, number)
 
     def item(
-        self, number: int, where: str, root: ImageRoot, tally: Tally, is_base64: bool = False, fallback_id: str | None = None
+        self,
+        number: int,
+        where: str,
+        root: ImageRoot,
+        tally: Tally,
+        *,
+        is_base64: bool = False,
+        fallback_id: str | None = None,
+        split: str = "",
     ) -> Item:
         """The row as an item; keys that nothing asked for are counted as ignored.
 
@@ -93,6 +101,7 @@ class Row:
             root: where image names lead.
             is_base64: an image may be base64 text.
             fallback_id: the id of a row that has none.
+            split: the split of a row that names none.
 
         Raises:
             RecordError: a field is missing or of the wrong form.
@@ -107,7 +116,7 @@ class Row:
             messages=text.messages,
             answers=text.answers,
             boxes=boxes,
-            split=split_name(self.get("split")),
+            split=split_name(self.get("split") or split),
             meta={**text.meta, **crowd, **self._meta()},
         )
         count_ignored(self.values, self._used, tally)
@@ -142,6 +151,35 @@ def items(rows: Iterable[Numbered], build: Callable[[dict[str, Any], int, str], 
 def _known_id(row: object) -> str | None:
     value = row.get("id") if isinstance(row, dict) else None
     return str(value)[:200] if isinstance(value, str | int) else None
+
+
+def require_columns(names: Collection[str], keys: Keys, options: SourceOptions, place: str) -> None:
+    """Refuses a table that has no column for images or none for text, which would else be read as text, or not at all.
+
+    Args:
+        names: columns of the table.
+        keys: of the format, before `--map`.
+        place: the file, for the message.
+
+    Raises:
+        DataError: names the columns there are and the option to use.
+    """
+    named = {**keys, **options.mapping}
+    has = f"it has {', '.join(map(repr, names))}."
+    for name, key in options.mapping.items():
+        if key and key not in names:
+            raise DataError(f"{place}: no column {key!r}, which --map {name}={key} names; {has}")
+    for name, fields in (("image", ("image",)), ("caption", TEXT_FIELDS)):
+        wanted = [key for field in fields for key in all_keys(named.get(field, "")) if key]
+        if not set(wanted) & set(names) and not (name == "image" and (options.text_only or not wanted)):
+            alone = ", or --map image= if it is text alone" if name == "image" else ""
+            told = " or ".join(map(repr, wanted))
+            raise DataError(f"{place}: no column {told}; {has}", f"Name the column: --map {name}=COLUMN{alone}.")
+
+
+def all_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The keys that a field may have."""
+    return (keys,) if isinstance(keys, str) else keys
 
 
 # Files ----------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from sightline.data.sources.base import Item, Reader, Skip, SourceOptions, Tally
 from sightline.data.sources.csv_table import CsvRows
-from sightline.data.sources.rows import Keys, Numbered, Row, image_root, items, json_rows
+from sightline.data.sources.rows import Keys, Numbered, Row, all_keys, image_root, items, json_rows, require_columns
 from sightline.data.sources.turns import texts
 from sightline.errors import DataError
 from sightline.runtime.optional import require
@@ -138,25 +138,24 @@ def read_table(path: Path, preset: Preset, options: SourceOptions, tally: Tally)
 def _file_items(file: Path, preset: Preset, options: SourceOptions, tally: Tally, first: int, split: str) -> Iterator[Item | Skip]:
     root = image_root(options, file.parent, *preset.places)
     keys = {"split": "split", **preset.keys}
-    wanted = columns(keys, options, preset)
 
     def rows() -> Iterator[Numbered]:
-        return table_rows(file, preset.member, wanted, tally)
+        return table_rows(file, preset, options, tally)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        row = Row({"split": split, **values} if split else values, keys, options, preset.templates)
-        return row.item(first + number, where, root, tally, is_base64=True)
+        row = Row(values, keys, options, preset.templates)
+        return row.item(first + number, where, root, tally, is_base64=True, split=split)
 
     return items(_grouped(rows, preset.group, tally) if preset.group else rows(), build)
 
 
-def columns(keys: Keys, options: SourceOptions, preset: Preset) -> set[str]:
+def _columns(preset: Preset, options: SourceOptions) -> set[str]:
     """Every column that may be read."""
-    named = {**keys, **options.mapping}
-    wanted = {key for names in named.values() for key in ((names,) if isinstance(names, str) else names)}
+    named: Keys = {"split": "split", **preset.keys, **options.mapping}
+    wanted = {key for keys in named.values() for key in all_keys(keys)}
     for template in preset.templates.values():
         wanted |= {key for _, key, _, _ in Formatter().parse(template) if key}
-    return (wanted | {preset.group, *CAPTIONS_OF_ROWS}) - {""} if preset.group else wanted - {""}
+    return (wanted | {preset.group, *CAPTIONS_OF_ROWS} if preset.group else wanted) - {""}
 
 
 def _grouped(rows: Callable[[], Iterator[Numbered]], group: str, tally: Tally) -> Iterator[Numbered]:
@@ -198,54 +197,48 @@ def table_files(path: Path, patterns: Iterable[str]) -> list[Path]:
 
 def split_of_file(file: Path, root: Path) -> str:
     """The split that a file's name says, or that of a folder between `root` and the file; empty when none does."""
-    folders = file.relative_to(root).parts[:-1] if root.is_dir() else ()
+    folders = file.relative_to(root).parts[:-1]
     if (match := SPLIT_WORD.search(file.stem)) is not None:
         return match[1].lower()
     return next((name.lower() for name in reversed(folders) if SPLIT_WORD.fullmatch(name)), "")
 
 
-def table_rows(file: Path, member: str, wanted: set[str], tally: Tally) -> Iterator[Numbered]:
-    """Rows of a json, jsonl, csv, tsv or parquet file.
-
-    Args:
-        file: its suffix says what it is.
-        member: name of the list in a json object.
-        wanted: columns to read, where a format lets one choose.
-        tally: takes the count of columns that were passed over unread.
+def table_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Numbered]:
+    """Rows of a json, jsonl, csv, tsv or parquet file; of parquet only the columns that are used, the rest counted as ignored.
 
     Raises:
-        DataError: the file is damaged as a whole.
+        DataError: the file is damaged as a whole, or its columns are not those of the preset.
     """
     suffix = file.suffix.lower()
     if suffix == ".parquet":
-        return parquet_rows(file, wanted, tally)
+        return parquet_rows(file, preset, options, tally)
     if suffix in (".csv", ".tsv"):
-        return iter(CsvRows(file, next((name for name in ("image", "file_name") if name in wanted), "")))
-    return json_rows(file, member)
+        rows = CsvRows(file, all_keys({**preset.keys, **options.mapping}["image"])[0])
+        require_columns(rows.header, preset.keys, options, f"{file}:1")
+        return iter(rows)
+    return json_rows(file, preset.member)
 
 
-def parquet_rows(file: Path, wanted: set[str], tally: Tally) -> Iterator[Numbered]:
+def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Numbered]:
     """Rows of a parquet file, a few at a time.
 
     Raises:
-        DataError: it is cut or damaged (with the number of the row), or has none of the columns.
+        DataError: it is cut or damaged (with the number of the row), or its columns are not those of the preset.
     """
     arrow, parquet = require("pyarrow", "data", "Reading parquet"), require("pyarrow.parquet", "data", "Reading parquet")
+    wanted = _columns(preset, options)
     number = 0
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as table:
             names = table.schema_arrow.names
-            chosen = [name for name in names if name in wanted]
-            if not chosen:
-                raise DataError(
-                    f"{file}: no column of {', '.join(sorted(wanted))}; it has {', '.join(names)}.", "Name them: --map."
-                )
+            if not preset.group:
+                require_columns(names, preset.keys, options, str(file))
             for name in set(names) - wanted:
                 tally.ignored[name] += table.metadata.num_rows
-            for batch in table.iter_batches(PARQUET_ROWS, columns=chosen):
+            for batch in table.iter_batches(PARQUET_ROWS, columns=[name for name in names if name in wanted]):
                 for row in batch.to_pylist():
                     yield number, f"{file.name}[{number}]", row
                     number += 1
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damaged bytes raise any of them
         told = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: damaged at row {number}: {told}.", "Is the download complete?") from error

@@ -21,6 +21,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "user": "user",
 }
+TEXT_FIELDS = ("caption", "captions", "conversations", "fields", "messages", "question", "texts")
 _MARK = re.compile(r"\n?<image>\n?")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

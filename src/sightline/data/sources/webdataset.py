@@ -24,25 +24,29 @@ KEYS: Keys = {**GENERAL, "caption": (".txt", "caption", "text"), "id": "__key__"
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a tar, or of all tars in a folder, in the order of their names."""
+    number = 0
+    for file in table_files(path, ("**/*.tar",)):
+        for entry in _tar_items(file, split_of_file(file, path), options, tally, number):
+            yield entry
+            number += 1
+
+
+def _tar_items(file: Path, split: str, options: SourceOptions, tally: Tally, first: int) -> Iterator[Item | Skip]:
     nowhere = FirstOf([])
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         if not values["__images__"] and not options.text_only:
             raise RecordError("image_missing", f"sample {values['__key__']!r} has no picture")
-        return Row(values, KEYS, options).item(number, where, nowhere, tally)
+        return Row(values, KEYS, options).item(number, where, nowhere, tally, split=split)
 
-    number = 0
-    for file in table_files(path, ("**/*.tar",)):
-        for entry in items(_samples(file, number, split_of_file(file, path), tally), build):
-            yield entry
-            number += 1
+    return items(_samples(file, first, tally), build)
 
 
-def _samples(file: Path, first: int, split: str, tally: Tally) -> Iterator[Numbered]:
+def _samples(file: Path, first: int, tally: Tally) -> Iterator[Numbered]:
     members = [member for member in tar_members(file) if not os.path.basename(member.name).startswith(".")]
     with open_tar(file) as descriptor:
         for number, (key, group) in enumerate(groupby(members, _key), start=first):
-            yield number, f"{file.name}:{key}", _sample(descriptor, key, list(group), split, tally)
+            yield number, f"{file.name}:{key}", _sample(descriptor, key, list(group), tally)
 
 
 def _key(member: Member) -> str:
@@ -51,8 +55,8 @@ def _key(member: Member) -> str:
     return os.path.join(folder, name.partition(".")[0])
 
 
-def _sample(descriptor: int, key: str, members: list[Member], split: str, tally: Tally) -> dict[str, Any] | RecordError:
-    values: dict[str, Any] = {"__key__": key, "__images__": [], **({"split": split} if split else {})}
+def _sample(descriptor: int, key: str, members: list[Member], tally: Tally) -> dict[str, Any] | RecordError:
+    values: dict[str, Any] = {"__key__": key, "__images__": []}
     try:
         for member in members:
             suffix = os.path.splitext(member.name)[1].lower()
