@@ -65,7 +65,7 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
 def _source(made: Assembled, data: DataConfig, source: SourceConfig) -> Source:
     dataset = open_dataset(source.path)
     prompt = data.prompt if source.prompt is None else source.prompt
-    builder = made.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
+    builder = made.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions, data.drop_images)
     rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
     units = load_units(dataset, source.split, builder, rules, Path(source.path) / CACHE)
     if data.limit is not None and data.limit < len(units):

@@ -89,6 +89,7 @@ class Assembled:
         too_long: Literal["skip", "truncate"] = "skip",
         supervise: Policy | None = None,
         captions: Literal["all", "first"] = "all",
+        drop_images: bool = False,
     ) -> RowBuilder:
         """Makes rows for this model; what is not given is as it was trained."""
         sees = isinstance(self.model, SightlineForConditionalGeneration)
@@ -98,6 +99,7 @@ class Assembled:
             max_tokens=max_tokens or self.processing.max_tokens,
             too_long=too_long,
             captions=captions,
+            drop_images=drop_images,
             grid=self.model.connector.token_grid if isinstance(self.model, SightlineForConditionalGeneration) else (1, 1),
             tiling=self.processing.tiling if sees else None,
         )

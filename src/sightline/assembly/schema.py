@@ -72,6 +72,8 @@ class DataConfig(Config):
     """Text of the user turn of caption records, after the picture."""
     captions: Literal["all", "first"] = "all"
     """Train on all captions of a record, or on its first alone."""
+    drop_images: bool = False
+    """Leave the pictures out and keep the text: to pre-train a decoder, or for a model that never sees."""
     template: str = "auto"
     """Chat template: `auto` (the tokenizer's own, else `plain`), or `plain`, `chatml`, `vicuna`."""
     supervise: Policy = "assistant"

@@ -6,7 +6,7 @@ order within a source, so that shards are still read from front to back.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -20,6 +20,8 @@ from sightline.data.tiling import Layout
 from sightline.data.units import Units
 from sightline.errors import ConfigError, RecordError
 from sightline.types import Record, Sample
+
+MAX_KEPT = 100_000  # samples whose tokens are kept: about 1 kB each
 
 
 class Pictures(Protocol):
@@ -113,6 +115,26 @@ class Corpus:
         Raises:
             RecordError: a picture that was readable when the data set was prepared no longer is.
         """
+        text = self._texts.get(unit)
+        if text is None:
+            text = self._text(unit)
+            if len(self._texts) < MAX_KEPT:
+                self._texts[unit] = text
+        if not len(text.image_slots):
+            return text
+        if self.pictures is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        source, record = self.first_member(unit)
+        pixels, features = self.pictures.fill(source.dataset, record)
+        return replace(text, images=pixels, features=features)
+
+    @cached_property
+    def _texts(self) -> dict[int, Sample]:
+        """Samples without pictures that were built already: in later epochs nothing is tokenised again."""
+        return {}
+
+    def _text(self, unit: int) -> Sample:
+        """A unit as a sample whose pictures are not filled in."""
         number = int(np.searchsorted(self.first, unit, side="right")) - 1
         source = self.sources[number]
         members = source.units.members(unit - int(self.first[number]))
@@ -121,20 +143,11 @@ class Corpus:
         rows = []
         for index, branch in members:
             rows.append(source.builder.row(source.builder.conversations(records[index])[branch], layouts[index]))
-        prefix = shared_prefix(rows) if len(rows) > 1 else 0
-        first = members[0][0]
-        pixels = features = None
-        if records[first].images:
-            if self.pictures is None:
-                raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-            pixels, features = self.pictures.fill(source.dataset, records[first])
         return Sample(
             branches=tuple(as_branch(row, records[index].id) for row, (index, _) in zip(rows, members, strict=True)),
-            prefix=prefix,
+            prefix=shared_prefix(rows) if len(rows) > 1 else 0,
             image_slots=rows[0].slots,
-            image_source=join_sources(layouts[first], self.tokens_per_crop),
-            images=pixels,
-            features=features,
+            image_source=join_sources(layouts[members[0][0]], self.tokens_per_crop),
             tokens_per_crop=self.tokens_per_crop,
             source=number,
         )

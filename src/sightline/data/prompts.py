@@ -42,7 +42,7 @@ def make_prompt(dataset: Dataset, record: Record, builder: RowBuilder, pictures:
     """
     layouts = builder.layouts(record)
     row = builder.prompt_row(builder.prompt_messages(record), layouts)
-    if not record.images:
+    if not layouts:
         return Prompt(row, join_sources([], tokens_per_crop))
     if pictures is None:
         raise RecordError("image_in_text_model", "the record has images, the model takes text only")

@@ -38,6 +38,7 @@ class TextRules:
         grid: visual tokens of a crop as rows and columns.
         tiling: how pictures become crops.
         captions: train on `all` captions of a record, or on its `first` alone.
+        drop_images: leave the pictures out and keep the text.
     """
 
     prompt: str = ""
@@ -47,6 +48,7 @@ class TextRules:
     grid: tuple[int, int] = (1, 1)
     tiling: TilingConfig | None = None
     captions: Literal["all", "first"] = "all"
+    drop_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class RowBuilder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template, rules: TextRules) -> None:
         self.tokenizer, self.template, self.rules = tokenizer, template, rules
         image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-        assert isinstance(image_id, int)
-        self.image_id = image_id
+        known = isinstance(image_id, int) and image_id != tokenizer.unk_token_id
+        self.image_id = image_id if known and isinstance(image_id, int) else -1  # a text model's tokenizer has none
         self.special_ids = frozenset(tokenizer.all_special_ids)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id = 0 if pad is None else int(pad)
@@ -93,24 +95,29 @@ class RowBuilder:
     def conversations(self, record: Record) -> list[tuple[Message, ...]]:
         """The conversations of a record: its own one, or one for each caption."""
         if record.messages:
-            return [record.messages]
+            return [self._seen(record.messages)]
         captions = record.captions if self.rules.captions == "all" else record.captions[:1]
         return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in captions]
 
     def prompt_messages(self, record: Record) -> tuple[Message, ...]:
         """What `generate` is fed for a record: its turns up to the last assistant turn, or pictures and the recipe's prompt."""
         if record.messages:
-            last = record.messages[-1]
-            return record.messages[:-1] if last.role == "assistant" else record.messages
-        parts = tuple(Part() for _ in record.images)
+            messages = self._seen(record.messages)
+            return messages[:-1] if messages[-1].role == "assistant" else messages
+        parts = () if self.rules.drop_images else tuple(Part() for _ in record.images)
         if self.rules.prompt:
             parts = (*parts, Part(self.rules.prompt))
         return (Message("user", parts),) if parts else ()
 
+    def _seen(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if not self.rules.drop_images:
+            return messages
+        return tuple(Message(turn.role, tuple(part for part in turn.content if not part.is_image)) for turn in messages)
+
     def layouts(self, record: Record) -> list[Layout]:
         """The layout of each picture of a record."""
         tiling = self.rules.tiling
-        if not record.images:
+        if not record.images or self.rules.drop_images:
             return []
         if tiling is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")

@@ -22,7 +22,7 @@ from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Record
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def table_key(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRule
         "grid": list(builder.rules.grid),
         "tiling": builder.rules.tiling.key() if builder.rules.tiling else None,
         "captions": builder.rules.captions,
+        "drop_images": builder.rules.drop_images,
         "share_prefix": rules.share_prefix,
         "row_tokens": rules.row_tokens,
     }
@@ -187,7 +188,7 @@ def _groups(
     for index in indices:
         record = dataset.record(index)
         for branch, row, crops in _rows(record, builder, skipped):
-            joins = rules.share_prefix and group is not None and record.images and pictures == record.images
+            joins = rules.share_prefix and group is not None and crops > 0 and pictures == record.images
             if group is not None and joins:
                 group.members.append((index, branch))
                 group.rows.append(row)

@@ -5,26 +5,25 @@ from sightline.models.language import LanguageConfig, TokenizerConfig
 
 
 def caption_lm() -> RunConfig:
-    """A Llama-type decoder of 6 million parameters with its own tokenizer."""
+    """A Llama-type decoder of 2.6 million parameters with its own tokenizer."""
     return RunConfig(
         recipe="caption_lm",
         model=ModelConfig(
             language=LanguageConfig(
                 config={
                     "model_type": "llama",
-                    "hidden_size": 256,
-                    "intermediate_size": 704,
-                    "num_hidden_layers": 6,
-                    "num_attention_heads": 8,
-                    "num_key_value_heads": 8,
+                    "hidden_size": 192,
+                    "intermediate_size": 512,
+                    "num_hidden_layers": 4,
+                    "num_attention_heads": 6,
+                    "num_key_value_heads": 6,
                     "max_position_embeddings": 512,
                     "tie_word_embeddings": True,
-                    "attention_dropout": 0.1,
                 },
                 tokenizer=TokenizerConfig(vocabulary=4096),
             ),
         ),
-        data=DataConfig(max_tokens=128, row_tokens=256, max_skipped=0.001),
+        data=DataConfig(drop_images=True, max_tokens=128, row_tokens=256, max_skipped=0.001),
         train=TrainConfig(
             epochs=10, batch_tokens=4096, lr=2e-3, weight_decay=0.1, warmup=200, checkpoint_every=500, evaluate_every=500
         ),

@@ -57,7 +57,7 @@ def prepare_runtime(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(device == "cpu" if deterministic is None else deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore
     if deterministic and device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())

@@ -84,8 +84,9 @@ def apply(
         if part not in parts:
             raise ConfigError(f"stage {name!r}: the model has no part {part!r}; it has {', '.join(parts)}.")
     groups, table = [], []
+    by_name: dict[str, PartRule] = {str(part): rule for part, rule in rules.items()}
     for part, parameters in parts.items():
-        rule = _resolved(rules.get(part, "frozen"), lr, weight_decay)
+        rule = _resolved(by_name.get(part, "frozen"), lr)
         for parameter in parameters.values():
             parameter.requires_grad_(rule is not None)
         size = sum(parameter.numel() for parameter in parameters.values())
@@ -107,7 +108,7 @@ def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     return parts
 
 
-def _resolved(rule: PartRule, lr: float, weight_decay: float) -> PartConfig | None:
+def _resolved(rule: PartRule, lr: float) -> PartConfig | None:
     if rule == "frozen":
         return None
     if rule == "train":
