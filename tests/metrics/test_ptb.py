@@ -38,6 +38,15 @@ def test_a_single_letter_at_the_end_of_a_text_looks_at_the_next_text() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("Acme Inc.", ["acme", "inc."]), ("plan B.", ["plan", "b."]), ("a :)", ["a", "-rrb-"]), ("it's '05", ["it", "'s", "05"])],
+)
+def test_the_end_of_the_last_text_is_that_of_a_file(text: str, tokens: list[str]) -> None:
+    # Output of the official program for a file that ends without a line feed: ":)" needs something behind it to be a smiley.
+    assert tokenize(text) == tokens
+
+
 def test_the_text_of_one_item_never_reaches_into_the_next() -> None:
     # The official program takes the attribute of a tag, over the end of the line, as one token and loses a caption.
     assert tokenize_all(['a <b c="', '"> d']) == [["a", "<", "b", "c", "="], [">", "d"]]

@@ -91,7 +91,8 @@ def test_anls_takes_the_best_answer_above_one_half() -> None:
     assert anls("Hello  World", ["hello world"]) == 1 - 0 / 12
     assert anls("hallo", ["hello", "x"]) == pytest.approx(0.8)
     assert anls("help", ["hello"]) == pytest.approx(1 - 2 / 5)
-    assert anls("hex", ["hello"]) == 0.0  # 0.4 is below the threshold
+    assert anls("ab", ["ac"]) == 0.5
+    assert anls("abcdefghi", ["abcdvwxyz"]) == 0.0  # 4 of 9 is below the threshold
     assert anls("", ["x"]) == 0.0
     assert anls("", [""]) == 1.0
 

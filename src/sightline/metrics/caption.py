@@ -208,7 +208,7 @@ def cider_d(
 
     `g(w) = count(w) (log M - log max(1, df(w)))` with M images and df(w) of them having the n-gram w in a reference; per n
     `sum_w min(g_c, g_r) g_r / (|g_c| |g_r|) * exp(-(l_c - l_r)^2 / (2 sigma^2))`, mean over n = 1..4 and over references, times
-    10; sigma 6. `l` counts bigrams, as the official scorer does.
+    10; sigma 6, l the number of words.
 
     Args:
         candidates: tokens of one candidate per image.
@@ -236,9 +236,8 @@ def cider_d(
         similarity = np.bincount(theirs.sentence[found], shared, num_sentences)[reference_sentences]
         norms = norm[groups.item[reference_sentences]] * norm[reference_sentences]
         total[reference_sentences] += np.divide(similarity, norms, out=np.zeros_like(norms), where=norms > 0)
-    bigrams = np.maximum(groups.lengths - 1, 0)
     item = groups.item[reference_sentences]
-    distance = (bigrams[item] - bigrams[reference_sentences]).astype(float)
+    distance = (groups.lengths[item] - groups.lengths[reference_sentences]).astype(float)
     per_reference = total[reference_sentences] / MAX_ORDER * np.exp(-(distance**2) / (2 * _CIDER_SIGMA**2))
     return _CIDER_SCALE * np.bincount(item, per_reference, num_items) / np.bincount(item, minlength=num_items)
 
