@@ -258,6 +258,8 @@ class StagePlan(Config):
             raise ValueError(f"data.row_tokens={self.data.width} is less than data.max_tokens={self.data.max_tokens}")
         if self.data.supervise == "with_padding" and (self.data.pack or self.data.share_prefix):
             raise ValueError("data.supervise=with_padding needs data.pack=false and data.share_prefix=false")
+        if self.objective.needs_padded_rows and (self.data.pack or self.data.share_prefix):
+            raise ValueError("this objective needs rows of one sample: data.pack=false and data.share_prefix=false")
         if self.data.features is not None and self.parts.get("vision", "frozen") != "frozen":
             raise ValueError("data.features holds the outputs of a frozen encoder, but this stage trains vision")
         return self

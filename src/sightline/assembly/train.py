@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from sightline import __version__
 from sightline import config as files
-from sightline.assembly import data, settings
+from sightline.assembly import contrast, data, settings
 from sightline.assembly import model as models
 from sightline.assembly.model import Assembled, Processing
 from sightline.assembly.schema import RunConfig, StagePlan
@@ -207,6 +207,10 @@ class _Run:
         stage = stages.apply(made.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         pictures = data.pictures_of(made, plan.data)
         corpus = data.build_corpus(made, plan.data, pictures)
+        if plan.objective.stores_contrast and plan.parts.get("language", "frozen") == "frozen":
+            made.model.eval()
+            corpus = contrast.with_contrast(corpus, made, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
+            made.model.train()
         loader = self._loader(corpus, plan, made.pad_id)
         pace = pace_of(plan, loader)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)

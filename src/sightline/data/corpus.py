@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sightline.data.dataset import Dataset
 from sightline.data.order import epoch_order, keyed_generator
@@ -64,11 +64,14 @@ class Corpus:
         sources: the data sets.
         pictures: fills visual slots; None for text.
         tokens_per_crop: visual tokens of a crop.
+        contrast: stored image-free logits of all units' supervised tokens, unit after unit; NaN where nothing but an image
+            precedes the token. None where they are not stored.
     """
 
     sources: tuple[Source, ...]
     pictures: Pictures | None
     tokens_per_crop: int
+    contrast: Float[np.ndarray, " supervised"] | None = None
 
     @cached_property
     def first(self) -> Int[np.ndarray, " sources_and_end"]:
@@ -86,6 +89,11 @@ class Corpus:
     @cached_property
     def supervised(self) -> Int[np.ndarray, " units"]:
         return np.concatenate([source.units.supervised for source in self.sources])
+
+    @cached_property
+    def first_target(self) -> Int[np.ndarray, " units_and_end"]:
+        """Where each unit's supervised tokens begin in `contrast`."""
+        return np.concatenate([[0], np.cumsum(self.supervised)]).astype(np.int64)
 
     @property
     def has_text_only(self) -> bool:
@@ -115,11 +123,9 @@ class Corpus:
         Raises:
             RecordError: a picture that was readable when the data set was prepared no longer is.
         """
-        text = self._texts.get(unit)
-        if text is None:
-            text = self._text(unit)
-            if len(self._texts) < MAX_KEPT:
-                self._texts[unit] = text
+        text = self.text(unit)
+        if self.contrast is not None:
+            text = replace(text, contrast=self.contrast[self.first_target[unit] : self.first_target[unit + 1]])
         if not len(text.image_slots):
             return text
         if self.pictures is None:
@@ -128,13 +134,21 @@ class Corpus:
         pixels, features = self.pictures.fill(source.dataset, record)
         return replace(text, images=pixels, features=features)
 
+    def text(self, unit: int) -> Sample:
+        """A unit as a sample whose pictures are not filled in; its visual slots are there."""
+        kept = self._texts.get(unit)
+        if kept is None:
+            kept = self._text(unit)
+            if len(self._texts) < MAX_KEPT:
+                self._texts[unit] = kept
+        return kept
+
     @cached_property
     def _texts(self) -> dict[int, Sample]:
         """Samples without pictures that were built already: in later epochs nothing is tokenised again."""
         return {}
 
     def _text(self, unit: int) -> Sample:
-        """A unit as a sample whose pictures are not filled in."""
         number = int(np.searchsorted(self.first, unit, side="right")) - 1
         source = self.sources[number]
         members = source.units.members(unit - int(self.first[number]))

@@ -6,10 +6,12 @@ from pydantic import Field
 
 from sightline.objectives.base import Objective as Objective
 from sightline.objectives.base import ObjectiveConfig as ObjectiveConfig
-from sightline.objectives.next_token import NextTokenConfig
+from sightline.objectives.cal import CALConfig as CALConfig
+from sightline.objectives.next_token import NextTokenConfig as NextTokenConfig
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "cal": CALConfig,
     "next_token": NextTokenConfig,
 }
 
-AnyObjective = Annotated[NextTokenConfig, Field(discriminator="kind")]
+AnyObjective = Annotated[CALConfig | NextTokenConfig, Field(discriminator="kind")]

@@ -26,6 +26,16 @@ class Objective(Protocol):
 class ObjectiveConfig(Config):
     """Fields of an objective; `build` makes it."""
 
+    @property
+    def stores_contrast(self) -> bool:
+        """Whether image-free logits of a frozen decoder are computed once, before the first step."""
+        return False
+
+    @property
+    def needs_padded_rows(self) -> bool:
+        """Whether the objective is defined on rows of one sample each only."""
+        return False
+
     @abstractmethod
     def build(self) -> Objective:
         """The objective."""

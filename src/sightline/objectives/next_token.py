@@ -28,13 +28,22 @@ class NextToken:
         return Loss(total=nll_S.sum(), weight=weight, parts=by_source(nll_S.detach(), batch))
 
 
-def by_source(values_S: torch.Tensor, batch: Batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Sum and count of a per-token value for each data source of a mixture, as `nll/0`, `nll/1`, ..."""
+def by_source(
+    values_S: torch.Tensor, batch: Batch, weight_S: torch.Tensor | None = None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Sums and counts per data source of a mixture: `nll/0`, `nll/1`, ..., and `weight/0`, ... where tokens have weights."""
     source_S = batch.supervision.source_S
     num_sources = int(source_S.max()) + 1 if len(source_S) else 0
     if num_sources < 2:
         return {}
-    ones = torch.ones_like(values_S)
-    sums = values_S.new_zeros(num_sources).index_add(0, source_S, values_S)
-    counts = values_S.new_zeros(num_sources).index_add(0, source_S, ones)
-    return {f"nll/{number}": (sums[number], counts[number]) for number in range(num_sources)}
+
+    def summed(column_S: torch.Tensor) -> torch.Tensor:
+        return column_S.new_zeros(num_sources).index_add(0, source_S, column_S)
+
+    counts = summed(torch.ones_like(values_S))
+    columns = {"nll": values_S} if weight_S is None else {"nll": values_S, "weight": weight_S}
+    return {
+        f"{name}/{number}": (sums[number], counts[number])
+        for name, sums in ((name, summed(column)) for name, column in columns.items())
+        for number in range(num_sources)
+    }

@@ -1,0 +1,30 @@
+"""`sightline demo`: the whole way on one machine in minutes, offline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.app import app, emit
+
+
+@app.command()
+def demo(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe that differ.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make pictures, train a small model on them, caption held-out ones with and without seeing them, and write a report."""
+    from sightline.assembly.settings import resolve
+    from sightline.recipes.scenes_tiny import scenes_tiny
+    from sightline.studies.demo import demo as run_demo
+
+    done = run_demo(scenes_tiny(), out, lambda recipe, words: resolve(recipe, None, words), settings or [])
+    if as_json:
+        emit(done.to_json())
+        return
+    exact, blind = done.seen.scores["exact"], done.blind.scores["exact"]
+    typer.echo(f"exact captions: {exact.value:.1%} of {exact.n} held-out pictures; {blind.value:.1%} without seeing them")
+    typer.echo(f"report: {done.report}")

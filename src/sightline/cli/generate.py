@@ -1,0 +1,60 @@
+"""`sightline generate`: one answer about one or several pictures."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.app import app, emit
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text beside the pictures; the one of training by default.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 draws.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw among the likeliest tokens of this total share.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=1.0, help="Above 1 makes repeating less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of drawing.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say something about a picture.
+
+    sightline generate runs/flickr --image photo.jpg
+    """
+    import torch
+
+    from sightline.assembly.inference import Speaker
+    from sightline.generation.decode import DecodingConfig
+
+    speaker = Speaker.open(run, checkpoint, device)
+    torch.manual_seed(seed)
+    decoding = DecodingConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        do_sample=temperature > 0,
+        temperature=temperature or 1.0,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+    )
+    images = image or []
+    message = speaker.opening(len(images), prompt)
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    streams = not as_json and beams == 1
+    answer = speaker.answer((message,) if message.content else (), images, decoding, show if streams else None)
+    if as_json:
+        emit(answer.to_json())
+    elif streams:
+        typer.echo("")
+    else:
+        typer.echo(answer.text)

@@ -1,0 +1,211 @@
+"""`cal`: cross-entropy in which each label token weighs as much as the image raises its logit.
+
+Contrastive ALignment, Xiao et al. 2024 (arXiv 2405.17871), equations 3 to 5. With `z(t)` the logit of label token `t`:
+
+    gain_s   = z(t_s | image, t_<s) - z(t_s | t_<s)
+    weight_s = mean over a window of 3 of clamp(gain, 1, 5)
+    L        = sum_s weight_s nll_s / sum_s weight_s
+
+Differs from the paper (mode `clean`):
+  - normalised over all supervised tokens of a step, ranks and micro-batches included (the paper: per sample; the authors' code:
+    per micro-batch), so that accumulation does not change the loss;
+  - the window never leaves a contiguous run of supervised tokens of one branch (the authors' code averages over the flattened
+    micro-batch, prompt, padding and other samples included);
+  - the pass without image runs on the text tokens alone, at their positions. That is the masked full-length pass for every token
+    but one: a token whose predecessor is an image token is predicted from the last text before the image, and has weight 1 where
+    there is none;
+  - a sample without image has gain 0 and weight 1, whatever the clamp.
+Mode `published` keeps the authors' arithmetic, for comparison; it needs padded rows of one sample each.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sightline.errors import ConfigError
+from sightline.objectives.base import Hides, Objective, ObjectiveConfig
+from sightline.objectives.contrast import Contrast, changed_picture
+from sightline.objectives.next_token import by_source
+from sightline.ops.cross_entropy import linear_cross_entropy, target_logits
+from sightline.ops.pooling import pool_within_spans, published_loss, published_weights
+from sightline.types import PADDING, Batch, Loss, Supervision
+
+
+class CALConfig(ObjectiveConfig):
+    """Contrastive alignment."""
+
+    kind: Literal["cal"] = "cal"
+    mode: Literal["clean", "published"] = "clean"
+    """`clean`: exact under packing, prefix sharing and accumulation. `published`: the authors' arithmetic on padded rows."""
+    low: float = Field(default=1.0, ge=0)
+    """Least weight; the paper's alpha."""
+    high: float = Field(default=5.0, gt=0)
+    """Largest weight; the paper's beta, near the 90th percentile of a 7B model's gain: measure yours with `probe --what gain`."""
+    window: int = Field(default=3, ge=1)
+    """Width of the average; 1 for none."""
+    contrast: Contrast = "removed"
+    """What the image is compared with: `removed` (no image), `masked` patches, a `blurred` image, a `shuffled` one."""
+    mask_ratio: float = Field(default=0.7, gt=0, le=1)
+    """Share of patches that `masked` covers; the paper has 0.5, 0.7 and 0.9 of a 20 x 10 grid."""
+    blur_sigma: float = Field(default=10.0, gt=0)
+    """Width of `blurred` in pixels of a 336-pixel picture; the paper has 1 and 10."""
+    stored: bool = True
+    """Compute the pass without image once per sample, before the first step, where the decoder is frozen and it is constant."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CALConfig":
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
+        if self.window % 2 == 0:
+            raise ValueError(f"window={self.window} must be odd")
+        if self.mode == "published" and self.contrast != "removed":
+            raise ValueError("mode 'published' compares with the image removed")
+        return self
+
+    @property
+    def stores_contrast(self) -> bool:
+        """Whether the contrast of a frozen decoder is worth storing: it depends on the text alone."""
+        return self.stored and self.mode == "clean" and self.contrast == "removed"
+
+    @property
+    def needs_padded_rows(self) -> bool:
+        return self.mode == "published"
+
+    def build(self) -> Objective:
+        return PublishedCAL(self) if self.mode == "published" else CAL(self)
+
+
+class CAL:
+    """The `clean` form.
+
+    Args:
+        config: range, window and contrast.
+    """
+
+    def __init__(self, config: CALConfig) -> None:
+        self.config = config
+
+    def __call__(self, model: Hides, batch: Batch) -> Loss:
+        blind_S, counts_S = self.blind_logits(model, batch)
+        hidden = model.hidden(batch)
+        nll_S, logit_S = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
+        gain_S = torch.where(counts_S, logit_S.detach() - blind_S, torch.zeros_like(blind_S))
+        clamped_S = torch.where(counts_S, gain_S.clamp(self.config.low, self.config.high), torch.ones_like(gain_S))
+        weight_S = pool_within_spans(clamped_S, batch.supervision.span_S, self.config.window)
+        parts = gain_parts(gain_S, weight_S, clamped_S, counts_S, nll_S.detach(), self.config)
+        return Loss(total=(nll_S * weight_S).sum(), weight=weight_S.sum(), parts=parts | by_source(nll_S.detach(), batch, weight_S))
+
+    def blind_logits(self, model: Hides, batch: Batch) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
+        """Logit of each target in the contrast pass, and which targets have a gain at all.
+
+        A target has none when its sample has no image, or when nothing but the image precedes it.
+        """
+        target_S = batch.supervision.target_S
+        has_image_S = with_image(batch)
+        if batch.contrast_S is not None:
+            return batch.contrast_S.nan_to_num(), has_image_S & ~batch.contrast_S.isnan()
+        if not bool(has_image_S.any()):
+            return torch.zeros(len(target_S), device=target_S.device), has_image_S
+        with torch.no_grad():
+            if self.config.contrast == "removed":
+                other = batch.text_only()
+                known_S = other.supervision.slot_S >= 0
+            else:
+                other = changed_picture(batch, self.config.contrast, self.config.mask_ratio, self.config.blur_sigma)
+                known_S = torch.ones_like(has_image_S)
+            hidden = model.hidden(other)
+            return target_logits(hidden.states_SD, hidden.head, target_S), has_image_S & known_S
+
+
+class PublishedCAL:
+    """The authors' arithmetic on padded rows of one sample each (`llava_llama.py` of their repository).
+
+    Differs: image positions get the logit 0 in the pass without image, which is what flash attention's zero-filled rows give, and
+    the pass itself runs on the text alone; at text positions that is the same number.
+    """
+
+    def __init__(self, config: CALConfig) -> None:
+        self.config = config
+
+    def __call__(self, model: Hides, batch: Batch) -> Loss:
+        if not batch.tokens.is_plain:
+            raise ConfigError(
+                "objective.mode=published needs one sample per row.", "Set data.pack=false and data.share_prefix=false."
+            )
+        everywhere, labelled_BT = every_position(batch)
+        shape = labelled_BT.shape
+        with torch.no_grad():
+            hidden = model.hidden(replace(everywhere, contrast_S=None).text_only())
+            blind_BT = target_logits(hidden.states_SD, hidden.head, everywhere.supervision.target_S).view(shape)
+        hidden = model.hidden(everywhere)
+        nll, logit = linear_cross_entropy(hidden.states_SD, hidden.head, everywhere.supervision.target_S)
+        nll_BT, logit_BT = nll.view(shape), logit.detach().view(shape)
+        padding_BT = batch.tokens.sample_BT[:, :-1] == PADDING
+        blind_BT = torch.where(image_positions(batch)[:, :-1], torch.zeros_like(blind_BT), blind_BT)
+        gain_BT = torch.where(padding_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
+        weight_BT = published_weights(gain_BT, self.config.low, self.config.high, self.config.window)
+        total = published_loss(nll_BT, weight_BT, labelled_BT)
+        keep = labelled_BT
+        parts = gain_parts(
+            gain_BT[keep],
+            weight_BT[keep],
+            gain_BT[keep].clamp(self.config.low, self.config.high),
+            torch.ones_like(gain_BT[keep], dtype=torch.bool),
+            nll_BT[keep].detach(),
+            self.config,
+        )
+        return Loss(total=total, weight=torch.ones((), device=total.device), parts=parts)
+
+
+def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
+    """The batch with a target at every predicting position (id 0 where there is no label), and where the labels are."""
+    num_rows, width = batch.tokens.ids_BT.shape
+    device = batch.tokens.ids_BT.device
+    labels = torch.full((num_rows, width), -1, dtype=torch.long, device=device)
+    labels.view(-1)[batch.supervision.slot_S] = batch.supervision.target_S
+    labels = labels[:, :-1]
+    slots = torch.arange(num_rows * width, device=device).view(num_rows, width)[:, :-1]
+    zeros = torch.zeros(labels.numel(), dtype=torch.long, device=device)
+    supervision = Supervision(slots.flatten(), labels.clamp(min=0).flatten(), zeros, zeros, zeros, zeros, zeros)
+    return replace(batch, supervision=supervision), labels >= 0
+
+
+def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:
+    """Where visual tokens stand."""
+    mask = torch.zeros(batch.tokens.ids_BT.numel(), dtype=torch.bool, device=batch.tokens.ids_BT.device)
+    if batch.visual is not None:
+        mask[batch.visual.slot_M] = True
+    return mask.view_as(batch.tokens.ids_BT)
+
+
+def with_image(batch: Batch) -> Bool[Tensor, " S"]:
+    """Which targets belong to a sample with an image."""
+    sample_S = batch.supervision.sample_S
+    if batch.visual is None:
+        return torch.zeros(len(sample_S), dtype=torch.bool, device=sample_S.device)
+    seen = torch.zeros(int(batch.tokens.sample_BT.max()) + 1, dtype=torch.bool, device=sample_S.device)
+    seen[batch.tokens.sample_BT.flatten()[batch.visual.slot_M]] = True
+    return seen[sample_S]
+
+
+def gain_parts(
+    gain_S: Tensor, weight_S: Tensor, clamped_S: Tensor, counts_S: Tensor, nll_S: Tensor, config: CALConfig
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """For the log: plain cross-entropy, mean gain and weight, shares at both ends of the clamp and above 1."""
+    ones, counted = torch.ones_like(nll_S), counts_S.to(nll_S.dtype)
+
+    def share(hits: Tensor) -> tuple[Tensor, Tensor]:
+        return (hits.to(nll_S.dtype) * counted).sum(), counted.sum()
+
+    return {
+        "cross_entropy": (nll_S.sum(), ones.sum()),
+        "gain": ((gain_S * counted).sum(), counted.sum()),
+        "weight_mean": (weight_S.sum(), ones.sum()),
+        "share_low": share(gain_S <= config.low),
+        "share_high": share(gain_S >= config.high),
+        "share_above_1": share(clamped_S > 1),
+    }
