@@ -42,7 +42,7 @@ def generate(
         level: 1 one thing; 2 two things in a relation; 3 three to six things and a sign to read.
         size: side of the pictures in pixels: 32 to 1024, at level 3 from 64.
         offset: index of the first scene.
-        num_captions: captions a record, 1 to 6, the canonical one first (level 3 may have fewer to tell).
+        num_captions: captions a record, 1 to 6, the canonical one first (levels 2 and 3 have at least five to tell).
         ask: questions instead of captions: several records a picture, which follow each other and share the Image object and
             the path.
         val, test: shares of the indices that go to these splits.

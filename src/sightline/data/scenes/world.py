@@ -318,7 +318,7 @@ def _nested_things(draws: Draws, pairs: list[tuple[str, str]]) -> list[Thing]:
     x = draws.fraction(EDGE + outer.width, 1 - EDGE - outer.width)
     y = draws.fraction(EDGE + outer.height, 1 - EDGE - outer.height)
     across, down = middle(outer.shape, outer.angle, outer.radius)
-    shift = 0.006  # what the tightest pair, a square in a star, leaves free
+    shift = 0.006  # the tightest pair, a square in a star, leaves 0.01 free
     inner_x, inner_y = x + across + draws.fraction(-shift, shift), y + down + draws.fraction(-shift, shift)
     return [outer.at(x, y), inner.at(inner_x, inner_y)]
 
