@@ -292,11 +292,11 @@ def read(folder: str | Path, attention: str = "auto") -> Assembled:
     kernel = "sdpa" if attention == "auto" else attention
     if isinstance(config, SightlineConfig):
         config.vision_config._attn_implementation = vision.kernel_for(config.vision_config, kernel)
-        config.text_config._attn_implementation = kernel
+        config.text_config._attn_implementation = language.kernel_for(config.text_config, kernel)
         model = loading.load(AutoModelForImageTextToText, str(folder), config, None)
         assert isinstance(model, SightlineForConditionalGeneration)
         return Assembled(model, tokenizer, processing)
-    decoder = loading.load(AutoModelForCausalLM, str(folder), config, kernel)
+    decoder = loading.load(AutoModelForCausalLM, str(folder), config, language.kernel_for(config, kernel))
     return Assembled(TextModel(decoder), tokenizer, processing)
 
 

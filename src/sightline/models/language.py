@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sightline.config import Config
 from sightline.errors import ConfigError
@@ -58,15 +58,27 @@ def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attenti
     """
     if config.path is not None:
         found = loading.read_config(config.path)
-        return loading.load(AutoModelForCausalLM, config.path, found, attention, LEFTOVERS)
+        return loading.load(AutoModelForCausalLM, config.path, found, kernel_for(found, attention), LEFTOVERS)
     values = dict(config.config or {})
     if vocabulary is not None:
         values["vocab_size"] = vocabulary
     made = loading.config_from(values, "model.language.config")
     try:
-        return AutoModelForCausalLM.from_config(made, attn_implementation=attention)
+        return AutoModelForCausalLM.from_config(made, attn_implementation=kernel_for(made, attention))
     except ValueError as error:
         raise ConfigError(f"model.language.config: {loading.first_line(error)}") from error
+
+
+def kernel_for(config: PreTrainedConfig, attention: str) -> str:
+    """The wanted attention kernel, or `eager` for an architecture without sdpa (Gemma2 caps its attention scores).
+
+    Raises:
+        ConfigError: the configuration is no causal language model.
+    """
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if not isinstance(architecture, type):
+        raise ConfigError(f"{config.model_type!r} is no causal language model that transformers can build.")
+    return loading.supported_kernel(architecture, attention)
 
 
 LEFTOVERS = (r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$")  # buffers that old checkpoints stored as weights

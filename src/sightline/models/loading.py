@@ -145,6 +145,11 @@ def load(
     return model
 
 
+def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:
+    """The wanted attention kernel, or `eager` in place of an sdpa that the architecture does not have."""
+    return "eager" if attention == "sdpa" and not architecture._supports_sdpa else attention
+
+
 def check_finite(model: torch.nn.Module, path: str) -> None:
     """Refuses NaN and infinity among the weights."""
     for name, parameter in model.named_parameters():

@@ -75,10 +75,9 @@ def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
     """The wanted attention kernel, or `eager` for an architecture without it (CNNs have no attention at all)."""
     architecture = MODEL_MAPPING.get(type(config), None)
-    if architecture is None:
+    if not isinstance(architecture, type):
         raise ConfigError(f"{config.model_type!r} is no vision model that transformers can build.")
-    supports_sdpa: bool = architecture._supports_sdpa  # pyrefly: ignore
-    return "eager" if attention == "sdpa" and not supports_sdpa else attention
+    return loading.supported_kernel(architecture, attention)
 
 
 def strip_labels(config: PreTrainedConfig) -> PreTrainedConfig:

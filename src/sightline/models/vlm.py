@@ -6,7 +6,7 @@ slots; Sightline's own loop uses nothing else.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -155,7 +155,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         names = ("connector.", "separators") if name == "connector" else (f"{name}.",)
         return [(key, value) for key, value in self.named_parameters() if key.startswith(names)]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "SightlineForConditionalGeneration":
         """As in torch, but a part without trainable parameters stays in `eval`: BatchNorm would move its statistics."""
         super().train(mode)
         for name in PARTS:

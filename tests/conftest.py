@@ -1,0 +1,46 @@
+"""Settings that must stand before anything heavy is imported, and shape checks of tensor functions.
+
+The suite is offline, single-threaded (tiny models are quicker so, and sums do not depend on the machine) and checks the jaxtyping
+annotations of `ops` and `models` at every call.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+ENVIRONMENT = {
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "WANDB_MODE": "offline",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+from jaxtyping import install_import_hook  # noqa: E402 (after the environment)
+
+CHECKED = ["sightline.models", "sightline.ops"]
+HEAVY = ("torch", "transformers.generation.utils", "transformers.modeling_utils")
+
+
+class HeavyFirst(MetaPathFinder):
+    """Imports torch and transformers before a checked package: below jaxtyping's hook they would be compiled anew (20 s)."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname in CHECKED:
+            for module in HEAVY[: 1 if fullname == "sightline.ops" else None]:
+                importlib.import_module(module)
+        return None
+
+
+install_import_hook(CHECKED, "beartype.beartype")
+sys.meta_path.insert(0, HeavyFirst())
