@@ -119,6 +119,11 @@ def test_generated_scenes_are_stored_as_pictures(tmp_path: Path) -> None:
     assert summary == again
 
 
+def test_pairs_held_out_of_scenes_are_a_split_of_their_own(tmp_path: Path) -> None:
+    summary = prepared("scenes", Path("-"), tmp_path / "out", source=SourceOptions(count=60, level=2, novel=True))
+    assert summary["splits"]["novel"] > 0
+
+
 # What is skipped ------------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +440,15 @@ def test_a_changed_image_is_checked_again_after_a_stop(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "out")
     assert dataset.image_bytes(dataset.record(0)) == picture(77, size=(11, 13))
     assert dataset.verify() == 6
+
+
+def test_a_signal_in_any_later_phase_ends_the_work_as_well(tmp_path: Path) -> None:
+    source = records_source(tmp_path / "in", 6)
+    child = run_in_child(source, tmp_path / "out", "prepare.before_records=term")
+    assert "Stopped" in child.stderr
+    assert not (tmp_path / "out").exists()
+    prepared("records", source, tmp_path / "out")
+    open_dataset(tmp_path / "out").verify()
 
 
 @pytest.mark.parametrize("point", ["file.before_sync=enospc@2", "publish.before_rename=eio", "file.before_rename=enospc@4"])

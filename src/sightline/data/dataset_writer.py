@@ -52,12 +52,13 @@ def read_lines(path: Path) -> Iterator[Record]:
             yield Record.from_json(json.loads(line))
 
 
-def write_records(work: Path, checked: Path, count: int, rule: SplitRule) -> Written:
+def write_records(work: Path, checked: Path, count: int, rule: SplitRule, poll: Callable[[], None] = lambda: None) -> Written:
     """Writes `records.jsonl` and `index.npy` in `work`.
 
     Args:
         checked: lines of records with their images stored.
         count: number of these lines.
+        poll: is called for every record; what it raises ends the work.
 
     Raises:
         UsageError: a split that is drawn has records of its own already.
@@ -73,6 +74,7 @@ def write_records(work: Path, checked: Path, count: int, rule: SplitRule) -> Wri
         index = RowWriter(INDEX_ROW, index_file, count)
         offset = places = 0
         for record in read_lines(checked):
+            poll()
             own = record.split
             record = replace(record, split=split_of(record))
             if record.split != own:
@@ -86,10 +88,11 @@ def write_records(work: Path, checked: Path, count: int, rule: SplitRule) -> Wri
             if code >= MAX_SPLITS:
                 raise DataError(f"more than {MAX_SPLITS} splits, e.g. {record.split!r}.", "Is 'split' mapped to the right key?")
             splits[record.split] += 1
-            line = dump_line(record.to_json())
+            told = record.to_json()
+            line = dump_line(told)
             records.write(line)
             index.add((offset, places, len(line), 0, len(record.images), code))
-            fingerprint.add(record)
+            fingerprint.add(told)
             for info in record.image_info:
                 numbers.add(name_number(info.sha256))
             offset += len(line)
@@ -121,10 +124,8 @@ class Fingerprint:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
 
-    def add(self, record: Record) -> None:
-        line = record.to_json()
-        line.pop("images", None)
-        self._hash.update(dump_line(line))
+    def add(self, line: dict[str, Any]) -> None:
+        self._hash.update(dump_line({name: value for name, value in line.items() if name != "images"}))
 
     def value(self) -> str:
         return self._hash.hexdigest()

@@ -213,11 +213,11 @@ class _Preparation:
                 self._check_all(store, checked, skipped)
             self.budget.finish()
             faults.hit("prepare.before_records")
-            written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split)
+            written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split, self._poll)
             num_images = store.keep_only(written.image_numbers)
             shards = None
             if self.options.shards is not None:
-                shards = write_shards(self.folder, self.work, self.options.shards, self.options.workers)
+                shards = write_shards(self.folder, self.work, self.options.shards, self.options.workers, self._poll)
             summary = self._summary(written, num_images, shards)
         if shards is not None:
             remove_unsharded(self.folder)
@@ -258,10 +258,13 @@ class _Preparation:
                 if slot is not None:
                     slot.failure, slot.checked = (outcome, None) if isinstance(outcome, TaskFailure) else (None, outcome)
                 self._finish_ready(store, checked, skipped, bar)
-                if signal := self.stopped():
-                    raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
+                self._poll()
             self._finish_ready(store, checked, skipped, bar)
         assert not self._queue
+
+    def _poll(self) -> None:
+        if signal := self.stopped():
+            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
 
     def _entries(self) -> Iterator[Item | Skip]:
         """The source, or a random part of it that the seed decides."""

@@ -10,8 +10,8 @@ import hashlib
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -24,7 +24,6 @@ from sightline.runtime import faults
 from sightline.runtime.logs import progress
 from sightline.runtime.storage import atomic_file, sha256_file, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
-from sightline.types import Record
 
 BLOCK = 512
 END = bytes(2 * BLOCK)  # a tar ends with two empty blocks
@@ -80,7 +79,9 @@ def member_key(number: int) -> str:
 # Writing --------------------------------------------------------------------------------------------------------------------
 
 
-def write_shards(folder: Path, work: Path, size: int, workers: int) -> list[dict[str, Any]]:
+def write_shards(
+    folder: Path, work: Path, size: int, workers: int, poll: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
     """Turns the records and images of a folder into shards; returns their entries of `dataset.json`.
 
     Shards that an earlier try has finished are taken over when their records are still the same.
@@ -90,6 +91,7 @@ def write_shards(folder: Path, work: Path, size: int, workers: int) -> list[dict
         work: where it is noted which shards are done.
         size: bytes of a shard, at most; a single record may be larger.
         workers: processes that write.
+        poll: is called for every shard; what it raises ends the work.
 
     Raises:
         StorageError: the disk refuses.
@@ -110,6 +112,7 @@ def write_shards(folder: Path, work: Path, size: int, workers: int) -> list[dict
         rows, images = RowWriter(INDEX_ROW, index_file, len(index)), RowWriter(IMAGE_ROW, image_file, places)
         for shard, placed in zip(plan, pool.map(plan), strict=True):
             faults.hit("shards.written")
+            poll()
             if isinstance(placed, TaskFailure):
                 raise StorageError(f"{folder / shard_name(shard.number)}: {placed.reason}: {placed.detail}.")
             for number, (offset, length) in enumerate(placed.records, start=shard.first):
@@ -152,9 +155,9 @@ def _plan(folder: Path, index: np.ndarray, size: int) -> Iterator[tuple[int, int
     """First record and number of records of each shard: as many as surely fit."""
     first, used = 0, len(END)
     sizes: dict[str, int] = {}
-    for number, record in enumerate(_records(folder, index)):
-        length = _padded(int(index[number]["size"]))  # the names in a shard are shorter than those in the folder
-        for name in record.images:
+    for number, line in enumerate(_lines(folder, index)):
+        length = _padded(len(line))  # the names in a shard are shorter than those in the folder
+        for name in json.loads(line).get("images", ()):
             if name not in sizes:
                 sizes = {} if len(sizes) > 1 << 16 else sizes
                 sizes[name] = (folder / name).stat().st_size
@@ -171,11 +174,12 @@ def _padded(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
-def _records(folder: Path, index: np.ndarray, first: int = 0, count: int | None = None) -> Iterator[Record]:
+def _lines(folder: Path, index: np.ndarray, first: int = 0, count: int | None = None) -> Iterator[bytes]:
+    """Lines of `records.jsonl`."""
     with (folder / RECORDS).open("rb") as file:
+        file.seek(int(index[first]["offset"]))
         for row in index[first : None if count is None else first + count]:
-            file.seek(int(row["offset"]))
-            yield Record.from_json(json.loads(file.read(int(row["size"]))))
+            yield file.read(int(row["size"]))
 
 
 def write_shard(task: Shard) -> Placed:
@@ -190,11 +194,12 @@ def write_shard(task: Shard) -> Placed:
     images: list[tuple[int, int]] = []
     with atomic_file(target, "wb") as file:
         tar = _TarWriter(file)
-        for number, record in enumerate(_records(task.folder, index, task.first, task.count), start=task.first):
-            key = member_key(number)
-            names = tuple(f"{key}.{k}.{name.rpartition('.')[2]}" for k, name in enumerate(record.images))
-            records.append(tar.add(f"{key}.json", dump_line(replace(record, images=names).to_json())))
-            for name, old in zip(names, record.images, strict=True):
+        for number, line in enumerate(_lines(task.folder, index, task.first, task.count), start=task.first):
+            key, record = member_key(number), json.loads(line)
+            stored = record.get("images", [])
+            names = [f"{key}.{k}.{name.rpartition('.')[2]}" for k, name in enumerate(stored)]
+            records.append(tar.add(f"{key}.json", dump_line({**record, "images": names} if names else record)))
+            for name, old in zip(names, stored, strict=True):
                 images.append(tar.add(name, (task.folder / old).read_bytes()))
         tar.end()
     placed = Placed(tar.hash.hexdigest(), tar.at, records, images)
@@ -205,8 +210,8 @@ def write_shard(task: Shard) -> Placed:
 def _source_hash(task: Shard, index: np.ndarray) -> str:
     """Of the lines that a shard is made of; they hold the hashes of the images."""
     digest = hashlib.sha256()
-    for record in _records(task.folder, index, task.first, task.count):
-        digest.update(dump_line(record.to_json()))
+    for line in _lines(task.folder, index, task.first, task.count):
+        digest.update(line)
     return digest.hexdigest()
 
 

@@ -199,6 +199,16 @@ def test_any_damage_gives_members_or_our_error(
             assert 0 <= member.offset <= len(content)
 
 
+@pytest.mark.parametrize("at", [0, 130, 520, 156])
+def test_a_header_that_fails_its_checksum_is_not_believed(tmp_path: Path, at: int) -> None:
+    path = make_tar(tmp_path / "x.tar", {"a.png": b"", "b.png": b"1"}, tarfile.USTAR_FORMAT)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a header is damaged|this is not a tar"):
+        list(tar_members(path))
+
+
 @pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000001\0"])
 def test_sizes_that_cannot_be_end_at_once(tmp_path: Path, size: bytes) -> None:
     path = make_tar(tmp_path / "x.tar", {"a.png": b"1"}, tarfile.USTAR_FORMAT)

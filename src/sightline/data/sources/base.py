@@ -79,7 +79,7 @@ class SourceOptions:
         mapping: our field -> the source's key, as in `--map caption=text`; an empty key switches the field off.
         subset, revision: of a data set of the Hub.
         text_only: leave images out and keep the text of captions.
-        seed, count, level, size, questions: for generators.
+        seed, count, level, size, questions, novel: for generators.
     """
 
     images: Path | None = None
@@ -92,6 +92,7 @@ class SourceOptions:
     level: int = 1
     size: int = 64
     questions: bool = False
+    novel: bool = False
 
 
 Reader = Callable[[Path, SourceOptions, Tally], Iterator[Item | Skip]]

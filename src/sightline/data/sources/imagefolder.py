@@ -39,11 +39,12 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
 def _with_metadata(file: Path, path: Path, options: SourceOptions, tally: Tally, first: int) -> Iterator[Item | Skip]:
     root = image_root(options, file.parent)
     split = split_of_file(file, path)
+    folder = file.parent.relative_to(path) if path.is_dir() else Path()
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         row = Row(values, KEYS, options)
         name = row.get("image")
-        fallback_id = name if isinstance(name, str) else None
+        fallback_id = (folder / name).as_posix() if isinstance(name, str) else None
         return row.item(first + number, where, root, tally, fallback_id=fallback_id, split=split)
 
     return items(table_rows(file, Preset(KEYS), options, tally), build)

@@ -1,13 +1,14 @@
 """The generator of compositional pictures as a source: `-` takes the place of a path.
 
-Options: `count` pictures, `seed`, `level` 1 to 3, `size` in pixels, and `questions` instead of captions.
+Options: `count` pictures, `seed`, `level` 1 to 3, `size` in pixels, `questions` instead of captions, and `novel` to hold pairs of
+color and shape out of every split but one.
 """
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from sightline.data.scenes import generate
+from sightline.data.scenes import NOVEL_PAIRS, generate
 from sightline.data.sources.base import Item, Skip, SourceOptions, Tally
 
 
@@ -15,7 +16,8 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     """Items with their pictures as PNG files in memory."""
     picture: object = None
     data = b""
-    made = generate(options.count, options.seed, options.level, options.size, ask=options.questions)
+    novel = NOVEL_PAIRS if options.novel else ()
+    made = generate(options.count, options.seed, options.level, options.size, ask=options.questions, novel=novel)
     for number, (record, image) in enumerate(made):
         if image is not picture:  # questions about one picture follow each other
             buffer = io.BytesIO()
