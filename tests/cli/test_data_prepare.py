@@ -100,7 +100,8 @@ def test_too_many_skips_exit_with_3_and_a_larger_budget_lets_them_pass(tmp_path:
     [
         (["IN", "--format", "records"], 2, "--out"),
         (["IN", "--out", "OUT"], 2, "--format"),
-        (["IN", "--format", "nothing", "--out", "OUT"], 2, "There is no format 'nothing'. Formats are coco, csv"),
+        (["IN", "--format", "nothing", "--out", "OUT"], 2, "There is no format 'nothing'. Formats are cauldron, chartqa"),
+        (["IN", "--format", "coc", "--out", "OUT"], 2, "Did you mean 'coco'?"),
         (["IN", "--format", "records", "--out", "OUT", "--split", "val"], 2, "NAME=SHARE"),
         (["IN", "--format", "records", "--out", "OUT", "--split", "val=2"], 2, "between 0 and 1"),
         (["IN", "--format", "records", "--out", "OUT", "--map", "id"], 2, "FIELD=KEY"),

@@ -511,6 +511,22 @@ def test_options_that_cannot_work_are_refused_before_any_work(
     assert sorted(item.name for item in tmp_path.iterdir()) == ["in"]
 
 
+def test_ids_that_repeat_can_be_numbered_and_fixed_names_cannot_be_mapped(tmp_path: Path) -> None:
+    put(tmp_path / "in/records.jsonl", [{"id": "same", "captions": ["a"]}, {"id": "same", "captions": ["b"]}])
+    prepared("records", tmp_path / "in", tmp_path / "out", source=SourceOptions(mapping={"id": ""}))
+    assert [record.id for record in open_dataset(tmp_path / "out").records()] == ["row-0", "row-1"]
+    put(tmp_path / "coco/captions_val2017.json", {"images": [], "annotations": []})
+    put(tmp_path / "flickr/Flickr8k.token.txt", "1.jpg#0\ta\n")
+    for name in ("coco", "flickr"):
+        with pytest.raises(UsageError, match="are fixed"):
+            prepared(
+                "flickr8k" if name == "flickr" else name,
+                tmp_path / name,
+                tmp_path / "x",
+                source=SourceOptions(mapping={"captions": "text"}),
+            )
+
+
 def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         prepared("records", tmp_path / "none", tmp_path / "out")

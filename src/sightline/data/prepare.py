@@ -6,6 +6,7 @@ and becomes OUT by a rename at the end: OUT is complete or not there. A prepare 
 command is given again: images that were stored are not decoded a second time.
 """
 
+import difflib
 import heapq
 import re
 import shutil
@@ -100,7 +101,9 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
 
 def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if name not in FORMATS:
-        raise UsageError(f"There is no format {name!r}.", f"Formats are {', '.join(FORMATS)}.")
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"There is no format {name!r}.", f"{meant}Formats are {', '.join(FORMATS)}.")
     chosen = FORMATS[name]
     if (str(path) == "-") != (chosen.takes == "-"):
         want = "makes its own data: give - as its source" if chosen.takes == "-" else "needs a file or folder, not -"

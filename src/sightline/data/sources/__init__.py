@@ -28,7 +28,7 @@ FORMATS: dict[str, Format] = {
     "llava": Format(llava.read, tuple(llava.KEYS)),
     "nlvr": _table("nlvr", "CC BY 4.0"),
     "parquet": _table("parquet"),
-    "records": Format(records.read, ()),
+    "records": Format(records.read, ("id",)),
     "refcocog": _table("refcocog"),
     "scenes": Format(scenes.read, (), "made by Sightline; free of rights", takes="-"),
     "scienceqa": _table("scienceqa", "CC BY-NC-SA 4.0"),

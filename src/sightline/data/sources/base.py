@@ -143,6 +143,17 @@ def parse_mapping(arguments: Iterable[str]) -> dict[str, str]:
     return mapping
 
 
+def refuse_mapping(options: SourceOptions, what: str) -> None:
+    """For files whose names are fixed.
+
+    Raises:
+        UsageError: `--map` was given.
+    """
+    if options.mapping:
+        name, key = next(iter(options.mapping.items()))
+        raise UsageError(f"--map {name}={key}: the names in {what} are fixed.", "Leave --map out.")
+
+
 def make_id(value: Any, row: int) -> str:
     """A record's id: the source's own when it is a text or a whole number, else its place in the source.
 

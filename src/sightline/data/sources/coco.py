@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally, count_ignored, make_id, shown, split_name
+from sightline.data.sources.base import (
+    Item,
+    Located,
+    Skip,
+    SourceOptions,
+    Tally,
+    count_ignored,
+    make_id,
+    refuse_mapping,
+    shown,
+    split_name,
+)
 from sightline.data.sources.boxes import kept_boxes, pixel_fractions
 from sightline.data.sources.roots import ImageRoot
 from sightline.data.sources.rows import image_root, items, json_rows, row_files
@@ -73,6 +84,7 @@ class _Annotations:
 
 
 def _json(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+    refuse_mapping(options, "COCO's annotation files")
     if _is_karpathy(path):
         yield from _karpathy(path, options, tally)
         return

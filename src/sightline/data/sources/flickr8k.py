@@ -8,7 +8,7 @@ Published: `Flickr8k.token.txt` (lines `name.jpg#k<TAB>caption`) beside the spli
 from collections.abc import Iterator
 from pathlib import Path
 
-from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally
+from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally, refuse_mapping
 from sightline.data.sources.roots import ImageRoot
 from sightline.data.sources.rows import image_root, row_files
 from sightline.data.sources.strict_json import text_lines
@@ -52,6 +52,7 @@ def _folder(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item |
 
 def _published(tokens: Path, options: SourceOptions) -> Iterator[Item | Skip]:
     """One item per photo, in the order of the token file; its captions may lie anywhere in the file."""
+    refuse_mapping(options, f"{TOKENS} and its split files")
     root = image_root(options, tokens.parent, *PLACES)
     splits = _read_splits(tokens.parent)
     captions: dict[str, list[tuple[int, str]]] = {}

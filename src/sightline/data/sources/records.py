@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.dataset import DATASET, RECORDS, Dataset
-from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally
+from sightline.data.sources.base import Item, Located, Skip, SourceOptions, Tally, make_id, refuse_mapping
 from sightline.data.sources.rows import find_file, image_root, items, json_rows
 from sightline.types import Record
 
@@ -17,7 +17,7 @@ from sightline.types import Record
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a records file, or of the folder that holds one."""
     if (path / DATASET).is_file() and not (path / RECORDS).exists():
-        return _sharded(Dataset(path))
+        return _sharded(Dataset(path), options)
     file = find_file(path, (RECORDS,), (".jsonl",))
     root = image_root(options, file.parent)
 
@@ -28,6 +28,8 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
             if told and len(told) < len(captions):
                 values["captions"] = told
                 tally.notes["empty_caption"] += len(captions) - len(told)
+        if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
+            values["id"] = make_id(values.pop(options.mapping["id"], None), number)
         record = Record.from_json(values)
         return Item(
             record,
@@ -40,7 +42,8 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     return items(json_rows(file), build)
 
 
-def _sharded(dataset: Dataset) -> Iterator[Item | Skip]:
+def _sharded(dataset: Dataset, options: SourceOptions) -> Iterator[Item | Skip]:
+    refuse_mapping(options, "a dataset folder")
     for number, record in enumerate(dataset.records()):
         yield Item(
             record,
