@@ -31,6 +31,7 @@ from sightline.models.saving import save_model
 from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
 from sightline.runtime.storage import read_json, write_json
+from sightline.training import lora
 from sightline.types import Message, Part
 
 PROCESSING, PROCESSOR = "sightline.json", "preprocessor_config.json"
@@ -265,7 +266,8 @@ def _closing_token(made: Assembled) -> int | None:
 
 def write(made: Assembled, folder: Path, previous: Path | None = None, changed: Collection[str] = PARTS) -> list[str]:
     """Writes a model's folder; returns the names of weight files that are links into `previous`."""
-    linked = save_model(made.inner, folder, previous, changed)
+    state = lora.plain_state(made.inner) if any(True for _ in lora.layers(made.inner)) else None
+    linked = save_model(made.inner, folder, previous, changed, state)
     if made.processing.template in TEMPLATES or made.tokenizer.chat_template is None:
         made.tokenizer.chat_template = made.template.source
     made.tokenizer.save_pretrained(folder)

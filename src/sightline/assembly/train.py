@@ -30,7 +30,7 @@ from sightline.runtime import seeds, storage
 from sightline.runtime.device import prepare_runtime
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
-from sightline.training import checkpoint, loop, optim, stages
+from sightline.training import checkpoint, loop, lora, optim, stages
 from sightline.training.checkpoint import Progress, Saved
 
 CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
@@ -217,6 +217,7 @@ class _Run:
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
         self._say(made, stage, corpus, loader, pace)
         if self.saved is not None and at.stage_step:
+            lora.restore(made.inner, self.saved.path / checkpoint.LORA)
             checkpoint.restore_optimiser(self.saved, optimiser, names)
         step_module = self.accelerator.prepare_model(loop.StepModule(made.model, plan.objective.build()))
         if self.saved is not None:
@@ -241,6 +242,7 @@ class _Run:
             gate=self.gate,
         )
         at = loop.fit(job, at)
+        lora.fold(made.model)
         at = replace(at, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
         self._card(made, plan, stage, corpus, at)
         save(at, end=True)
@@ -295,7 +297,7 @@ class _Run:
                 note,
                 optimiser,
                 names,
-                lambda folder, previous: models.write(described, folder, previous, changed),
+                lambda target, before: _write_model(described, target, before, changed),
                 self.saved,
             )
             best = {at.best[1]} if at.best else set()
@@ -312,7 +314,8 @@ class _Run:
             return
         logger.info("stage %s", stage.name)
         for row in stage.table:
-            how = f"trains at {row.lr:g}" if row.lr else "frozen"
+            partly = f", {row.trainable:,} of them" if row.lr and row.trainable != row.parameters else ""
+            how = f"trains at {row.lr:g}{partly}" if row.lr else "frozen"
             logger.info("  %-10s %13s parameters  %s", row.name, f"{row.parameters:,}", how)
         tokens, alone = int(corpus.tokens.sum()), sum(int(source.units.alone.sum()) for source in corpus.sources)
         saved = f" ({1 - tokens / alone:.0%} fewer by sharing pictures)" if tokens < alone else ""
@@ -349,6 +352,14 @@ class _Run:
                 facts=self.facts,
             ),
         )
+
+
+def _write_model(made: Assembled, target: Path, before: Path | None, changed: set[str]) -> list[str]:
+    """Writes `model/` and, where there are adapters, `lora/` of a checkpoint; gives the names of linked files."""
+    model, adapters = checkpoint.MODEL, checkpoint.LORA
+    linked = models.write(made, target / model, before / model if before else None, changed)
+    unfolded = lora.save(made.inner, target / adapters, before / adapters if before else None)
+    return [f"{model}/{name}" for name in linked] + [f"{adapters}/{name}" for name in unfolded]
 
 
 class _Log:

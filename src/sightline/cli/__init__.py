@@ -1,6 +1,7 @@
 """The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
 
 from sightline.cli import data as data
+from sightline.cli import demo as demo
 from sightline.cli import doctor as doctor
 from sightline.cli import evaluate as evaluate
 from sightline.cli import generate as generate

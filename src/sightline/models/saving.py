@@ -4,12 +4,12 @@ A part that has not changed since another folder was written is hard-linked from
 megabytes between frozen parts of gigabytes writes only the connector at each checkpoint.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
@@ -18,7 +18,13 @@ from sightline.runtime.storage import link_or_copy, write_json
 INDEX = "model.safetensors.index.json"
 
 
-def save_model(model: PreTrainedModel, folder: Path, previous: Path | None = None, changed: Collection[str] = PARTS) -> list[str]:
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    previous: Path | None = None,
+    changed: Collection[str] = PARTS,
+    state: Mapping[str, Tensor] | None = None,
+) -> list[str]:
     """Writes configuration and weights.
 
     Args:
@@ -26,19 +32,20 @@ def save_model(model: PreTrainedModel, folder: Path, previous: Path | None = Non
         folder: exists and is empty.
         previous: a folder that this function wrote for the same model.
         changed: parts whose weights may differ from those in `previous`.
+        state: the weights to write, if not those of the model's own state dict (adapters folded in).
 
     Returns:
         Names of the files that are links to files of `previous`.
     """
     if not isinstance(model, SightlineForConditionalGeneration):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         return []
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     weight_map: dict[str, str] = {}
     linked, total = [], 0
     tied = set(model.all_tied_weights_keys)
-    state = {name: value for name, value in model.state_dict().items() if name not in tied}
+    state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
         names = part_names(part, state)
         file = f"{part}.safetensors"

@@ -2,6 +2,7 @@
 
     step-120/
         model/            a `from_pretrained` folder, with tokenizer and processor
+        lora/             within a stage with adapters: the unfolded weights
         optimiser.safetensors
         state.json        step, stage, place in the data, random states of every rank
         manifest.json     size and sha256 of every file
@@ -27,7 +28,7 @@ from sightline.runtime import faults, storage
 from sightline.runtime.logs import logger
 
 _NAME = re.compile(r"step-(\d+)\Z")
-STATE, OPTIMISER, MODEL = "state.json", "optimiser.safetensors", "model"
+STATE, OPTIMISER, MODEL, LORA = "state.json", "optimiser.safetensors", "model", "lora"
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ def save(
         progress, random, note: what goes into `state.json`.
         optimiser: its state goes along; None at the end of a stage, where the next begins with a fresh one.
         names: full name of every parameter of the optimiser.
-        write_model: writes the model's files into a folder, may link unchanged ones from the folder given second, and returns the
-            names of those.
+        write_model: writes the model's files into a checkpoint's folder, may link unchanged ones from the checkpoint given second,
+            and returns the names of those.
         previous: the last checkpoint of this run.
 
     Raises:
@@ -172,10 +173,10 @@ def save(
     known: dict[str, str] = {}
     with storage.atomic_dir(path, known, {"step": progress.step}) as target:
         (target / MODEL).mkdir()
-        linked = write_model(target / MODEL, previous.path / MODEL if previous else None)
+        linked = write_model(target, previous.path if previous else None)
         faults.hit("checkpoint.after_model")
         if previous is not None:
-            known.update({f"{MODEL}/{name}": previous.manifest["files"][f"{MODEL}/{name}"]["sha256"] for name in linked})
+            known.update({name: previous.manifest["files"][name]["sha256"] for name in linked})
         if optimiser is not None:
             save_file(_optimiser_tensors(optimiser, names), target / OPTIMISER)
         storage.write_json(target / STATE, {"progress": asdict(progress), "random": random, "note": note})

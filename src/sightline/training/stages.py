@@ -12,6 +12,8 @@ from torch import nn
 
 from sightline.config import Config
 from sightline.errors import ConfigError
+from sightline.training import lora
+from sightline.training.lora import LoraRule
 
 PartName = Literal["connector", "language", "vision"]
 
@@ -23,6 +25,8 @@ class PartConfig(Config):
     """Peak learning rate of the part."""
     weight_decay: float | None = Field(default=None, ge=0)
     """Weight decay of the part; that of `train` by default."""
+    lora: LoraRule | None = None
+    """Train low-rank adapters instead of the weights; they are folded in at the end of the stage."""
 
 
 PartRule = Literal["frozen", "train"] | float | PartConfig
@@ -65,13 +69,13 @@ class Stage:
 
 
 def apply(
-    model: nn.Module, name: str, rules: Mapping[PartName, PartRule], lr: float, weight_decay: float, decay_all: bool = False
+    model: nn.Module, stage: str, rules: Mapping[PartName, PartRule], lr: float, weight_decay: float, decay_all: bool = False
 ) -> Stage:
-    """Freezes and unfreezes the parts of a model.
+    """Freezes and unfreezes the parts of a model, and puts adapters in where a rule asks for them.
 
     Args:
         model: its children are the parts.
-        name: of the stage.
+        stage: its name.
         rules: for each part `frozen`, `train` (at `lr`), a rate, or a `PartConfig`; a part that is not named is frozen.
         lr, weight_decay: what a rule does not say.
         decay_all: decay biases and norms too.
@@ -82,21 +86,26 @@ def apply(
     parts = parts_of(model)
     for part in rules:
         if part not in parts:
-            raise ConfigError(f"stage {name!r}: the model has no part {part!r}; it has {', '.join(parts)}.")
+            raise ConfigError(f"stage {stage!r}: the model has no part {part!r}; it has {', '.join(parts)}.")
     groups, table = [], []
     by_name: dict[str, PartRule] = {str(part): rule for part, rule in rules.items()}
     for part, parameters in parts.items():
         rule = _resolved(by_name.get(part, "frozen"), lr)
-        for parameter in parameters.values():
-            parameter.requires_grad_(rule is not None)
         size = sum(parameter.numel() for parameter in parameters.values())
-        table.append(PartRow(part, size, size if rule else 0, rule.lr if rule else 0.0))
+        if rule is not None and rule.lora is not None:
+            lora.inject(model.get_submodule(part), rule.lora, part)
+            parameters = parts_of(model)[part]
+        trained = {name: value for name, value in parameters.items() if rule is not None and _trains(rule, name)}
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in trained)
+        rate = rule.lr if rule is not None else 0.0
+        table.append(PartRow(part, size, sum(value.numel() for value in trained.values()), rate))
         if rule is not None:
-            groups.extend(_groups(part, rule, parameters, weight_decay, decay_all))
+            groups.extend(_groups(part, rule, trained, weight_decay, decay_all))
     if not any(group.parameters for group in groups):
-        raise ConfigError(f"stage {name!r} trains nothing.", "Give a part a learning rate in stages.*.parts.")
+        raise ConfigError(f"stage {stage!r} trains nothing.", "Give a part a learning rate in stages.*.parts.")
     model.train()
-    return Stage(name, tuple(groups), tuple(table))
+    return Stage(stage, tuple(groups), tuple(table))
 
 
 def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
@@ -106,6 +115,10 @@ def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         part = name.split(".", 1)[0]
         parts[part if part in parts else "connector"][name] = parameter
     return parts
+
+
+def _trains(rule: PartConfig, parameter: str) -> bool:
+    return rule.lora is None or lora.trains_under(rule.lora, parameter)
 
 
 def _resolved(rule: PartRule, lr: float) -> PartConfig | None:
