@@ -67,7 +67,7 @@ def prepare(
         ),
         split=SplitRule(parse_shares(split or ()), by, seed),
         sample=sample,
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        workers=_cores() if workers is None else workers,
         max_skipped=max_skipped,
         shards=None if shards is None else parse_size(shards),
         licence=licence,
@@ -79,6 +79,11 @@ def prepare(
         emit(result)
     else:
         _print_prepared(result)
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _print_prepared(result: dict[str, Any]) -> None:

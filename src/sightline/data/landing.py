@@ -1,6 +1,6 @@
 """Checks images in child processes and stores the good ones under the name of their content.
 
-`check_image` runs in a child that may crash, hang or eat its memory; what it finds goes into a `Slot`, which all records that
+`check_images` runs in a child that may crash, hang or eat its memory; what it finds goes into a `Slot`, which all records that
 name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
 each content once, and keeps a journal, so that a prepare that was killed does not decode again what it had done.
 """
@@ -38,18 +38,27 @@ class Checked(NamedTuple):
     suffix: str
 
 
-def check_image(task: Path | bytes | None) -> Checked | None:
-    """Decodes an image completely. None in, None out: a task that only keeps the order.
+def check_image(source: Path | bytes) -> Checked:
+    """Decodes an image completely.
 
     Raises:
         RecordError: the reasons of `open_image`.
     """
-    if task is None:
-        return None
-    data = read_image_file(task, DEFAULT_LIMITS) if isinstance(task, Path) else task
+    data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
     kind = inspect_image(data, DEFAULT_LIMITS).format
     width, height = open_image(data, DEFAULT_LIMITS).size
     return Checked(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
+
+
+def check_images(sources: tuple[Path | bytes, ...]) -> tuple[Checked | TaskFailure, ...]:
+    """Several images at a time: handing over a small one costs as much as decoding it."""
+    found: list[Checked | TaskFailure] = []
+    for source in sources:
+        try:
+            found.append(check_image(source))
+        except RecordError as error:
+            found.append(TaskFailure(error.reason, error.message))
+    return tuple(found)
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from sightline.data.dataset import DATASET, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.dataset_writer import Written, dump_line, file_entry, write_records
-from sightline.data.landing import ImageStore, Slot, Slots, check_image, image_key
+from sightline.data.landing import ImageStore, Slot, Slots, check_images, image_key
 from sightline.data.shards import remove_unsharded, write_shards
 from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
 from sightline.data.sources.base import Format, uniform
@@ -35,7 +35,9 @@ from sightline.types import ImageInfo, Message, Record
 GRACE = 200  # records before the budget for skips is looked at
 MAX_IN_A_ROW = 100
 EXAMPLES = 10
-MAX_WAITING = 64  # records without a new image after which an empty task keeps the stream moving
+BATCH = 8  # images that a child checks at a time
+BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
+MAX_WAITING = 64  # records after which a task is sent, were it empty, to keep the stream moving
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")  # it becomes part of a folder's name
 CHECKED = "checked.jsonl"
 
@@ -203,7 +205,7 @@ class _Preparation:
         self.tally = Tally()
         self.budget = Budget(options.max_skipped, work)
         self._queue: deque[_Waiting | Skip] = deque()
-        self._sent: deque[Slot | None] = deque()
+        self._sent: deque[list[tuple[Slot, Path | bytes]]] = deque()
         self._slots = Slots()
         self._ids: set[int] = set()
 
@@ -252,14 +254,17 @@ class _Preparation:
     def _check_all(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes]) -> None:
         options = self.options
         with (
-            GuardedPool(check_image, options.workers, options.image_seconds, options.image_memory) as pool,
+            GuardedPool(check_images, options.workers, options.image_seconds, options.image_memory) as pool,
             progress("preparing", None) as bar,
         ):
             for outcome in pool.map(self._tasks(store)):
                 faults.hit("prepare.checked")
-                slot = self._sent.popleft()
-                if slot is not None:
-                    slot.failure, slot.checked = (outcome, None) if isinstance(outcome, TaskFailure) else (None, outcome)
+                batch = self._sent.popleft()
+                if isinstance(outcome, TaskFailure):  # one of them broke the child: find out which
+                    alone = (pool.run((source,)) for _, source in batch)
+                    outcome = tuple(found if isinstance(found, TaskFailure) else found[0] for found in alone)
+                for (slot, _), found in zip(batch, outcome, strict=True):
+                    slot.failure, slot.checked = (found, None) if isinstance(found, TaskFailure) else (None, found)
                 self._finish_ready(store, checked, skipped, bar)
                 self._poll()
             self._finish_ready(store, checked, skipped, bar)
@@ -281,8 +286,9 @@ class _Preparation:
         entries = enumerate(self.format.read(self.path, source, self.tally))
         return (entry for place, entry in entries if place in drawn)
 
-    def _tasks(self, store: ImageStore) -> Iterator[Path | bytes | None]:
-        """Images to check; whatever needs none waits in the queue for its turn."""
+    def _tasks(self, store: ImageStore) -> Iterator[tuple[Path | bytes, ...]]:
+        """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
+        batch: list[tuple[Slot, Path | bytes]] = []
         idle = 0
         for entry in self._entries():
             waiting = entry if isinstance(entry, Skip) else self._begun(entry)
@@ -291,13 +297,17 @@ class _Preparation:
             for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _Waiting) else ():
                 if not slot.is_known and not slot.is_sent and not store.recall(slot):
                     slot.is_sent = True
-                    idle = 0
-                    self._sent.append(slot)
-                    yield source
-            if idle >= MAX_WAITING:
-                idle = 0
-                self._sent.append(None)
-                yield None
+                    batch.append((slot, source))
+            size = sum(len(source) for _, source in batch if isinstance(source, bytes))
+            if len(batch) >= BATCH or size >= BATCH_BYTES or idle >= MAX_WAITING:
+                yield self._send(batch)
+                batch, idle = [], 0
+        if batch:
+            yield self._send(batch)
+
+    def _send(self, batch: list[tuple[Slot, Path | bytes]]) -> tuple[Path | bytes, ...]:
+        self._sent.append(batch)
+        return tuple(source for _, source in batch)
 
     def _begun(self, item: Item) -> _Waiting | Skip:
         """Everything that can be said of a record without its images."""

@@ -1,0 +1,21 @@
+"""What a child process runs in tests: the real check, but some pictures crash the decoder, hang it, or eat the memory."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from sightline.data import landing
+from sightline.runtime.workers import TaskFailure
+
+
+def check_images(sources: tuple[Path | bytes, ...]) -> tuple[landing.Checked | TaskFailure, ...]:
+    for source in sources:
+        name = source.name if isinstance(source, Path) else ""
+        if name.startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if name.startswith("hang"):
+            time.sleep(60)
+        if name.startswith("fat"):
+            bytearray(1 << 40)
+    return landing.check_images(sources)
