@@ -91,7 +91,7 @@ def pictures_of(made: Assembled, data: DataConfig) -> Pictures | None:
         return None
     preparation = made.processing.preparation
     assert preparation is not None
-    return PixelPictures(preparation, made.processing.tiling)
+    return PixelPictures(preparation, made.processing.tiling, data.keep_pixels * 1_000_000)
 
 
 def batch_rules(plan: StagePlan) -> BatchRules:

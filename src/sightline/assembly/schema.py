@@ -96,6 +96,8 @@ class DataConfig(Config):
     """Largest share of conversations that may be left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many samples of the split, the first in the order of seed 0: for studies of data size."""
+    keep_pixels: int = Field(default=512, ge=0)
+    """Megabytes of prepared pixels that are kept in memory (per process that reads), so that small sets are decoded once."""
     workers: int = Field(default=0, ge=0, le=256)
     """Processes that read and decode; 0 does it in the training process."""
     worker_timeout: float = Field(default=120.0, gt=0)

@@ -37,6 +37,7 @@ CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card
 
 # Keys that may differ when a run goes on: they change what is kept, shown or how fast it is, not what is computed.
 HARMLESS = (
+    ("data", "keep_pixels"),
     ("data", "workers"),
     ("data", "worker_timeout"),
     ("runtime",),

@@ -1,5 +1,7 @@
 """What fills visual slots: the pixels of a record's images, opened, cropped and prepared."""
 
+from pathlib import Path
+
 import numpy as np
 
 from sightline.data.dataset import Dataset
@@ -16,11 +18,16 @@ class PixelPictures:
     Args:
         preparation: how a crop is fitted into the encoder's input.
         tiling: how a picture becomes crops.
+        keep_bytes: prepared pixels that are kept in memory; in later epochs these pictures are not opened again.
         limits: what a file may claim.
     """
 
-    def __init__(self, preparation: ImagePreparation, tiling: TilingConfig, limits: ImageLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, preparation: ImagePreparation, tiling: TilingConfig, keep_bytes: int = 0, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> None:
         self.preparation, self.tiling, self.limits = preparation, tiling, limits
+        self.left = keep_bytes
+        self._kept: dict[tuple[Path, tuple[str, ...]], np.ndarray] = {}
 
     def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Prepared pixels `[crops, h, w, 3]` of all images of a record, and no features.
@@ -28,6 +35,17 @@ class PixelPictures:
         Raises:
             RecordError: an image is missing or cannot be opened.
         """
+        key = (dataset.path, record.images)
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept, None
+        pixels = self._prepared(dataset, record)
+        if pixels.nbytes <= self.left:
+            self.left -= pixels.nbytes
+            self._kept[key] = pixels
+        return pixels, None
+
+    def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
         crops = []
         for k in range(len(record.images)):
             try:
@@ -36,4 +54,4 @@ class PixelPictures:
                 raise RecordError("image_missing", error.message) from error
             image = open_image(data, self.limits, self.preparation.draft_side)
             crops.append(self.tiling.crops(image, self.preparation))
-        return np.concatenate(crops), None
+        return np.concatenate(crops)
