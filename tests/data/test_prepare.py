@@ -630,24 +630,24 @@ def test_defaults_are_those_of_the_documentation() -> None:
 # Memory ---------------------------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from sightline.data.dataset import open_dataset
 from sightline.data.prepare import PrepareOptions, prepare
 out = Path(sys.argv[2])
 prepare(Path(sys.argv[1]), "llava", PrepareOptions(out=out, workers=0, shards=2_000_000))
 assert sum(1 for _ in open_dataset(out).records()) == int(sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
-    """A single json array of 35 MB, made into shards and read again, against one of 1 MB; in KiB."""
+    """A single json array of 23 MB, made into shards and read again, against one of 1 MB; in KiB."""
     peaks = []
-    for count in (200, 7000):
+    for count in (200, 4500):
         turns = [{"from": "human", "value": "Q" * 2500}, {"from": "gpt", "value": "A" * 2500}]
         put(tmp_path / f"{count}/chat.json", [{"id": str(index), "conversations": turns} for index in range(count)])
         command = [sys.executable, "-c", MEASURE, str(tmp_path / str(count)), str(tmp_path / f"out-{count}"), str(count)]
         child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         peaks.append(int(child.stdout))
-    assert peaks[1] - peaks[0] < 12_000, peaks
+    assert peaks[1] - peaks[0] < 10_000, peaks
