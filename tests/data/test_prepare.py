@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from sightline.data import landing, prepare
+from sightline.data.budget import Budget
 from sightline.data.dataset import open_dataset
-from sightline.data.prepare import Budget, PrepareOptions
+from sightline.data.prepare import PrepareOptions
 from sightline.data.sources import Skip, SourceOptions
 from sightline.data.splitting import SplitRule
 from sightline.errors import BudgetError, DataError, StorageError, UsageError

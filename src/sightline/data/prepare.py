@@ -10,12 +10,13 @@ import difflib
 import heapq
 import re
 import shutil
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from sightline.data.budget import Budget
 from sightline.data.dataset import DATASET, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.dataset_writer import Written, dump_line, file_entry, write_records
 from sightline.data.landing import ImageStore, Slot, Slots, check_images, image_key
@@ -24,7 +25,7 @@ from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, 
 from sightline.data.sources.base import Format, uniform
 from sightline.data.sources.boxes import kept_boxes, pixel_fractions
 from sightline.data.splitting import SplitRule
-from sightline.errors import BudgetError, DataError, RecordError, Stopped, StorageError, UsageError
+from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import faults
 from sightline.runtime.logs import Bar, progress
 from sightline.runtime.signals import watch_signals
@@ -32,9 +33,6 @@ from sightline.runtime.storage import Lock, atomic_file, publish_dir, sweep, wri
 from sightline.runtime.workers import GuardedPool, TaskFailure
 from sightline.types import ImageInfo, Message, Record
 
-GRACE = 200  # records before the budget for skips is looked at
-MAX_IN_A_ROW = 100
-EXAMPLES = 10
 BATCH = 8  # images that a child checks at a time
 BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
 MAX_WAITING = 64  # records after which a task is sent, were it empty, to keep the stream moving
@@ -116,70 +114,6 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
         raise UsageError("--max-skipped is a share from 0 to 1, --sample at least 1, --workers at least 0.")
     return chosen
-
-
-# Budget ---------------------------------------------------------------------------------------------------------------------
-
-
-class Budget:
-    """Counts what was kept and skipped, and stops when too much is skipped.
-
-    While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
-    deviations), from the 200th record on; at the end the share itself decides.
-    """
-
-    def __init__(self, share: float, where: Path) -> None:
-        self.share, self._where = share, where
-        self.ok = 0
-        self.skipped: Counter[str] = Counter()
-        self._in_a_row = 0
-        self._examples: list[Skip] = []
-
-    @property
-    def input(self) -> int:
-        return self.ok + sum(self.skipped.values())
-
-    def add(self, skip: Skip | None) -> None:
-        """Counts one record, kept (None) or skipped.
-
-        Raises:
-            BudgetError: too many.
-        """
-        if skip is None:
-            self.ok += 1
-            self._in_a_row = 0
-            return
-        self.skipped[skip.reason] += 1
-        self._in_a_row += 1
-        if len(self._examples) < EXAMPLES:
-            self._examples.append(skip)
-        allowed = self.share * self.input
-        is_over = sum(self.skipped.values()) > allowed + 3 * (allowed * (1 - self.share)) ** 0.5
-        if self.share == 0 or (self.input >= GRACE and self.share < 1 and (is_over or self._in_a_row >= MAX_IN_A_ROW)):
-            self._stop()
-
-    def finish(self) -> None:
-        """Judges the whole.
-
-        Raises:
-            BudgetError: too many were skipped, or nothing is left.
-            DataError: there was nothing.
-        """
-        if self.input == 0:
-            raise DataError("the source has no records.")
-        if self.ok == 0 or (self.input >= GRACE and sum(self.skipped.values()) > self.share * self.input):
-            self._stop()
-
-    def _stop(self) -> None:
-        lost = sum(self.skipped.values())
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common(5))
-        examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
-        ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
-        raise BudgetError(
-            f"{lost} of {self.input} records had to be skipped, --max-skipped allows a share of {self.share:g}: "
-            f"{reasons}.{examples}\n",
-            f"Repair the source, or allow more with --max-skipped.{ids} What was done is kept in {self._where}.",
-        )
 
 
 # The stream -----------------------------------------------------------------------------------------------------------------
