@@ -14,7 +14,7 @@ from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
 from sightline.data.units import UnitRules, load_units
 from sightline.errors import ConfigError
-from sightline.models.language import check_packable, text_config
+from sightline.models.language import check_packable
 from sightline.models.text import TextModel
 
 CACHE = ".cache"
@@ -51,7 +51,7 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
         BudgetError: too many conversations cannot be trained on.
     """
     if data.pack or data.share_prefix:
-        check_packable(text_config(made.inner))
+        check_packable(made.model.language)
     configs = sources_of(data)
     opened = [_source(made, data, source) for source in configs]
     draws = _draws(configs, [len(source.units) for source in opened])

@@ -136,7 +136,7 @@ def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None
         tokenizers.add_tokens(tokenizer, (IMAGE, *wanted.tiling.tokens))
     torch.manual_seed(config.train.seed)
     decoder = language.build_decoder(wanted.language, len(tokenizer), attention)
-    language.check_head(decoder)
+    language.check_decoder(decoder)
     num_words = min(num_words, rows_of(decoder.get_input_embeddings()).shape[0])
     fit_vocabulary(decoder, len(tokenizer))
     limit = language.position_limit(language.text_config(decoder))

@@ -4,6 +4,8 @@ Three things differ between decoders and are settled here once: where the hidden
 (bias, soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.ops.masks import additive_mask
-from sightline.types import Head, Tokens
+from sightline.types import PADDING, Head, Tokens
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -101,28 +103,87 @@ def text_config(decoder: PreTrainedModel) -> PreTrainedConfig:
     return decoder.config.get_text_config(decoder=True)
 
 
-def check_head(decoder: PreTrainedModel) -> None:
-    """Refuses a decoder whose logits are not those of `head_of`: an unknown scale or cap would train a wrong objective.
+def check_decoder(decoder: PreTrainedModel) -> None:
+    """Refuses a decoder that would be trained on a wrong objective.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: it does not run on embeddings, a later token changes an earlier one, or its logits are not those of
+            `head_of` (an unknown scale or cap).
     """
-    device = next(decoder.parameters()).device
-    ids = torch.arange(4, device=device)[None]
-    was_training = decoder.training
-    decoder.eval()
-    with torch.no_grad():
-        expected = decoder(input_ids=ids, use_cache=False).logits.float()
-        states = body(decoder)(input_ids=ids, use_cache=False).last_hidden_state
-        head = head_of(decoder)
+    name = type(decoder).__name__
+    ids = torch.arange(4, device=decoder.device)[None]
+    head = head_of(decoder)
+    with _evaluating(decoder):
+        try:
+            expected = decoder(input_ids=ids, use_cache=False).logits.float()
+            states, shorter = (_states_alone(decoder, part) for part in (ids, ids[:, :3]))
+        except Exception as error:  # another library's model may raise anything where it does not know an argument
+            raise ConfigError(
+                f"{name} does not run on embeddings with positions: {loading.first_line(error)}", "Choose another decoder."
+            ) from error
         logits = nn.functional.linear(states, head.weight_VD, head.bias_V).float() * head.scale
         logits = torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
-    decoder.train(was_training)
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+    if not _alike(states[:, :3], shorter):
+        raise ConfigError(f"{name} is no causal decoder: a later token changes an earlier one.", "Choose another decoder.")
+    if not _alike(logits, expected):
         raise ConfigError(
-            f"{type(decoder).__name__} makes its logits in a way that Sightline does not know.",
+            f"{name} makes its logits in a way that Sightline does not know.",
             "Choose another decoder, or teach `head_of` its scale.",
         )
+
+
+def check_packable(decoder: PreTrainedModel) -> None:
+    """Refuses to pack samples for a decoder that would mix them: by its layers' kinds, and by trying it.
+
+    Some decoders (BART's kind) take a mask but number their positions themselves, some ignore both; none of them complains.
+
+    Raises:
+        ConfigError: names the decoder and what mixes.
+    """
+    check_layers(text_config(decoder))
+    # A sample of three tokens; then a prefix of two with two branches of two, the last of which is compared with its own row.
+    ids = torch.tensor([[0, 1, 2, 3, 1, 2, 0, 1, 3]], device=decoder.device)
+    tokens = Tokens(
+        ids_BT=ids,
+        position_BT=torch.tensor([[0, 1, 2, 0, 1, 2, 3, 2, 3]], device=decoder.device),
+        sample_BT=torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1]], device=decoder.device),
+        branch_BT=torch.tensor([[0, 0, 0, PADDING, PADDING, 0, 0, 1, 1]], device=decoder.device),
+        is_plain=False,
+    )
+    name = decoder.config.model_type
+    with _evaluating(decoder):
+        alone = _states_alone(decoder, ids[:, [3, 4, 7, 8]])
+        try:
+            together, _ = decode(decoder, decoder.get_input_embeddings()(ids), tokens)
+        except Exception as error:  # as in `check_decoder`
+            raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACKED) from error
+    if not _alike(together[:, 7:], alone[:, 2:]):
+        raise ConfigError(f"a {name} decoder would mix packed samples.", UNPACKED)
+
+
+def _states_alone(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    """Hidden states of rows of one sample each."""
+    position = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    zeros = torch.zeros_like(ids_BT)
+    return decode(decoder, decoder.get_input_embeddings()(ids_BT), Tokens(ids_BT, position, zeros, zeros, is_plain=True))[0]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without gradient and dropout; afterwards each submodule is in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal but for rounding, also that of bf16; a leak or a missing scale is a hundred times more."""
+    return bool((ours.float() - theirs.float()).abs().max() <= 1e-2 * theirs.float().abs().max())
 
 
 def body(decoder: PreTrainedModel) -> nn.Module:
@@ -158,11 +219,11 @@ def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tenso
     which rise by one along such a row, padding included).
 
     Raises:
-        ConfigError: the decoder has layers that no mask can separate (recurrent, chunked), or takes no position ids.
+        ConfigError: as in `check_layers`.
     """
     if tokens.is_plain:
         return None
-    check_packable(config)
+    check_layers(config)
     kinds = layer_kinds(config)
     window = getattr(config, "sliding_window", None)
     if not kinds:
@@ -178,25 +239,28 @@ def layer_kinds(config: PreTrainedConfig) -> set[str]:
     return set(getattr(config, "layer_types", None) or ())
 
 
-def check_packable(config: PreTrainedConfig) -> None:
-    """Refuses to pack samples for a decoder that would mix them.
+def check_layers(config: PreTrainedConfig) -> None:
+    """Refuses packed rows for layers that no mask of ours can separate.
 
     Raises:
-        ConfigError: names the decoder and the layer kind.
+        ConfigError: names the decoder and the layer kind or attention kernel.
     """
     odd = sorted(layer_kinds(config) - {FULL, SLIDING})
     if odd:
-        raise ConfigError(
-            f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.",
-            "Set data.pack=false and data.share_prefix=false.",
-        )
+        raise ConfigError(f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACKED)
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
-            f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.",
-            "Set data.pack=false and data.share_prefix=false.",
+            f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.", UNPACKED
+        )
+    kernel = config._attn_implementation
+    if kernel not in (None, *WITH_MASKS):
+        raise ConfigError(
+            f"the attention kernel {kernel!r} takes no mask, which packed rows need.", f"Set runtime.attention=sdpa. {UNPACKED}"
         )
 
 
+UNPACKED = "Set data.pack=false and data.share_prefix=false."
+WITH_MASKS = ("eager", "sdpa")
 WITHOUT_POSITION_IDS = frozenset({"bloom", "mpt", "rwkv", "mamba", "mamba2", "falcon_mamba", "xlnet"})
 
 

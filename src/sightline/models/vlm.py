@@ -21,12 +21,12 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 from sightline.models import loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
 from sightline.models.text import hidden_states
-from sightline.models.vision import encode
+from sightline.models.vision import encode, normalise
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
@@ -191,12 +191,8 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def normalise(self, pixels_NHWC: UInt8[Tensor, "N h w 3"]) -> Float[Tensor, "N 3 h w"]:
         """Rescales and normalises prepared pixels as the encoder's processor does."""
-        dtype = self.vision.dtype
-        scale = torch.tensor(self.config.rescale_factor, device=pixels_NHWC.device)
-        mean = torch.tensor(self.config.image_mean, device=pixels_NHWC.device)
-        std = torch.tensor(self.config.image_std, device=pixels_NHWC.device)
-        values = (pixels_NHWC.to(torch.float32) * scale - mean) / std
-        return values.to(dtype).permute(0, 3, 1, 2)
+        config = self.config
+        return normalise(pixels_NHWC, config.rescale_factor, config.image_mean, config.image_std, self.vision.dtype)
 
     def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N P E"]:
         """Features of normalised pictures; without a graph when the encoder is frozen."""
@@ -252,7 +248,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         visual_sources: Int[Tensor, " M"] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> ModelOutput | tuple[Any, ...]:
         """The contract of a transformers image-text-to-text model.
 
         Args:
