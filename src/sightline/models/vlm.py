@@ -176,6 +176,15 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language.set_output_embeddings(value)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers. The decoder does it: some (Gemma2) keep their size in a place of their own."""
+        resized = self.language.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.text_config.vocab_size = resized.num_embeddings
+        self.config.num_words = min(self.config.num_words, resized.num_embeddings)
+        return resized
+
     def get_decoder(self) -> nn.Module:
         return self.language.get_decoder()
 
