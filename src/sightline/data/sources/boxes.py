@@ -17,9 +17,7 @@ Found = tuple[str, list[float] | None, bool]  # label; left, top, right, bottom 
 
 def pixel_fractions(bbox: object, size: tuple[int, int] | None) -> list[float] | None:
     """`[x, y, width, height]` in pixels as left, top, right, bottom in fractions; None when that cannot be said."""
-    if size is None or not isinstance(bbox, list) or len(bbox) != 4:
-        return None
-    if not all(isinstance(value, int | float) for value in bbox):
+    if size is None or not isinstance(bbox, list) or len(bbox) != 4 or not _numbers(*bbox):
         return None
     width, height = size
     return [bbox[0] / width, bbox[1] / height, (bbox[0] + bbox[2]) / width, (bbox[1] + bbox[3]) / height]
@@ -40,7 +38,8 @@ def labelled_box(item: Any) -> Found:
 
 
 def _numbers(*values: object) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+    """Finite, and not of hundreds of digits, which would not become a float."""
+    return all(isinstance(value, int | float) and -1e9 < value < 1e9 for value in values)
 
 
 def kept_boxes(found: Sequence[Found], tally: Tally) -> tuple[tuple[Box, ...], dict[str, list[int]]]:

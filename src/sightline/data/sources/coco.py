@@ -159,7 +159,7 @@ def _small_member(key: str, value: Any, found: _Annotations, tally: Tally) -> No
 
 def _key(row: Any, name: str) -> int | str:
     value = row.get(name) if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         raise RecordError("bad_id", f"{name!r} must be a whole number or a text in {shown(row)}")
     return value
 
@@ -209,7 +209,7 @@ def _image_item(
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     match image.get("width"), image.get("height"):
-        case int(width), int(height) if width > 0 and height > 0:
+        case int(width), int(height) if 0 < width < 10**9 and 0 < height < 10**9:
             return width, height
     return None
 

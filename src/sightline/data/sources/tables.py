@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from sightline.data.sources.base import Item, Reader, Skip, SourceOptions, Tally
+from sightline.data.sources.base import Item, Reader, Skip, SourceOptions, Tally, make_id
 from sightline.data.sources.csv_table import CsvRows
 from sightline.data.sources.rows import Keys, Numbered, Row, all_keys, image_root, items, json_rows, require_columns
 from sightline.data.sources.turns import texts
-from sightline.errors import DataError
+from sightline.errors import DataError, RecordError
 from sightline.runtime.optional import require
 
 PARQUET_ROWS = 16  # held at a time; a row of The Cauldron may have a dozen large images
@@ -162,19 +162,30 @@ def _grouped(rows: Callable[[], Iterator[Numbered]], group: str, tally: Tally) -
     """The first row of each group, with the captions of all its rows; read twice, so that only captions are held."""
     captions: dict[str, dict[str, None]] = {}
     for _, _, row in rows():
-        if isinstance(row, dict) and isinstance(row.get(group), str | int):
-            told = [row[name] for name in CAPTIONS_OF_ROWS if row.get(name) is not None]
-            found = [text for value in told for text in texts(value, "captions")]
-            captions.setdefault(str(row[group]), {}).update(dict.fromkeys(found))
+        found = _captions_of_row(row, group)
+        if not isinstance(found, RecordError):
+            captions.setdefault(found[0], {}).update(dict.fromkeys(found[1]))
     for number, where, row in rows():
-        key = str(row.get(group)) if isinstance(row, dict) else ""
-        if not isinstance(row, dict) or key not in captions:
-            yield number, where, row
-        elif captions[key] is not _TAKEN:
-            yield number, where, {**row, "captions": list(captions[key])}
-            captions[key] = _TAKEN
+        found = _captions_of_row(row, group)
+        if isinstance(found, RecordError):
+            yield number, where, found
+        elif captions[found[0]] is not _TAKEN:
+            assert isinstance(row, dict)
+            yield number, where, {**row, "captions": list(captions[found[0]])}
+            captions[found[0]] = _TAKEN
         else:
             tally.notes["rows_merged"] += 1
+
+
+def _captions_of_row(row: dict[str, Any] | RecordError, group: str) -> tuple[str, tuple[str, ...]] | RecordError:
+    """The group of a row and its captions, or what is wrong with it."""
+    if isinstance(row, RecordError):
+        return row
+    try:
+        told = [row[name] for name in CAPTIONS_OF_ROWS if row.get(name) is not None]
+        return make_id(row.get(group, ""), 0), tuple(text for value in told for text in texts(value, "captions"))
+    except RecordError as error:
+        return error
 
 
 # Files ----------------------------------------------------------------------------------------------------------------------
