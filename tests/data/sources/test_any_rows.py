@@ -23,7 +23,7 @@ LEAVES = (
     st.none()
     | st.booleans()
     | st.integers()
-    | st.sampled_from([10**400, -1, 0, 2**63])
+    | st.sampled_from([10**29, -1, 0, 2**63])
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5)
     | st.sampled_from(
@@ -63,7 +63,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_every_row_is_an_item_or_a_skip(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     file, keys = FORMATS[name]
@@ -79,7 +79,7 @@ def test_every_row_is_an_item_or_a_skip(tmp_path_factory: pytest.TempPathFactory
             assert summary["input"] == len(items) + len(skips) == summary["ok"] + sum(summary["skipped"].values())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     images=st.lists(st.dictionaries(st.sampled_from(["id", "file_name", "width", "height", "license"]), LEAVES), max_size=4),
     annotations=st.lists(

@@ -49,6 +49,7 @@ def stream_of(path: Path, text: str | bytes) -> JsonStream:
         ('{"a": tru}', "column 7"),
         ("[" * 100_000, "nested too deep"),
         ("9" * 5000, "digits"),
+        ("9" * 31, "digits"),
         ("", "column 1"),
     ],
 )

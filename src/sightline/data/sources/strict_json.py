@@ -16,6 +16,7 @@ from typing import IO, Any
 from sightline.errors import DataError, RecordError
 
 MAX_LINE = 64_000_000  # bytes; a line of base64 images fits
+MAX_DIGITS = 30  # of a whole number; longer ones would overflow the floats that they are compared with
 _CHUNK = 1 << 20
 _TAIL = 16  # characters at the end of the buffer that may be the beginning of something longer
 _DELIMITERS = ",]}: \t\n\r"
@@ -46,7 +47,13 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+def _sized(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise _NotStrict(f"number {text[:20]}... has {len(text)} digits")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_sized)
 
 
 def parse_json(text: str) -> Any:
@@ -61,7 +68,7 @@ def parse_json(text: str) -> Any:
         raise RecordError("bad_json", f"{error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise RecordError("bad_json", "nested too deep") from error
-    except ValueError as error:  # _NotStrict, or a whole number of thousands of digits
+    except ValueError as error:  # _NotStrict
         raise RecordError("bad_json", str(error)) from error
 
 
