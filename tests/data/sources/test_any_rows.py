@@ -22,7 +22,7 @@ from tests.data.pictures import prepared, put, read
 LEAVES = (
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(2**63), 2**63)
     | st.sampled_from([10**29, -1, 0, 2**63])
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5)

@@ -48,7 +48,7 @@ def _finite(text: str) -> float:
 
 
 def _sized(text: str) -> int:
-    if len(text) > MAX_DIGITS:
+    if len(text) > MAX_DIGITS + text.startswith("-"):
         raise _NotStrict(f"number {text[:20]}... has {len(text)} digits")
     return int(text)
 
