@@ -281,11 +281,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
             if visual_sources is None:
                 visual_sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
-            if len(slots) != len(visual_sources):
-                raise ValueError(
-                    f"{len(slots)} image tokens in input_ids, but {len(visual_sources)} visual tokens from pixel_values "
-                    f"({self.connector.tokens_per_crop} per crop); build inputs with the model's own processor"
-                )
+            self._check_places(len(slots), len(visual_sources))
             inputs_embeds = splice(inputs_embeds, table, slots, visual_sources)
         return self.language(
             inputs_embeds=inputs_embeds,
@@ -326,23 +322,28 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyrefly: ignore
         return input_ids, {**kwargs, "pixel_values": pixels, "visual_sources": sources}
 
-    def _beam_order(
-        self, input_ids: Tensor, num_crops: int, sources: Tensor | None, expand_size: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _beam_order(self, input_ids: Tensor, num_crops: int, sources: Tensor | None, expand_size: int) -> tuple[Tensor, Tensor]:
+        """Crops of all repeated rows, one row's after the other, and the sources that name them by their new numbers."""
         per_crop = self.connector.tokens_per_crop
         slots_B = (input_ids == self.config.image_token_id).sum(1).tolist()
         base = torch.arange(num_crops * per_crop, device=input_ids.device) if sources is None else sources
+        self._check_places(sum(slots_B), len(base))
         crops: list[int] = []
         expanded: list[Tensor] = []
         for row in base.split(slots_B):
-            own = sorted({int(index) // per_crop for index in row[row >= 0].tolist()})
-            first = own[0] if own else 0
+            own = torch.unique(row[row >= 0] // per_crop)
+            place = torch.searchsorted(own, row // per_crop)
             for _ in range(expand_size):
-                shift = len(crops) * per_crop - first * per_crop
-                expanded.append(torch.where(row >= 0, row + shift, row))
-                crops.extend(own)
-        order = torch.tensor(crops, dtype=torch.long, device=input_ids.device)
-        return order, torch.cat(expanded) if sources is not None else None
+                expanded.append(torch.where(row >= 0, (len(crops) + place) * per_crop + row % per_crop, row))
+                crops.extend(own.tolist())
+        return torch.tensor(crops, dtype=torch.long, device=input_ids.device), torch.cat(expanded)
+
+    def _check_places(self, num_slots: int, num_sources: int) -> None:
+        if num_slots != num_sources:
+            raise ValueError(
+                f"{num_slots} image tokens in input_ids, but {num_sources} visual tokens from pixel_values "
+                f"({self.connector.tokens_per_crop} per crop); build inputs with the model's own processor"
+            )
 
 
 AutoConfig.register(SightlineConfig.model_type, SightlineConfig)
