@@ -7,7 +7,7 @@ import numpy as np
 from sightline.data.dataset import Dataset
 from sightline.data.images import DEFAULT_LIMITS, ImageLimits, open_image
 from sightline.data.preparation import ImagePreparation
-from sightline.data.tiling import TilingConfig
+from sightline.data.tilings import TilingConfig
 from sightline.errors import DataError, RecordError
 from sightline.types import Record
 
@@ -33,7 +33,7 @@ class PixelPictures:
         """Prepared pixels `[crops, h, w, 3]` of all images of a record, and no features.
 
         Raises:
-            RecordError: an image is missing or cannot be opened.
+            RecordError: an image is missing, cannot be opened, or has not the size that its tokens were counted for.
         """
         key = (dataset.path, record.images)
         kept = self._kept.get(key)
@@ -46,12 +46,18 @@ class PixelPictures:
         return pixels, None
 
     def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
-        crops = []
+        crops, draft = [], self.tiling.draft_side(self.preparation)
         for k in range(len(record.images)):
             try:
                 data = dataset.image_bytes(record, k)
             except DataError as error:
                 raise RecordError("image_missing", error.message) from error
-            image = open_image(data, self.limits, self.preparation.draft_side)
+            image = open_image(data, self.limits, draft)
+            info = record.image_info[k] if record.image_info else None
+            if draft is None and info is not None and image.size != (info.width, info.height):
+                raise RecordError(
+                    "image_changed",
+                    f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
+                )
             crops.append(self.tiling.crops(image, self.preparation))
         return np.concatenate(crops)

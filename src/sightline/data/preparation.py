@@ -85,7 +85,7 @@ class ImagePreparation(Config):
         Raises:
             ConfigError: there is no processor file, it is damaged, or its kind of processor does more than this class.
         """
-        settings, file = _read_processor_file(str(path))
+        settings, file = read_processor_file(str(path))
         return cls.from_processor(settings, file).refitted(fit).model_copy(update={"draft": draft})
 
     @classmethod
@@ -269,7 +269,7 @@ _PROCESSORS = {
 }
 
 
-def _read_processor_file(path: str) -> tuple[dict[str, Any], str]:
+def read_processor_file(path: str) -> tuple[dict[str, Any], str]:
     """Settings of the image processor and the file they came from; transformers looks in the same order."""
     unified = _find_file(path, "processor_config.json")
     if unified is not None:
