@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.config import Config
 from sightline.data.prompts import Prompt
+from sightline.models.stock import StockModel
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.ops.splice import splice
 
@@ -47,8 +48,11 @@ class Text:
     num_tokens: int
 
 
+Seeing = SightlineForConditionalGeneration | StockModel
+
+
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | StockModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
@@ -67,6 +71,9 @@ def generate(
 
     Returns:
         One text per prompt, in order.
+
+    Raises:
+        ValueError: a model of text alone was given pictures.
     """
     pad = tokenizer.pad_token_id or 0
     length = max([width, *(len(prompt.row.ids) for prompt in prompts)])
@@ -76,28 +83,33 @@ def generate(
         ids[number, length - len(prompt.row.ids) :] = torch.from_numpy(prompt.row.ids)
         mask[number, length - len(prompt.row.ids) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    sees = isinstance(model, SightlineForConditionalGeneration) and any(prompt.num_crops for prompt in prompts)
+    shown = any(prompt.num_crops for prompt in prompts)
     with torch.no_grad():
-        inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)} if sees else {"input_ids": ids}
+        if not shown:
+            inputs = {"input_ids": ids}
+        elif isinstance(model, Seeing):
+            inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)}
+        else:
+            raise ValueError(f"{type(model).__name__} takes text only, but the prompts hold pictures")
         call: Callable[..., Tensor] = model.generate  # pyrefly: ignore
         output = call(**inputs, attention_mask=mask, **decoding.arguments(), streamer=streamer, use_cache=True)
-    new = output if sees else output[:, length:]  # given embeddings, `generate` returns the new tokens alone
+    new = output if shown else output[:, length:]  # given embeddings, `generate` returns the new tokens alone
     config = model.generation_config
     ends = config.eos_token_id if config is not None else None
     end_ids = set(ends if isinstance(ends, list) else [ends])
     return [_text(tokenizer, row, end_ids) for row in new.tolist()]
 
 
-def embeddings(model: SightlineForConditionalGeneration, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
+def embeddings(model: Seeing, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
     """Embeddings of left-padded rows with their visual tokens in place."""
-    features = _features(model, prompts)
-    table = model.visual_tokens(features)
+    table = model.visual_tokens(_features(model, prompts))
+    per_crop = model.tokens_per_crop if isinstance(model, StockModel) else model.connector.tokens_per_crop
     slots, sources, crops = [], [], 0
     for number, prompt in enumerate(prompts):
         if prompt.num_crops:
             begin = number * length + length - len(prompt.row.ids)
             slots.append(begin + prompt.row.slots)
-            shift = crops * model.connector.tokens_per_crop
+            shift = crops * per_crop
             sources.append(np.where(prompt.source >= 0, prompt.source + shift, prompt.source))
             crops += prompt.num_crops
     slot_M = torch.from_numpy(np.concatenate(slots)).to(model.device)
@@ -105,11 +117,11 @@ def embeddings(model: SightlineForConditionalGeneration, ids_BT: Tensor, prompts
     return splice(model.get_input_embeddings()(ids_BT), table, slot_M, source_M)
 
 
-def _features(model: SightlineForConditionalGeneration, prompts: Sequence[Prompt]) -> Tensor:
+def _features(model: Seeing, prompts: Sequence[Prompt]) -> Tensor:
     """Encoder outputs of all crops in order, stored ones or those of the pixels."""
     stored = [prompt.features for prompt in prompts if prompt.features is not None]
     if stored:
-        return torch.from_numpy(np.concatenate(stored)).to(model.device, model.separators.dtype)
+        return torch.from_numpy(np.concatenate(stored)).to(model.device, model.dtype)
     pixels = np.concatenate([prompt.pixels for prompt in prompts if prompt.pixels is not None])
     return model.encode_pixels(model.normalise(torch.from_numpy(pixels).to(model.device)))
 

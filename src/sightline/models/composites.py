@@ -1,0 +1,228 @@
+"""Composite checkpoints: whole vision-language models of transformers, and where their parts are.
+
+Two things use them: a stock model answers as it is (`StockModel`), and a new model takes parts out of one (`model.from`). What is
+known of each architecture stands here once, by its `model_type`.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from sightline.errors import ConfigError
+from sightline.models import language, loading, vision
+from sightline.models.connectors import CONNECTORS, Connector, ConnectorConfig
+from sightline.models.connectors.linear import LinearConfig
+from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.vlm import SightlineConfig, SightlineForConditionalGeneration
+
+LEFTOVERS = (*language.LEFTOVERS, *vision.LEFTOVERS)
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Where the parts of an architecture are.
+
+    Attributes:
+        vision, connector, body: names of the modules.
+        separator: name of the learned token at the end of each row of tiles.
+        projection: weights of `sightline.models.connectors` by their names in the connector's module.
+    """
+
+    vision: str
+    connector: str
+    body: str
+    separator: str | None
+    projection: dict[str, str]
+
+
+_IDEFICS3 = Composite(
+    "model.vision_model",
+    "model.connector",
+    "model.text_model",
+    None,
+    {"modality_projection.proj": "project.linear"},
+)
+_LLAVA = Composite(
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.language_model",
+    None,
+    {"linear_1": "project.linears.0", "linear_2": "project.linears.1"},
+)
+
+COMPOSITES: dict[str, Composite] = {
+    "idefics3": _IDEFICS3,
+    "llava": _LLAVA,
+    "llava_next": Composite(_LLAVA.vision, _LLAVA.connector, _LLAVA.body, "model.image_newline", _LLAVA.projection),
+    "smolvlm": _IDEFICS3,
+}
+
+
+def is_composite(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a whole vision-language model whose parts are known: a stock one, or one of ours."""
+    return isinstance(config, SightlineConfig) or config.model_type in COMPOSITES
+
+
+def of(config: PreTrainedConfig, path: str) -> Composite:
+    """The architecture's parts.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    if config.model_type not in COMPOSITES:
+        raise ConfigError(
+            f"{path!r} holds a {config.model_type} model, whose parts are not known.",
+            f"Known are models of Sightline and {', '.join(COMPOSITES)}.",
+        )
+    return COMPOSITES[config.model_type]
+
+
+def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
+    """A whole vision-language model, stock or of ours, through the gate.
+
+    Raises:
+        ConfigError: its architecture is not known.
+        StorageError: its weights are not all there.
+    """
+    config = loading.read_config(path)
+    if not isinstance(config, SightlineConfig):
+        of(config, path)
+    config.vision_config._attn_implementation = vision.kernel_for(config.vision_config, attention)
+    config.text_config._attn_implementation = language.kernel_for(config.text_config, attention)
+    leftovers = () if isinstance(config, SightlineConfig) else LEFTOVERS
+    return loading.load(AutoModelForImageTextToText, path, config, None, leftovers)
+
+
+# What a configuration says of the parts, without weights ------------------------------------------------------------------------
+
+
+def vision_choice(config: PreTrainedConfig, path: str) -> tuple[Literal["last"] | int, bool]:
+    """Which hidden state of the encoder is used, and whether class tokens are left out.
+
+    Raises:
+        ConfigError: several hidden states are joined.
+    """
+    if isinstance(config, SightlineConfig):
+        return config.vision_layer, config.vision_drop > 0
+    if of(config, path) is _IDEFICS3:
+        return "last", True
+    layer = config.vision_feature_layer
+    if not isinstance(layer, int):
+        raise ConfigError(f"{path!r} joins hidden states {layer} of its encoder; only one can be taken.", "Take another model.")
+    return layer, config.vision_feature_select_strategy == "default"
+
+
+def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
+    """The connector as one of ours.
+
+    Raises:
+        ConfigError: ours cannot compute the same.
+    """
+    if isinstance(config, SightlineConfig):
+        return CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
+    if of(config, path) is _IDEFICS3:
+        return LinearConfig(shuffle=config.scale_factor, bias=False)
+    if config.projector_hidden_act != "gelu":
+        raise ConfigError(
+            f"{path!r} has a connector with {config.projector_hidden_act!r} between its maps; `mlp` has gelu.",
+            "Leave the connector out of model.from.parts.",
+        )
+    return MLPConfig(bias=config.multimodal_projector_bias)
+
+
+# Parts of a loaded model --------------------------------------------------------------------------------------------------------
+
+
+def vision_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The encoder."""
+    if isinstance(model, SightlineForConditionalGeneration):
+        return model.vision
+    part = model.get_submodule(COMPOSITES[model.config.model_type].vision)
+    assert isinstance(part, PreTrainedModel)
+    return part
+
+
+def connector_of(model: PreTrainedModel) -> nn.Module:
+    """The connector as the composite has it."""
+    return model.get_submodule(COMPOSITES[model.config.model_type].connector)
+
+
+def language_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The decoder with its head, as a causal language model of its own; its weights are the composite's, not copies.
+
+    Raises:
+        ConfigError: transformers has no causal language model with this body.
+    """
+    if isinstance(model, SightlineForConditionalGeneration):
+        return model.language
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert isinstance(head, nn.Linear)
+    assert isinstance(embedding, nn.Embedding)
+    config = copy.deepcopy(model.config.text_config)
+    config.tie_word_embeddings = head.weight is embedding.weight
+    with torch.device("meta"):  # its own weights are thrown away at once
+        decoder = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
+    body = model.get_submodule(COMPOSITES[model.config.model_type].body)
+    if type(decoder.base_model) is not type(body):
+        raise ConfigError(f"{type(body).__name__} is the body of no causal language model.", "Name model.language.path.")
+    setattr(decoder, decoder.base_model_prefix, body)
+    decoder.set_output_embeddings(head)
+    if model.generation_config is not None:
+        decoder.generation_config = copy.deepcopy(model.generation_config)
+    return decoder
+
+
+def copy_connector(model: PreTrainedModel, target: Connector, separators: Tensor) -> None:
+    """Gives a connector made by `connector_config` the composite's weights, and separators those that it has.
+
+    Args:
+        model: the composite.
+        target: a connector of the same shape.
+        separators: learned tokens of the new model, `[number, width]`.
+
+    Raises:
+        ConfigError: shapes differ.
+    """
+    weights, learned = connector_weights(model), separators_of(model)
+    mine = target.state_dict()
+    odd = sorted(set(mine) ^ set(weights)) or sorted(name for name in mine if mine[name].shape != weights[name].shape)
+    if odd:
+        raise ConfigError(
+            f"the composite's connector does not fit between these parts, first in {odd[0]!r}.",
+            "Take vision and language from the same model, or leave the connector out of model.from.parts.",
+        )
+    target.load_state_dict(weights)
+    if learned.shape == separators.shape:
+        with torch.no_grad():
+            separators.copy_(learned)
+
+
+def connector_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The connector's weights by the names of ours."""
+    if isinstance(model, SightlineForConditionalGeneration):
+        return model.connector.state_dict()
+    composite = COMPOSITES[model.config.model_type]
+    out: dict[str, Tensor] = {}
+    for name, value in connector_of(model).state_dict().items():
+        module, _, kind = name.rpartition(".")
+        out[f"{composite.projection[module]}.{kind}"] = value
+    return out
+
+
+def separators_of(model: PreTrainedModel) -> Tensor:
+    """Learned visual tokens between tiles, `[number, width]`."""
+    if isinstance(model, SightlineForConditionalGeneration):
+        return model.separators.detach()
+    name = COMPOSITES[model.config.model_type].separator
+    width = model.config.text_config.hidden_size
+    return torch.zeros(0, width) if name is None else model.get_parameter(name).detach()[None]
+
+
+def tiling_facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a model's configuration says of its tiling, beside its processor's file."""
+    pinpoints = config.to_dict().get("image_grid_pinpoints")
+    return {} if pinpoints is None else {"image_grid_pinpoints": [list(pair) for pair in pinpoints]}

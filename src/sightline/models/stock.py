@@ -1,0 +1,124 @@
+"""A vision-language model of transformers as it is: the baseline of every comparison.
+
+Its own modules compute everything. What it is given is the same as for a model of ours: crops, and slots in rows of tokens; so
+evaluation, chat and controls treat both alike. Rows are filled here and not by the model's `forward`, which takes pictures only in
+the shapes of its processor and, in beam search, mixes up the crops of a row.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from sightline.errors import ConfigError
+from sightline.models import composites
+from sightline.models.text import hidden_states
+from sightline.models.vision import raw_output
+from sightline.ops.splice import splice
+from sightline.types import Batch, Hidden, Visual
+
+
+class StockModel(nn.Module):
+    """A stock model with the surface that evaluation and generation use.
+
+    Args:
+        inner: LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM, as transformers loads it.
+        mean, std, rescale: from `uint8` pixels to what its encoder takes.
+        side: height and width of a crop.
+
+    Raises:
+        ConfigError: the architecture is not known.
+    """
+
+    def __init__(
+        self, inner: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...], rescale: float, side: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        composites.of(inner.config, str(inner.name_or_path or ""))
+        self.inner = inner
+        self.mean, self.std, self.rescale = mean, std, rescale
+        self.tokens_per_crop, self.token_grid = self._probe(side)
+
+    def _probe(self, side: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Visual tokens of a crop, and their rows and columns (one row where they are no grid)."""
+        with torch.no_grad():
+            tokens = self._tokens(torch.zeros(1, 3, *side, dtype=self.dtype, device=self.device))
+        count = tokens.shape[1]
+        patch = composites.vision_of(self.inner).config.to_dict().get("patch_size")
+        factor = self.inner.config.to_dict().get("scale_factor", 1)
+        if not isinstance(patch, int):
+            return count, (1, count)
+        rows, columns = side[0] // patch // factor, side[1] // patch // factor
+        return count, (rows, columns) if rows * columns == count else (1, count)
+
+    # What transformers' own models have -------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.inner.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        assert self.inner.generation_config is not None
+        return self.inner.generation_config
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.inner.get_input_embeddings()
+
+    def generate(self, **arguments: Any) -> Tensor:
+        """`generate` of the model itself."""
+        return self.inner.generate(**arguments)  # pyrefly: ignore
+
+    # What ours have -----------------------------------------------------------------------------------------------------------
+
+    def normalise(self, pixels_NHWC: UInt8[Tensor, "N h w 3"]) -> Float[Tensor, "N 3 h w"]:
+        """Rescales and normalises prepared pixels as the model's processor does."""
+        mean, std = (torch.tensor(value, device=pixels_NHWC.device) for value in (self.mean, self.std))
+        values = (pixels_NHWC.to(torch.float32) * self.rescale - mean) / std
+        return values.to(self.dtype).permute(0, 3, 1, 2)
+
+    def features(self, visual: Visual) -> Float[Tensor, "N K D"]:
+        """Visual tokens of a batch's crops.
+
+        Raises:
+            ConfigError: the batch holds stored features.
+        """
+        if visual.pixels_NHWC is None:
+            raise ConfigError("a stock model takes pictures, no stored features.", "Leave data.features out.")
+        return self.encode_pixels(self.normalise(visual.pixels_NHWC))
+
+    def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N K D"]:
+        """Visual tokens of each crop, after the model's own connector."""
+        return self._tokens(pixels_NCHW)
+
+    def visual_tokens(self, tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
+        """Table of visual tokens: those of all crops one after the other, then the model's learned separators."""
+        separators = composites.separators_of(self.inner).to(tokens_NKD)
+        return torch.cat([tokens_NKD.flatten(0, 1), separators])
+
+    def hidden(self, batch: Batch) -> Hidden:
+        """Hidden states of packed rows at the supervised slots."""
+        embeddings_BTD = self.get_input_embeddings()(batch.tokens.ids_BT)
+        if batch.visual is not None:
+            table = self.visual_tokens(self.features(batch.visual))
+            embeddings_BTD = splice(embeddings_BTD, table, batch.visual.slot_M, batch.visual.source_M)
+        return hidden_states(self.inner, embeddings_BTD, batch)
+
+    def _tokens(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N K D"]:
+        config = self.inner.config
+        encoder, connector = composites.vision_of(self.inner), composites.connector_of(self.inner)
+        layers = config.to_dict().get("vision_feature_layer", "last")
+        joined = [raw_output(encoder, pixels_NCHW, layer) for layer in (layers if isinstance(layers, list | tuple) else [layers])]
+        if config.to_dict().get("vision_feature_select_strategy") == "default":
+            joined = [states[:, 1:] for states in joined]
+        return connector(torch.cat(joined, dim=-1))
