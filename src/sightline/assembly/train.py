@@ -25,6 +25,7 @@ from sightline.assembly.validation import Validation
 from sightline.data.corpus import Corpus
 from sightline.data.loader import Loader
 from sightline.errors import ConfigError, SightlineError, StorageError
+from sightline.models.checkpointing import checkpoint_activations
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import seeds, storage
 from sightline.runtime.device import prepare_runtime
@@ -179,7 +180,7 @@ class _Run:
         made = self._new_model() if self.saved is None else self._saved_model(self.saved)
         made.model.to(self.accelerator.device)
         if self.config.runtime.gradient_checkpointing:
-            made.inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_activations(made.inner)
         return made
 
     def _saved_model(self, saved: Saved) -> Assembled:

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
 from transformers.utils import ModelOutput
 
-from sightline.models import loading
+from sightline.models import checkpointing, loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
 from sightline.models.text import hidden_states
 from sightline.models.vision import encode, normalise
@@ -162,7 +162,15 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module = self.get_submodule(name)
             if mode and not any(parameter.requires_grad for parameter in module.parameters()):
                 module.eval()
+                if module is self.language:  # gradients may pass through it; they never pass through a frozen encoder
+                    checkpointing.mark_frozen(module)
         return self
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        """However it is turned on, frozen layers stay as they are in eval."""
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        if enable:
+            checkpointing.keep_frozen_in_eval(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language.get_input_embeddings()
