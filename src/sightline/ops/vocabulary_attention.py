@@ -3,20 +3,26 @@
     u = q K^T,   z = gain * (u - mean_V u) / sqrt(var_V u + eps) + bias,   p = softmax(z),   out = p E
 
 The forward pass keeps three numbers per token; the backward pass computes each chunk of tokens again. Chunks span all words, so
-that norm and softmax are exact and every product stays a large matrix product. The mean and variance over words have a closed
-form through the mean and covariance of K, which saves two passes over each chunk where computing the covariance pays.
+that norm and softmax are exact and every product stays a large matrix product. What is done to the scores between two products
+goes over a few rows at a time on a CPU, which stay in its cache, and is one compiled kernel per chunk on a GPU.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# Entries of one chunk's `[tokens, words]` buffer, of which the backward pass holds three: 150 MB in fp32 on a CPU.
-CHUNK_ELEMENTS = {"cpu": 256 * 49_152, "cuda": 4096 * 49_152}
-MIN_CHUNK = 32
+# Scores of one chunk, of which the backward pass holds two (three where the words train): 100 MB in fp32 on a CPU.
+CHUNK_ELEMENTS = {"cpu": 256 * 49_152, "cuda": 512 * 49_152}
+MIN_CHUNK = 256  # each chunk reads and writes the gradient of all keys, which fewer tokens do not repay
+# Scores that the elementwise steps go over at a time on a CPU: 1 MB in fp32, so that a dozen passes read and write the cache.
+BLOCK_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def vocabulary_attention_reference(
     norm: OuterNorm | None,
     allowed_V: Bool[Tensor, " V"] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """The plain formula, all `[tokens, words]` at once; softmax in at least fp32.
+    """The plain formula, all `[tokens, words]` at once; norm and softmax in at least fp32.
 
     Args:
         query_ND: normalised projections of visual features.
@@ -52,8 +58,7 @@ def vocabulary_attention_reference(
     """
     scores = _wide(query_ND @ keys_VD.T)
     if norm is not None:
-        centred = scores - scores.mean(1, keepdim=True)
-        scores = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + norm.eps) * norm.gain
+        scores = F.layer_norm(scores, (len(keys_VD),), eps=norm.eps) * norm.gain
         if norm.bias_V is not None:
             scores = scores + norm.bias_V
     if allowed_V is not None:
@@ -86,9 +91,9 @@ def vocabulary_attention(
     return _VocabularyAttention.apply(query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, eps, chunk)
 
 
-def closed_form_pays(num_tokens: int, width: int, keys_train: bool) -> bool:
+def closed_form_pays(num_tokens: int, width: int) -> bool:
     """Whether the covariance of the keys (`V D^2` products) costs less than the passes over the scores that it saves."""
-    return num_tokens >= 8 * width or not keys_train
+    return num_tokens >= 8 * width
 
 
 def outer_statistics(
@@ -102,41 +107,69 @@ def outer_statistics(
     return query @ mean_D, variance_N.clamp(min=0)
 
 
+@dataclass(frozen=True)
+class WordDistribution:
+    """What the distributions of some queries over the words look like.
+
+    Attributes:
+        probability_NT: the largest probabilities of each query.
+        word_NT: their words.
+        entropy_N: in nats.
+        above_N: number of words above the threshold.
+        mean_V: the mean distribution over all queries.
+    """
+
+    probability_NT: Float[Tensor, "N top"]
+    word_NT: Int[Tensor, "N top"]
+    entropy_N: Float[Tensor, " N"]
+    above_N: Int[Tensor, " N"]
+    mean_V: Float[Tensor, " V"]
+
+
+@torch.no_grad()
 def word_distribution(
     query_ND: Float[Tensor, "N D"],
     keys_VD: Float[Tensor, "V D"],
     norm: OuterNorm | None,
-    top: int,
+    allowed_V: Bool[Tensor, " V"] | None = None,
+    top: int = 5,
     threshold: float = 1e-6,
-    chunk: int = 256,
-) -> tuple[Float[Tensor, "N top"], Int[Tensor, "N top"], Float[Tensor, " N"], Int[Tensor, " N"], Float[Tensor, " V"]]:
-    """What the distribution over words looks like.
+) -> WordDistribution:
+    """The distributions that `vocabulary_attention` mixes words by, chunk by chunk.
 
-    Returns:
-        The `top` largest probabilities of each query and their words, the entropy in nats, the number of words above
-        `threshold`, and the mean distribution over all queries.
+    Args:
+        query_ND, keys_VD, norm, allowed_V: as in `vocabulary_attention`.
+        top: how many words are named per query.
+        threshold: probability above which a word counts as used.
     """
-    values, words, entropies, counts = [], [], [], []
-    mean_V = torch.zeros(len(keys_VD), dtype=torch.float32, device=keys_VD.device)
-    for begin in range(0, len(query_ND), chunk):
-        scores = _wide(query_ND[begin : begin + chunk] @ keys_VD.T)
+    found: list[tuple[Tensor, ...]] = []
+    mean_V = torch.zeros(len(keys_VD), dtype=torch.float64, device=keys_VD.device)
+    for rows in _slices(len(query_ND), max(1, CHUNK_ELEMENTS["cpu"] // max(len(keys_VD), 1))):
+        scores = _wide(query_ND[rows] @ keys_VD.T)
         if norm is not None:
-            centred = scores - scores.mean(1, keepdim=True)
-            scores = centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + norm.eps) * norm.gain
+            scores = F.layer_norm(scores, (len(keys_VD),), eps=norm.eps) * norm.gain
             scores = scores if norm.bias_V is None else scores + norm.bias_V
+        if allowed_V is not None:
+            scores = scores.masked_fill(~allowed_V, float("-inf"))
         log_p = torch.log_softmax(scores, 1)
         p = log_p.exp()
-        found = p.topk(min(top, p.shape[1]), 1)
-        values.append(found.values)
-        words.append(found.indices)
-        entropies.append(-(p * log_p).sum(1))
-        counts.append((p > threshold).sum(1))
-        mean_V += p.sum(0).float()
-    return torch.cat(values), torch.cat(words), torch.cat(entropies), torch.cat(counts), mean_V / max(len(query_ND), 1)
+        largest = p.topk(min(top, p.shape[1]), 1)
+        entropy = -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(1)  # a word that is not allowed has log 0
+        found.append((largest.values, largest.indices, entropy, (p > threshold).sum(1)))
+        mean_V += p.sum(0)
+    if not found:
+        empty = mean_V.new_zeros(0, min(top, len(keys_VD)))
+        return WordDistribution(empty, empty.long(), mean_V.new_zeros(0), empty.new_zeros(0).long(), mean_V)
+    probability, word, entropy, above = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return WordDistribution(probability, word, entropy, above, mean_V / len(query_ND))
 
 
 def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _slices(num: int, size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + size, num)) for begin in range(0, num, size))
 
 
 class _VocabularyAttention(torch.autograd.Function):
@@ -153,74 +186,65 @@ class _VocabularyAttention(torch.autograd.Function):
         chunk: int,
     ) -> Tensor:
         num = len(query_ND)
-        wide = torch.float64 if query_ND.dtype == torch.float64 else torch.float32
-        mean_N = torch.zeros(num, dtype=wide, device=query_ND.device)
-        rstd_N = torch.ones_like(mean_N)
-        lse_N = torch.empty_like(mean_N)
-        closed = gain is not None and closed_form_pays(num, keys_VD.shape[1], keys_VD.requires_grad)
+        mean_N = torch.zeros(num, dtype=_wide(query_ND[:0]).dtype, device=query_ND.device)
+        rstd_N, lse_N = torch.ones_like(mean_N), torch.empty_like(mean_N)
+        closed = gain is not None and closed_form_pays(num, keys_VD.shape[1])
         if closed:
             mean_N, variance_N = outer_statistics(query_ND, keys_VD)
             rstd_N = torch.rsqrt(variance_N + eps)
+        elif gain is not None:
+            mean_N = _wide(query_ND) @ keys_VD.mean(0, dtype=mean_N.dtype)
         out = torch.empty(num, words_VW.shape[1], dtype=words_VW.dtype, device=query_ND.device)
-        for begin in range(0, num, chunk):
-            rows = slice(begin, begin + chunk)
-            scores = _wide(query_ND[rows] @ keys_VD.T)
-            if gain is not None and not closed:
-                variance, mean = torch.var_mean(scores, 1, correction=0)
-                mean_N[rows], rstd_N[rows] = mean, torch.rsqrt(variance + eps)
-            _normalise(scores, mean_N[rows], rstd_N[rows], gain, bias_V, allowed_V)
-            top = scores.amax(1, keepdim=True)
-            scores.sub_(top).exp_()
-            total = scores.sum(1, keepdim=True)
-            lse_N[rows] = (top + total.log()).squeeze(1)
-            out[rows] = (scores.to(words_VW.dtype) @ words_VW).div_(total.to(words_VW.dtype))
+        buffer = query_ND.new_empty(min(chunk, num), len(keys_VD))
+        total_N = torch.empty_like(lse_N)
+        for rows in _slices(num, chunk):
+            scores = torch.mm(query_ND[rows], keys_VD.T, out=buffer[: rows.stop - rows.start])
+            rstd = rstd_N[rows] if closed else None
+            shape = _Shape(gain, bias_V, allowed_V, eps)
+            weights, rstd_N[rows], lse_N[rows], total_N[rows] = _weights(scores, mean_N[rows], rstd, shape, words_VW.dtype)
+            torch.mm(weights, words_VW, out=out[rows])
+        out.div_(total_N[:, None])
         ctx.save_for_backward(query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, mean_N, rstd_N, lse_N, out)
         ctx.chunk = chunk
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, mean_N, rstd_N, lse_N, out = ctx.saved_tensors
-        grad_out = grad_outputs[0]
-        needs_query, needs_keys, needs_words, needs_gain, needs_bias = ctx.needs_input_grad[:5]
-        grads = _Gradients(
-            torch.empty_like(query_ND) if needs_query else None,
-            torch.zeros_like(keys_VD, dtype=lse_N.dtype) if needs_keys else None,
-            torch.zeros_like(words_VW, dtype=lse_N.dtype) if needs_words else None,
-            torch.zeros_like(gain, dtype=lse_N.dtype) if needs_gain and gain is not None else None,
-            torch.zeros_like(bias_V, dtype=lse_N.dtype) if needs_bias and bias_V is not None else None,
-        )
-        for begin in range(0, len(query_ND), ctx.chunk):
-            rows = slice(begin, begin + ctx.chunk)
-            normal = _wide(query_ND[rows] @ keys_VD.T)
-            if gain is not None:
-                normal.sub_(mean_N[rows, None]).mul_(rstd_N[rows, None])
-            p = normal.clone()
-            _affine(p, gain, bias_V, allowed_V)
-            p.sub_(lse_N[rows, None]).exp_()
-            if grads.words is not None:
-                _add_product(grads.words, p.to(words_VW.dtype).T, grad_out[rows])
-            # d z = p (d p - sum_V p d p), and the sum is `grad_out . out`
-            grad = _wide(grad_out[rows] @ words_VW.T)
-            grad.sub_(_wide(grad_out[rows] * out[rows]).sum(1, keepdim=True)).mul_(p)
-            del p
-            if gain is not None:
-                _backward_of_norm(grad, normal, rstd_N[rows], gain, grads)
-            narrow = grad.to(query_ND.dtype)
+        grad_out = grad_outputs[0].contiguous()
+        wide, num, chunk = lse_N.dtype, len(query_ND), ctx.chunk
+        needed = zip((query_ND, keys_VD, words_VW, gain, bias_V), ctx.needs_input_grad, strict=False)
+        grads = _Gradients(*(torch.zeros_like(value, dtype=wide) if needs else None for value, needs in needed))
+        # d z = p (d p - sum_V p d p), and the sum is `grad_out . out`
+        inner_N = (_wide(grad_out) * _wide(out)).sum(1)
+        # The norm's own factor goes to the small side of each product.
+        scale_N = rstd_N if gain is None or gain.ndim else rstd_N * gain
+        scaled_ND = (query_ND * scale_N[:, None]).to(query_ND.dtype)
+        buffers = [query_ND.new_empty(min(chunk, num), len(keys_VD)) for _ in range(2)]
+        p_buffer = None if grads.words is None else words_VW.new_empty(min(chunk, num), len(keys_VD))
+        shape = _Shape(gain, bias_V, allowed_V)
+        wanted = _Wanted(grads.words is not None, grads.gain is not None, grads.bias is not None)
+        for rows in _slices(num, chunk):
+            count = rows.stop - rows.start
+            scores = torch.mm(query_ND[rows], keys_VD.T, out=buffers[0][:count])
+            slopes = torch.mm(grad_out[rows].to(query_ND.dtype), words_VW.T.to(query_ND.dtype), out=buffers[1][:count])
+            statistics = (mean_N[rows], rstd_N[rows], lse_N[rows], inner_N[rows])
+            into = None if p_buffer is None else p_buffer[:count]
+            slopes, p, gain_sum, bias_sum = _slopes(scores, slopes, statistics, shape, wanted, into)
+            if grads.words is not None and p is not None:
+                _add_product(grads.words, p.T, grad_out[rows].to(p.dtype))
+            if grads.gain is not None:
+                grads.gain += gain_sum
+            if grads.bias is not None:
+                grads.bias += bias_sum
             if grads.query is not None:
-                torch.mm(narrow, keys_VD, out=grads.query[rows])
+                grads.query[rows] = slopes @ keys_VD
             if grads.keys is not None:
-                _add_product(grads.keys, narrow.T, query_ND[rows])
-        return (
-            grads.query,
-            None if grads.keys is None else grads.keys.to(keys_VD.dtype),
-            None if grads.words is None else grads.words.to(words_VW.dtype),
-            None if grads.gain is None else grads.gain.to(gain.dtype),
-            None if grads.bias is None else grads.bias.to(bias_V.dtype),
-            None,
-            None,
-            None,
-        )
+                _add_product(grads.keys, slopes.T, scaled_ND[rows])
+        if grads.query is not None:
+            grads.query.mul_(scale_N[:, None])
+        return (*grads.like(query_ND, keys_VD, words_VW, gain, bias_V), None, None, None)
 
 
 @dataclass
@@ -231,47 +255,147 @@ class _Gradients:
     gain: Tensor | None
     bias: Tensor | None
 
+    def like(self, *inputs: Tensor | None) -> list[Tensor | None]:
+        """Each in the type of its input."""
+        own = (self.query, self.keys, self.words, self.gain, self.bias)
+        return [None if a is None or b is None else a.to(b.dtype) for a, b in zip(own, inputs, strict=True)]
 
-def _normalise(
-    scores: Tensor, mean: Tensor, rstd: Tensor, gain: Tensor | None, bias_V: Tensor | None, allowed_V: Tensor | None
-) -> None:
-    """Products become scores, in place."""
-    if gain is not None and gain.ndim == 0:  # one pass instead of two
-        scores.sub_(mean[:, None]).mul_((rstd * gain)[:, None])
-    elif gain is not None:
-        scores.sub_(mean[:, None]).mul_(rstd[:, None]).mul_(gain)
+
+# Between the products -------------------------------------------------------------------------------------------------------------
+#
+# Each step is written once, in place. On a CPU it goes over a few rows at a time; on a GPU a chunk is one compiled kernel, for
+# which the tensors that it changes are copied (the kernel's own registers, in effect).
+
+
+class _Shape(NamedTuple):
+    """What makes scores of products."""
+
+    gain: Tensor | None
+    bias_V: Tensor | None
+    allowed_V: Tensor | None
+    eps: float = 0.0
+
+
+class _Wanted(NamedTuple):
+    """Which by-products the backward pass has a use for."""
+
+    p: bool
+    gain: bool
+    bias: bool
+
+
+def _weights(
+    scores: Tensor, mean: Tensor, rstd: Tensor | None, shape: _Shape, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_to_weights` of a chunk, as `dtype`; the products are used up."""
+    if scores.is_cuda:
+        values, *rest = _compiled(_to_weights, 1)(_wide(scores), mean, rstd, shape)
+        return (values.to(dtype), *rest)
+    weights = scores if dtype == scores.dtype else torch.empty_like(scores, dtype=dtype)
+    found = [torch.empty_like(mean) for _ in range(3)]
+    for block in _blocks(scores):
+        values, *rest = _to_weights(_wide(scores[block]), mean[block], None if rstd is None else rstd[block], shape)
+        if values.dtype != weights.dtype or weights is not scores:
+            weights[block] = values
+        for whole, part in zip(found, rest, strict=True):
+            whole[block] = part
+    return weights, found[0], found[1], found[2]
+
+
+def _slopes(
+    scores: Tensor,
+    slopes: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor, Tensor],
+    shape: _Shape,
+    wanted: _Wanted,
+    p_whole: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """`_to_gradient` of a chunk, in the type of `slopes`, with `p` in `p_whole`; products and slopes are used up."""
+    if scores.is_cuda:
+        values, p, *sums = _compiled(_to_gradient, 2)(_wide(scores), _wide(slopes), statistics, shape, wanted)
+        return (values.to(slopes.dtype), p if p_whole is None else p_whole.copy_(p), *sums)
+    totals: list[Tensor | None] = [None, None]
+    for block in _blocks(scores):
+        own = (statistics[0][block], statistics[1][block], statistics[2][block], statistics[3][block])
+        values, p, *sums = _to_gradient(_wide(scores[block]), _wide(slopes[block]), own, shape, wanted)
+        if values.dtype != slopes.dtype:
+            slopes[block] = values
+        if p_whole is not None and p is not None:
+            p_whole[block] = p
+        totals = [part if total is None or part is None else total.add_(part) for total, part in zip(totals, sums, strict=True)]
+    return slopes, p_whole, totals[0], totals[1]
+
+
+def _blocks(scores: Tensor) -> Iterator[slice]:
+    return _slices(len(scores), max(1, BLOCK_ELEMENTS // max(scores.shape[1], 1)))
+
+
+@cache
+def _compiled(step: Callable[..., Any], changed: int) -> Callable[..., Any]:
+    """One kernel of a step whose first `changed` arguments it works on in place. Not tested on a GPU: none was at hand."""
+
+    def pure(*arguments: Any) -> Any:
+        return step(*(value.clone() for value in arguments[:changed]), *arguments[changed:])
+
+    return torch.compile(pure, dynamic=True)
+
+
+def _to_weights(scores: Tensor, mean: Tensor, rstd: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Products become `exp(z - max z)` in place; then the inverse deviation, the log of the partition sum, what to divide by."""
+    gain, bias_V, allowed_V, eps = shape
+    if gain is not None:
+        scores.sub_(mean[:, None])
+        if rstd is None:
+            rstd = torch.rsqrt(scores.square().mean(1) + eps)
+        if gain.ndim == 0:
+            scores.mul_((rstd * gain)[:, None])
+        else:
+            scores.mul_(rstd[:, None]).mul_(gain)
     if bias_V is not None:
         scores.add_(bias_V)
     if allowed_V is not None:
         scores.masked_fill_(~allowed_V, float("-inf"))
+    top = scores.amax(1)
+    total = scores.sub_(top[:, None]).exp_().sum(1)
+    return scores, torch.ones_like(mean) if rstd is None else rstd, top + total.log(), total
 
 
-def _affine(normal: Tensor, gain: Tensor | None, bias_V: Tensor | None, allowed_V: Tensor | None) -> None:
-    if gain is not None:
-        normal.mul_(gain)
+def _to_gradient(
+    scores: Tensor,
+    slope: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor, Tensor],
+    shape: _Shape,
+    wanted: _Wanted,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradient of the probabilities (`slope`) becomes that of the products, less the norm's factor, in place.
+
+    Returns:
+        The slopes, and where they are wanted the probabilities and the gradients of gain and bias.
+    """
+    mean, rstd, lse, inner = statistics
+    gain, bias_V, allowed_V, _ = shape
+    normal = scores if gain is None else scores.sub_(mean[:, None]).mul_(rstd[:, None])
+    p = normal.clone() if gain is None else normal * gain
     if bias_V is not None:
-        normal.add_(bias_V)
+        p.add_(bias_V)
     if allowed_V is not None:
-        normal.masked_fill_(~allowed_V, float("-inf"))
-
-
-def _backward_of_norm(grad: Tensor, normal: Tensor, rstd: Tensor, gain: Tensor, grads: _Gradients) -> None:
-    """Gradient of the scores becomes that of the products, in place; gain and bias get theirs. `normal` is used up."""
-    if grads.bias is not None:
-        grads.bias += grad.sum(0)
-    if gain.ndim == 0:
-        along = torch.linalg.vecdot(grad, normal)  # sum over words of grad * normal, for gain and norm alike
-        if grads.gain is not None:
-            grads.gain += along.sum()
-        grad.mul_(gain)
-        along = along * gain
+        p.masked_fill_(~allowed_V, float("-inf"))
+    p.sub_(lse[:, None]).exp_()
+    slope.sub_(inner[:, None]).mul_(p)
+    kept = p if wanted.p else None
+    if gain is None:
+        return slope, kept, None, None
+    bias_sum = slope.sum(0) if wanted.bias else None
+    if gain.ndim == 0:  # its slopes sum to 0 over the words, so the norm's mean needs no correction
+        along = (slope * normal).sum(1)
+        gain_sum = along.sum() if wanted.gain else None
     else:
-        if grads.gain is not None:
-            grads.gain += (grad * normal).sum(0)
-        grad.mul_(gain)
-        along = torch.linalg.vecdot(grad, normal)
-    words = grad.shape[1]
-    grad.sub_(grad.mean(1, keepdim=True)).sub_(normal.mul_((along / words)[:, None])).mul_(rstd[:, None])
+        gain_sum = (slope * normal).sum(0) if wanted.gain else None
+        slope.mul_(gain)
+        slope.sub_(slope.mean(1, keepdim=True))
+        along = (slope * normal).sum(1)
+    slope.sub_(normal.mul_((along / normal.shape[1])[:, None]))
+    return slope, kept, gain_sum, bias_sum
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
