@@ -38,6 +38,7 @@ class Config(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
         use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
 
 
@@ -187,8 +188,8 @@ def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
 def override(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
     """Sets `key=value` arguments on a tree; later ones win.
 
-    A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`). Setting a `kind` to another value
-    drops the other keys of that section, which belonged to the former kind.
+    A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`). Setting a `kind` or a `model_type` to
+    another value drops the other keys of that section, which belonged to the former kind.
 
     Args:
         locked: paths that an argument must not set, with the remedy to print.
@@ -231,7 +232,7 @@ def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) 
         index = _item_index(node, key, at, argument)
         node[index], place = value, (*at, index)
     elif isinstance(node, dict):
-        if key == "kind" and node.get("kind") not in (None, value):
+        if key in KINDS and node.get(key) not in (None, value):
             node.clear()
         node[key], place = value, (*at, key)
     else:
@@ -241,12 +242,19 @@ def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) 
     tree.origins[place] = f"argument {argument}"
 
 
+KINDS = ("kind", "model_type")  # keys that decide which other keys a section has
+
+
+def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return all(old.get(key) == new.get(key, old.get(key)) for key in KINDS)
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `over`, section by section; a section of another `kind` replaces the old one whole."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.get("kind") == value.get("kind", old.get("kind")):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_kind(old, value):
             out[key] = merge(old, value)
         else:
             out[key] = value
@@ -307,9 +315,7 @@ def _shown(value: Any) -> str:
 def _suggest(name: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if near:
-        return (
-            f"; did you mean {near[0]!r}?" if len(choices) < 2 else f"; did you mean {near[0]!r}? (known: {', '.join(choices)})"
-        )
+        return f"; did you mean {near[0]!r}?" if len(choices) < 2 else f"; did you mean {near[0]!r}? (known: {', '.join(choices)})"
     return f"; known are {', '.join(choices)}" if choices else ""
 
 
@@ -326,9 +332,10 @@ def _locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[Path_, 
             continue
         if not models and not any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds):
             break  # pydantic names the members of a union of scalars; the key ends before them
-        choices = sorted({name for kind in models for name in kind.model_fields})
+        named = [{field.alias or name: field.annotation for name, field in kind.model_fields.items()} for kind in models]
+        choices = sorted({name for fields in named for name in fields})
         path.append(step)
-        found = [kind.model_fields[step].annotation for kind in models if isinstance(step, str) and step in kind.model_fields]
+        found = [fields[step] for fields in named if isinstance(step, str) and step in fields]
         kinds = tuple(part for annotation in (found or kinds) for part in _flatten(annotation, unwrap=not found))
     return tuple(path), choices
 

@@ -186,9 +186,7 @@ class Record:
         for path in self.images:
             pure = PurePosixPath(path.replace("\\", "/"))
             if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-                raise RecordError(
-                    "path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder"
-                )
+                raise RecordError("path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder")
 
 
 RECORD_FIELDS = frozenset(item.name for item in fields(Record))
@@ -244,11 +242,16 @@ def _part(item: Any) -> Part:
     raise RecordError("bad_messages", "a content part is {'type': 'image'} or {'type': 'text', 'text': ...}")
 
 
+def _is_finite(value: Any) -> bool:
+    """A number that fits a float; JSON allows whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and abs(value) <= 1e300
+
+
 def _box(item: Any) -> Box:
     if not isinstance(item, dict) or not isinstance(item.get("label"), str):
         raise RecordError("bad_boxes", "a box is {'label': text, 'xyxy': [left, top, right, bottom], 'score': number}")
     values = [*item.get("xyxy", []), item.get("score", 1.0)] if isinstance(item.get("xyxy"), list) else []
-    if len(values) != 5 or any(isinstance(v, bool) or not isinstance(v, int | float) or not math.isfinite(v) for v in values):
+    if len(values) != 5 or not all(_is_finite(value) for value in values):
         raise RecordError("bad_boxes", f"'xyxy' of a box is four finite numbers, got {item.get('xyxy')!r}")
     left, top, right, bottom, score = (float(value) for value in values)
     if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
