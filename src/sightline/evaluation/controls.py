@@ -4,13 +4,16 @@
 record the images of another record. A model that looks scores lower on both; one that does not, does not.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sightline.data.dataset import Dataset
+from sightline.data.features import FeatureForm, FeatureStore
 from sightline.data.order import keyed_generator
 from sightline.data.preparation import ImagePreparation
 from sightline.data.tiling import TilingConfig
@@ -36,6 +39,52 @@ class BlindPictures:
         sizes = [(info.width, info.height) for info in record.image_info]
         pictures = [Image.new("RGB", size, self.colour) for size in sizes]
         return np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures]), None
+
+
+class BlindFeatures:
+    """The encoder's outputs for those uniform pictures, for a model that reads stored features.
+
+    Args:
+        blind: makes the uniform pictures.
+        encode: from prepared crops to features, float32.
+        form: of the store; the outputs are rounded as it would round them.
+    """
+
+    def __init__(
+        self,
+        blind: BlindPictures,
+        encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]],
+        form: FeatureForm,
+    ) -> None:
+        self.blind, self.encode, self.form = blind, encode, form
+        self._known: dict[bytes, np.ndarray] = {}
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Features of the uniform pictures; equal crops are encoded once."""
+        pixels, _ = self.blind.fill(dataset, record)
+        assert pixels is not None
+        return None, np.stack([self._of(crop) for crop in pixels])
+
+    def _of(self, crop: np.ndarray) -> np.ndarray:
+        key = crop.tobytes()
+        if key not in self._known:
+            self._known[key] = self.form.rounded(self.encode(crop[None]))[0]
+        return self._known[key]
+
+
+class MeanFeatures:
+    """The mean row of an external table in place of every picture's: where no encoder is, no uniform picture can be shown.
+
+    Args:
+        store: the table.
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.mean = store.form.rounded(store.mean()[None])
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The mean row for each image."""
+        return None, np.repeat(self.mean, len(record.images), axis=0)
 
 
 def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:

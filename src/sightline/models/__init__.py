@@ -3,5 +3,7 @@
 Importing this package registers the model and its configuration with the Auto classes of transformers.
 """
 
+from sightline.models.stored import StoredFeatures as StoredFeatures
+from sightline.models.stored import StoredFeaturesConfig as StoredFeaturesConfig
 from sightline.models.vlm import SightlineConfig as SightlineConfig
 from sightline.models.vlm import SightlineForConditionalGeneration as SightlineForConditionalGeneration

@@ -48,6 +48,8 @@ def save_model(
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
         names = part_names(part, state)
+        if not names:  # the place of an encoder whose outputs come from a table
+            continue
         file = f"{part}.safetensors"
         weight_map |= dict.fromkeys(names, file)
         total += sum(state[name].numel() * state[name].element_size() for name in names)

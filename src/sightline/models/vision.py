@@ -5,11 +5,12 @@ tokens; CNN types (MobileNetV2) give a map `[N, E, h, w]` whose cells are the to
 SigLIP) lend their vision half.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,8 @@ class VisionConfig(Config):
     """Local folder or Hub id of a transformers vision model."""
     config: dict[str, Any] | None = None
     """Sizes of an encoder to train from scratch, with its `model_type`; instead of `path`."""
+    external: str | None = None
+    """A feature store made from an external table, instead of an encoder: the model takes features and never pixels."""
     layer: Literal["last"] | int = "last"
     """`last`: the final output, after its norm where the model has one; or an index of hidden states (LLaVA-1.5: -2)."""
     drop_class_token: bool = True
@@ -38,8 +41,8 @@ class VisionConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "VisionConfig":
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give either 'path' or 'config'")
+        if [self.path, self.config, self.external].count(None) != 2:
+            raise ValueError("give one of 'path', 'config' and 'external'")
         return self
 
 
@@ -52,6 +55,13 @@ class EncoderShape:
     width: int
     prefix: int
 
+    def kept(self, drop_class_token: bool) -> tuple[int, tuple[int, int]]:
+        """How many leading tokens are left out, and the grid of what is kept; class tokens that stay leave no grid."""
+        drop = self.prefix if drop_class_token else 0
+        if drop == self.prefix:
+            return drop, (self.rows, self.columns)
+        return drop, (1, self.rows * self.columns + self.prefix - drop)
+
 
 def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedModel:
     """Loads the encoder, or makes one from sizes.
@@ -60,11 +70,22 @@ def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedMo
         ConfigError: the configuration is no vision model.
         StorageError: its weights are not all there.
     """
+    half = encoder_config(config)
     if config.path is None:
-        return from_config(loading.config_from(config.config or {}, "model.vision.config"), attention)
-    whole = loading.read_config(config.path)
-    half = whole.vision_config if isinstance(getattr(whole, "vision_config", None), PreTrainedConfig) else whole
+        return from_config(half, attention)
     return loading.load(AutoModel, config.path, half, kernel_for(half, attention), LEFTOVERS)
+
+
+def encoder_config(config: VisionConfig) -> PreTrainedConfig:
+    """The encoder's own configuration; of a composite checkpoint its vision half.
+
+    Raises:
+        ConfigError: there is none that can be used.
+    """
+    if config.path is None:
+        return loading.config_from(config.config or {}, "model.vision.config")
+    whole = loading.read_config(config.path)
+    return whole.vision_config if isinstance(getattr(whole, "vision_config", None), PreTrainedConfig) else whole
 
 
 def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
@@ -116,6 +137,20 @@ def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Li
     if prefix < 0:
         raise ConfigError(f"{type(encoder).__name__} gives {output.shape[1]} tokens for a grid of {rows} x {columns} patches.")
     return EncoderShape(rows, columns, output.shape[2], prefix)
+
+
+def normalise(
+    pixels_NHWC: UInt8[Tensor, "N h w 3"],
+    rescale: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "N 3 h w"]:
+    """Rescales and normalises prepared pixels on their device, as the encoder's processor does."""
+    device = pixels_NHWC.device
+    offset, divisor = torch.tensor(list(mean), device=device), torch.tensor(list(std), device=device)
+    values = (pixels_NHWC.to(torch.float32) * torch.tensor(rescale, device=device) - offset) / divisor
+    return values.to(dtype).permute(0, 3, 1, 2)
 
 
 def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int) -> Tensor:
