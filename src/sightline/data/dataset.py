@@ -76,6 +76,11 @@ class Dataset:
     def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
         return Dataset, (self.path,)
 
+    @property
+    def is_without_images(self) -> bool:
+        """Whether images are known by name alone (`data prepare --without-images`)."""
+        return bool(self.summary.get("without_images"))
+
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {len(self)} records)"
 
@@ -102,9 +107,14 @@ class Dataset:
         """The file of image `k` of a record of this dataset.
 
         Raises:
-            DataError: it is missing or cannot be read.
+            DataError: it is missing or cannot be read, or the folder was prepared without images.
         """
         name = record.images[k]
+        if self.is_without_images:
+            raise DataError(
+                f"{self.path} was prepared without its images: the pixels of {name!r} are not there.",
+                "Read features instead (data.features=STORE, --features STORE), or prepare it with its images.",
+            )
         if self._image_index is None:
             try:
                 return safe_join(self.path, name).read_bytes()
@@ -133,9 +143,9 @@ class Dataset:
         Raises:
             DataError: lists the first ten that differ.
         """
-        faults = [fault for name, entry in _listed_files(self.summary) if (fault := _hash_fault(self.path / name, entry["sha256"]))]
+        faults = self.damaged_files()
         seen: set[str] = set()
-        for record in () if self._shards else self.records():
+        for record in () if self._shards or self.is_without_images else self.records():
             for name, info in zip(record.images, record.image_info, strict=True):
                 if name not in seen:
                     seen.add(name)
@@ -145,6 +155,10 @@ class Dataset:
             more = f", and {len(faults) - 10} more" if len(faults) > 10 else ""
             raise DataError(f"{self.path} is damaged: {'; '.join(faults[:10])}{more}.", _AGAIN)
         return self.summary["images"]
+
+    def damaged_files(self) -> list[str]:
+        """Hashes the files that `dataset.json` vouches for (records, index, shards), and says which are not what was written."""
+        return [fault for name, entry in _listed_files(self.summary) if (fault := _hash_fault(self.path / name, entry["sha256"]))]
 
     def _whole(self, shard: int, size: int) -> str:
         """How many records of a shard end before `size`."""

@@ -25,6 +25,7 @@ from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, 
 from sightline.data.sources.base import Format, uniform
 from sightline.data.sources.boxes import kept_boxes, pixel_fractions
 from sightline.data.splitting import SplitRule
+from sightline.data.unseen import named_record
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import faults
 from sightline.runtime.logs import Bar, progress
@@ -111,6 +112,9 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if chosen.takes == "path" and not path.exists():
         raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
     chosen.check_mapping(options.source.mapping, name)
+    if options.source.without_images and (options.source.text_only or options.shards is not None):
+        other = "--text-only" if options.source.text_only else "--shards"
+        raise UsageError(f"--without-images and {other} do not go together.", "Give one of them.")
     if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
         raise UsageError("--max-skipped is a share from 0 to 1, --sample at least 1, --workers at least 0.")
     return chosen
@@ -182,6 +186,7 @@ class _Preparation:
             "notes": dict(sorted(self.tally.notes.items())),
             "files": {name: file_entry(self.folder / name) for name in files},
             **({} if shards is None else {"shards": shards}),
+            **({"without_images": True} if self.options.source.without_images else {}),
             "fingerprint": written.fingerprint,
         }
 
@@ -251,6 +256,8 @@ class _Preparation:
             if known in self._ids:
                 raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
             self._ids.add(known)
+            if self.options.source.without_images:
+                return _Waiting(replace(item, record=named_record(item, self.tally), images=()), [], [])
             sources = [ref.root.fetch(ref.name) if isinstance(ref, Located) else ref for ref in item.images]
             slots = [self._slots.get(image_key(source)) for source in sources]
             return _Waiting(item, slots, sources)
@@ -274,6 +281,8 @@ class _Preparation:
     def _finished(self, waiting: _Waiting, store: ImageStore) -> Record | Skip:
         """The record with its images stored, or why it is skipped: one bad image drops the record."""
         item = waiting.item
+        if self.options.source.without_images:
+            return item.record
         try:
             for slot in waiting.slots:
                 if slot.failure is not None:
@@ -314,6 +323,8 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
     told: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
     if rule.shares:
         told |= {"split": dict(rule.shares), "by": rule.by}
+    if source.without_images:
+        told["without_images"] = True
     told |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
     if options.sample is not None:
         told["sample"] = options.sample

@@ -79,6 +79,7 @@ class SourceOptions:
         mapping: our field -> the source's key, as in `--map caption=text`; an empty key switches the field off.
         subset, revision: of a data set of the Hub.
         text_only: leave images out and keep the text of captions.
+        without_images: keep the names of images and look for no file.
         seed, count, level, size, questions, novel: for generators.
     """
 
@@ -87,6 +88,7 @@ class SourceOptions:
     subset: str = ""
     revision: str = ""
     text_only: bool = False
+    without_images: bool = False
     seed: int = 0
     count: int = 1000
     level: int = 1

@@ -2,7 +2,7 @@
 
 Published: `Flickr8k.token.txt` (lines `name.jpg#k<TAB>caption`) beside the split files `Flickr_8k.trainImages.txt`,
 `.devImages.txt` and `.testImages.txt`; a photo in none of them gets the split "other". As jsonl: `captions.jsonl` with `image`,
-`split` and `captions`. With `--text-only`, `captions_without_images.jsonl` is read as well.
+`split` and `captions`. With `--text-only` or `--without-images`, `captions_without_images.jsonl` is read as well.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
 def _folder(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     yield from row_files(path / "captions.jsonl", KEYS, options, tally)
     extra = path / WITHOUT_IMAGES
-    if extra.is_file() and options.text_only:
+    if extra.is_file() and (options.text_only or options.without_images):
         yield from row_files(extra, KEYS, options, tally)
     elif extra.is_file():
         tally.ignored[WITHOUT_IMAGES] += 1
