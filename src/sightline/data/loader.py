@@ -16,10 +16,12 @@ from sightline.data.batches import Arrays, collate
 from sightline.data.corpus import Corpus
 from sightline.data.packing import by_length, pack
 from sightline.errors import ConfigError, DistributedError, RecordError
+from sightline.runtime.ahead import ahead
 from sightline.runtime.logs import logger
 from sightline.types import Batch, Sample
 
 Rows = tuple[tuple[int, ...], ...]
+AHEAD = 2  # micro-batches that a thread makes while another is trained on, where there are no worker processes
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Loader:
         rules: how units become steps.
         pad_id: token id of padding.
         rank, world: this process and how many there are.
-        workers: processes that read and decode; 0 does it here.
+        workers: processes that read and decode; 0 does it here, in a thread that works ahead.
         timeout: seconds without a batch from a worker after which it counts as dead.
 
     Raises:
@@ -147,7 +149,7 @@ class Loader:
         """Arrays in the order of the plan. A dead worker costs one restart from the first batch that is missing."""
         maker = _Maker(self.corpus, self.pad_id)
         if self.workers == 0:
-            yield from (maker[rows] for rows in plan)
+            yield from ahead((maker[rows] for rows in plan), AHEAD)
             return
         plan = iter(plan)
         waiting: list[Rows] = []  # asked for and not yet received
