@@ -21,6 +21,7 @@ from sightline.types import Branch, Message, Part, Record, Span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+METASPACE = "\u2581"  # SentencePiece's sign for a space
 Policy = Literal["all_text", "assistant", "with_header", "with_padding"]
 
 
@@ -170,6 +171,29 @@ class RowBuilder:
         if not spans:
             raise RecordError("no_supervised_token", "no token of the conversation is supervised")
         return Row(ids, spans, slots)
+
+    def pieces(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> list[str]:
+        """The text of each token of `row`, visual slots aside: joined they are the conversation as it was tokenised.
+
+        Where several tokens share a character the first has it and the others are empty; a visual slot and padding are empty.
+        """
+        text, _ = _filled(self.template.conversation(messages), layouts)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        names = self.tokenizer.convert_ids_to_tokens(ids)
+        starts = [start for start, _ in offsets[1:]] + [len(text)]
+        counts = iter([count for layout in layouts for count in layout.slots])
+        out: list[str] = []
+        done = 0  # characters that are told
+        for token, name, (_, end), following in zip(ids, names, offsets, starts, strict=True):
+            # A lone metaspace may claim the letter after it, which the next token is made of.
+            end = min(end, following) if name == METASPACE else end
+            piece = text[done : max(end, done)]  # what no token claims (a space that was cut off) goes with the next one
+            done += len(piece)
+            out += [""] * next(counts) if token == self.image_id else [piece]
+        if out and done < len(text):
+            out[-1] += text[done:]
+        return out
 
     # Steps of a row -----------------------------------------------------------------------------------------------------
 

@@ -8,15 +8,17 @@ every epoch are pure functions of it.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
 from sightline.data.samples import Row, RowBuilder, shared_prefix
+from sightline.data.tilings import Layout
 from sightline.errors import BudgetError, RecordError, StorageError
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
@@ -147,13 +149,23 @@ def check_budget(units: Units, max_skipped: float, split: str) -> None:
         logger.info("%s: %d of %d conversations left out (%s)", split, lost, lost + kept, reasons)
 
 
-def make_units(dataset: Dataset, indices: Iterable[int], builder: RowBuilder, rules: UnitRules) -> Units:
-    """Tokenises the records of a split and groups their branches."""
+class Watcher(Protocol):
+    """Sees every conversation as it becomes a row, or why it does not."""
+
+    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None: ...
+
+    def skip(self, record: Record, branch: int, error: RecordError) -> None: ...
+
+
+def make_units(
+    dataset: Dataset, indices: Iterable[int], builder: RowBuilder, rules: UnitRules, watcher: Watcher | None = None
+) -> Units:
+    """Tokenises the records of a split and groups their branches; `watcher` is shown each of them."""
     skipped: Counter[str] = Counter()
     table: list[tuple[list[tuple[int, int]], int, int, int, int]] = []
     indices = list(indices)
     with progress("tokenising", len(indices)) as bar:
-        for group in _groups(dataset, indices, builder, rules, skipped, bar.step):
+        for group in _groups(dataset, indices, builder, rules, skipped, bar.step, watcher):
             table.extend(_split_group(group, rules))
     sizes = [len(members) for members, *_ in table]
     members = [member for row in table for member in row[0]]
@@ -170,6 +182,11 @@ def make_units(dataset: Dataset, indices: Iterable[int], builder: RowBuilder, ru
     )
 
 
+def picture_keys(record: Record) -> tuple[str, ...]:
+    """What two records with the same pictures have in common: the pictures' hashes (in shards every record has its own paths)."""
+    return tuple(info.sha256 for info in record.image_info) or record.images
+
+
 @dataclass
 class _Group:
     """Rows that may share their pictures."""
@@ -180,39 +197,46 @@ class _Group:
 
 
 def _groups(
-    dataset: Dataset, indices: Sequence[int], builder: RowBuilder, rules: UnitRules, skipped: Counter[str], step: "object"
+    dataset: Dataset,
+    indices: Sequence[int],
+    builder: RowBuilder,
+    rules: UnitRules,
+    skipped: Counter[str],
+    step: Callable[[], None],
+    watcher: Watcher | None,
 ) -> Iterator[_Group]:
     """Rows of neighbouring conversations with the same pictures, one group at a time."""
     group: _Group | None = None
     pictures: tuple[str, ...] = ()
     for index in indices:
         record = dataset.record(index)
-        for branch, row, crops in _rows(record, builder, skipped):
-            joins = rules.share_prefix and group is not None and crops > 0 and pictures == record.images
+        for branch, row, crops in _rows(record, builder, skipped, watcher):
+            joins = rules.share_prefix and group is not None and crops > 0 and pictures == picture_keys(record)
             if group is not None and joins:
                 group.members.append((index, branch))
                 group.rows.append(row)
             else:
                 if group is not None:
                     yield group
-                group, pictures = _Group([(index, branch)], [row], crops), record.images
-        step()  # type: ignore[operator]
+                group, pictures = _Group([(index, branch)], [row], crops), picture_keys(record)
+        step()
     if group is not None:
         yield group
 
 
-def _rows(record: Record, builder: RowBuilder, skipped: Counter[str]) -> Iterator[tuple[int, Row, int]]:
-    try:
-        layouts = builder.layouts(record)
-    except RecordError as error:
-        skipped[error.reason] += len(builder.conversations(record))
-        return
-    crops = sum(layout.num_crops for layout in layouts)
+def _rows(record: Record, builder: RowBuilder, skipped: Counter[str], watcher: Watcher | None) -> Iterator[tuple[int, Row, int]]:
     for branch, messages in enumerate(builder.conversations(record)):
         try:
-            yield branch, builder.row(messages, layouts, verify=True), crops
+            layouts = builder.layouts(record)
+            row = builder.row(messages, layouts, verify=True)
         except RecordError as error:
             skipped[error.reason] += 1
+            if watcher is not None:
+                watcher.skip(record, branch, error)
+            continue
+        if watcher is not None:
+            watcher.row(record, branch, row, layouts)
+        yield branch, row, sum(layout.num_crops for layout in layouts)
 
 
 def _split_group(group: _Group, rules: UnitRules) -> Iterator[tuple[list[tuple[int, int]], int, int, int, int]]:

@@ -244,12 +244,16 @@ class Token:
         kind: `supervised` tokens are predicted, `visual` ones hold the place of picture tokens, `special` ones are markup.
         title: shown when the pointer rests on it: its id, say.
         heat: from -1 to 1, colours the token instead of its kind (a weight, a gain).
+        is_markup: written from left to right whatever stands around it (`</s>` among Arabic words).
+        count: how many tokens it stands for: a block of visual slots says so, pieces of one character are underlined.
     """
 
     text: str
     kind: TokenKind = "plain"
     title: str = ""
     heat: float | None = None
+    count: int = 1
+    is_markup: bool = False
 
 
 def tokens(row: Iterable[Token]) -> Html:
@@ -265,9 +269,11 @@ def _token(token: Token, place: int) -> Html:
     if token.heat is not None:
         heat = min(1.0, max(-1.0, token.heat))
         style = f"background: color-mix(in srgb, var(--{'warm' if heat >= 0 else 'cold'}) {abs(heat):.0%}, transparent)"
-    text = revealed(token.text) or "\u00b7"
-    kind = f"token {token.kind} {'odd' if place % 2 else 'even'}"
-    return element("span", text, attributes={"class": kind, "title": token.title, "style": style})
+    is_block = token.kind == "visual" and token.count > 1
+    text = (revealed(token.text) or "\u00b7") + (f" \u00d7 {token.count:,}" if is_block else "")
+    kind = f"token {token.kind} {'odd' if place % 2 else 'even'}{' pieces' if token.count > 1 and not is_block else ''}"
+    direction = "ltr" if token.is_markup or token.kind in ("special", "visual") else ""
+    return element("span", text, attributes={"class": kind, "title": token.title, "style": style, "dir": direction})
 
 
 def legend(entries: Mapping[str, TokenKind]) -> Html:

@@ -6,7 +6,7 @@ A chart is `Html` for `sightline.reporting.html`; it takes its colours from the 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sightline.reporting.html import Html, element, style_sheet
@@ -125,6 +125,7 @@ def histogram(
     if len(edges) != len(counts) + 1 or any(a >= b for a, b in pairwise(edges)):
         raise ValueError(f"{len(counts)} counts need {len(counts) + 1} rising edges, got {len(edges)}")
     places, amounts = Scale(0, max(len(counts), 1), False, ()), make_scale([0.0, *map(float, counts)], PLAIN)
+    amounts = replace(amounts, ticks=[mark for mark in amounts.ticks if float(mark).is_integer()])
     frame = _Frame(width, height, places, amounts, x, y, headroom=14 * len(marks or {}))
     step = frame.inner_width / max(len(counts), 1)
     parts: list[Html] = []
@@ -243,6 +244,7 @@ class _Frame:
 
     def drawn(self, parts: Sequence[Html], title: str) -> Html:
         box = {"viewBox": f"0 0 {self.width} {self.height}", "class": "chart", "role": "img", "aria-label": title or "chart"}
+        box |= {"style": f"max-width: {1.2 * self.width:.0f}px"}  # letters should not grow with the page
         return element("svg", element("title", title) if title else None, *parts, attributes=box)
 
 

@@ -1,0 +1,10 @@
+"""`data check`: is the data whole, what stands in it twice, what is in it, and what does a configuration make of it?
+
+Reading order: `looks` (what a picture looks like), `examine` (every picture, in children), `figures` (numbers), `duplicates`, `run`
+(the check), `rows` (under a configuration), `remarks` (in plain words), `thumbnails` (for the page).
+"""
+
+from sightline.data.check.run import Checked as Checked
+from sightline.data.check.run import CheckOptions as CheckOptions
+from sightline.data.check.run import Fault as Fault
+from sightline.data.check.run import check as check

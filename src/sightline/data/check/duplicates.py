@@ -1,0 +1,327 @@
+"""What stands in a data set twice: within a split, in two splits, in another data set.
+
+Pictures are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or the questions of its
+conversation, are the same up to case and spaces. Records repeat each other when pictures and texts are equal.
+"""
+
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sightline.data.check.examine import Pictures, Spot, short_key
+from sightline.data.check.looks import ALIKE, likeness, near_pairs
+from sightline.runtime.logs import logger
+from sightline.types import Record
+
+LISTED = 100  # pairs of each kind
+MAX_PAIRS = 5_000_000  # of near pictures: 80 MB
+
+
+class Place(NamedTuple):
+    """A split of a folder, and the name it has in the report."""
+
+    folder: int
+    split: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two spots that hold the same, with the distance of their hashes and the likeness of their thumbnails."""
+
+    a: Spot
+    b: Spot
+    bits: int = 0
+    likeness: float = 1.0
+
+    is_exact: bool = True
+
+    def to_json(self, name: "Namer") -> dict[str, Any]:
+        """The pair with the ids of its records, and where they stand."""
+        near = {} if self.is_exact else {"bits": self.bits, "likeness": round(self.likeness, 4)}
+        ends = {side: {"id": name(spot), **spot._asdict()} for side, spot in (("a", self.a), ("b", self.b))}
+        return {**ends, "kind": "exact" if self.is_exact else "near", **near}
+
+
+Namer = Callable[[Spot], str]
+"""From a spot to the id of its record."""
+
+
+def text_key(record: Record) -> int:
+    """Equal for records with the same set of captions, or the same questions."""
+    if record.captions:
+        return short_key("\0".join(sorted({_folded(caption) for caption in record.captions})))
+    asked = [message.text for message in record.messages if message.role == "user"]
+    texts = asked if any(text.strip() for text in asked) else [message.text for message in record.messages]
+    return short_key("\1" + "\0".join(_folded(text) for text in texts))
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+# Equal things ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Occurrences:
+    """Where each of many things stands: a key that is equal for equal things, a place, and a spot."""
+
+    keys: array = field(default_factory=lambda: array("Q"))
+    places: array = field(default_factory=lambda: array("I"))
+    spots: array = field(default_factory=lambda: array("Q"))
+
+    def add(self, key: int, place: int, spot: Spot) -> None:
+        """Adds an occurrence."""
+        self.keys.append(key)
+        self.places.append(place)
+        self.spots.extend(spot)
+
+
+class Index:
+    """Things by place: each different key is a thing, numbered from 0.
+
+    Args:
+        found: their occurrences.
+        num_places: how many places there are.
+    """
+
+    def __init__(self, found: Occurrences, num_places: int) -> None:
+        self.keys, self.thing_of = np.unique(np.asarray(found.keys, dtype=np.uint64), return_inverse=True)
+        self.places = np.asarray(found.places, dtype=np.int64)
+        self.spots = np.asarray(found.spots, dtype=np.int64).reshape(-1, 3)
+        numbers = np.arange(len(self.places))[::-1]
+        self.first = np.full((num_places, len(self.keys)), -1, dtype=np.int64)  # the first occurrence of a thing in a place
+        self.first[self.places[numbers], self.thing_of[numbers]] = numbers
+
+    def has(self, place: int) -> Bool[np.ndarray, " things"]:
+        """Which things stand in a place."""
+        return self.first[place] >= 0
+
+    def count(self, place: int) -> int:
+        """How many different things stand in a place."""
+        return int(self.has(place).sum())
+
+    def total(self, place: int) -> int:
+        """How many occurrences a place has."""
+        return int((self.places == place).sum())
+
+    def spot(self, place: int, thing: int) -> Spot:
+        """Where a thing stands first in a place."""
+        return Spot(*self.spots[self.first[place, thing]].tolist())
+
+    def repeated(self, place: int) -> tuple[int, int, list[Pair]]:
+        """Things that stand in several records of one place: how many things, in how many records, and some pairs."""
+        here = np.flatnonzero(self.places == place)
+        # Once in a record counts, however often it stands there.
+        _, chosen = np.unique(np.stack([self.thing_of[here], self.spots[here, 1]]), axis=1, return_index=True)
+        here = here[np.sort(chosen)]
+        things, counts = np.unique(self.thing_of[here], return_counts=True)
+        often = things[counts > 1]
+        often = often[np.argsort(self.first[place, often])]
+        listed = often[:LISTED]
+        rest = here[np.isin(self.thing_of[here], listed) & (self.first[place, self.thing_of[here]] != here)]
+        second = dict(zip(self.thing_of[rest][::-1].tolist(), rest[::-1].tolist(), strict=True))
+        pairs = [Pair(self.spot(place, thing), Spot(*self.spots[second[thing]].tolist())) for thing in listed.tolist()]
+        return len(often), int(counts[counts > 1].sum()), pairs
+
+    def common(self, a: int, b: int) -> "Common":
+        """Things that stand in both of two places."""
+        both = self.has(a) & self.has(b)
+        shared = np.flatnonzero(both)
+        shared = shared[np.argsort(self.first[b, shared])][:LISTED]
+        pairs = [Pair(self.spot(a, thing), self.spot(b, thing)) for thing in shared.tolist()]
+        inside = both[self.thing_of]
+        return Common(both, int((inside & (self.places == a)).sum()), int((inside & (self.places == b)).sum()), pairs)
+
+
+class Common(NamedTuple):
+    """What two places share: which things, how many occurrences of each place they make up, and some pairs."""
+
+    both: Bool[np.ndarray, " things"]
+    inside_a: int
+    inside_b: int
+    pairs: list[Pair]
+
+
+# Near pictures --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Near:
+    """Pairs of different pictures that look alike, by their numbers in the index of pictures.
+
+    Attributes:
+        first, second: the pairs.
+        bits, likeness: how near each pair is.
+        is_whole: False when the search was stopped because there are too many.
+    """
+
+    first: Int[np.ndarray, " pairs"]
+    second: Int[np.ndarray, " pairs"]
+    bits: Int[np.ndarray, " pairs"]
+    likeness: Float[np.ndarray, " pairs"]
+    is_whole: bool = True
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+NONE_NEAR = Near(_NONE, _NONE, _NONE, np.zeros(0, dtype=np.float32))
+
+
+def look_alikes(pictures: Pictures, index: Index, max_bits: int) -> Near:
+    """Pairs of pictures whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
+
+    Args:
+        pictures: the table of what was examined.
+        index: of the pictures by content.
+        max_bits: from 0 to 16.
+    """
+    keys = pictures.keys
+    rows = np.flatnonzero(~pictures.is_flat)
+    _, first_rows = np.unique(keys[rows], return_index=True)
+    rows = rows[first_rows]  # one row for each content
+    logger.info("looking for near duplicates among %d pictures", len(rows))
+    hashes, thumbnails = pictures.hashes[rows], pictures.thumbnails
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    total = 0
+    for i, j in near_pairs(hashes, max_bits):
+        alike = likeness(thumbnails[rows[i]], thumbnails[rows[j]])
+        same = alike > ALIKE
+        found.append((i[same], j[same], alike[same]))
+        total += int(same.sum())
+        if total > MAX_PAIRS:
+            break
+    if not total:
+        return NONE_NEAR
+    i, j, alike = (np.concatenate(column) for column in zip(*found, strict=True))
+    thing = np.searchsorted(index.keys, keys[rows])
+    bits = np.bitwise_count(hashes[i] ^ hashes[j]).astype(np.int64)
+    return Near(thing[i], thing[j], bits, alike, total <= MAX_PAIRS)
+
+
+def near_between(
+    near: Near, index: Index, a: int, b: int
+) -> tuple[Bool[np.ndarray, " things"], Bool[np.ndarray, " things"], list[Pair]]:
+    """Which pictures of each place look like one of the other (of the same, for `a == b`), and the nearest pairs."""
+    of_a, of_b = (np.zeros(len(index.keys), dtype=bool) for _ in range(2))
+    has_a, has_b = index.has(a), index.has(b)
+    pairs: list[tuple[float, Pair]] = []
+    ways = ((near.first, near.second), (near.second, near.first))
+    for one, other in ways[: 1 if a == b else 2]:
+        hold = np.flatnonzero(has_a[one] & has_b[other])
+        of_a[one[hold]] = True
+        of_b[other[hold]] = True
+        for n in hold[np.argsort(-near.likeness[hold], kind="stable")][:LISTED].tolist():
+            alike = float(near.likeness[n])
+            pair = Pair(index.spot(a, int(one[n])), index.spot(b, int(other[n])), int(near.bits[n]), alike, is_exact=False)
+            pairs.append((-alike, pair))
+    if a == b:
+        of_a = of_b = of_a | of_b
+    pairs.sort(key=lambda item: item[0])
+    return of_a, of_b, [pair for _, pair in pairs[:LISTED]]
+
+
+# The report -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """One finding: the place or the two places, its counts, and some pairs."""
+
+    places: tuple[str, ...]
+    counts: dict[str, int | float]
+    pairs: list[Pair]
+
+    def to_json(self, name: Namer) -> dict[str, Any]:
+        where = {"place": self.places[0]} if len(self.places) == 1 else {"a": self.places[0], "b": self.places[1]}
+        return {**where, **self.counts, "pairs": [pair.to_json(name) for pair in self.pairs]}
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Everything that stands twice: `pictures`, `texts` and `records`, each within a place and between two."""
+
+    within: dict[str, list[Found]]
+    between: dict[str, list[Found]]
+    near_bits: int | None
+    is_whole: bool
+
+    def to_json(self, name: Namer) -> dict[str, Any]:
+        near = None if self.near_bits is None else {"bits": self.near_bits, "likeness": ALIKE, "complete": self.is_whole}
+        parts = {
+            kind: {
+                "within": [found.to_json(name) for found in self.within[kind]],
+                "between": [found.to_json(name) for found in self.between[kind]],
+            }
+            for kind in self.within
+        }
+        return {"near": near, **parts}
+
+
+def find_duplicates(
+    places: Sequence[Place],
+    num_checked: int,
+    pictures: Pictures,
+    found: "dict[str, Occurrences]",
+    max_bits: int | None,
+) -> Duplicates:
+    """Compares all places that are checked with themselves, with each other, and with those they are checked against.
+
+    Args:
+        places: splits of folders.
+        num_checked: folders below this number are checked; the others are compared with them alone.
+        pictures: the table of what was examined.
+        found: occurrences of `pictures`, `texts` and `records`.
+        max_bits: how far hashes of near pictures may differ; None looks for equal files alone.
+    """
+    index = {kind: Index(occurrences, len(places)) for kind, occurrences in found.items()}
+    near = NONE_NEAR if max_bits is None else look_alikes(pictures, index["pictures"], max_bits)
+    within: dict[str, list[Found]] = {kind: [] for kind in found}
+    between: dict[str, list[Found]] = {kind: [] for kind in found}
+    for a, place in enumerate(places):
+        if place.folder >= num_checked:
+            continue
+        for kind, own in index.items():
+            within[kind].append(_within(kind, own, near, a, place.name))
+        for b in range(a + 1, len(places)):
+            for kind, own in index.items():
+                between[kind].append(_between(kind, own, near, a, b, (place.name, places[b].name)))
+    return Duplicates(within, between, max_bits, near.is_whole)
+
+
+def _within(kind: str, index: Index, near: Near, place: int, name: str) -> Found:
+    repeated, records, pairs = index.repeated(place)
+    counts: dict[str, int | float] = {
+        kind if kind != "records" else "distinct": index.count(place),
+        "repeated": repeated,
+        "in_records": records,
+    }
+    if kind == "pictures":
+        alike, _, near_ones = near_between(near, index, place, place)
+        counts["near"] = int(alike.sum())
+        pairs = [*pairs, *near_ones]
+    return Found((name,), counts, pairs)
+
+
+def _between(kind: str, index: Index, near: Near, a: int, b: int, names: tuple[str, str]) -> Found:
+    shared = index.common(a, b)
+    if kind != "pictures":
+        totals = index.total(a), index.total(b)
+        counts: dict[str, int | float] = {
+            "exact": int(shared.both.sum()),
+            "records_a": shared.inside_a,
+            "records_b": shared.inside_b,
+        }
+        counts |= {"share_a": shared.inside_a / max(totals[0], 1), "share_b": shared.inside_b / max(totals[1], 1)}
+        return Found(names, counts, shared.pairs)
+    of_a, of_b, near_ones = near_between(near, index, a, b)
+    numbers = index.count(a), index.count(b)
+    near_a, near_b = int((of_a & ~shared.both).sum()), int((of_b & ~shared.both).sum())
+    exact = int(shared.both.sum())
+    counts = {"pictures_a": numbers[0], "pictures_b": numbers[1], "exact": exact, "near_a": near_a, "near_b": near_b}
+    counts |= {"share_a": (exact + near_a) / max(numbers[0], 1), "share_b": (exact + near_b) / max(numbers[1], 1)}
+    return Found(names, counts, [*shared.pairs, *near_ones])

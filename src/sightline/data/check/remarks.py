@@ -1,0 +1,123 @@
+"""From the numbers of a check to sentences: what a person should know before training on this data."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+Report = Mapping[str, Any]
+
+LEAKED_TEXTS = 0.01  # share of an evaluation split whose texts stand in another split
+GUESSED = 0.3  # share of the most frequent answer
+FEW_SUPERVISED = 0.05
+POOR_FILL = 0.9
+FEW_ROWS = 8  # so few are never full
+
+
+def warnings_of(report: Report) -> list[str]:
+    """The sentences of a report, the gravest first."""
+    found = (_records(report), _duplicates(report), _labels(report), _odd(report), _training(report))
+    return list(dict.fromkeys(chain(*found)))
+
+
+def _records(report: Report) -> Iterator[str]:
+    bad = sum(report["skipped"].values())
+    if bad:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(report["skipped"]))
+        yield f"{bad:,} of {report['input']:,} records cannot be used ({_percent(bad, report['input'])}): {reasons}."
+    for fault in report["damaged_files"]:
+        yield f"A file of the folder was changed after it was written: {fault}."
+    for folder in report["folders"]:
+        lost = sum(folder["prepared"].get("skipped", {}).values())
+        if lost:
+            share = _percent(lost, folder["prepared"]["input"])
+            yield f"When {folder['path']} was prepared, {lost:,} records were left out ({share}); see its skipped.jsonl."
+    for other in report["against"]:
+        if other["unusable"]:
+            yield f"{other['unusable']:,} pictures of {other['path']} cannot be opened and were not compared."
+
+
+def _duplicates(report: Report) -> Iterator[str]:
+    found = report["duplicates"]
+    for item in found["pictures"]["between"]:
+        exact, near, whole = item["exact"], item["near_b"], item["pictures_b"]
+        if exact:
+            more = f", and {near:,} more look like one" if near else ""
+            told = f"{_percent(exact, whole)} of the pictures of {item['b']} also stand in {item['a']}"
+            yield f"{told} ({exact:,} the same file{more})."
+        elif near:
+            yield f"{_percent(near, whole)} of the pictures of {item['b']} look like one of {item['a']} ({near:,}, other files)."
+    for item in found["records"]["within"]:
+        extra = item["in_records"] - item["repeated"]
+        if extra:
+            yield f"{extra:,} records of {item['place']} repeat another one: the same pictures and the same captions or question."
+    for item in found["pictures"]["within"]:
+        if item["near"]:
+            share = _percent(item["near"], item["pictures"])
+            yield f"{item['near']:,} pictures of {item['place']} ({share}) look like another one there (other files)."
+    for item in found["texts"]["between"]:
+        if item["share_b"] >= LEAKED_TEXTS:
+            told = f"{100 * item['share_b']:.0f} % of the records of {item['b']} ({item['records_b']:,})"
+            yield f"{told} have the captions or the question of a record of {item['a']}, word for word."
+    if found["near"] is not None and not found["near"]["complete"]:
+        yield "There are so many pictures alike that the search for them was stopped; the numbers of near duplicates are too small."
+
+
+def _labels(report: Report) -> Iterator[str]:
+    for split, labels in report["records"].get("labels", {}).items():
+        if labels["majority_share"] >= GUESSED:
+            told = (
+                f"The answer {labels['majority']!r} is right for {100 * labels['majority_share']:.0f} % of the questions of {split}"
+            )
+            yield f"{told}: so much is reached without a look at the pictures."
+
+
+def _odd(report: Report) -> Iterator[str]:
+    words = {
+        "image_tiny": "are very small",
+        "image_strip": "are very long and narrow",
+        "image_flat": "show one colour and nothing else",
+    }
+    for reason, count in _by_count(report["odd"]):
+        yield f"{count:,} pictures {words.get(reason, reason)} ({_percent(count, report['pictures']['files'])})."
+
+
+def _training(report: Report) -> Iterator[str]:
+    training = report.get("training")
+    if training is None:
+        return
+    for name, rows in training["rows"].items():
+        lost = sum(rows["skipped"].values())
+        if lost:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(rows["skipped"]))
+            yield f"{_percent(lost, rows['conversations'])} of the conversations of {name} are left out in training: {reasons}."
+        if rows["too_long"] is not None:
+            longest, limit = rows["longest"]["tokens"], rows["max_tokens"]
+            yield f"The longest conversation of {name} has {longest:,} tokens; the limit is {limit:,} (data.max_tokens)."
+        if rows["kept"] and rows["supervised_share"] < FEW_SUPERVISED:
+            share = f"{100 * rows['supervised_share']:.1f} %"
+            yield f"Only {share} of the tokens of {name} are supervised; the rest is read and not learned."
+    for stage in training["stages"]:
+        epoch = stage["epoch"]
+        if epoch is None:
+            yield f"Stage {stage['name']} has nothing to train on: {stage['why']}."
+        elif stage["pack"] and epoch["fill"] < POOR_FILL and epoch["rows"] > FEW_ROWS:
+            told = f"The rows of stage {stage['name']} are only {100 * epoch['fill']:.0f} % full"
+            images = epoch["rows_full_of_images"]
+            why = f" {images:,} of {epoch['rows']:,} hold as many pictures as a row may (data.row_images)." if images else ""
+            yield f"{told}; longer rows (data.row_tokens) fill better.{why}"
+        if stage["refused"]:
+            yield f"Training would stop: {stage['refused']}"
+
+
+def _by_count(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share with as many digits as tell it from 0 and from 100 %."""
+    share = 100 * part / whole if whole else 0.0
+    if 0 < share < 0.1:
+        return "less than 0.1 %"
+    if 99.5 <= share < 100:
+        return "more than 99 %"
+    return f"{share:.0f} %" if share >= 10 or share.is_integer() else f"{share:.1f} %"

@@ -1,0 +1,239 @@
+"""What a data set becomes under a configuration: lengths in tokens, what is supervised, what is left out, how rows fill.
+
+Everything is counted by the code that trains: the same builder, the same length table, the same packing.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sightline.data.check.figures import spread
+from sightline.data.dataset import Dataset
+from sightline.data.order import keyed_generator
+from sightline.data.packing import by_length, pack
+from sightline.data.samples import Row, RowBuilder
+from sightline.data.tilings import Layout
+from sightline.data.units import UnitRules, Units, make_units
+from sightline.errors import RecordError
+from sightline.types import Record
+
+LISTED_PER_REASON = 25
+UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A conversation that is left out: its record, its number there, and why."""
+
+    id: str
+    conversation: int
+    reason: str
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the list."""
+        return {"id": self.id, "conversation": self.conversation, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass
+class RowFigures:
+    """Numbers about the rows of one split; shown every conversation while the length table is made.
+
+    Attributes:
+        builder: makes the rows.
+        on_skip: called with each conversation that is left out.
+        units: the length table, once it is made.
+    """
+
+    builder: RowBuilder
+    on_skip: Callable[[Left], None] = lambda left: None
+    units: Units | None = None
+    longest: tuple[int, str] = (0, "")
+    skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: list[Left] = field(default_factory=list)
+    _lengths: array = field(default_factory=lambda: array("I"))  # too long ones included
+    _kept: array = field(default_factory=lambda: array("I"))
+    _supervised: array = field(default_factory=lambda: array("I"))
+    _visual: array = field(default_factory=lambda: array("I"))
+    _crops: array = field(default_factory=lambda: array("I"))
+    _too_long: array = field(default_factory=lambda: array("I"))
+
+    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None:
+        """Counts a conversation that can be trained on."""
+        self._measure(len(row.ids), record.id)
+        self._kept.append(len(row.ids))
+        self._supervised.append(row.num_supervised)
+        if branch == 0:
+            self._visual.extend(sum(layout.slots) for layout in layouts)
+            self._crops.extend(layout.num_crops for layout in layouts)
+
+    def skip(self, record: Record, branch: int, error: RecordError) -> None:
+        """Counts one that cannot; of one that is too long the length is measured all the same."""
+        left = Left(record.id, branch, error.reason, error.message)
+        self.skipped[error.reason] += 1
+        if self.skipped[error.reason] <= LISTED_PER_REASON:
+            self.first_skipped.append(left)
+        self.on_skip(left)
+        if error.reason == "too_long":
+            rules = replace(self.builder.rules, max_tokens=UNLIMITED, supervise="assistant")
+            endless = RowBuilder(self.builder.tokenizer, self.builder.template, rules)
+            length = len(endless.row(self.builder.conversations(record)[branch], self.builder.layouts(record)).ids)
+            self._too_long.append(length)
+            self._measure(length, record.id)
+
+    @property
+    def kept_lengths(self) -> Sequence[int]:
+        """Length of each conversation that is kept, alone in a row, in the order of the length table."""
+        return self._kept
+
+    def _measure(self, length: int, record_id: str) -> None:
+        self._lengths.append(length)
+        if length > self.longest[0]:
+            self.longest = (length, record_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers as plain data."""
+        assert self.units is not None
+        kept, left = len(self._supervised), self.skipped.total()
+        alone, shared = int(self.units.alone.sum()), int(self.units.tokens.sum())
+        supervised = sum(self._supervised)
+        return {
+            "conversations": kept + left,
+            "kept": kept,
+            "skipped": dict(sorted(self.skipped.items())),
+            "left_out": [item.to_json() for item in self.first_skipped],
+            "tokens": spread(self._lengths),
+            "too_long": spread(self._too_long),
+            "max_tokens": self.builder.rules.max_tokens,
+            "longest": {"tokens": self.longest[0], "id": self.longest[1]},
+            "supervised": spread(self._supervised),
+            "supervised_share": supervised / alone if alone else 0.0,
+            "visual_tokens_per_image": spread(self._visual),
+            "crops_per_image": spread(self._crops),
+            "samples": len(self.units),
+            "sample_tokens": spread(self.units.tokens),
+            "tokens_alone": alone,
+            "tokens_shared": shared,
+            "saved_by_sharing": 1 - shared / alone if alone else 0.0,
+        }
+
+
+def measure_rows(
+    dataset: Dataset,
+    indices: Iterable[int],
+    builder: RowBuilder,
+    rules: UnitRules,
+    on_skip: Callable[[Left], None] = lambda left: None,
+) -> RowFigures:
+    """Tokenises records as training does, and counts.
+
+    Args:
+        dataset: holds the records.
+        indices: of the records, in order.
+        builder: makes rows.
+        rules: how conversations of one picture are grouped.
+        on_skip: called with each conversation that is left out.
+    """
+    figures = RowFigures(builder, on_skip)
+    figures.units = make_units(dataset, indices, builder, rules, figures)
+    return figures
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of units, and of the conversations that each is made of.
+
+    Attributes:
+        tokens, crops: of each unit.
+        alone: of each conversation as a row of its own.
+        begin: where each unit's conversations begin in `alone`; one entry more than units.
+    """
+
+    tokens: Int[np.ndarray, " units"]
+    crops: Int[np.ndarray, " units"]
+    alone: Int[np.ndarray, " conversations"]
+    begin: Int[np.ndarray, " units_and_end"]
+
+    @classmethod
+    def of(cls, sources: Sequence[RowFigures]) -> "Lengths":
+        """Those of several data sets, one after the other."""
+        tables = [source.units for source in sources if source.units is not None]
+        starts = np.cumsum([0, *(table.begin[-1] for table in tables)])
+        begin = [table.begin[:-1] + start for table, start in zip(tables, starts, strict=False)]
+        return cls(
+            np.concatenate([table.tokens for table in tables]),
+            np.concatenate([table.crops for table in tables]),
+            np.concatenate([np.asarray(source.kept_lengths, dtype=np.int64) for source in sources]),
+            np.concatenate([*begin, starts[-1:]]),
+        )
+
+    def conversations(self, order: Int[np.ndarray, " draws"]) -> Int[np.ndarray, " conversations"]:
+        """Length of every conversation of some units."""
+        spans = [self.alone[self.begin[unit] : self.begin[unit + 1]] for unit in order.tolist()]
+        return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How units become the rows and steps of an epoch.
+
+    Attributes:
+        pack: several units share a row; else each has its own, padded to the longest of its batch.
+        row_tokens, row_images: limits of a packed row.
+        rows_per_step: rows of an optimiser step.
+        accumulate: micro-batches of a step.
+        sort_by_length: without packing, neighbours of like length.
+    """
+
+    pack: bool
+    row_tokens: int
+    row_images: int
+    rows_per_step: int
+    accumulate: int
+    sort_by_length: bool
+
+
+def fill_rows(order: Int[np.ndarray, " draws"], lengths: Lengths, filling: Filling) -> dict[str, Any]:
+    """Rows, fill rate and steps of an epoch, beside what padded batches of single conversations would take.
+
+    Args:
+        order: the units of an epoch.
+        lengths: of the units.
+        filling: how rows are made.
+    """
+    tokens, batch = int(lengths.tokens[order].sum()), max(1, filling.rows_per_step // filling.accumulate)
+    full = 0
+    if filling.pack:
+        packed = pack(order, lengths.tokens, lengths.crops, filling.row_tokens, filling.row_images)
+        rows, capacity = len(packed.rows), packed.capacity
+        full = sum(int(lengths.crops[list(row)].sum()) == filling.row_images for row in packed.rows)
+    else:
+        ordered = by_length(order, lengths.tokens, filling.rows_per_step) if filling.sort_by_length else order
+        rows, capacity = len(order), padded(lengths.tokens[ordered], batch)
+    single = keyed_generator("padded", 0).permutation(lengths.conversations(order))
+    size = max(1, round(len(single) / max(rows, 1) * batch))  # as many conversations a batch as the rows above hold
+    as_padded = padded(single, size)
+    sorted_padded = padded(single[by_length(np.arange(len(single)), single, size)], size)
+    return {
+        "samples": len(order),
+        "conversations": len(single),
+        "tokens": tokens,
+        "rows": rows,
+        "rows_full_of_images": full,
+        "capacity": capacity,
+        "fill": tokens / capacity if capacity else 0.0,
+        "rows_per_step": filling.rows_per_step,
+        "steps_per_epoch": -(-rows // filling.rows_per_step),
+        "padded": {"batch": size, "capacity": as_padded, "capacity_sorted": sorted_padded, "tokens": int(single.sum())},
+        "padded_over_packed": as_padded / capacity if capacity else 0.0,
+    }
+
+
+def padded(lengths: Int[np.ndarray, " n"], batch: int) -> int:
+    """Token places of batches that are padded to their longest row."""
+    return sum(int(part.max()) * len(part) for at in range(0, len(lengths), batch) if len(part := lengths[at : at + batch]))

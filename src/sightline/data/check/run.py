@@ -1,0 +1,370 @@
+"""`data check`: every record read again, every picture decoded completely, everything counted.
+
+`input = ok + sum(skipped)`: a record is skipped for the first thing that makes it useless. What is merely odd (tiny pictures,
+strips, pictures of one colour) is counted beside that and stays ok, unless the limits on pictures are set.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.check.duplicates import Duplicates, Occurrences, Place, find_duplicates, text_key
+from sightline.data.check.examine import Examiner, Pictures, Spot, Task, examine_all, short_key
+from sightline.data.check.figures import ASPECTS, SIDES, Figures, spread
+from sightline.data.check.looks import NEAR_BITS
+from sightline.data.dataset import Dataset
+from sightline.data.images import DEFAULT_LIMITS, ImageLimits
+from sightline.errors import DataError, RecordError
+from sightline.runtime.logs import progress
+from sightline.types import Record
+
+TINY = 16  # pixels of the shorter side
+STRIP = 20.0  # longer side over shorter side
+LISTED_PER_REASON = 25
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """How to check.
+
+    Attributes:
+        workers: child processes that decode; 0 decodes here.
+        check_hash: compare every file with the hash that was stored.
+        min_side, max_aspect: pictures beyond are bad; None counts those beyond 16 pixels and 20 to 1 as odd.
+        near_bits: how many of 64 bits of near pictures may differ; None looks for equal files alone.
+        image_seconds, image_memory: limits of a child on one picture.
+    """
+
+    workers: int = 1
+    check_hash: bool = False
+    min_side: int | None = None
+    max_aspect: float | None = None
+    near_bits: int | None = NEAR_BITS
+    image_seconds: float = 60.0
+    image_memory: int = 2 << 30
+
+    @property
+    def limits(self) -> ImageLimits:
+        """What a picture may claim."""
+        side = DEFAULT_LIMITS.min_side if self.min_side is None else self.min_side
+        aspect = DEFAULT_LIMITS.max_aspect if self.max_aspect is None else self.max_aspect
+        return DEFAULT_LIMITS.model_copy(update={"min_side": side, "max_aspect": aspect})
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a record, or odd about a picture.
+
+    Attributes:
+        spot: where; the picture's number is that of the first one at fault.
+        id: of the record; empty when it cannot be read.
+        has_picture: whether the fault is a picture's.
+    """
+
+    spot: Spot
+    id: str
+    split: str
+    reason: str
+    detail: str
+    has_picture: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the list of faults; `image` is null where no picture is at fault."""
+        where = {"id": self.id, "split": self.split, "folder": self.spot.folder, "record": self.spot.record}
+        return {**where, "image": self.spot.image if self.has_picture else None, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass
+class Listed:
+    """Counts faults by reason and keeps the first of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: list[Fault] = field(default_factory=list)
+
+    def add(self, fault: Fault) -> None:
+        """Counts a fault."""
+        self.counts[fault.reason] += 1
+        if self.counts[fault.reason] <= LISTED_PER_REASON:
+            self.first.append(fault)
+
+    @property
+    def left_out(self) -> int:
+        """How many are counted and not kept."""
+        return self.counts.total() - len(self.first)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The outcome of a check.
+
+    Attributes:
+        datasets: the folders, first those that were checked, then those they were checked against.
+        num_checked: number of the former.
+        bad, odd: records that cannot be used, and pictures to look at.
+        bad_by_folder: the former by folder.
+        damaged_files: files that are not what was written, where hashes were checked.
+        figures: numbers about the records.
+        pictures: what was examined.
+        duplicates: what stands twice.
+        unreadable: folder and number of each record that is damaged itself.
+    """
+
+    datasets: tuple[Dataset, ...]
+    num_checked: int
+    options: CheckOptions
+    bad: Listed
+    odd: Listed
+    bad_by_folder: tuple[Counter[str], ...]
+    damaged_files: tuple[str, ...]
+    figures: Figures
+    pictures: Pictures
+    duplicates: Duplicates
+    unreadable: frozenset[tuple[int, int]]
+
+    @property
+    def input(self) -> int:
+        """Records of the folders that were checked."""
+        return sum(len(dataset) for dataset in self.datasets[: self.num_checked])
+
+    @property
+    def num_bad(self) -> int:
+        """Records that cannot be used."""
+        return self.bad.counts.total()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data: what `--json` prints and the page shows."""
+        checked, against = self.datasets[: self.num_checked], self.datasets[self.num_checked :]
+        splits: Counter[str] = Counter()
+        for dataset in checked:
+            splits.update(dataset.splits)
+        return {
+            "input": self.input,
+            "ok": self.input - self.num_bad,
+            "skipped": dict(sorted(self.bad.counts.items())),
+            "splits": dict(splits),
+            "folders": [_folder(dataset, bad) for dataset, bad in zip(checked, self.bad_by_folder, strict=True)],
+            "against": [self._other(number) for number in range(self.num_checked, self.num_checked + len(against))],
+            "hashes": "checked" if self.options.check_hash else "not checked",
+            "damaged_files": list(self.damaged_files),
+            "bad": [fault.to_json() for fault in self.bad.first],
+            "bad_left_out": self.bad.left_out,
+            "odd": dict(sorted(self.odd.counts.items())),
+            "odd_pictures": [fault.to_json() for fault in self.odd.first],
+            "odd_left_out": self.odd.left_out,
+            "pictures": self._pictures(),
+            "records": self.figures.to_json(),
+            "duplicates": self.duplicates.to_json(self.name),
+        }
+
+    def name(self, spot: Spot) -> str:
+        """The id of a spot's record."""
+        return self.datasets[spot.folder].record(spot.record).id
+
+    def _pictures(self) -> dict[str, Any]:
+        pictures = self.pictures
+        own = np.array([spot.folder < self.num_checked for spot in pictures.spots], dtype=bool)
+        places = sum(dataset.summary["image_places"] for dataset in self.datasets[: self.num_checked])
+        out: dict[str, Any] = {"named": places, "files": int(own.sum()), "distinct": len(np.unique(pictures.keys[own]))}
+        good = own & (pictures.widths > 0)
+        width, height = pictures.widths[good], pictures.heights[good]
+        if len(width):
+            out |= {
+                "width": spread(width, SIDES),
+                "height": spread(height, SIDES),
+                "aspect": spread(width / height, ASPECTS),
+                "megapixels": float((width * height).mean() / 1e6),
+            }
+        return out
+
+    def _other(self, number: int) -> dict[str, Any]:
+        spots = self.pictures.spots
+        own = [row for row in range(len(spots)) if spots[row].folder == number]
+        dataset = self.datasets[number]
+        unusable = sum(row in self.pictures.failures for row in own)
+        return {
+            "path": str(dataset.path),
+            "records": len(dataset),
+            "splits": dict(dataset.splits),
+            "files": len(own),
+            "unusable": unusable,
+        }
+
+
+def _folder(dataset: Dataset, bad: Counter[str]) -> dict[str, Any]:
+    summary = dataset.summary
+    return {
+        "path": str(dataset.path),
+        "input": len(dataset),
+        "ok": len(dataset) - bad.total(),
+        "skipped": dict(sorted(bad.items())),
+        "splits": dict(dataset.splits),
+        "fingerprint": dataset.fingerprint,
+        "licence": summary.get("licence", ""),
+        "prepared": {name: summary[name] for name in ("input", "ok", "skipped") if name in summary},
+    }
+
+
+def check(
+    folders: Sequence[Path],
+    options: CheckOptions,
+    against: Sequence[Path] = (),
+    on_fault: Callable[[Fault], None] = lambda fault: None,
+) -> Checked:
+    """Checks dataset folders.
+
+    Args:
+        folders: to check.
+        options: how.
+        against: other folders that should share no picture and no text with them (an evaluation set, say).
+        on_fault: called with every fault, not only those that are kept.
+
+    Raises:
+        DataError: a folder cannot be opened.
+    """
+    datasets = tuple(Dataset(path) for path in (*folders, *against))
+    reading = _Reading(datasets, len(folders))
+    examiner = Examiner(tuple(dataset.path for dataset in datasets), options.limits, options.check_hash)
+    pictures = examine_all(examiner, reading.tasks(), options.workers, options.image_seconds, options.image_memory)
+    bad, odd = Listed(), Listed()
+    by_folder = tuple(Counter[str]() for _ in folders)
+    for fault in reading.bad_records(pictures):
+        bad.add(fault)
+        by_folder[fault.spot.folder][fault.reason] += 1
+        on_fault(fault)
+    for fault in reading.odd_pictures(pictures):
+        odd.add(fault)
+        on_fault(fault)
+    damaged = (
+        tuple(fault for dataset in datasets[: len(folders)] for fault in dataset.damaged_files()) if options.check_hash else ()
+    )
+    found = {"pictures": reading.occurrences(pictures), "texts": reading.texts, "records": reading.wholes}
+    duplicates = find_duplicates(reading.places, len(folders), pictures, found, options.near_bits)
+    return Checked(
+        datasets, len(folders), options, bad, odd, by_folder, damaged, reading.figures, pictures, duplicates, reading.unreadable
+    )
+
+
+class _Reading:
+    """One pass over the records: numbers are gathered on the way, pictures that are met for the first time are handed out."""
+
+    def __init__(self, datasets: tuple[Dataset, ...], num_checked: int) -> None:
+        self.datasets, self.num_checked = datasets, num_checked
+        self.places = _places(datasets, num_checked)
+        self.figures = Figures()
+        self.texts, self.wholes = Occurrences(), Occurrences()
+        self._place = {(place.folder, place.split): number for number, place in enumerate(self.places)}
+        self._damaged: list[Fault] = []
+        self._rows: dict[tuple[int, str], int] = {}
+        self._next_row = 0
+        # For each picture of each record: its place, its spot, its row in the table of pictures.
+        self._at, self._spots, self._row_of = array("I"), array("Q"), array("Q")
+
+    def tasks(self) -> Iterator[Task]:
+        """Pictures to examine."""
+        with progress("checking", sum(map(len, self.datasets))) as bar:
+            for folder, dataset in enumerate(self.datasets):
+                names = list(dataset.splits)
+                ids: set[int] = set()
+                for index in range(len(dataset)):
+                    split = names[int(dataset.index[index]["split"])]
+                    record = self._read(folder, dataset, index, split, ids)
+                    if record is not None:
+                        yield from self._pictures(folder, dataset, index, split, record)
+                    bar.step(1, f"{self._next_row} pictures")
+
+    def _read(self, folder: int, dataset: Dataset, index: int, split: str, ids: set[int]) -> Record | None:
+        spot = Spot(folder, index, 0)
+        try:
+            record = dataset.record(index)
+        except DataError as error:
+            reason = error.__cause__.reason if isinstance(error.__cause__, RecordError) else "record_damaged"
+            self._damaged.append(Fault(spot, "", split, reason, error.message))
+            return None
+        key = short_key(record.id)
+        if key in ids:
+            self._damaged.append(Fault(spot, record.id, split, "duplicate_id", f"id {record.id!r} stands before already"))
+            return None
+        ids.add(key)
+        if folder < self.num_checked:
+            self.figures.add(record)
+        text = text_key(record)
+        place = self._place[folder, split]
+        self.texts.add(text, place, spot)
+        shown = "\0".join(info.sha256 for info in record.image_info)
+        self.wholes.add(short_key(f"{text} {shown}"), place, spot)
+        return record
+
+    def _pictures(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[Task]:
+        for k, name in enumerate(record.images):
+            spot = Spot(folder, index, k)
+            row = None if dataset.is_sharded else self._rows.get((folder, name))
+            is_new = row is None
+            if row is None:
+                row = self._next_row
+                self._next_row += 1
+                if not dataset.is_sharded:  # in shards every picture of every record is a file of its own
+                    self._rows[folder, name] = row
+            self._at.append(self._place[folder, split])
+            self._spots.extend(spot)
+            self._row_of.append(row)
+            if is_new:
+                yield Task(spot, record.images, record.image_info[k] if record.image_info else None)
+
+    @property
+    def unreadable(self) -> frozenset[tuple[int, int]]:
+        """Records that are damaged themselves, not by their pictures."""
+        return frozenset((fault.spot.folder, fault.spot.record) for fault in self._damaged)
+
+    def occurrences(self, pictures: Pictures) -> Occurrences:
+        """Where each picture stands, by content."""
+        keys = pictures.keys[np.asarray(self._row_of, dtype=np.int64)]
+        return Occurrences(array("Q", keys.tobytes()), self._at, self._spots)
+
+    def bad_records(self, pictures: Pictures) -> Iterator[Fault]:
+        """Every record of the checked folders that cannot be used, in order, with the first reason."""
+        damaged = {(fault.spot.folder, fault.spot.record): fault for fault in self._damaged}
+        for number in np.flatnonzero(np.isin(np.asarray(self._row_of), list(pictures.failures))) if pictures.failures else ():
+            spot = Spot(*self._spots[3 * number : 3 * number + 3])
+            if (spot.folder, spot.record) not in damaged:
+                failure = pictures.failures[self._row_of[number]]
+                record = self.datasets[spot.folder].record(spot.record)
+                damaged[spot.folder, spot.record] = Fault(spot, record.id, record.split, failure.reason, failure.detail, True)
+        for place in sorted(damaged):
+            if place[0] < self.num_checked:
+                yield damaged[place]
+
+    def odd_pictures(self, pictures: Pictures) -> Iterator[Fault]:
+        """Every picture of the checked folders that should be looked at."""
+        widths, heights = pictures.widths, pictures.heights
+        short, long = np.minimum(widths, heights), np.maximum(widths, heights)
+        kinds = {
+            "image_tiny": (short < TINY, f"the shorter side has less than {TINY} pixels"),
+            "image_strip": (long > STRIP * short, f"the sides differ by more than a factor of {STRIP:g}"),
+            "image_flat": (pictures.is_flat, "it is of one colour"),
+        }
+        for row in np.flatnonzero((widths > 0) & np.any([is_odd for is_odd, _ in kinds.values()], axis=0)).tolist():
+            spot = pictures.spots[row]
+            if spot.folder >= self.num_checked:
+                continue
+            record = self.datasets[spot.folder].record(spot.record)
+            for reason, (is_odd, why) in kinds.items():
+                if is_odd[row]:
+                    detail = f"{widths[row]} x {heights[row]} pixels: {why}"
+                    yield Fault(spot, record.id, record.split, reason, detail, True)
+
+
+def _places(datasets: Sequence[Dataset], num_checked: int) -> tuple[Place, ...]:
+    """The splits of all folders; their names say the folder where there is more than one."""
+    short = [dataset.path.resolve().name for dataset in datasets]
+    names = [name if short.count(name) == 1 else str(dataset.path) for name, dataset in zip(short, datasets, strict=True)]
+    plain = num_checked == 1
+    return tuple(
+        Place(number, split, split if plain and number == 0 else f"{names[number]}:{split}")
+        for number, dataset in enumerate(datasets)
+        for split in dataset.splits
+    )
