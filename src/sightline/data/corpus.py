@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from sightline.data.dataset import Dataset
 from sightline.data.order import epoch_order, keyed_generator
-from sightline.data.samples import RowBuilder, as_branch, shared_prefix
+from sightline.data.samples import Row, RowBuilder, as_branch, shared_prefix
 from sightline.data.tiling import Layout
 from sightline.data.units import Units
 from sightline.errors import ConfigError, RecordError
@@ -157,14 +157,22 @@ class Corpus:
         rows = []
         for index, branch in members:
             rows.append(source.builder.row(source.builder.conversations(records[index])[branch], layouts[index]))
-        return Sample(
-            branches=tuple(as_branch(row, records[index].id) for row, (index, _) in zip(rows, members, strict=True)),
-            prefix=shared_prefix(rows) if len(rows) > 1 else 0,
-            image_slots=rows[0].slots,
-            image_source=join_sources(layouts[members[0][0]], self.tokens_per_crop),
-            tokens_per_crop=self.tokens_per_crop,
-            source=number,
-        )
+        ids = [records[index].id for index, _ in members]
+        return text_sample(rows, ids, layouts[members[0][0]], self.tokens_per_crop, number)
+
+
+def text_sample(
+    rows: Sequence[Row], record_ids: Sequence[str], layouts: Sequence[Layout], tokens_per_crop: int, source: int = 0
+) -> Sample:
+    """Rows with the same pictures as one sample whose pictures are not filled in."""
+    return Sample(
+        branches=tuple(as_branch(row, record_id) for row, record_id in zip(rows, record_ids, strict=True)),
+        prefix=shared_prefix(rows) if len(rows) > 1 else 0,
+        image_slots=rows[0].slots,
+        image_source=join_sources(layouts, tokens_per_crop),
+        tokens_per_crop=tokens_per_crop,
+        source=source,
+    )
 
 
 def join_sources(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
