@@ -57,7 +57,7 @@ class ModelAnswers:
         prompts = [prompt for record in records if isinstance(prompt := made[record.id], Prompt)]
         device = self.made.inner.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            texts = iter(generate(self.made.inner, self.made.tokenizer, prompts, self.decoding, width) if prompts else [])
+            texts = iter(generate(self.made.speaker, self.made.tokenizer, prompts, self.decoding, width) if prompts else [])
         return [next(texts) if isinstance(made[record.id], Prompt) else made[record.id] for record in records]  # type: ignore[misc]
 
     def _prompt(self, record: Record) -> Prompt | RecordError:

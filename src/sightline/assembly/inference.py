@@ -83,13 +83,15 @@ class Speaker:
         prompt = self._prompt(messages, images)
         streamer = _streamer(self.made, stream) if stream is not None and decoding.num_beams == 1 else None
         with torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16):
-            said = generate(self.made.inner, self.made.tokenizer, [prompt], decoding, streamer=streamer)[0]
+            said = generate(self.made.speaker, self.made.tokenizer, [prompt], decoding, streamer=streamer)[0]
         return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
         if images and isinstance(self.made.model, TextModel):
             raise UsageError("this model is a decoder alone; it takes no pictures.", "Leave --image out.")
         preparation, tiling = self.made.processing.preparation, self.made.processing.tiling
+        if images and preparation is None:
+            raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
         builder = self.made.builder()
         try:
             pictures = [open_image(path) for path in images]

@@ -6,105 +6,39 @@ when generation stops. All of it goes into the model's folder, so that a folder 
 
 import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from sightline.assembly import locate
+from sightline.assembly import locate, sections
 from sightline.assembly import tokenizer as tokenizers
+from sightline.assembly.assembled import Assembled as Assembled
 from sightline.assembly.schema import ModelConfig, RunConfig
-from sightline.config import Config
+from sightline.assembly.sections import preparation_of as preparation_of
+from sightline.assembly.stock import read_stock
+from sightline.data.features import open_store
 from sightline.data.preparation import ImagePreparation
-from sightline.data.samples import Policy, RowBuilder, TextRules
-from sightline.data.templates import IMAGE, TEMPLATES, Template
-from sightline.data.tiling import AnyTiling, WholeConfig
-from sightline.errors import ConfigError, StorageError
-from sightline.models import language, loading, vision
+from sightline.data.processing import PROCESSING as PROCESSING
+from sightline.data.processing import Processing as Processing
+from sightline.data.processing import is_ours, read_processing
+from sightline.data.templates import IMAGE, TEMPLATES
+from sightline.data.tilings import WholeConfig
+from sightline.errors import ConfigError
+from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector
 from sightline.models.saving import non_finite as non_finite
 from sightline.models.saving import save_model
+from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
-from sightline.runtime.storage import read_json, write_json
+from sightline.runtime.storage import write_json
 from sightline.training import lora
 from sightline.types import Message, Part
 
-PROCESSING, PROCESSOR = "sightline.json", "preprocessor_config.json"
-
-
-class Processing(Config):
-    """How records become inputs of a model; `sightline.json` of its folder."""
-
-    schema_version: int = 1
-    prompt: str = ""
-    template: str = "auto"
-    supervise: Policy = "assistant"
-    max_tokens: int = 2048
-    tiling: AnyTiling = WholeConfig()
-    preparation: ImagePreparation | None = None
-    recipe: str = "custom"
-    run: dict[str, Any] = Field(default_factory=dict)
-    """Where the weights come from: recipe, stage, step."""
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """A model with all that it takes to use it.
-
-    Attributes:
-        model: the vision-language model, or a `TextModel`.
-        tokenizer: knows `<image>` and the tokens of the tiling.
-        processing: how records become inputs.
-    """
-
-    model: SightlineForConditionalGeneration | TextModel
-    tokenizer: PreTrainedTokenizerBase
-    processing: Processing
-
-    @property
-    def inner(self) -> PreTrainedModel:
-        """The transformers model that `generate` is called on."""
-        return self.model.language if isinstance(self.model, TextModel) else self.model
-
-    @property
-    def template(self) -> Template:
-        return Template(self.tokenizer, self.processing.template)
-
-    @property
-    def tokens_per_crop(self) -> int:
-        return 0 if isinstance(self.model, TextModel) else self.model.connector.tokens_per_crop
-
-    @property
-    def pad_id(self) -> int:
-        return self.builder().pad_id
-
-    def builder(
-        self,
-        prompt: str | None = None,
-        max_tokens: int | None = None,
-        too_long: Literal["skip", "truncate"] = "skip",
-        supervise: Policy | None = None,
-        captions: Literal["all", "first"] = "all",
-        drop_images: bool = False,
-    ) -> RowBuilder:
-        """Makes rows for this model; what is not given is as it was trained."""
-        sees = isinstance(self.model, SightlineForConditionalGeneration)
-        rules = TextRules(
-            prompt=self.processing.prompt if prompt is None else prompt,
-            supervise=supervise or self.processing.supervise,
-            max_tokens=max_tokens or self.processing.max_tokens,
-            too_long=too_long,
-            captions=captions,
-            drop_images=drop_images,
-            grid=self.model.connector.token_grid if isinstance(self.model, SightlineForConditionalGeneration) else (1, 1),
-            tiling=self.processing.tiling if sees else None,
-        )
-        return RowBuilder(self.tokenizer, self.template, rules)
+PROCESSOR = "preprocessor_config.json"
 
 
 # Building ------------------------------------------------------------------------------------------------------------------------
@@ -122,20 +56,19 @@ def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None
         ConfigError: parts do not fit together.
         StorageError: weights are missing or damaged.
     """
-    wanted = config.model
-    if wanted.language is None:
-        raise ConfigError("model.language must be given.", "Name a decoder: model.language.path=...")
-    if wanted.language.path is not None:  # a run stands for the model of its last checkpoint
-        folder = str(locate.model_folder(wanted.language.path))
-        wanted = wanted.model_copy(update={"language": wanted.language.model_copy(update={"path": folder})})
-        assert wanted.language is not None
+    wanted = sections.resolve(config.model)
+    assert wanted.language is not None  # by `resolve`
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
+    donor = composites.load(wanted.from_.path, attention) if wanted.from_ is not None else None
     tokenizer = tokenizers.build_tokenizer(wanted.language, texts)
-    num_words = len(tokenizer)
+    num_words = tokenizers.num_words(tokenizer)
     if wanted.vision is not None:
         tokenizers.add_tokens(tokenizer, (IMAGE, *wanted.tiling.tokens))
     torch.manual_seed(config.train.seed)
-    decoder = language.build_decoder(wanted.language, len(tokenizer), attention)
+    if donor is not None and wanted.takes("language"):
+        decoder = composites.language_of(donor)
+    else:
+        decoder = language.build_decoder(wanted.language, len(tokenizer), attention)
     language.check_decoder(decoder)
     num_words = min(num_words, rows_of(decoder.get_input_embeddings()).shape[0])
     fit_vocabulary(decoder, len(tokenizer))
@@ -147,7 +80,8 @@ def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None
     if wanted.vision is None:
         made = Assembled(TextModel(decoder), tokenizer, processing)
     else:
-        model, preparation = _with_vision(wanted, wanted.vision, decoder, tokenizer, num_words, config.train.seed, attention)
+        model, preparation = _with_vision(wanted, wanted.vision, decoder, tokenizer, num_words, config.train.seed, attention, donor)
+        wanted.tiling.check_grid(model.connector.token_grid)
         processing = processing.model_copy(update={"preparation": preparation, "tiling": wanted.tiling})
         made = Assembled(model, tokenizer, processing)
     made.inner.generation_config = generation_config(made)
@@ -162,55 +96,78 @@ def _with_vision(
     num_words: int,
     seed: int,
     attention: str,
-) -> tuple[SightlineForConditionalGeneration, ImagePreparation]:
-    torch.manual_seed(seed + 1)
-    encoder = vision.build_encoder(eye, attention)
-    vision.strip_labels(encoder.config)
-    preparation = preparation_of(wanted, eye)
-    shape = vision.probe_shape(encoder, (preparation.height, preparation.width), eye.layer)
-    drop = shape.prefix if eye.drop_class_token else 0
+    donor: PreTrainedModel | None,
+) -> tuple[SightlineForConditionalGeneration, ImagePreparation | None]:
+    encoder, preparation, shape = build_encoder(wanted, eye, seed, attention, donor)
+    drop, grid = shape.kept(eye.drop_class_token)
     if shape.prefix and not drop and wanted.connector.shuffle > 1:
         raise ConfigError("a class token has no place in a grid of blocks.", "Set model.vision.drop_class_token=true.")
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     assert isinstance(image_id, int)
-    kept = shape.prefix - drop
     model_config = SightlineConfig(
         vision_config=encoder.config,
         text_config=decoder.config,
         connector=wanted.connector.model_dump(mode="json"),
         vision_layer=eye.layer,
         vision_drop=drop,
-        grid=(shape.rows, shape.columns) if not kept else (1, shape.rows * shape.columns + kept),
+        grid=grid,
         vision_width=shape.width,
-        image_mean=preparation.mean,
-        image_std=preparation.std,
-        rescale_factor=preparation.rescale,
         image_token_id=image_id,
         num_words=num_words,
         num_separators=wanted.tiling.num_separators,
     )
+    if preparation is not None:
+        model_config.image_mean, model_config.image_std = list(preparation.mean), list(preparation.std)
+        model_config.rescale_factor = preparation.rescale
     torch.manual_seed(seed + 2)
     connector = Connector(wanted.connector, model_config.connector_shape())
-    return SightlineForConditionalGeneration(model_config, encoder, connector, decoder), preparation
+    model = SightlineForConditionalGeneration(model_config, encoder, connector, decoder)
+    nn.init.normal_(model.separators, std=decoder.config.get_text_config(decoder=True).hidden_size ** -0.5)  # as LLaVA-NeXT's
+    if donor is not None and wanted.takes("connector"):
+        composites.copy_connector(donor, model.connector, model.separators)
+    return model, preparation
 
 
-def preparation_of(wanted: ModelConfig, eye: vision.VisionConfig) -> ImagePreparation:
-    """How pictures are prepared for an encoder: as its folder says, or from the sizes of a new one.
+def build_encoder(
+    wanted: ModelConfig, eye: vision.VisionConfig, seed: int, attention: str, donor: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, ImagePreparation | None, vision.EncoderShape]:
+    """The encoder of a new model, how pictures are prepared for it, and what comes out of it.
+
+    For an external table it is one that takes no pictures, and there is no preparation.
+
+    Args:
+        wanted, eye: the model section, resolved, and its encoder.
+        seed: of new weights.
+        attention: kernel.
+        donor: the model that `model.from` names, where it is loaded already.
 
     Raises:
-        ConfigError: a new encoder has no `image_size`.
+        ConfigError: it is no vision model, or the table is tiled or holds the outputs of a known encoder.
+        StorageError: its weights are not all there.
     """
-    if eye.path is not None:
-        return ImagePreparation.from_folder(eye.path, wanted.fit, wanted.draft)
-    size = (eye.config or {}).get("image_size")
-    if not isinstance(size, int):
-        raise ConfigError("model.vision.config needs a whole number as 'image_size'.")
-    values = {key: tuple(value) for key, value in eye.normalise.items()}
-    try:
-        made = ImagePreparation.model_validate({"resize": (size, size), **values}, strict=False)
-    except ValueError as error:
-        raise ConfigError(f"model.vision.normalise: {loading.first_line(error)}") from error
-    return made.refitted(wanted.fit).model_copy(update={"draft": wanted.draft})
+    if eye.external is not None:
+        store = open_store(eye.external)
+        if store.kind != "external":
+            raise ConfigError(
+                f"model.vision.external={eye.external}: that store holds the outputs of an encoder.",
+                "Name the encoder in model.vision.path and the store in data.features.",
+            )
+        if wanted.tiling != WholeConfig():
+            raise ConfigError("an external table knows no tiles.", "Use model.tiling.kind=whole.")
+        shape = vision.EncoderShape(*store.grid, store.form.width, 0)
+        return StoredFeatures(StoredFeaturesConfig(*store.grid, shape.width, store.key)), None, shape
+    torch.manual_seed(seed + 1)
+    if wanted.from_ is not None and wanted.takes("vision"):
+        donor = composites.load(wanted.from_.path, attention) if donor is None else donor
+        encoder = composites.vision_of(donor)
+    else:
+        encoder = vision.build_encoder(eye, attention)
+    vision.strip_labels(encoder.config)
+    preparation = preparation_of(wanted, eye)
+    shape = vision.probe_shape(encoder, (preparation.height, preparation.width), eye.layer)
+    if donor is not None and wanted.takes("vision"):
+        composites.check_prefix(donor.config, shape.prefix)
+    return encoder, preparation, shape
 
 
 def fit_vocabulary(decoder: PreTrainedModel, size: int) -> None:
@@ -278,24 +235,20 @@ def write(made: Assembled, folder: Path, previous: Path | None = None, changed: 
 
 
 def read(folder: str | Path, attention: str = "auto") -> Assembled:
-    """Reads a folder that `write` made.
+    """Reads a folder that `write` made, or a stock vision-language model from a folder or the Hub.
 
     Raises:
-        StorageError: it is not one, or its weights are damaged.
+        ConfigError: it is neither.
+        StorageError: its weights are damaged.
     """
-    folder = Path(folder)
-    if not (folder / PROCESSING).is_file():
-        raise StorageError(
-            f"{folder} is no model of Sightline: it has no {PROCESSING}.", "Give a run, or a checkpoint's model folder."
-        )
-    processing = Processing.model_validate(read_json(folder / PROCESSING), strict=False)
+    kernel = "sdpa" if attention == "auto" else attention
+    if not is_ours(folder):
+        return read_stock(str(folder), kernel)
+    processing = read_processing(folder)
     tokenizer = tokenizers.load_tokenizer(str(folder))
     config = loading.read_config(str(folder))
-    kernel = "sdpa" if attention == "auto" else attention
     if isinstance(config, SightlineConfig):
-        config.vision_config._attn_implementation = vision.kernel_for(config.vision_config, kernel)
-        config.text_config._attn_implementation = language.kernel_for(config.text_config, kernel)
-        model = loading.load(AutoModelForImageTextToText, str(folder), config, None)
+        model = composites.load(str(folder), kernel)
         assert isinstance(model, SightlineForConditionalGeneration)
         return Assembled(model, tokenizer, processing)
     decoder = loading.load(AutoModelForCausalLM, str(folder), config, language.kernel_for(config, kernel))

@@ -6,12 +6,12 @@ what must hold between them is checked before anything is downloaded or built.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sightline.config import Config
 from sightline.data.preparation import Fit
 from sightline.data.samples import Policy
-from sightline.data.tiling import AnyTiling, WholeConfig
+from sightline.data.tilings import AnyTiling, WholeConfig
 from sightline.models.connectors import AnyConnector
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
@@ -21,10 +21,28 @@ from sightline.objectives.next_token import NextTokenConfig
 from sightline.training.optim import Schedule
 from sightline.training.stages import PartName, PartRule
 
+Part = Literal["vision", "connector", "language", "tiling"]
+
+
+class FromConfig(Config):
+    """Parts out of a whole vision-language model; what the run names itself wins."""
+
+    path: str
+    """A run, a model folder, or a Hub id of a LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM."""
+    parts: tuple[Part, ...] = Field(default=("vision", "language"), min_length=1, strict=False)
+    """What is taken: `vision` with its preparation, `language` with tokenizer and chat template, `connector` with its learned
+    separators, `tiling`."""
+
 
 class ModelConfig(Config):
     """The parts of the model. Without `vision` it is a decoder alone, for text."""
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    from_: Annotated[FromConfig | None, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] = (
+        Field(default=None, alias="from")
+    )
+    """A whole vision-language model whose parts this one begins with; its path alone takes encoder and decoder."""
     vision: VisionConfig | None = None
     """The encoder."""
     fit: Fit = "encoder"
@@ -37,6 +55,23 @@ class ModelConfig(Config):
     """From encoder to decoder."""
     language: LanguageConfig | None = None
     """The decoder; must be given here or by `from`."""
+
+    @model_validator(mode="after")
+    def _fits_tiling(self) -> "ModelConfig":
+        if self.tiling.kind != "whole" and self.fit != "encoder":
+            raise ValueError(f"fit={self.fit!r} says how a whole picture is fitted; tiling {self.tiling.kind!r} has its own way")
+        if self.tiling.kind != "whole" and self.draft:
+            raise ValueError(f"draft decodes pictures at the size of one crop; tiling {self.tiling.kind!r} needs all of it")
+        return self
+
+    def takes(self, part: Part) -> bool:
+        """Whether a part comes out of `from`; of a resolved section."""
+        return self.from_ is not None and part in self.from_.parts
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model has an encoder."""
+        return self.vision is not None or (self.from_ is not None and "vision" in self.from_.parts)
 
 
 class SourceConfig(Config):
@@ -225,12 +260,18 @@ class RunConfig(Config):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
-        if self.model.vision is None:
+        if not self.model.sees:
             odd = {part for stage in self.stages for part in stage.parts if part != "language"}
             if odd:
                 raise ValueError(f"without model.vision there is no part {sorted(odd)[0]!r} to train")
             if self.data.features is not None:
                 raise ValueError("data.features needs model.vision")
+        trained = ""
+        for stage in self.stages:
+            if trained and stage.data.get("features", self.data.features) is not None:
+                raise ValueError(f"stage {stage.name!r} takes data.features of an encoder that stage {trained!r} has trained")
+            if stage.parts.get("vision", "frozen") != "frozen":
+                trained = trained or stage.name
         return self
 
 

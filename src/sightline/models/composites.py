@@ -6,7 +6,7 @@ known of each architecture stands here once, by its `model_type`.
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,22 @@ def vision_choice(config: PreTrainedConfig, path: str) -> tuple[Literal["last"] 
     return layer, config.vision_feature_select_strategy == "default"
 
 
+def check_prefix(config: PreTrainedConfig, prefix: int) -> None:
+    """Refuses an encoder whose tokens the composite counts otherwise than we do.
+
+    LLaVA's `default` leaves out exactly one token, whether or not it is a class token.
+
+    Args:
+        config: of the composite.
+        prefix: class and register tokens of its encoder.
+    """
+    if config.to_dict().get("vision_feature_select_strategy") == "default" and prefix != 1:
+        raise ConfigError(
+            f"model.from: this {config.model_type} leaves out one token of an encoder that has {prefix} class tokens.",
+            "Take another model.",
+        )
+
+
 def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
     """The connector as one of ours.
 
@@ -220,9 +236,3 @@ def separators_of(model: PreTrainedModel) -> Tensor:
     name = COMPOSITES[model.config.model_type].separator
     width = model.config.text_config.hidden_size
     return torch.zeros(0, width) if name is None else model.get_parameter(name).detach()[None]
-
-
-def tiling_facts(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a model's configuration says of its tiling, beside its processor's file."""
-    pinpoints = config.to_dict().get("image_grid_pinpoints")
-    return {} if pinpoints is None else {"image_grid_pinpoints": [list(pair) for pair in pinpoints]}

@@ -60,6 +60,11 @@ class StockModel(nn.Module):
         return self.inner.config
 
     @property
+    def language(self) -> PreTrainedModel:
+        """What rows of embeddings run through: the model itself, which takes them as its decoder does."""
+        return self.inner
+
+    @property
     def device(self) -> torch.device:
         return self.inner.device
 

@@ -12,16 +12,17 @@ from pydantic import ValidationError
 
 from sightline.data.preparation import Fit, ImagePreparation, read_processor_file
 from sightline.data.tilings.anyres import AnyResConfig
-from sightline.data.tilings.base import TilingConfig
 from sightline.data.tilings.split import SplitConfig
 from sightline.data.tilings.whole import WholeConfig
 from sightline.errors import ConfigError
+
+Tiling = AnyResConfig | SplitConfig | WholeConfig
 
 # The processors of encoders that have the same defaults where a file is silent.
 _LIKE = {"Idefics3": ("SiglipImageProcessor", 1), "LlavaNext": ("BlipImageProcessor", 3), "SmolVLM": ("SiglipImageProcessor", 1)}
 
 
-def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) -> tuple[ImagePreparation, TilingConfig]:
+def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) -> tuple[ImagePreparation, Tiling]:
     """How the image processor in a folder prepares and tiles pictures.
 
     Args:
@@ -98,7 +99,7 @@ def _edge(settings: dict[str, Any], key: str, edge: str, default: int, file: str
     return found
 
 
-_TILED: dict[str, Callable[[dict[str, Any], str], tuple[int, TilingConfig]]] = {
+_TILED: dict[str, Callable[[dict[str, Any], str], tuple[int, Tiling]]] = {
     "Idefics3": _idefics3,
     "LlavaNext": _llava_next,
     "SmolVLM": _idefics3,
