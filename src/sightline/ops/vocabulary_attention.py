@@ -81,6 +81,8 @@ def vocabulary_attention(
         chunk: tokens per chunk; by default as many as `CHUNK_ELEMENTS` allows.
     """
     device = query_ND.device.type
+    if device == "meta":  # shapes alone
+        return vocabulary_attention_reference(query_ND, keys_VD, words_VW, norm, allowed_V)
     if chunk is None:
         elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"])
         chunk = max(MIN_CHUNK, elements // keys_VD.shape[0])
@@ -234,9 +236,9 @@ class _VocabularyAttention(torch.autograd.Function):
             slopes, p, gain_sum, bias_sum = _slopes(scores, slopes, statistics, shape, wanted, into)
             if grads.words is not None and p is not None:
                 _add_product(grads.words, p.T, grad_out[rows].to(p.dtype))
-            if grads.gain is not None:
+            if grads.gain is not None and gain_sum is not None:
                 grads.gain += gain_sum
-            if grads.bias is not None:
+            if grads.bias is not None and bias_sum is not None:
                 grads.bias += bias_sum
             if grads.query is not None:
                 grads.query[rows] = slopes @ keys_VD

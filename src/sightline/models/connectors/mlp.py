@@ -1,7 +1,7 @@
 """`mlp`: affine maps with a GELU between them."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -13,6 +13,7 @@ from sightline.models.connectors.base import ConnectorConfig, ConnectorShape, Wo
 class MLPConfig(ConnectorConfig):
     """`v = W2 gelu(W1 f + b1) + b2` (LLaVA-1.5's `mlp2x_gelu`, Liu et al. 2024, section 3.2)."""
 
+    width_field: ClassVar[str] = "hidden"
     kind: Literal["mlp"] = "mlp"
     depth: int = Field(default=2, ge=2, le=8)
     """Number of affine maps."""

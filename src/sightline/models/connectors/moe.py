@@ -1,0 +1,99 @@
+"""`moe`: a mixture of expert MLPs, of which each patch goes through a few."""
+
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sightline.models.connectors.base import Balances, ConnectorConfig, ConnectorShape, Tells, Words
+from sightline.models.connectors.mlp import MLP
+
+
+class MoEConfig(ConnectorConfig):
+    """`v = sum_i g_i MLP_i(f)` over the `top` experts with the largest gates (CuMo, Li et al. 2024, section 3).
+
+        p = softmax(W f) over X experts,   g = p of the `top` largest, divided by their sum
+
+    In training two terms join the loss, as in CuMo: `balance X sum_i s_i m_i`, where `s_i` is the share of tokens whose first
+    choice is expert i (no gradient) and `m_i` the mean of `p_i`, and `z_loss mean logsumexp(W f)^2`. Both are means over the visual
+    tokens of a micro-batch; they reach the loss through `Hidden.auxiliary`.
+
+    Differs: experts are not copies of a trained MLP (CuMo's upcycling) but each begins at random.
+    """
+
+    width_field: ClassVar[str] = "hidden"
+    kind: Literal["moe"] = "moe"
+    experts: int = Field(default=4, ge=1, le=256)
+    """How many there are."""
+    top: int = Field(default=2, ge=1)
+    """How many each token goes through."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width in the middle of an expert; the decoder's width by default."""
+    balance: float = Field(default=0.1, ge=0)
+    """Coefficient of the balance term."""
+    z_loss: float = Field(default=0.01, ge=0)
+    """Coefficient of the router's z term."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "MoEConfig":
+        if self.top > self.experts:
+            raise ValueError(f"top={self.top} of {self.experts} experts")
+        return self
+
+    def build(self, shape: ConnectorShape) -> nn.Module:
+        return MoE(self, shape)
+
+
+class MoE(nn.Module, Balances, Tells):
+    """`v = sum_i g_i MLP_i(f)`."""
+
+    def __init__(self, config: MoEConfig, shape: ConnectorShape) -> None:
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(shape.width_in, config.experts, bias=False)
+        hidden = config.hidden or shape.width_out
+        self.experts = nn.ModuleList(MLP(shape.width_in, hidden, shape.width_out, 2, True) for _ in range(config.experts))
+        self._auxiliary: dict[str, Tensor] = {}
+        self._share: Tensor | None = None
+
+    def forward(self, features_NKF: Float[Tensor, "N K F"], words: Words) -> Float[Tensor, "N K D"]:
+        tokens_TF = features_NKF.flatten(0, 1)
+        logits_TX = self.router(tokens_TF).float()
+        p_TX = torch.softmax(logits_TX, 1)
+        gates, chosen = p_TX.topk(self.config.top, 1)
+        gates = gates / gates.sum(1, keepdim=True)
+        if self.training and not tokens_TF.is_meta:
+            self._note(logits_TX, p_TX, chosen[:, 0])
+        gate_TX = torch.zeros_like(p_TX).scatter(1, chosen, gates)
+        parts = []
+        for number, expert in enumerate(self.experts):
+            rows = self._rows(chosen, number)
+            out = expert(tokens_TF.index_select(0, rows)[None], words)[0]
+            parts.append((rows, out * gate_TX[:, number].index_select(0, rows)[:, None].to(out.dtype)))
+        mixed = parts[0][1].new_zeros(len(tokens_TF), parts[0][1].shape[1])
+        for rows, out in parts:
+            mixed = mixed.index_add(0, rows, out)
+        return mixed.view(*features_NKF.shape[:2], -1)
+
+    def _rows(self, chosen: Tensor, number: int) -> Tensor:
+        """Tokens of an expert; on the meta device, where nothing is chosen, as many as when all are used alike."""
+        if chosen.is_meta:
+            return torch.arange(-(-chosen.numel() // self.config.experts), device="meta")
+        return (chosen == number).any(1).nonzero().squeeze(1)
+
+    def _note(self, logits_TX: Tensor, p_TX: Tensor, first_T: Tensor) -> None:
+        share_X = torch.bincount(first_T, minlength=self.config.experts).to(p_TX.dtype) / max(len(first_T), 1)
+        balance = self.config.experts * (share_X * p_TX.mean(0)).sum()
+        z = logits_TX.logsumexp(1).square().mean()
+        self._auxiliary = {"balance": self.config.balance * balance, "router_z": self.config.z_loss * z}
+        self._share = share_X
+
+    def take_auxiliary(self) -> dict[str, Tensor]:
+        taken, self._auxiliary = self._auxiliary, {}
+        return taken
+
+    def log_values(self) -> dict[str, float]:
+        """The largest share of tokens that have one expert as their first choice; 1 / experts when all are used alike."""
+        return {} if self._share is None else {"largest_expert": float(self._share.max())}
