@@ -4,30 +4,31 @@ For `data check` and `data preview`: tokenizer, template, preparation, tiling, a
 encoder is built on torch's meta device, where a model has shapes and takes no memory.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sightline.assembly import locate, settings
+from sightline.assembly import locate, sections, settings
 from sightline.assembly import tokenizer as tokenizers
 from sightline.assembly.data import training_splits
-from sightline.assembly.model import PROCESSING, Processing, preparation_of
-from sightline.assembly.schema import ModelConfig, RunConfig
+from sightline.assembly.schema import FromConfig, ModelConfig, RunConfig
+from sightline.assembly.stock import CAPTION_PROMPT
 from sightline.assembly.train import CONFIG
 from sightline.data.preparation import ImagePreparation
+from sightline.data.processing import Processing, is_ours, read_processing
 from sightline.data.samples import Policy, RowBuilder, TextRules
 from sightline.data.templates import IMAGE, Template
-from sightline.errors import ConfigError, StorageError, UsageError
-from sightline.models import language, loading, vision
-from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
-from sightline.models.language import TokenizerConfig
+from sightline.errors import ConfigError, UsageError
+from sightline.models import composites, language, loading, vision
+from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
+from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import EncoderShape, VisionConfig
 from sightline.models.vlm import SightlineConfig
-from sightline.runtime.storage import read_json
 
 
 @dataclass(frozen=True)
@@ -93,80 +94,90 @@ def describe_config(config: RunConfig) -> Description:
         ConfigError: parts do not fit together, or a folder is missing.
         DataError: the data set that a new tokenizer is to be trained on cannot be read.
     """
-    wanted = config.model
-    if wanted.language is None:
-        raise ConfigError("model.language must be given.", "Name a decoder: model.language.path=...")
-    if wanted.language.path is not None:
-        folder = str(locate.model_folder(wanted.language.path))
-        wanted = wanted.model_copy(update={"language": wanted.language.model_copy(update={"path": folder})})
-        assert wanted.language is not None
-    is_new = isinstance(wanted.language.tokenizer, TokenizerConfig)
-    texts = tokenizers.texts_of(training_splits(config)) if is_new else None
-    tokenizer = tokenizers.build_tokenizer(wanted.language, texts)
-    num_words = len(tokenizer)
-    if wanted.vision is not None:
-        tokenizers.add_tokens(tokenizer, (IMAGE, *wanted.tiling.tokens))
-    text_config = _text_config(wanted, len(tokenizer))
     first = settings.plan(config, 0).data
+    is_new = config.model.language is not None and isinstance(config.model.language.tokenizer, TokenizerConfig)
+    texts = tokenizers.texts_of(training_splits(config)) if is_new else None
     processing = Processing(
         prompt=first.prompt,
         template=first.template,
         supervise=first.supervise,
         max_tokens=first.max_tokens,
-        tiling=wanted.tiling,
         recipe=config.recipe,
     )
+    described = _describe(config.model, processing, texts)
     for number in range(len(config.stages)):
-        _check_decoder(text_config, config, number)
-    if wanted.vision is None:
-        return Description(tokenizer, processing, None, 0, text_config, config)
-    preparation = None if wanted.vision.external is not None else preparation_of(wanted, wanted.vision)
-    encoder = _encoder_shape(wanted.vision, preparation)
-    drop, patches = encoder.kept(wanted.vision.drop_class_token)
-    if encoder.prefix and not drop and wanted.connector.shuffle > 1:
-        raise ConfigError("a class token has no place in a grid of blocks.", "Set model.vision.drop_class_token=true.")
-    shape = ConnectorShape(*patches, encoder.width, text_config.hidden_size, num_words)
-    grid, per_crop = _visual_tokens(wanted.connector.model_dump(), shape)
-    processing = processing.model_copy(update={"preparation": preparation})
-    return Description(tokenizer, processing, grid, per_crop, text_config, config)
+        _check_decoder(described.text_config, config, number)
+    return replace(described, config=config)
 
 
 def describe_folder(path: str, arguments: Sequence[str] = ()) -> Description:
     """The model of a run, of one of its stages, or of a model folder; the run's configuration comes along where there is one.
 
     Args:
-        path: the run, `RUN@STAGE`, or the folder.
+        path: the run, `RUN@STAGE`, the folder, or the Hub id of a stock vision-language model.
         arguments: `key=value` over the run's configuration; what is said of the model itself changes nothing.
 
     Raises:
         UsageError: the run has no checkpoint, or there is no configuration for `arguments`.
-        StorageError: the folder is no model of Sightline.
+        ConfigError, StorageError: the folder is no model that is known.
     """
-    folder = locate.model_folder(path)
-    if not (folder / PROCESSING).is_file():
-        raise StorageError(
-            f"{folder} is no model of Sightline: it has no {PROCESSING}.", "Give a run, or a checkpoint's model folder."
-        )
-    processing = Processing.model_validate(read_json(folder / PROCESSING), strict=False)
-    tokenizer = tokenizers.load_tokenizer(str(folder))
-    found = loading.read_config(str(folder))
     run = path if locate.is_run(path) else path.rpartition("@")[0]
     has_config = bool(run) and (Path(run) / CONFIG).is_file()
     if arguments and not has_config:
         raise UsageError(f"{path} has no configuration that {arguments[0]!r} could change.", "Give a run.")
+    folder = str(locate.model_folder(path))
+    if not is_ours(folder):
+        return _describe_stock(folder)
     config = settings.resolve(None, Path(run) / CONFIG, arguments) if has_config else None
+    processing, tokenizer, found = read_processing(folder), tokenizers.load_tokenizer(folder), loading.read_config(folder)
+    text_config = found.get_text_config(decoder=True)
     if not isinstance(found, SightlineConfig):
-        return Description(tokenizer, processing, None, 0, found.get_text_config(decoder=True), config)
-    grid, per_crop = _visual_tokens(found.connector, found.connector_shape())
-    return Description(tokenizer, processing, grid, per_crop, found.text_config.get_text_config(decoder=True), config)
+        return Description(tokenizer, processing, None, 0, text_config, config)
+    connector = _connector(composites.connector_config(found, folder), found.connector_shape())
+    return Description(tokenizer, processing, connector.token_grid, connector.tokens_per_crop, text_config, config)
 
 
-def _text_config(wanted: ModelConfig, vocabulary: int) -> PreTrainedConfig:
-    assert wanted.language is not None
-    if wanted.language.path is not None:
-        return loading.read_config(wanted.language.path).get_text_config(decoder=True)
-    values = {**(wanted.language.config or {}), "vocab_size": vocabulary}
-    return loading.config_from(values, "model.language.config").get_text_config(decoder=True)
+def _describe_stock(path: str) -> Description:
+    """A stock vision-language model, by the parts that it consists of."""
+    whole = FromConfig(path=path, parts=("vision", "connector", "language", "tiling"))
+    described = _describe(ModelConfig(from_=whole), Processing(), None)
+    config = loading.read_config(path)
+    changes = {
+        "prompt": CAPTION_PROMPT,
+        "max_tokens": language.position_limit(described.text_config),
+        "recipe": f"stock {config.model_type}",
+    }
+    return replace(described, processing=described.processing.model_copy(update=changes))
+
+
+def _describe(section: ModelConfig, processing: Processing, texts: Iterable[str] | None) -> Description:
+    """A model section without the weights that it names."""
+    wanted = sections.resolve(section)
+    assert wanted.language is not None  # by `resolve`
+    tokenizer = tokenizers.build_tokenizer(wanted.language, texts)
+    num_words = tokenizers.num_words(tokenizer)
+    if wanted.vision is not None:
+        tokenizers.add_tokens(tokenizer, (IMAGE, *wanted.tiling.tokens))
+    text_config = _text_config(wanted.language, len(tokenizer))
+    if wanted.vision is None:
+        return Description(tokenizer, processing, None, 0, text_config, None)
+    preparation = None if wanted.vision.external is not None else sections.preparation_of(wanted, wanted.vision)
+    encoder = _encoder_shape(wanted.vision, preparation)
+    drop, patches = encoder.kept(wanted.vision.drop_class_token)
+    if encoder.prefix and not drop and wanted.connector.shuffle > 1:
+        raise ConfigError("a class token has no place in a grid of blocks.", "Set model.vision.drop_class_token=true.")
+    connector = _connector(wanted.connector, ConnectorShape(*patches, encoder.width, text_config.hidden_size, num_words))
+    wanted.tiling.check_grid(connector.token_grid)
+    processing = processing.model_copy(update={"preparation": preparation, "tiling": wanted.tiling})
+    return Description(tokenizer, processing, connector.token_grid, connector.tokens_per_crop, text_config, None)
+
+
+def _text_config(wanted: LanguageConfig, vocabulary: int) -> PreTrainedConfig:
+    if wanted.path is not None:
+        return loading.read_config(wanted.path).get_text_config(decoder=True)
+    return loading.config_from({**(wanted.config or {}), "vocab_size": vocabulary}, "model.language.config").get_text_config(
+        decoder=True
+    )
 
 
 def _check_decoder(text_config: PreTrainedConfig, config: RunConfig, number: int) -> None:
@@ -188,14 +199,18 @@ def _encoder_shape(eye: VisionConfig, preparation: ImagePreparation | None) -> E
         store = open_store(eye.external)
         return EncoderShape(*store.grid, store.form.width, 0)
     assert preparation is not None
-    with torch.device("meta"):
-        encoder = vision.from_config(vision.encoder_config(eye), "eager")
-    return vision.probe_shape(encoder, (preparation.height, preparation.width), eye.layer)
+    config, size = vision.encoder_config(eye), (preparation.height, preparation.width)
+    try:
+        with torch.device("meta"):
+            encoder = vision.from_config(config, "eager")
+        return vision.probe_shape(encoder, size, eye.layer)
+    except (NotImplementedError, RuntimeError):  # it looks at values, which are not there (Idefics3); all its layers are alike
+        thin = copy.deepcopy(config)
+        thin.num_hidden_layers = 1
+        return vision.probe_shape(vision.from_config(thin, "eager"), size, "last")
 
 
-def _visual_tokens(connector: dict[str, Any], shape: ConnectorShape) -> tuple[tuple[int, int], int]:
-    """Grid and number of the visual tokens of a crop."""
-    config = CONNECTORS[connector["kind"]].model_validate(connector, strict=False)
+def _connector(config: ConnectorConfig, shape: ConnectorShape) -> Connector:
+    """The connector with shapes and no weights."""
     with torch.device("meta"):
-        made = Connector(config, shape)
-    return made.token_grid, made.tokens_per_crop
+        return Connector(config, shape)

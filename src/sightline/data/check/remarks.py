@@ -30,10 +30,12 @@ def _records(report: Report) -> Iterator[str]:
         lost = sum(folder["prepared"].get("skipped", {}).values())
         if lost:
             share = _percent(lost, folder["prepared"]["input"])
-            yield f"When {folder['path']} was prepared, {lost:,} records were left out ({share}); see its skipped.jsonl."
+            told = _several(lost, "record was", "records were")
+            yield f"When {folder['path']} was prepared, {told} left out ({share}); see its skipped.jsonl."
     for other in report["against"]:
         if other["unusable"]:
-            yield f"{other['unusable']:,} pictures of {other['path']} cannot be opened and were not compared."
+            told = _several(other["unusable"], "picture", "pictures")
+            yield f"{told} of {other['path']} cannot be opened; it was not compared by its looks."
 
 
 def _duplicates(report: Report) -> Iterator[str]:
@@ -41,15 +43,16 @@ def _duplicates(report: Report) -> Iterator[str]:
     for item in found["pictures"]["between"]:
         exact, near, whole = item["exact"], item["near_b"], item["pictures_b"]
         if exact:
-            more = f", and {near:,} more look like one" if near else ""
+            more = f"; {_percent(near, whole)} more look like one there ({near:,})" if near else ""
             told = f"{_percent(exact, whole)} of the pictures of {item['b']} also stand in {item['a']}"
-            yield f"{told} ({exact:,} the same file{more})."
+            yield f"{told} ({exact:,}, the same file{'' if exact == 1 else 's'}){more}."
         elif near:
             yield f"{_percent(near, whole)} of the pictures of {item['b']} look like one of {item['a']} ({near:,}, other files)."
     for item in found["records"]["within"]:
         extra = item["in_records"] - item["repeated"]
         if extra:
-            yield f"{extra:,} records of {item['place']} repeat another one: the same pictures and the same captions or question."
+            told = _several(extra, f"record of {item['place']} repeats", f"records of {item['place']} repeat")
+            yield f"{told} another one: the same pictures and the same captions or question."
     for item in found["pictures"]["within"]:
         if item["near"]:
             share = _percent(item["near"], item["pictures"])
@@ -72,13 +75,10 @@ def _labels(report: Report) -> Iterator[str]:
 
 
 def _odd(report: Report) -> Iterator[str]:
-    words = {
-        "image_tiny": "are very small",
-        "image_strip": "are very long and narrow",
-        "image_flat": "show one colour and nothing else",
-    }
+    words = {"image_flat": "of one colour", "image_strip": "very long and narrow", "image_tiny": "very small"}
     for reason, count in _by_count(report["odd"]):
-        yield f"{count:,} pictures {words.get(reason, reason)} ({_percent(count, report['pictures']['files'])})."
+        told = _several(count, "picture is", "pictures are")
+        yield f"{told} {words[reason]} ({_percent(count, report['pictures']['files'])})."
 
 
 def _training(report: Report) -> Iterator[str]:
@@ -111,6 +111,10 @@ def _training(report: Report) -> Iterator[str]:
 
 def _by_count(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _several(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _percent(part: int, whole: int) -> str:
