@@ -121,6 +121,7 @@ def _with_vision(
         model_config.rescale_factor = preparation.rescale
     torch.manual_seed(seed + 2)
     connector = Connector(wanted.connector, model_config.connector_shape())
+    connector.adopt_head(language.head_of(decoder).weight_VD)
     model = SightlineForConditionalGeneration(model_config, encoder, connector, decoder)
     nn.init.normal_(model.separators, std=decoder.config.get_text_config(decoder=True).hidden_size ** -0.5)  # as LLaVA-NeXT's
     if donor is not None and wanted.takes("connector"):

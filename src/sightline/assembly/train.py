@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from sightline import __version__
 from sightline import config as files
-from sightline.assembly import contrast, data, settings
+from sightline.assembly import contrast, costs, data, settings
 from sightline.assembly import model as models
 from sightline.assembly.model import Assembled, Processing
 from sightline.assembly.schema import RunConfig, StagePlan
@@ -242,6 +242,7 @@ class _Run:
             evaluate=self._validation(made, plan, pictures),
             stop=self.stopped,
             gate=self.gate,
+            watch=lambda: costs.log_values(made),
         )
         at = loop.fit(job, at)
         lora.fold(made.model)
@@ -352,6 +353,7 @@ class _Run:
                 seen_samples=at.seen_samples,
                 hours=sum(line.get("seconds", 0.0) for line in lines) / 3600 * self.accelerator.num_processes,
                 facts=self.facts,
+                connector=costs.card_facts(made),
             ),
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sightline.cli.app import app, emit
-from sightline.errors import UsageError
+from sightline.errors import SightlineError, UsageError
 
 if TYPE_CHECKING:
     from sightline.assembly.schema import RunConfig
@@ -54,13 +54,31 @@ def show(
     name: Annotated[str, typer.Argument(help="A recipe.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Print a recipe as YAML; the output is itself a valid --config."""
-    import json
+    """Print a recipe as YAML; the output is itself a valid --config.
 
+    Comments at its end say what the connector costs: parameters, operations, visual tokens. For that the configurations of
+    encoder and decoder are read from their folders or from the Hub's cache; nothing is downloaded.
+    """
+    import json
+    import os
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    recipe = recipe_by_name(name)
+
+    from sightline.assembly.costs import recipe_cost
     from sightline.config import to_yaml
 
-    recipe = recipe_by_name(name)
+    cost, reason = None, ""
+    try:
+        cost = recipe_cost(recipe)
+    except SightlineError as error:
+        reason = f"the cost of connector {recipe.model.connector.kind} is not known here: {error}"
     if as_json:
-        emit(json.loads(recipe.model_dump_json()))
-    else:
-        typer.echo(to_yaml(recipe), nl=False)
+        known = {} if cost is None else cost.to_json()
+        emit(json.loads(recipe.model_dump_json()) | {"cost": known | ({"unknown": reason} if reason else {})})
+        return
+    typer.echo(to_yaml(recipe), nl=False)
+    for line in [] if cost is None else cost.lines():
+        typer.echo(f"# {line}")
+    for line in reason.splitlines():
+        typer.echo(f"# {line}")

@@ -6,6 +6,7 @@ slots; Sightline's own loop uses nothing else.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -130,12 +131,14 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
-        self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config)
+        self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config, trust_remote_code=False)
         if connector is None:
             connector_config = CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
             connector = Connector(connector_config, config.connector_shape())
         self.connector = connector
-        self.language = language if language is not None else AutoModelForCausalLM.from_config(config.text_config)
+        self.language = (
+            language if language is not None else AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+        )
         self.separators = nn.Parameter(torch.zeros(config.num_separators, config.text_config.hidden_size))
         if self.separators.device.type != "meta":
             loading.mark_initialised(self)  # every part has its weights: given, or from its own constructor
@@ -244,7 +247,9 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if batch.visual is not None:
             visual = self.visual_tokens(self.features(batch.visual))
             embeddings_BTD = splice(embeddings_BTD, visual, batch.visual.slot_M, batch.visual.source_M)
-        return hidden_states(self.language, embeddings_BTD, batch)
+        hidden = hidden_states(self.language, embeddings_BTD, batch)
+        auxiliary = self.connector.take_auxiliary() if batch.visual is not None else {}
+        return replace(hidden, auxiliary=auxiliary) if auxiliary else hidden
 
     # transformers' surface ------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sightline.errors import ConfigError
+from sightline.objectives.auxiliary import with_auxiliary
 from sightline.objectives.base import Hides, Objective, ObjectiveConfig
 from sightline.objectives.contrast import Contrast, changed_picture
 from sightline.objectives.next_token import by_source
@@ -97,7 +98,8 @@ class CAL:
         clamped_S = torch.where(counts_S, gain_S.clamp(self.config.low, self.config.high), torch.ones_like(gain_S))
         weight_S = pool_within_spans(clamped_S, batch.supervision.span_S, self.config.window)
         parts = gain_parts(gain_S, weight_S, clamped_S, counts_S, nll_S.detach(), self.config)
-        return Loss(total=(nll_S * weight_S).sum(), weight=weight_S.sum(), parts=parts | by_source(nll_S.detach(), batch, weight_S))
+        parts |= by_source(nll_S.detach(), batch, weight_S)
+        return with_auxiliary(Loss(total=(nll_S * weight_S).sum(), weight=weight_S.sum(), parts=parts), hidden)
 
     def blind_logits(self, model: Hides, batch: Batch) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
         """Logit of each target in the contrast pass, and which targets have a gain at all.
@@ -158,7 +160,7 @@ class PublishedCAL:
             nll_BT[keep].detach(),
             self.config,
         )
-        return Loss(total=total, weight=torch.ones((), device=total.device), parts=parts)
+        return with_auxiliary(Loss(total=total, weight=torch.ones((), device=total.device), parts=parts), hidden)
 
 
 def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:

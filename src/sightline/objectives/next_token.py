@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+from sightline.objectives.auxiliary import with_auxiliary
 from sightline.objectives.base import Hides, Objective, ObjectiveConfig
 from sightline.ops.cross_entropy import linear_cross_entropy
 from sightline.types import Batch, Loss
@@ -25,7 +26,7 @@ class NextToken:
         hidden = model.hidden(batch)
         nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
         weight = torch.tensor(float(len(nll_S)), device=nll_S.device)
-        return Loss(total=nll_S.sum(), weight=weight, parts=by_source(nll_S.detach(), batch))
+        return with_auxiliary(Loss(total=nll_S.sum(), weight=weight, parts=by_source(nll_S.detach(), batch)), hidden)
 
 
 def by_source(

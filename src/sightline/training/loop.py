@@ -84,6 +84,7 @@ class Job:
         evaluate: in-loop validation; gives values for the log, `value` among them is the one that `best` goes by.
         stop: names the signal that has arrived, if one has.
         gate: refuses steps that are not finite.
+        watch: values of the model for each line of the log.
     """
 
     accelerator: Accelerator
@@ -98,6 +99,7 @@ class Job:
     evaluate: Callable[[Progress], dict[str, Any]] | None
     stop: Callable[[], str]
     gate: optim.FiniteGate
+    watch: Callable[[], dict[str, float]] = dict
 
 
 def fit(job: Job, at: Progress) -> Progress:
@@ -131,7 +133,7 @@ def fit(job: Job, at: Progress) -> Progress:
 
             at = _advanced(at, job, sums, stepped)
             seconds = time.perf_counter() - begin
-            job.log.write(_line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited))
+            job.log.write(_line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited) | job.watch())
             bar.step(1, f"loss {sums.line()['loss']:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
             faults.hit("step.end")
 
