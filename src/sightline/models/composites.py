@@ -181,7 +181,7 @@ def language_of(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config.text_config)
     config.tie_word_embeddings = head.weight is embedding.weight
     with torch.device("meta"):  # its own weights are thrown away at once
-        decoder = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation)
+        decoder = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation, trust_remote_code=False)
     body = model.get_submodule(COMPOSITES[model.config.model_type].body)
     if type(decoder.base_model) is not type(body):
         raise ConfigError(f"{type(body).__name__} is the body of no causal language model.", "Name model.language.path.")

@@ -66,7 +66,7 @@ def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attenti
         values["vocab_size"] = vocabulary
     made = loading.config_from(values, "model.language.config")
     try:
-        return AutoModelForCausalLM.from_config(made, attn_implementation=kernel_for(made, attention))
+        return AutoModelForCausalLM.from_config(made, attn_implementation=kernel_for(made, attention), trust_remote_code=False)
     except ValueError as error:
         raise ConfigError(f"model.language.config: {loading.first_line(error)}") from error
 

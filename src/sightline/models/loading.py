@@ -4,7 +4,10 @@ Only safetensors, no remote code, an index whose entries stay inside its folder,
 silently left at random: what is missing is an error, what is left over is allowed by name only.
 """
 
+import copy
+import difflib
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,37 +15,58 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sightline.errors import ConfigError, DataError, StorageError
 from sightline.runtime.storage import safe_join
 
-# No real model of these families has more; a configuration beyond them builds for minutes and then fails for memory.
+# No real model has more; a configuration beyond them builds for minutes or asks for all memory. By all names in use.
 LIMITS = {
-    "num_hidden_layers": 512,
-    "num_attention_heads": 1024,
-    "hidden_size": 65536,
-    "intermediate_size": 1 << 20,
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 512),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1024),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4096),
+    **dict.fromkeys(("hidden_size", "hidden_sizes", "n_embd", "d_model", "head_dim", "projection_dim"), 1 << 16),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "d_ff"), 1 << 20),
     "vocab_size": 1 << 21,
-    "image_size": 16384,
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 1 << 27),
+    **dict.fromkeys(("image_size", "patch_size"), 1 << 14),
+    "depth_multiplier": 64,
 }
+ADAPTER = "adapter_config.json"
+MAX_ITEMS = 100_000  # of a configuration, all sections together
 
 
 def read_config(path: str) -> PreTrainedConfig:
     """The transformers configuration of a local folder or Hub id.
 
     Raises:
-        ConfigError: there is none, it needs remote code, or a size is absurd.
+        ConfigError: there is none, it needs remote code, its weights are quantised, or a size is absurd.
+        StorageError: its index of weights is damaged or points outside of the folder.
     """
     check_index(path)
+    if "\0" not in path and (Path(path) / ADAPTER).is_file():
+        raise ConfigError(
+            f"{path!r} holds an adapter, whose base model would be loaded from wherever it says.", "Merge the adapter first."
+        )
     try:
+        values, _ = PreTrainedConfig.get_config_dict(path)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: the configuration is no JSON object.")
+        check_sizes(values, path)  # before transformers: some configurations make a list as long as they have layers
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # what a foreign file makes transformers raise can be anything
         raise ConfigError(
             f"no usable model configuration at {path!r}: {first_line(error)}",
             "Give a folder written by save_pretrained, or a Hub id that can be reached.",
         ) from error
-    check_sizes(config, path)
+    # A configuration may name a kernel of the Hub, which is code. Kernels are chosen by us.
+    config._attn_implementation = config._experts_implementation = None
+    if values.get("quantization_config"):
+        raise ConfigError(f"the weights at {path!r} are quantised, which cannot be trained.", "Give the original weights.")
+    check_sizes(config.to_dict(), path)
     return config
 
 
@@ -56,42 +80,58 @@ def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str):
         raise ConfigError(f"{place}: 'model_type' must name an architecture of transformers.", "For example: llama")
+    check_sizes(values, place)
     try:
         config = AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError, KeyError) as error:
+        known = set(type(config)().to_dict()) | set(config.attribute_map)  # `config` itself keeps whatever it was given
+    except Exception as error:  # each architecture checks its values in its own way
         raise ConfigError(f"{place}: {first_line(error)}") from error
-    unknown = sorted(set(values) - set(config.to_dict()))
+    unknown = sorted(set(values) - known)
     if unknown:
-        raise ConfigError(f"{place}: {model_type} has no {unknown[0]!r}.")
-    check_sizes(config, place)
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{place}: {model_type} has no {unknown[0]!r}.{hint}")
+    check_sizes(config.to_dict(), place)
     return config
 
 
-def check_sizes(config: PreTrainedConfig, place: str) -> None:
-    """Refuses sizes that no real model has, in the configuration and in those it holds."""
-    values = config.to_dict()
-    stack = [values]
-    while stack:
-        section = stack.pop()
-        for name, value in section.items():
-            if isinstance(value, dict):
-                stack.append(value)
-            limit = LIMITS.get(name)
-            if limit is not None and isinstance(value, int) and not 0 < value <= limit:
-                raise ConfigError(f"{place}: {name}={value} is outside of 1..{limit}.")
+def check_sizes(values: dict[str, Any], place: str) -> None:
+    """Refuses sizes that no real model has, in a configuration and in those it holds.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    stack: list[tuple[str, Any]] = [("", values)]
+    for _ in range(MAX_ITEMS):
+        if not stack:
+            return
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend((str(key), item) for key, item in value.items())
+        elif isinstance(value, list | tuple):
+            stack.extend((name, item) for item in value)
+        elif name in LIMITS and isinstance(value, int | float) and not 0 < value <= LIMITS[name]:
+            raise ConfigError(f"{place}: {name}={value} is outside of 1..{LIMITS[name]}.")
+    raise ConfigError(f"{place}: more than {MAX_ITEMS} entries are no configuration of a model.")
 
 
 def check_index(path: str) -> None:
-    """Refuses a sharded checkpoint whose index points outside of its folder, before transformers reads it."""
+    """Refuses a sharded checkpoint whose index points outside of its folder, before transformers reads it.
+
+    Raises:
+        StorageError: it does, names a file that is not there, or is no index.
+    """
     folder = Path(path)
-    for index in folder.glob("*.index.json") if folder.is_dir() else ():
+    for index in folder.glob("*.index.json") if "\0" not in path and folder.is_dir() else ():
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise StorageError(f"{index}: not an index of weights ({first_line(error)}).") from error
+        # In the cache of the Hub a snapshot is a folder of links to files that lie two folders up.
+        root = folder.parent.parent if folder.parent.name == "snapshots" else folder
         for shard in sorted(map(str, shards)):
             try:
-                safe_join(folder, shard)
+                safe_join(root, f"{folder.relative_to(root).as_posix()}/{shard}" if root != folder else shard)
             except DataError as error:
                 raise StorageError(f"{index}: {error.message}", "Do not use this checkpoint.") from error
 
@@ -120,6 +160,7 @@ def load(
     previous = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
+        check_amount(auto, config, path)
         model, info = auto.from_pretrained(
             path,
             config=config,
@@ -127,10 +168,15 @@ def load(
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, below, and not only complained of
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise StorageError(f"cannot load weights from {path!r}: {first_line(error)}", "Only safetensors are read.") from error
+    except StorageError:
+        raise
+    except Exception as error:  # damaged files and odd sizes make transformers raise anything
+        raise StorageError(
+            f"cannot load weights from {path!r}: {first_line(error)}", "Give a folder of safetensors as save_pretrained writes it."
+        ) from error
     finally:
         transformers.logging.set_verbosity(previous)
     missing = sorted(info["missing_keys"])
@@ -140,9 +186,40 @@ def load(
     if extra:
         raise StorageError(f"{path!r} holds {len(extra)} weights that the model does not have, {extra[0]!r} first.")
     if info["mismatched_keys"]:
-        raise StorageError(f"{path!r}: weights of another shape: {sorted(info['mismatched_keys'])[0]}.")
+        name, found, wanted = sorted(info["mismatched_keys"])[0]
+        raise StorageError(f"{path!r}: weight {name!r} has shape {tuple(found)}, the model wants {tuple(wanted)}.")
     check_finite(model, path)
     return model
+
+
+def check_amount(auto: Any, config: PreTrainedConfig, path: str) -> None:
+    """Refuses a local folder whose files hold fewer numbers than its configuration describes, before memory is taken for them.
+
+    Raises:
+        StorageError: they do, or a file is no safetensors.
+    """
+    folder = Path(path)
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        files = {single}
+    elif index.is_file():
+        files = {folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    else:
+        return  # of the Hub, or without weights, of which transformers complains
+    held = sum(_elements(file) for file in files)
+    with torch.device("meta"):
+        model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > held:
+        raise StorageError(f"{path!r}: the configuration describes {described:,} weights, the files hold {held:,}.")
+
+
+def _elements(file: Path) -> int:
+    try:
+        with safe_open(file, "pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{file}: no file of safetensors ({first_line(error)}).", "Only safetensors are read.") from error
 
 
 def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:
@@ -151,9 +228,9 @@ def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str
 
 
 def check_finite(model: torch.nn.Module, path: str) -> None:
-    """Refuses NaN and infinity among the weights."""
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "meta" and not bool(torch.isfinite(parameter).all()):
+    """Refuses NaN and infinity among weights and buffers (the statistics of a BatchNorm are buffers)."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
             raise StorageError(f"{path!r}: weight {name!r} holds NaN or infinity.", "Use another checkpoint.")
 
 
@@ -166,6 +243,10 @@ def mark_initialised(module: torch.nn.Module) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, which is what fits a message."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """The first line of an error's text, which is what fits a message; the next one too where the first ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"{lines[0]} is not known"
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -90,7 +90,7 @@ def encoder_config(config: VisionConfig) -> PreTrainedConfig:
 
 def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     """An encoder with fresh weights."""
-    return AutoModel.from_config(config, attn_implementation=kernel_for(config, attention))
+    return AutoModel.from_config(config, attn_implementation=kernel_for(config, attention), trust_remote_code=False)
 
 
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
