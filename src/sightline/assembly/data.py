@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sightline.assembly.features import check_covered, open_features
 from sightline.assembly.model import Assembled
 from sightline.assembly.schema import DataConfig, RunConfig, SourceConfig, StagePlan
 from sightline.data.corpus import Corpus, Pictures, Source
@@ -54,7 +55,9 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
         check_packable(made.model.language)
     configs = sources_of(data)
     opened = [_source(made, data, source) for source in configs]
-    draws = _draws(configs, [len(source.units) for source in opened])
+    if not data.drop_images:
+        check_covered(pictures, [(source.dataset, config.split) for source, config in zip(opened, configs, strict=True)])
+    draws = draws_of(configs, [len(source.units) for source in opened])
     sources = tuple(
         Source(source.name, source.dataset, source.units, source.builder, count, source.windowed)
         for source, count in zip(opened, draws, strict=True)
@@ -72,10 +75,15 @@ def _source(made: Assembled, data: DataConfig, source: SourceConfig) -> Source:
         chosen = keyed_generator("limit", 0).permutation(len(units))[: data.limit]
         units = units.subset(np.sort(chosen))
     name = source.name or Path(source.path).name
-    return Source(name, dataset, units, builder, len(units), bool(dataset.summary.get("shards")))
+    return Source(name, dataset, units, builder, len(units), dataset.is_sharded)
 
 
-def _draws(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
+def draws_of(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
+    """Units that an epoch takes of each source.
+
+    Raises:
+        ConfigError: weights and epochs are mixed.
+    """
     weighted = [config for config in configs if config.weight is not None]
     if weighted and (len(weighted) < len(configs) or any(config.epochs is not None for config in configs)):
         raise ConfigError("data.mixture: give every source a 'weight', or none (then 'epochs' says how often it is seen).")
@@ -86,11 +94,18 @@ def _draws(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
 
 
 def pictures_of(made: Assembled, data: DataConfig) -> Pictures | None:
-    """What fills the visual slots of a stage."""
+    """What fills the visual slots of a stage.
+
+    Raises:
+        ConfigError: `data.features` names a store that does not belong to the model.
+    """
     if isinstance(made.model, TextModel):
         return None
+    if data.features is not None:
+        return open_features(data.features, made, "--config CONFIG")
     preparation = made.processing.preparation
-    assert preparation is not None
+    if preparation is None:
+        raise ConfigError("the model was trained on an external table and has no encoder.", "Set data.features=STORE.")
     return PixelPictures(preparation, made.processing.tiling, data.keep_pixels * 1_000_000)
 
 
@@ -120,4 +135,6 @@ def validation_corpus(made: Assembled, data: DataConfig, pictures: Pictures | No
     for source in found:
         section = data.model_copy(update={"limit": share})
         sources.append(_source(made, section, source.model_copy(update={"split": data.validation_split})))
+    if not data.drop_images:
+        check_covered(pictures, [(source.dataset, data.validation_split) for source in sources])
     return Corpus(tuple(sources), pictures, made.tokens_per_crop)

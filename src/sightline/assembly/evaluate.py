@@ -11,18 +11,20 @@ import torch
 from sightline.assembly import locate
 from sightline.assembly import model as models
 from sightline.assembly.answers import ModelAnswers
+from sightline.assembly.features import check_covered, eye_of, open_features
 from sightline.data.corpus import Pictures
 from sightline.data.dataset import open_dataset
+from sightline.data.features import open_store
 from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
 from sightline.errors import UsageError
-from sightline.evaluation.controls import BlindPictures, Control, exchange_images
+from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures, exchange_images
 from sightline.evaluation.predict import Predicted, predict
 from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
 from sightline.models.text import TextModel
 from sightline.runtime import storage
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import Runtime, prepare_runtime
 from sightline.runtime.logs import logger
 from sightline.types import Record, Score
 
@@ -43,6 +45,7 @@ class Request:
         batch_size: rows per batch.
         limit: evaluate this many records, drawn with seed 0.
         decoding: changes to greedy decoding with the task's length.
+        features: a feature store, instead of the pictures' pixels; a model of an external table needs one.
         device, threads: the machine.
     """
 
@@ -58,6 +61,7 @@ class Request:
     prompt: str | None = None
     max_new_tokens: int | None = None
     num_beams: int = 1
+    features: str | None = None
     device: str = "auto"
     threads: int | None = None
     resamples: int = 1000
@@ -114,7 +118,10 @@ def evaluate(request: Request) -> Evaluated:
     length = request.max_new_tokens or task.max_new_tokens
     decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
     asked = exchange_images(records) if request.control == "shuffled" else records
-    answers = ModelAnswers(made, dataset, pictures_for(made, request.control), decoding, made.builder(request.prompt), runtime.bf16)
+    pictures = pictures_for(made, request.control, request.features, runtime)
+    if request.control != "blind":
+        check_covered(pictures, [(dataset, request.split)])
+    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16)
     folder = request.out or default_folder(request, source)
     settings = {
         "model": weights_hash(source),
@@ -126,6 +133,7 @@ def evaluate(request: Request) -> Evaluated:
         "prompt": request.prompt if request.prompt is not None else made.processing.prompt,
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": request.batch_size,
+        "features": open_store(request.features).key if request.features is not None else None,
         "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
     }
     title = f"{request.task} {request.control or ''}".strip()
@@ -147,13 +155,35 @@ def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[
     return found
 
 
-def pictures_for(made: models.Assembled, control: Control | None) -> Pictures | None:
-    """What fills visual slots under a control."""
+def pictures_for(
+    made: models.Assembled, control: Control | None, features: str | None = None, runtime: Runtime | None = None
+) -> Pictures | None:
+    """What fills visual slots under a control.
+
+    Args:
+        made: the model.
+        control: `blind` shows the model a uniform picture, or of an external table its mean row.
+        features: a store to read instead of pictures.
+        runtime: where the uniform picture is encoded, once for each size, when features are stored.
+
+    Raises:
+        UsageError: the model needs a store and none is given.
+        ConfigError: the store does not belong to the model.
+    """
     if isinstance(made.model, TextModel):
         return None
     preparation, tiling = made.processing.preparation, made.processing.tiling
-    assert preparation is not None
-    return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
+    if features is None:
+        if preparation is None:
+            raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
+        return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
+    stored = open_features(features, made)
+    if control != "blind":
+        return stored
+    if preparation is None:
+        return MeanFeatures(stored.store)
+    eye, machine = eye_of(made), runtime or prepare_runtime("cpu", "auto", None)
+    return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
 
 
 def default_folder(request: Request, source: Path) -> Path:

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import nn
 
-from sightline.assembly import locate
+from sightline.assembly import locate, sections
 from sightline.assembly import model as models
-from sightline.assembly.model import Assembled
+from sightline.assembly.assembled import Assembled
 from sightline.assembly.schema import RunConfig
+from sightline.data.corpus import Pictures
 from sightline.data.dataset import Dataset
 from sightline.data.feature_writer import Lost, StoreNote, Wanted, gather, write_store
 from sightline.data.features import FeatureForm, FeaturePictures, FeatureStore, Number, missing_pictures, open_store
@@ -140,7 +141,7 @@ def eye_of_config(config: RunConfig) -> Eye:
     Raises:
         ConfigError: the configuration names no encoder, or one that trains from its first stage on.
     """
-    wanted = config.model
+    wanted = sections.resolve(config.model)
     if wanted.vision is None:
         raise ConfigError("the configuration has no model.vision; there is nothing to encode.")
     if wanted.vision.external is not None:
@@ -251,13 +252,13 @@ class _Encoding:
 # Use ------------------------------------------------------------------------------------------------------------------------
 
 
-def open_features(path: str, made: Assembled, again: str = "") -> FeaturePictures:
+def open_features(path: str, made: Assembled, encoder: str = "--run RUN") -> FeaturePictures:
     """Opens a store for a model.
 
     Args:
         path: the store.
         made: the model that will read it.
-        again: the end of a command that makes a store for this model, for the message.
+        encoder: how `data features` is told the model's encoder, for the message.
 
     Raises:
         DataError: it is no whole store.
@@ -270,13 +271,14 @@ def open_features(path: str, made: Assembled, again: str = "") -> FeaturePicture
     rows = (model.config.grid[0] * model.config.grid[1], model.config.vision_width)
     faults = [] if made.processing.preparation is None else _faults(store, eye_of(made))
     if isinstance(model.config.vision_config, StoredFeaturesConfig):
+        encoder = "--external FILE"
         faults = [] if store.kind == "external" else ["it holds the outputs of an encoder, the model takes an external table"]
     elif store.kind == "external":
         faults = ["it is an external table, the model has an encoder of its own"]
     if not faults and (store.form.patches, store.form.width) != rows:
         faults = [f"it has {store.form.patches} tokens of width {store.form.width}, the model takes {rows[0]} of {rows[1]}"]
     if faults:
-        remedy = f"Make one for this model: sightline data features DATASET {again or '--run RUN'} --out STORE"
+        remedy = f"Make one for this model: sightline data features DATASET {encoder} --out STORE"
         raise ConfigError(f"the feature store {path} does not belong to this model: {'; '.join(faults)}.", remedy)
     return FeaturePictures(store)
 
@@ -305,13 +307,20 @@ def _settings_fault(name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> 
     return f"{name} is another"
 
 
-def check_covered(pictures: object, splits: Sequence[tuple[Dataset, str]]) -> None:
-    """Makes sure that a store has the pictures of some splits, before anything is trained or asked.
+def check_covered(pictures: Pictures | None, splits: Sequence[tuple[Dataset, str]]) -> None:
+    """Makes sure that the pictures of some splits are there, before anything is trained or asked.
 
     Raises:
-        ConfigError: it lacks some; says how many, and how to get them.
+        ConfigError: the store lacks some, or pixels are wanted of a data set that was prepared without images; says how many,
+            and how to get them.
     """
     if not isinstance(pictures, FeaturePictures):
+        blank = [dataset for dataset, _ in splits if dataset.is_without_images] if pictures is not None else []
+        if blank:
+            raise ConfigError(
+                f"{blank[0].path} was prepared without its images; this model wants to see them.",
+                "Give the feature store of an external table (data.features, --features), or prepare it with its images.",
+            )
         return
     store = pictures.store
     for dataset, split in splits:

@@ -15,12 +15,12 @@ SECTIONS = ("data", "objective", "train")
 EITHER = {
     "batch_size": "batch_tokens",
     "batch_tokens": "batch_size",
-    "config": "path",
     "epochs": "steps",
     "mixture": "path",
     "path": "mixture",
     "steps": "epochs",
 }
+ORIGINS = ("config", "external", "path")  # of a part of the model: it has one of them
 
 
 def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
@@ -58,10 +58,10 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
     for key in path[:-1]:
         node = node.get(key) if isinstance(node, dict) else None
     if isinstance(node, dict) and isinstance(path[-1], str):
-        other = EITHER.get(path[-1])
-        if path[-1] == "path" and "config" in node:
-            other = "config"
-        if other is not None:
+        others: Sequence[str] = (EITHER.get(path[-1], ""),)
+        if path[-1] in ORIGINS and path[0] == "model":
+            others = [key for key in ORIGINS if key != path[-1]]
+        for other in others:
             node.pop(other, None)
 
 
@@ -116,6 +116,9 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
     for path, origin in tree.origins.items():
         if path[:3] == ("stages", number, "parts"):
             merged.origins[path[2:]] = origin
+    table = (whole["model"]["vision"] or {}).get("external")
+    if table is not None and merged.data["data"].get("features") is None:
+        merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
     return files.validate(StagePlan, merged)
 
 

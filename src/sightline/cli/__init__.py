@@ -1,6 +1,9 @@
 """The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
 
 from sightline.cli import data as data
+from sightline.cli import data_check as data_check
+from sightline.cli import data_features as data_features
+from sightline.cli import data_preview as data_preview
 from sightline.cli import demo as demo
 from sightline.cli import doctor as doctor
 from sightline.cli import evaluate as evaluate

@@ -178,8 +178,10 @@ class _Shard(NamedTuple):
 
 def plan_shards(crops: Int[np.ndarray, " pictures"], row_bytes: int, shard_bytes: int = SHARD_BYTES) -> list[tuple[int, int]]:
     """First and end picture of each shard: as many pictures as fit, so that no picture lies in two."""
-    size = max(shard_bytes, -(-int(crops.sum()) * row_bytes // MAX_SHARDS))
-    limit = max(1, size // row_bytes)
+    limit = max(1, shard_bytes // row_bytes)
+    total, slack = int(crops.sum()), int(crops.max(initial=1)) - 1  # a shard may end that much early
+    if total > MAX_SHARDS * max(limit - slack, 1):
+        limit = -(-total // MAX_SHARDS) + slack
     ends = np.cumsum(crops)
     spans, first, before = [], 0, 0
     while first < len(crops):

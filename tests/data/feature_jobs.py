@@ -1,0 +1,67 @@
+"""A feature store of known numbers, written by a process that may be killed: `python -m tests.data.feature_jobs OUT`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sightline.data.feature_writer import Lost, StoreNote, Wanted, write_store
+from sightline.data.features import FeatureForm, Number
+
+PATCHES, WIDTH = 3, 5
+
+
+def digests(count: int, seed: int = 0) -> np.ndarray:
+    """Different hashes, the first two with the same first 8 bytes."""
+    found = np.random.default_rng(seed).integers(0, 256, (count, 32), dtype=np.uint8)
+    found[1, :8] = found[0, :8]
+    return found
+
+
+def wanted(count: int = 30, seed: int = 0) -> Wanted:
+    """Pictures of one to three crops."""
+    crops = np.random.default_rng(seed + 1).integers(1, 4, count)
+    places = np.arange(count)
+    source = {"fingerprint": "f", "name": "made", "splits": ["train"]}
+    return Wanted(digests(count, seed), crops, places * 0, places, places * 0, (source,))
+
+
+def numbers(of: Wanted, seed: int = 0) -> np.ndarray:
+    """The features of all crops."""
+    return np.random.default_rng(seed + 2).normal(size=(int(of.crops.sum()), PATCHES, WIDTH)).astype(np.float32)
+
+
+class Made:
+    """Gives known features in short stretches; pictures in `lost` fail."""
+
+    def __init__(self, of: Wanted, lost: tuple[int, ...] = ()) -> None:
+        self.of, self.lost, self.all = of, lost, numbers(of)
+        self.asked: list[int] = []
+
+    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[Lost]]]:
+        self.asked += range(first, end)
+        for picture in range(first, end):
+            begin = int(self.of.crops[:picture].sum())
+            failed = [Lost(picture, "image_broken", f"picture {picture}")] if picture in self.lost else []
+            yield self.all[begin : begin + int(self.of.crops[picture])], failed
+
+
+def note() -> StoreNote:
+    return StoreNote("encoder", {"weights": "w", "layer": "last"}, (1, PATCHES))
+
+
+def form(number: Number) -> FeatureForm:
+    return FeatureForm(number, PATCHES, WIDTH)
+
+
+def write(out: Path, number: Number = "fp16", of: Wanted | None = None, lost: tuple[int, ...] = (), max_lost: float = 0.5) -> Made:
+    """Writes a store of shards of about ten crops; returns what supplied it."""
+    of = wanted() if of is None else of
+    supply = Made(of, lost)
+    write_store(out, form(number), note(), of, supply, max_lost, shard_bytes=form(number).row_bytes * 10)
+    return supply
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), lost=(4,))
