@@ -25,7 +25,7 @@ def caption_lm() -> RunConfig:
         ),
         data=DataConfig(drop_images=True, max_tokens=128, row_tokens=256, max_skipped=0.001),
         train=TrainConfig(
-            epochs=10, batch_tokens=4096, lr=2e-3, weight_decay=0.1, warmup=200, checkpoint_every=500, evaluate_every=500
+            epochs=6, batch_tokens=4096, lr=2e-3, weight_decay=0.1, warmup=200, checkpoint_every=300, evaluate_every=300
         ),
         stages=(StageConfig(name="pretrain", parts={"language": "train"}),),
     )

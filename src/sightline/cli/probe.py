@@ -1,0 +1,73 @@
+"""`sightline probe`: is the model looking, and what does it make of what it sees?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.app import app, emit
+
+
+@app.command()
+def probe(
+    run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
+    data: Annotated[str, typer.Option(help="A dataset folder.")],
+    what: Annotated[
+        str,
+        typer.Option(
+            help="words: the words that each patch becomes a mixture of (connector align); "
+            "noise: how far noise on the features moves the connector's outputs."
+        ),
+    ],
+    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    count: Annotated[int, typer.Option(min=1, help="Look at this many records, drawn at random with a fixed seed.")] = 200,
+    shown: Annotated[int, typer.Option(min=0, help="Records that the page shows one by one.")] = 12,
+    sigma: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, help="Size of the noise in standard deviations of the features; may be given several times."),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    features: Annotated[str | None, typer.Option(help="A feature store, instead of the pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look into a model.
+
+    sightline probe runs/align --data flickr8k --what words --out words.html
+
+    sightline probe runs/align --data flickr8k --what noise --sigma 1 --sigma 3
+    """
+    from sightline.assembly.probe import ProbeRequest, write_page
+    from sightline.assembly.probe import probe as run_probe
+    from sightline.evaluation.probes.noise import SIGMAS
+
+    request = ProbeRequest(
+        model=run,
+        data=data,
+        what=what,
+        split=split,
+        checkpoint=checkpoint,
+        count=count,
+        shown=shown,
+        sigmas=tuple(sigma or SIGMAS),
+        features=features,
+        device=device,
+        threads=threads,
+    )
+    found = run_probe(request)
+    if out is not None:
+        write_page(found, request, out)
+    if as_json:
+        emit(found.to_json() | {"split": split, "data": data})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{what} on {data} ({split})", show_header=False)
+    for name, value in found.figures().items():
+        table.add_row(name, value)
+    Console().print(table)
+    if out is not None:
+        typer.echo(f"{out}")

@@ -1,0 +1,13 @@
+"""Probes: what a model does with a picture before it says anything. One file each.
+
+`PROBES` names those that need no more than the connector and its inputs; `sightline.assembly.probe` adds those that need the model.
+"""
+
+from sightline.evaluation.probes.base import Findings as Findings
+from sightline.evaluation.probes.base import Seen as Seen
+from sightline.evaluation.probes.noise import NoiseFindings as NoiseFindings
+from sightline.evaluation.probes.noise import add_noise as add_noise
+from sightline.evaluation.probes.noise import probe_noise as probe_noise
+from sightline.evaluation.probes.words import WordFindings as WordFindings
+from sightline.evaluation.probes.words import most_used_words as most_used_words
+from sightline.evaluation.probes.words import probe_words as probe_words

@@ -1,0 +1,136 @@
+"""`noise`: how far Gaussian noise on the visual features moves what the connector makes of them.
+
+AlignVLM (section 5.5) reports the cosine distance between clean and noisy outputs alone. A connector whose outputs are all alike
+moves little whatever it is given; so the distance is also given in units of the distance between different patches.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sightline.data.order import keyed_generator
+from sightline.evaluation.probes.base import Seen
+from sightline.models.connectors import Connector
+from sightline.models.connectors.base import Words
+from sightline.reporting import html
+from sightline.reporting.plots import Line, line_chart
+from sightline.reporting.scales import Axis
+
+SIGMAS = (0.25, 0.5, 1.0, 2.0, 3.0)
+
+
+def add_noise(features_NPE: Float[Tensor, "N P E"], sigma: float, key: str) -> Float[Tensor, "N P E"]:
+    """Features plus Gaussian noise of `sigma` times their own standard deviation (over all patches and channels of the record).
+
+    The noise belongs to `key`: the same record gets the same noise on any machine, and at any sigma the same up to its size.
+    """
+    drawn = torch.from_numpy(keyed_generator("feature noise", key).standard_normal(features_NPE.shape))
+    scale = sigma * features_NPE.float().std(correction=0)
+    return features_NPE + (drawn.to(features_NPE.device, torch.float32) * scale).to(features_NPE.dtype)
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """What noise of one size does.
+
+    Attributes:
+        sigma: in units of the features' standard deviation.
+        moved: mean cosine distance between clean and noisy output of a patch.
+        relative: `moved` in units of the mean cosine distance between different patches.
+    """
+
+    sigma: float
+    moved: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class NoiseFindings:
+    """The effect of noise on a connector's outputs.
+
+    Attributes:
+        records, tokens: how many were looked at.
+        between: mean cosine distance between the clean outputs of two different patches, of any two records.
+        rows: one per sigma.
+        skipped: records that could not be used, by reason.
+    """
+
+    records: int
+    tokens: int
+    between: float
+    rows: tuple[NoiseRow, ...]
+    skipped: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "what": "noise",
+            "records": self.records,
+            "tokens": self.tokens,
+            "distance_between_patches": self.between,
+            "noise": [{"sigma": row.sigma, "distance": row.moved, "relative": row.relative} for row in self.rows],
+            "skipped": self.skipped,
+        }
+
+    def figures(self) -> dict[str, str]:
+        return {
+            "visual tokens": f"{self.tokens:,} of {self.records:,} records",
+            "between patches": f"{self.between:.5f} (mean cosine distance)",
+            **{f"sigma {row.sigma:g}": f"{row.moved:.5f}, {row.relative:.3f} of that" for row in self.rows},
+        }
+
+    def page(self, title: str) -> str:
+        sigmas = [row.sigma for row in self.rows]
+        line = Line("clean to noisy", sigmas, [row.relative for row in self.rows], is_marked=True)
+        chart = line_chart(
+            [line], Axis("sigma, in standard deviations of the features"), Axis("distance, in distances between patches")
+        )
+        return html.page(title, [html.Section("Figures", html.facts(self.figures())), html.Section("Noise", chart)])
+
+
+def probe_noise(
+    connector: Connector,
+    words: Words,
+    seen: Iterable[Seen],
+    sigmas: Sequence[float] = SIGMAS,
+    skipped: dict[str, int] | None = None,
+) -> NoiseFindings:
+    """Runs the connector on clean and on noisy features.
+
+    Args:
+        connector: of any kind.
+        words: the decoder's input embeddings, for connectors that mix them.
+        seen: the records.
+        sigmas: sizes of the noise, in units of the features' standard deviation.
+        skipped: records that were left out before, by reason.
+    """
+    moved = [0.0] * len(sigmas)
+    direction_D: Tensor | None = None
+    records = tokens = 0
+    for record in seen:
+        with torch.no_grad():
+            clean_KD = _directions(connector(record.features_NPE, words))
+            for place, sigma in enumerate(sigmas):
+                noisy = add_noise(record.features_NPE, sigma, record.record_id)
+                moved[place] += float((1 - (clean_KD * _directions(connector(noisy, words))).sum(1)).sum())
+        direction_D = clean_KD.sum(0) if direction_D is None else direction_D + clean_KD.sum(0)
+        records, tokens = records + 1, tokens + len(clean_KD)
+    between = mean_distance(direction_D, tokens) if direction_D is not None else 0.0
+    rows = [
+        NoiseRow(sigma, total / max(tokens, 1), total / max(tokens, 1) / between if between > 0 else 0.0)
+        for sigma, total in zip(sigmas, moved, strict=True)
+    ]
+    return NoiseFindings(records, tokens, between, tuple(rows), skipped or {})
+
+
+def _directions(tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
+    """Unit vectors in float64; a token of zeros stays zero."""
+    return torch.nn.functional.normalize(tokens_NKD.double().flatten(0, 1), dim=1)
+
+
+def mean_distance(sum_D: Float[Tensor, " D"], count: int) -> float:
+    """Mean cosine distance over all pairs of `count` different unit vectors, from their sum alone: `1 - (|sum|^2 - n) / (n (n - 1))`."""
+    return 1 - (float(sum_D @ sum_D) - count) / (count * (count - 1)) if count > 1 else 0.0

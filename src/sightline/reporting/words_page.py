@@ -1,0 +1,130 @@
+"""The page of words per patch: pictures with the word that each visual token is most made of drawn over its place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from sightline.reporting import html
+from sightline.reporting.html import Html
+from sightline.reporting.plots import Bars, bar_chart
+
+WIDTH = 560  # of a crop on the page, in pixels
+LETTERS = 9  # of a word that is drawn; the pointer shows it whole
+
+Mixture = tuple[tuple[str, float], ...]
+"""The largest words of one visual token, with their probabilities."""
+
+
+@dataclass(frozen=True)
+class WordCrop:
+    """One crop of a picture.
+
+    Attributes:
+        grid: rows and columns of visual tokens; one row where they are no grid.
+        mixtures: of each visual token, in raster order.
+        entropies: of each mixture, in nats.
+        pixels: as the encoder saw them, or None.
+    """
+
+    grid: tuple[int, int]
+    mixtures: tuple[Mixture, ...]
+    entropies: tuple[float, ...]
+    pixels: "UInt8[np.ndarray, 'h w 3'] | None" = None
+
+
+@dataclass(frozen=True)
+class WordPicture:
+    """The crops of a record."""
+
+    record_id: str
+    crops: tuple[WordCrop, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        crops = [
+            {"grid": list(crop.grid), "words": [[[word, share] for word, share in mixture] for mixture in crop.mixtures]}
+            for crop in self.crops
+        ]
+        return {"id": self.record_id, "crops": crops}
+
+
+@dataclass(frozen=True)
+class WordsReport:
+    """Everything that the page shows.
+
+    Attributes:
+        figures: numbers by name.
+        most_used: words with their mean probability, largest first.
+        pictures: to be drawn.
+    """
+
+    title: str
+    figures: Mapping[str, str]
+    most_used: Sequence[tuple[str, float]]
+    pictures: Sequence[WordPicture]
+
+
+def words_page(report: WordsReport) -> str:
+    """The page as text."""
+    lead = html.paragraph(
+        "Each visual token of this model is a mixture of the decoder's word embeddings. The largest word of each is drawn at its "
+        "place; the darker its ground, the larger its share. Rest the pointer on it for the others."
+    )
+    sections = [
+        html.Section("Figures", html.facts(report.figures)),
+        html.Section("Most used words", _chart(report.most_used)),
+        html.Section("Pictures", html.join(_picture(picture) for picture in report.pictures)),
+    ]
+    return html.page(report.title, sections, lead)
+
+
+def _chart(most_used: Sequence[tuple[str, float]]) -> Html:
+    shown = most_used[:20]
+    if not shown:
+        return html.paragraph("No visual tokens.")
+    names = [html.revealed(word.strip() or word) for word, _ in shown]
+    chart = bar_chart(
+        names, [Bars("share", [share for _, share in shown])], title="mean probability of a word over all visual tokens"
+    )
+    return html.figure(chart, "Mean probability over all visual tokens.")
+
+
+def _picture(picture: WordPicture) -> Html:
+    heading = html.element("h3", picture.record_id, attributes={"dir": "auto"})
+    crops = html.element("div", *(_crop(crop, picture.record_id) for crop in picture.crops), attributes={"class": "gallery"})
+    return html.element("div", heading, crops, attributes={"class": "card"})
+
+
+def _crop(crop: WordCrop, name: str) -> Html:
+    rows, columns = crop.grid
+    if rows == 1 and columns > 1:  # queries, or strips of a raster scan: they have no place of their own
+        said = html.paragraph(", ".join(_shortest(mixture) for mixture in crop.mixtures))
+        shown = None if crop.pixels is None else html.image(crop.pixels, name, WIDTH // 2)
+        return html.element("div", shown, said)
+    cells = [_cell(mixture, entropy) for mixture, entropy in zip(crop.mixtures, crop.entropies, strict=True)]
+    lay = f"display: grid; grid-template: repeat({rows}, 1fr) / repeat({columns}, 1fr)"
+    over = html.element("div", *cells, attributes={"style": f"position: absolute; inset: 0; {lay}"})
+    under = html.image(crop.pixels, name, WIDTH) if crop.pixels is not None else None
+    size = "" if crop.pixels is not None else f"; width: {WIDTH}px; aspect-ratio: {columns} / {rows}; background: var(--faint)"
+    frame = f"position: relative; display: inline-block; max-width: 100%; line-height: 0{size}"
+    return html.element("div", under, over, attributes={"style": frame})
+
+
+def _cell(mixture: Mixture, entropy: float) -> Html:
+    share = mixture[0][1] if mixture else 0.0
+    told = ", ".join(f"{html.revealed(word)} {part:.1%}" for word, part in mixture) + f"; entropy {entropy:.2f} nats"
+    style = (
+        "overflow: hidden; display: flex; align-items: center; justify-content: center; white-space: nowrap; line-height: 1.1; "
+        "font-size: .62rem; color: #fff; text-shadow: 0 0 3px #000, 0 0 2px #000; outline: 1px solid #ffffff26; "
+        f"background: rgb(0 0 0 / {0.08 + 0.5 * min(share, 1.0):.2f})"
+    )
+    return html.element("span", _shortest(mixture), attributes={"style": style, "title": told})
+
+
+def _shortest(mixture: Mixture) -> str:
+    if not mixture:
+        return ""
+    word = html.revealed(mixture[0][0].strip() or mixture[0][0])
+    return word if len(word) <= LETTERS else word[: LETTERS - 1] + "\u2026"
