@@ -1,6 +1,8 @@
 """`sightline data check` as a user calls it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,9 @@ def data(path: Path, good: int = 4, **options: Any) -> Path:
     return folder(path, rows, {f"{n}.png": png(scene(n)) for n in range(good)}, **options)
 
 
-def written(path: Path, **section: Any) -> Path:
-    path.write_text(files.to_yaml(run_config(**section)), "utf-8")
-    return path
+def written(file: Path, **section: Any) -> Path:
+    file.write_text(files.to_yaml(run_config(**section)), "utf-8")
+    return file
 
 
 def test_json_is_one_object_that_accounts_for_every_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,10 +193,8 @@ def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(tmp_path: Path, ca
 
 
 def test_without_a_configuration_torch_is_not_loaded(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     path = data(tmp_path / "data")
-    code = f"import sys; from sightline.cli import main\ntry: main(['data', 'check', {str(path)!r}, '--json', '--workers', '0', '--html', {str(tmp_path / 'p.html')!r}])\nfinally: assert 'torch' not in sys.modules"
+    words = ["data", "check", str(path), "--json", "--workers", "0", "--html", str(tmp_path / "page.html")]
+    code = f"import sys; from sightline.cli import main\ntry: main({words!r})\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr.decode()

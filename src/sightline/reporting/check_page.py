@@ -99,7 +99,11 @@ def _examples(examples: Sequence[Example]) -> Html:
 
 
 def _lines(texts: Sequence[str]) -> Html:
-    return html.join(html.element("div", html.revealed(text), attributes={"dir": "auto"}) for text in texts)
+    return html.join(html.element("div", html.revealed(_short(text)), attributes={"dir": "auto"}) for text in texts)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "\u2026"
 
 
 def _picture(data: bytes, alt: str) -> Html:

@@ -99,9 +99,10 @@ def element(name: str, *children: Node, attributes: Mapping[str, str | int | flo
     Args:
         name: of the element.
         children: markup, or text that will be escaped.
-        attributes: values are escaped; those that are empty are left out.
+        attributes: values are escaped; those that are empty are left out, but for `alt`, which then says "for show only".
     """
-    given = "".join(f' {key}="{html.escape(_sendable(str(value)))}"' for key, value in (attributes or {}).items() if value != "")
+    kept = {key: value for key, value in (attributes or {}).items() if value != "" or key == "alt"}
+    given = "".join(f' {key}="{html.escape(_sendable(str(value)))}"' for key, value in kept.items())
     return Html(f"<{name}{given}>" if name in _VOID else f"<{name}{given}>{join(children)}</{name}>")
 
 

@@ -16,9 +16,20 @@ SECONDS_BETWEEN_LINES = 15.0
 logger = logging.getLogger("sightline")
 
 
+class _Lines(logging.Handler):
+    """Writes to what `sys.stderr` is when a message comes: who calls the command in his own process may exchange it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # closed, or a full disk behind it: no reason to lose the work
+            self.handleError(record)
+
+
 def configure(level: str = "INFO") -> None:
     """Sends the library's messages to stderr, one line each, and silences the chatter of the libraries below."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
     logger.setLevel(level)
