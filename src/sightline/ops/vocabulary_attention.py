@@ -90,7 +90,9 @@ def vocabulary_attention(
         dtype = torch.get_autocast_dtype(device)
         query_ND, keys_VD, words_VW = query_ND.to(dtype), keys_VD.to(dtype), words_VW.to(dtype)
     gain, bias_V, eps = (norm.gain, norm.bias_V, norm.eps) if norm is not None else (None, None, 0.0)
-    return _VocabularyAttention.apply(query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, eps, chunk)
+    # Only the large products are in the low precision of the inputs; autocast would take the statistics along.
+    with torch.autocast(device, enabled=False):
+        return _VocabularyAttention.apply(query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, eps, chunk)
 
 
 def closed_form_pays(num_tokens: int, width: int) -> bool:
@@ -213,6 +215,11 @@ class _VocabularyAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad_outputs[0].device.type, enabled=False):
+            return _VocabularyAttention._gradients(ctx, *grad_outputs)
+
+    @staticmethod
+    def _gradients(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, mean_N, rstd_N, lse_N, out = ctx.saved_tensors
         grad_out = grad_outputs[0].contiguous()
         wide, num, chunk = lse_N.dtype, len(query_ND), ctx.chunk
