@@ -103,13 +103,15 @@ def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool =
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{place(mark)}: not valid YAML: {error.problem or error.context}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets `chr` complain of "\\U00110000"
         raise ConfigError(f"{name}: not valid YAML: {error}.") from error
 
     budget = [MAX_NODES]
 
     def build(node: yaml.Node, path: Path_) -> Any:
         budget[0] -= 1
+        if len(path) > MAX_DEPTH:  # aliases nest deeper than the text does, without end where one holds itself
+            raise ConfigError(f"{place(node.start_mark)}: nested deeper than {MAX_DEPTH} levels once aliases are expanded.")
         if budget[0] < 0:
             raise ConfigError(f"{place(node.start_mark)}: more than {MAX_NODES} values once aliases are expanded.")
         origins.setdefault(path, place(node.start_mark))
@@ -182,14 +184,16 @@ def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(f"argument {argument!r} is not of the form key=value.", "For example: train.steps=200")
+    if len(path) > MAX_DEPTH:
+        raise ConfigError(f"argument {argument[:40]}... is nested deeper than {MAX_DEPTH} levels.")
     return path, _parse(text, f"argument {argument}", {}, line_numbers=False)
 
 
 def override(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
     """Sets `key=value` arguments on a tree; later ones win.
 
-    A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`). Setting a `kind` or a `model_type` to
-    another value drops the other keys of that section, which belonged to the former kind.
+    A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`); `stages.align=null` takes the item out.
+    Setting a `kind` or a `model_type` to another value drops the other keys of that section, which belonged to the former kind.
 
     Args:
         locked: paths that an argument must not set, with the remedy to print.
@@ -218,7 +222,7 @@ def _enter(node: Any, key: str, at: Path_, argument: str) -> tuple[Any, Path_]:
 
 
 def _item_index(items: list[Any], key: str, at: Path_, argument: str) -> int:
-    names = [item.get("name", str(index)) if isinstance(item, dict) else str(index) for index, item in enumerate(items)]
+    names = [str(item.get("name", index)) if isinstance(item, dict) else str(index) for index, item in enumerate(items)]
     if key in names:
         return names.index(key)
     if key.isdecimal() and int(key) < len(items):
@@ -230,6 +234,9 @@ def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) 
     place: Path_
     if isinstance(node, list):
         index = _item_index(node, key, at, argument)
+        if value is None:
+            _take_out(node, index, at, tree)
+            return
         node[index], place = value, (*at, index)
     elif isinstance(node, dict):
         if key in KINDS and node.get(key) not in (None, value):
@@ -240,6 +247,20 @@ def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) 
     for known in [known for known in tree.origins if known[: len(place)] == place]:
         del tree.origins[known]
     tree.origins[place] = f"argument {argument}"
+
+
+def _take_out(items: list[Any], index: int, at: Path_, tree: Tree) -> None:
+    """Removes an item; what stood behind it keeps its origins under its new number."""
+    del items[index]
+    depth = len(at)
+    kept: dict[Path_, str] = {}
+    for path, origin in tree.origins.items():
+        step = path[depth] if path[:depth] == at and len(path) > depth else -1
+        if isinstance(step, int) and step > index:
+            kept[(*at, step - 1, *path[depth + 1 :])] = origin
+        elif step != index:
+            kept[path] = origin
+    tree.origins = kept
 
 
 KINDS = ("kind", "model_type")  # keys that decide which other keys a section has
@@ -360,6 +381,22 @@ def _flatten(annotation: Any, unwrap: bool) -> Iterator[Any]:
         yield annotation
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text bare only where it can be read as nothing else by the rules above (`1e5` and `08` could not)."""
+
+
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]*( [A-Za-z0-9_./@-]+)*\Z")
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    bare = _BARE.match(text) and _scalar(text, plain=True, place="") == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if bare else '"')
+
+
+_Dumper.add_representer(str, _write_text)
+
+
 def to_yaml(config: BaseModel) -> str:
     """The fully resolved configuration as YAML that `read_yaml` reads back to an equal one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True, width=120)
+    data = json.loads(config.model_dump_json())
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)

@@ -1,26 +1,34 @@
-"""`flickr8k_mobilenet_v2`: real photos, a frozen real encoder, and the decoder of a `caption_lm` run."""
+"""`flickr8k_mobilenet_v2`: real photos, a frozen real encoder, and a small decoder that knows what captions are."""
 
 from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
+from sightline.recipes.caption_lm import DECODER, TOKENIZER
 
 
 def flickr8k_mobilenet_v2() -> RunConfig:
-    """Stage `align` trains the connector alone, stage `instruct` the connector and the decoder.
+    """Stage `words` trains the decoder on captions alone, `align` the connector, `instruct` the connector and the decoder.
 
-    `model.vision.path` and `model.language.path` must be set to a MobileNetV2 folder and a run of `caption_lm`.
+    `model.vision.path` is a MobileNetV2 folder. With a decoder that already knows captions (a run of `caption_lm`) the first stage
+    is taken out: `model.language.path=runs/caption_lm stages.words=null`.
     """
     return RunConfig(
         recipe="flickr8k_mobilenet_v2",
         model=ModelConfig(
             vision=VisionConfig(path="google/mobilenet_v2_1.0_224"),
             connector=MLPConfig(),
-            language=LanguageConfig(path="runs/caption_lm"),
+            language=LanguageConfig(config=DECODER, tokenizer=TOKENIZER),
         ),
         data=DataConfig(max_tokens=128, row_tokens=512),
         train=TrainConfig(batch_size=8, weight_decay=0.05, checkpoint_every=100, evaluate_every=100),
         stages=(
+            StageConfig(
+                name="words",
+                parts={"vision": "frozen", "connector": "frozen", "language": "train"},
+                data={"drop_images": True},
+                train={"epochs": 8.0, "lr": 2e-3, "weight_decay": 0.1},
+            ),
             StageConfig(
                 name="align",
                 parts={"vision": "frozen", "connector": "train", "language": "frozen"},
