@@ -2,7 +2,8 @@
 
 Every template is a chat template in Jinja: the model's own where its tokenizer has one, else one of ours. A conversation is
 rendered whole; where a turn begins and ends is found by rendering the conversation up to it, exactly as `generate` renders a
-prompt. Nothing is tokenised in pieces.
+prompt. Nothing is tokenised in pieces. Templates that can think are told not to, and the day that some write down stands still,
+so that the same records are the same tokens tomorrow.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IMAGE = "<image>"
+_DAY = (  # for templates that write down today's date (Llama 3.2, SmolLM3): the one that Llama's falls back to, always
+    "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July') "
+    "| replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
+)
 
 _BOS = "{% if bos_token %}{{ bos_token }}{% endif %}"
 _CONTENT = (
@@ -92,17 +97,19 @@ class Template:
         if "eos_token" in source and tokenizer.eos_token is None:
             raise ConfigError("the template ends turns with the end-of-text token, which this tokenizer does not have.")
         self.tokenizer = tokenizer
-        self.source = source
+        self.source = _DAY + source if "strftime_now" in source else source
         self.special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         # Templates of text-only models expect a plain text as content; multimodal ones walk over the parts.
         self.takes_parts = "'image'" in source or '"image"' in source
 
-    def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+    def render(self, messages: Sequence[Message], prompt: bool = False, thinks: bool = False) -> str:
         """The conversation as text.
 
         Args:
             messages: turns in order.
             prompt: end with the header of an assistant turn, for generation.
+            thinks: leave it to the model whether it thinks aloud; else a template that knows of thoughts (Qwen3, SmolLM3) puts
+                empty ones before the answer, in a prompt as in a conversation.
 
         Raises:
             RecordError: `template_refused`, the template does not take this conversation (roles out of order, say).
@@ -114,6 +121,7 @@ class Template:
                 conversations=[[self._plain(message) for message in messages]],
                 chat_template=self.source,
                 add_generation_prompt=prompt,
+                enable_thinking=thinks,
                 **self.special_tokens,  # pyrefly: ignore
             )
         except Exception as error:  # a template may raise anything; it is one record's fault and is counted
@@ -130,21 +138,23 @@ class Template:
                 `placeholder_count` when the images' places and the markers in the text differ.
         """
         text = self.render(messages)
-        turns = []
-        for index, message in enumerate(messages):
-            if message.role == "assistant":
-                before = self.render(messages[:index])
-                fed = self.render(messages[:index], prompt=True)
-                upto = self.render(messages[: index + 1])
-                if not (text.startswith(fed) and text.startswith(upto) and fed.startswith(before) and len(upto) >= len(fed)):
-                    raise RecordError(
-                        "template_moves_text", f"the chat template does not keep the text before turn {index} as it was"
-                    )
-                turns.append(Turn(index, len(before), len(fed), len(upto)))
+        turns = [self._turn(text, messages, index) for index, message in enumerate(messages) if message.role == "assistant"]
         places = sum(message.num_images for message in messages)
         if text.count(IMAGE) != places:
             raise RecordError("placeholder_count", f"{places} images, but {text.count(IMAGE)} times {IMAGE!r} in the text")
         return Rendered(text, tuple(turns))
+
+    def _turn(self, text: str, messages: Sequence[Message], index: int) -> Turn:
+        """Where an assistant turn stands in the whole text."""
+        before = self.render(messages[:index])
+        fed = self.render(messages[:index], prompt=True)
+        if not text.startswith(fed):  # Qwen3 puts empty thoughts before the last answer alone
+            fed = self.render(messages[:index], prompt=True, thinks=True)
+        upto = self.render(messages[: index + 1])
+        end = len(upto) if text.startswith(upto) else _end_of(text, upto, messages[index].text, len(fed))
+        if end is None or end < len(fed) or not (text.startswith(fed) and fed.startswith(before)):
+            raise RecordError("template_moves_text", f"the chat template does not keep the text before turn {index} as it was")
+        return Turn(index, len(before), len(fed), end)
 
     def _plain(self, message: Message) -> dict[str, Any]:
         if self.takes_parts:
@@ -154,3 +164,13 @@ class Template:
             "role": message.role,
             "content": "".join(IMAGE if part.is_image else part.text or "" for part in message.content),
         }
+
+
+def _end_of(text: str, upto: str, said: str, start: int) -> int | None:
+    """Where a turn ends that a template writes otherwise when it is the last: what closes it there closes it here too."""
+    said = said.strip()
+    place = upto.rfind(said)
+    begin = start + len(text[start:]) - len(text[start:].lstrip())
+    if not said or place < 0 or not text.startswith(said + upto[place + len(said) :], begin):
+        return None
+    return begin + len(upto) - place

@@ -24,7 +24,7 @@ from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Record
 
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 
 
 @dataclass(frozen=True)
