@@ -67,13 +67,14 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
 
 def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
     """Keys of the run's sections that every stage sets itself, so that an argument for them would change nothing."""
-    stages = [stage for stage in data.get("stages") or () if isinstance(stage, dict)]
+    listed = data.get("stages")
+    stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed, list) else []
     if not stages:
         return {}
     out: dict[tuple[str, ...], str] = {}
     for section in SECTIONS:
-        own = [stage.get(section) or {} for stage in stages]
-        for key in set.intersection(*(set(values) for values in own if isinstance(values, dict))) if all(own) else ():
+        own = [set(values) for stage in stages if isinstance(values := stage.get(section), dict)]
+        for key in set.intersection(*own) if len(own) == len(stages) else ():
             names = ", ".join(f"stages.{stage.get('name')}.{section}.{key}=..." for stage in stages)
             out[(section, key)] = f"Every stage sets it: say {names}"
     return out
