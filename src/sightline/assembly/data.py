@@ -10,6 +10,7 @@ from sightline.assembly.model import Assembled
 from sightline.assembly.schema import DataConfig, RunConfig, SourceConfig, StagePlan
 from sightline.data.corpus import Corpus, Pictures, Source
 from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.label_noise import with_noise
 from sightline.data.loader import BatchRules
 from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
@@ -56,7 +57,7 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
     configs = sources_of(data)
     opened = [_source(made, data, source) for source in configs]
     if not data.drop_images:
-        check_covered(pictures, [(source.dataset, config.split) for source, config in zip(opened, configs, strict=True)])
+        check_covered(pictures, [(open_dataset(config.path), config.split) for config in configs])
     draws = draws_of(configs, [len(source.units) for source in opened])
     sources = tuple(
         Source(source.name, source.dataset, source.units, source.builder, count, source.windowed)
@@ -66,7 +67,7 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
 
 
 def _source(made: Assembled, data: DataConfig, source: SourceConfig) -> Source:
-    dataset = open_dataset(source.path)
+    dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
     builder = made.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions, data.drop_images)
     rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
@@ -133,7 +134,7 @@ def validation_corpus(made: Assembled, data: DataConfig, pictures: Pictures | No
     share = max(1, limit // len(found))
     sources = []
     for source in found:
-        section = data.model_copy(update={"limit": share})
+        section = data.model_copy(update={"limit": share, "noise": 0.0})
         sources.append(_source(made, section, source.model_copy(update={"split": data.validation_split})))
     if not data.drop_images:
         check_covered(pictures, [(source.dataset, data.validation_split) for source in sources])

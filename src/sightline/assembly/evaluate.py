@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from sightline.assembly import model as models
 from sightline.assembly.answers import ModelAnswers
 from sightline.assembly.features import check_covered, eye_of, open_features
 from sightline.data.corpus import Pictures
-from sightline.data.dataset import open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features import open_store
 from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
 from sightline.errors import UsageError
 from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures, exchange_images
 from sightline.evaluation.predict import Predicted, predict
+from sightline.evaluation.probes.noise import NoisyPictures
+from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
 from sightline.models.text import TextModel
@@ -29,6 +32,7 @@ from sightline.runtime.logs import logger
 from sightline.types import Record, Score
 
 SCORES = "scores.json"
+WORD_RECORDS = 200  # records on which an align connector's most used words are counted
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Request:
         limit: evaluate this many records, drawn with seed 0.
         decoding: changes to greedy decoding with the task's length.
         features: a feature store, instead of the pictures' pixels; a model of an external table needs one.
+        noise: size of Gaussian noise on the visual features, in units of their standard deviation.
+        words: allow an `align` connector only so many words: those it uses most on `words_from`, a split of the same data.
         device, threads: the machine.
     """
 
@@ -62,6 +68,9 @@ class Request:
     max_new_tokens: int | None = None
     num_beams: int = 1
     features: str | None = None
+    noise: float | None = None
+    words: int | None = None
+    words_from: str = "train"
     device: str = "auto"
     threads: int | None = None
     resamples: int = 1000
@@ -121,6 +130,10 @@ def evaluate(request: Request) -> Evaluated:
     pictures = pictures_for(made, request.control, request.features, runtime)
     if request.control != "blind":
         check_covered(pictures, [(dataset, request.split)])
+    if request.noise is not None:
+        pictures = with_noise(made, pictures, request.noise, runtime)
+    if request.words is not None:
+        restrict_words(made, dataset, request, runtime)
     answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16)
     folder = request.out or default_folder(request, source)
     settings = {
@@ -134,6 +147,8 @@ def evaluate(request: Request) -> Evaluated:
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": request.batch_size,
         "features": open_store(request.features).key if request.features is not None else None,
+        **({"noise": request.noise} if request.noise is not None else {}),
+        **({"words": [request.words, request.words_from]} if request.words is not None else {}),
         "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
     }
     title = f"{request.task} {request.control or ''}".strip()
@@ -186,9 +201,40 @@ def pictures_for(
     return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
 
 
+def with_noise(made: models.Assembled, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
+    """Pictures whose features carry noise; pixels are encoded one record at a time for it.
+
+    Raises:
+        UsageError: the model takes no pictures.
+    """
+    if pictures is None:
+        raise UsageError("the model takes text only; there are no visual features to put noise on.")
+    eye = None if made.processing.preparation is None else eye_of(made)
+    return NoisyPictures(pictures, sigma, None if eye is None else lambda pixels: eye.encode(pixels, runtime))
+
+
+def restrict_words(made: models.Assembled, dataset: Dataset, request: Request, runtime: Runtime) -> None:
+    """Leaves an `align` connector the words that it uses most, for as long as the model lives.
+
+    Raises:
+        ConfigError: the connector mixes no words.
+    """
+    from sightline.assembly.probe import connected, seen_records
+
+    model = connected(made)
+    assert request.words is not None
+    mixer = model.connector.word_mixer
+    records = chosen_records(list(dataset.records(request.words_from)), lambda record: bool(record.images), WORD_RECORDS)
+    pictures = pictures_for(made, None, request.features, runtime)
+    check_covered(pictures, [(dataset, request.words_from)])
+    seen = seen_records(made, dataset, records, pictures, Counter())
+    mixer.restrict(most_used_words(model.connector, seen, request.words))
+
+
 def default_folder(request: Request, source: Path) -> Path:
     """`RUN/eval/<task>/<dataset>-<split>[-control]-<checkpoint>`; a model outside of a run has its results beside it."""
     parts = [Path(request.data).resolve().name, request.split, request.control, request.limit and f"n{request.limit}"]
+    parts += [request.noise and f"noise{request.noise:g}", request.words and f"words{request.words}"]
     name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
     if source.name == "model" and source.parent.name.startswith("step-"):
         return source.parent.parent.parent / "eval" / request.task / f"{name}-{source.parent.name}"

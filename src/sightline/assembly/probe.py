@@ -117,7 +117,7 @@ def seen_records(
 def features_of(model: SightlineForConditionalGeneration, pixels: object, features: object) -> torch.Tensor:
     """The encoder's outputs of a record's crops, computed or stored."""
     if features is not None:
-        return torch.as_tensor(features).to(model.device, model.dtype)
+        return torch.tensor(features).to(model.device, model.dtype)  # a copy: rows of a store are read-only
     with torch.no_grad():
         return model.encode_pixels(model.normalise(torch.as_tensor(pixels).to(model.device)))
 

@@ -131,6 +131,10 @@ class DataConfig(Config):
     """Largest share of conversations that may be left out."""
     limit: int | None = Field(default=None, ge=1)
     """Use only this many samples of the split, the first in the order of seed 0: for studies of data size."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Label noise, for studies: share of the records whose texts are exchanged between pictures. Never in validation or `eval`."""
+    noise_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Draws which records these are."""
     keep_pixels: int = Field(default=512, ge=0)
     """Megabytes of prepared pixels that are kept in memory (per process that reads), so that small sets are decoded once."""
     workers: int = Field(default=0, ge=0, le=256)

@@ -154,7 +154,7 @@ class _Run:
         if stored.exists():
             before = settings.resolve(None, stored, [])
             changed = differences(before, self.config)
-            refused = [key for key in changed if not _allowed(key, allow_change)]
+            refused = [key for key in changed if not may_differ(key, allow_change)]
             if refused and saved is not None:
                 lines = "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in changed.items() if key in refused)
                 raise ConfigError(
@@ -453,7 +453,8 @@ def _walk(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ..
     return [] if old == new else [(path, old, new)]
 
 
-def _allowed(key: tuple[str, ...], allow_change: Sequence[str]) -> bool:
+def may_differ(key: tuple[str, ...], allow_change: Sequence[str] = ()) -> bool:
+    """Whether a run may go on with another value of a key: it is harmless, or allowed."""
     plain = tuple(part for part in key if not part.isdecimal())
     stage_free = plain[1:] if plain[:1] == ("stages",) else plain
     named = [tuple(text.split(".")) for text in allow_change]

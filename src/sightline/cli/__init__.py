@@ -11,6 +11,7 @@ from sightline.cli import generate as generate
 from sightline.cli import probe as probe
 from sightline.cli import recipes as recipes
 from sightline.cli import score as score
+from sightline.cli import sweep as sweep
 from sightline.cli import train as train
 from sightline.cli.app import app
 from sightline.cli.app import main as main

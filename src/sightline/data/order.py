@@ -4,6 +4,7 @@ Random numbers come from Philox streams keyed by what they are for, so that noth
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int
@@ -38,3 +39,24 @@ def epoch_order(
     shuffled = [blocks[index] for index in generator.permutation(len(blocks))]
     windows = [np.concatenate(shuffled[at : at + window]) for at in range(0, len(shuffled), window)]
     return np.concatenate([generator.permutation(part) for part in windows]) if windows else np.zeros(0, dtype=np.int64)
+
+
+def derangement(num: int, alike: Callable[[int, int], bool], generator: np.random.Generator) -> list[int] | None:
+    """A permutation that sends no place to one that is alike: a random one, repaired by exchanges; None where that fails.
+
+    Args:
+        num: number of places.
+        alike: whether two places must not be exchanged; each place is alike to itself.
+        generator: draws it.
+    """
+    partner = generator.permutation(num).tolist()
+    for place in range(num):
+        if not alike(place, partner[place]):
+            continue
+        for other in generator.permutation(num).tolist():
+            if not alike(place, partner[other]) and not alike(other, partner[place]):
+                partner[place], partner[other] = partner[other], partner[place]
+                break
+        else:
+            return None
+    return partner

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sightline.data.dataset import Dataset
 from sightline.data.features import FeatureForm, FeatureStore
-from sightline.data.order import keyed_generator
+from sightline.data.order import derangement, keyed_generator
 from sightline.data.preparation import ImagePreparation
 from sightline.data.tiling import TilingConfig
 from sightline.errors import UsageError
@@ -99,7 +99,9 @@ def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:
         if record.images:
             by_count.setdefault(len(record.images), []).append(index)
     for count, members in by_count.items():
-        partner = _derangement([_hashes(records[index]) for index in members], seed)
+        keys = [_hashes(records[index]) for index in members]
+        generator = keyed_generator("shuffled", seed, len(keys))
+        partner = derangement(len(keys), lambda a, b, keys=keys: keys[a] == keys[b], generator)
         if partner is None:
             raise UsageError(
                 f"{len(members)} records have {count} images and cannot exchange them so that every record gets others.",
@@ -113,19 +115,3 @@ def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:
 
 def _hashes(record: Record) -> tuple[str, ...]:
     return tuple(info.sha256 for info in record.image_info) or record.images
-
-
-def _derangement(keys: list[tuple[str, ...]], seed: int) -> list[int] | None:
-    """A permutation of places in which no place gets an equal key: a random one, repaired by exchanges."""
-    generator = keyed_generator("shuffled", seed, len(keys))
-    partner = generator.permutation(len(keys)).tolist()
-    for place in range(len(keys)):
-        if keys[partner[place]] != keys[place]:
-            continue
-        for other in generator.permutation(len(keys)).tolist():
-            if keys[partner[other]] != keys[place] and keys[partner[place]] != keys[other]:
-                partner[place], partner[other] = partner[other], partner[place]
-                break
-        else:
-            return None
-    return partner

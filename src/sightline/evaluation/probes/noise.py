@@ -4,14 +4,17 @@ AlignVLM (section 5.5) reports the cosine distance between clean and noisy outpu
 moves little whatever it is given; so the distance is also given in units of the distance between different patches.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from sightline.data.corpus import Pictures
+from sightline.data.dataset import Dataset
 from sightline.data.order import keyed_generator
 from sightline.evaluation.probes.base import Seen
 from sightline.models.connectors import Connector
@@ -19,6 +22,7 @@ from sightline.models.connectors.base import Words
 from sightline.reporting import html
 from sightline.reporting.plots import Line, line_chart
 from sightline.reporting.scales import Axis
+from sightline.types import Record
 
 SIGMAS = (0.25, 0.5, 1.0, 2.0, 3.0)
 
@@ -31,6 +35,33 @@ def add_noise(features_NPE: Float[Tensor, "N P E"], sigma: float, key: str) -> F
     drawn = torch.from_numpy(keyed_generator("feature noise", key).standard_normal(features_NPE.shape))
     scale = sigma * features_NPE.float().std(correction=0)
     return features_NPE + (drawn.to(features_NPE.device, torch.float32) * scale).to(features_NPE.dtype)
+
+
+class NoisyPictures:
+    """The features of pictures with noise, as `add_noise` draws it, for an evaluation.
+
+    Args:
+        pictures: gives pixels or features.
+        sigma: of the noise, in units of the features' standard deviation.
+        encode: from prepared crops to features, float32; needed where `pictures` gives pixels.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        sigma: float,
+        encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]] | None = None,
+    ) -> None:
+        self.pictures, self.sigma, self.encode = pictures, sigma, encode
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Noisy features of a record's pictures."""
+        pixels, features = self.pictures.fill(dataset, record)
+        if features is None:
+            assert pixels is not None
+            assert self.encode is not None
+            features = self.encode(pixels)
+        return None, add_noise(torch.from_numpy(np.array(features, dtype=np.float32)), self.sigma, record.id).numpy()
 
 
 @dataclass(frozen=True)
@@ -132,5 +163,5 @@ def _directions(tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
 
 
 def mean_distance(sum_D: Float[Tensor, " D"], count: int) -> float:
-    """Mean cosine distance over all pairs of `count` different unit vectors, from their sum alone: `1 - (|sum|^2 - n) / (n (n - 1))`."""
+    """Mean cosine distance over all pairs of n = `count` unit vectors, from their sum alone: `1 - (|sum|^2 - n) / (n (n - 1))`."""
     return 1 - (float(sum_D @ sum_D) - count) / (count * (count - 1)) if count > 1 else 0.0

@@ -1,0 +1,275 @@
+"""Makes the runs of a sweep one after another and asks each what the sweep file asks.
+
+    DIR/sweep.json              what was asked for, last
+    DIR/runs/NAME/              a run folder as `sightline train` makes it, and in it
+        sweep.json              done or failed, seconds, hash of the weights
+        eval/KEY/               predictions.jsonl, scores.json, items.json (scores of each record)
+
+What is finished is not done again: a run whose last checkpoint is there with its hashes and the same settings, an evaluation whose
+settings are the same. A run that fails is noted with its error and the next one begins. Each run is locked while it is made, so
+that several processes may share one folder.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.assembly import settings
+from sightline.assembly.data import sources_of
+from sightline.assembly.evaluate import SCORES, Evaluated, Request, evaluate
+from sightline.assembly.train import CONFIG, differences, may_differ, train
+from sightline.data.dataset import open_dataset
+from sightline.errors import ConfigError, SightlineError, Stopped, StorageError
+from sightline.runtime import storage
+from sightline.runtime.logs import logger
+from sightline.runtime.signals import watch_signals
+from sightline.studies.spec import Asked, PlannedRun, Sweep
+from sightline.training import checkpoint
+
+RUNS, STATE, ITEMS, LOCK = "runs", "sweep.json", "items.json", "sweep.lock"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a sweep went.
+
+    Attributes:
+        state: `done`; `failed`; `elsewhere` when another process is making it.
+        error: why it failed.
+        seconds: spent on it now.
+    """
+
+    name: str
+    state: str
+    error: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run": self.name, "state": self.state, "error": self.error, "seconds": round(self.seconds, 1)}
+
+
+def folder_of(out: Path, run: PlannedRun) -> Path:
+    """The folder of a run."""
+    return out / RUNS / run.name
+
+
+def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
+    """Makes runs in order; what is finished takes no time.
+
+    Raises:
+        ConfigError: a run of that name was begun with other settings.
+        Stopped: a signal arrived; the state is saved and the same command goes on.
+    """
+    refuse_others(runs, out)
+    outcomes: list[Outcome] = []
+    todo = [run for run in runs if not is_finished(run, out)]
+    if len(todo) < len(runs):
+        logger.info("%d of %d runs are finished already", len(runs) - len(todo), len(runs))
+    for number, run in enumerate(todo):
+        logger.info("run %d of %d: %s", number + 1, len(todo), run.name)
+        outcome = make_run(run, out)
+        outcomes.append(outcome)
+        spent = [done.seconds for done in outcomes if done.state == "done"]
+        left = f"; about {told(sum(spent) / len(spent) * (len(todo) - number - 1))} left" if spent else ""
+        logger.info("%s: %s after %s%s", run.name, outcome.error or outcome.state, told(outcome.seconds), left)
+    finished = [Outcome(run.name, "done") for run in runs if run not in todo]
+    return finished + outcomes
+
+
+def told(seconds: float) -> str:
+    """`2 h 05 min`, `3 min`, `40 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def make_run(run: PlannedRun, out: Path) -> Outcome:
+    """Trains and evaluates one run, or goes on with it; an error is noted in its folder.
+
+    Raises:
+        Stopped: a signal arrived.
+    """
+    folder = folder_of(out, run)
+    begin = time.perf_counter()
+    try:
+        with storage.Lock(folder / LOCK):
+            return _made(run, folder, begin)
+    except StorageError as error:
+        return Outcome(run.name, "elsewhere", error.message)
+
+
+def _made(run: PlannedRun, folder: Path, begin: float) -> Outcome:
+    note = {"run": run.name, "arm": run.arm, "seed": run.seed, "cell": dict(run.cell), "asked": _keys(run)}
+    try:
+        sha = train(run.config, folder).weights_sha256
+        for asked in run.asked:
+            _ask(run, asked, folder)
+    except Stopped:
+        raise
+    except Exception as error:  # whatever it was, the other runs are worth making
+        said = str(error) if isinstance(error, SightlineError) else f"{type(error).__name__}: {error}"
+        logger.debug("%s failed", run.name, exc_info=True)
+        seconds = time.perf_counter() - begin
+        storage.write_json(folder / STATE, {"state": "failed", "error": said, **note, "seconds": round(seconds, 1)})
+        return Outcome(run.name, "failed", said, seconds)
+    seconds = time.perf_counter() - begin
+    storage.write_json(folder / STATE, {"state": "done", "weights_sha256": sha, **note, "seconds": round(seconds, 1)})
+    return Outcome(run.name, "done", "", seconds)
+
+
+def _keys(run: PlannedRun) -> dict[str, Any]:
+    """The evaluations of a run with all that they depend on, for the next time."""
+    return {asked.key: asked_settings(run, asked) for asked in run.asked}
+
+
+def asked_settings(run: PlannedRun, asked: Asked) -> dict[str, Any]:
+    """What an evaluation depends on beside the weights."""
+    request = request_of(run, asked, Path())
+    names = ("task", "data", "split", "control", "batch_size", "limit", "prompt", "max_new_tokens", "features", "noise", "words")
+    return {name: getattr(request, name) for name in names}
+
+
+def request_of(run: PlannedRun, asked: Asked, folder: Path) -> Request:
+    """An evaluation of a run in `folder`."""
+    last = settings.plan(run.config, len(run.config.stages) - 1).data
+    data = asked.config.data or sources_of(last)[0].path
+    return Request(
+        model=str(folder),
+        task=asked.config.task,
+        data=data,
+        split=asked.config.split,
+        control=asked.control,
+        out=folder / "eval" / asked.key,
+        batch_size=asked.config.batch_size,
+        limit=asked.config.limit,
+        prompt=asked.config.prompt,
+        max_new_tokens=asked.config.max_new_tokens,
+        features=asked.config.features or last.features,
+        noise=asked.noise,
+        words=asked.words,
+        device=run.config.runtime.device,
+        threads=run.config.runtime.threads,
+    )
+
+
+def _ask(run: PlannedRun, asked: Asked, folder: Path) -> None:
+    """Evaluates and stores the scores of each record, unless that is done."""
+    request = request_of(run, asked, folder)
+    assert request.out is not None
+    note = request.out / ITEMS
+    wanted = {"asked": asked_settings(run, asked), "weights": weights_of(folder)}
+    if note.exists() and {key: storage.read_json(note).get(key) for key in wanted} == json.loads(json.dumps(wanted)):
+        return
+    note.unlink(missing_ok=True)
+    done = evaluate(request)
+    storage.write_json(note, wanted | items_of(done))
+    values = ", ".join(f"{name} {score.value:.4f}" for name, score in done.scores.items() if name in ("cider_d", "exact"))
+    logger.info("%s %s: %s", run.name, asked.key, values or f"{len(done.scores)} scores")
+
+
+def items_of(done: Evaluated) -> dict[str, Any]:
+    """Scores record by record; `picture` says which records have the same pictures and belong together in a bootstrap."""
+    said = {prediction.record_id for prediction in done.predicted.predictions}
+    records = [record for record in done.records if record.id in said]
+    pictures = ["+".join(info.sha256[:16] for info in record.image_info) or record.id for record in records]
+    whole = {name: score for name, score in done.scores.items() if score.n == len(records)}
+    return {
+        "records": [record.id for record in records],
+        "picture": pictures,
+        "values": {name: score.value for name, score in done.scores.items()},
+        "items": {name: list(score.items) for name, score in whole.items()},
+    }
+
+
+# What is there --------------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(folder: Path) -> str:
+    """Hash of the weights that a run ended with, as its last checkpoint's manifest has it; empty where there is none."""
+    steps = checkpoint.steps(folder)
+    path = checkpoint.path_of(folder, steps[-1]) if steps else None
+    return checkpoint.weights_sha256(storage.read_manifest(path)) if path is not None and storage.looks_valid(path) else ""
+
+
+def is_finished(run: PlannedRun, out: Path) -> bool:
+    """Whether a run and all its evaluations are done: noted as such, the weights as they were, nothing new asked."""
+    folder = folder_of(out, run)
+    try:
+        note = storage.read_json(folder / STATE)
+        if note["state"] != "done" or note["weights_sha256"] != weights_of(folder):
+            return False
+        if note["asked"] != json.loads(json.dumps(_keys(run))):
+            return False
+        storage.verify_dir(checkpoint.path_of(folder, checkpoint.steps(folder)[-1]))
+        return all((folder / "eval" / asked.key / name).exists() for asked in run.asked for name in (ITEMS, SCORES))
+    except (StorageError, KeyError, TypeError):
+        return False
+
+
+def refuse_others(runs: Sequence[PlannedRun], out: Path) -> None:
+    """Makes sure that runs which were begun have the settings that are wanted now.
+
+    Raises:
+        ConfigError: one has others; names it and what differs.
+    """
+    for run in runs:
+        stored = folder_of(out, run) / CONFIG
+        if not stored.exists() or not checkpoint.steps(folder_of(out, run)):
+            continue
+        before = settings.resolve(None, stored, [])
+        changed = {key: both for key, both in differences(before, run.config).items() if not may_differ(key)}
+        if changed:
+            lines = "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in list(changed.items())[:5])
+            raise ConfigError(
+                f"{folder_of(out, run)} was begun with other settings ({lines}).",
+                "Choose another --out, give the settings that it was begun with, or remove that folder.",
+            )
+
+
+def check_data(runs: Sequence[PlannedRun]) -> None:
+    """Opens every data set that the runs name, so that a wrong path is told before the first run.
+
+    Raises:
+        ConfigError: no data set is named.
+        DataError: one does not exist, or lacks a split.
+    """
+    seen: set[tuple[str, str]] = set()
+    for run in runs:
+        wanted = {(source.path, source.split) for source in sources_of(run.config.data)}
+        wanted |= {(request.data, request.split) for request in (request_of(run, asked, Path()) for asked in run.asked)}
+        for path, split in sorted(wanted - seen):
+            open_dataset(path).split_indices(split)
+        seen |= wanted
+
+
+def write_note(sweep: Sweep, arguments: Sequence[str], out: Path) -> None:
+    """Notes what was asked for, so that the folder explains itself."""
+    note = {"file": sweep.path.name, "sweep": json.loads(sweep.config.model_dump_json()), "settings": list(arguments)}
+    out.mkdir(parents=True, exist_ok=True)
+    storage.write_json(out / STATE, note | {"runs": [run.name for run in sweep.runs]})
+
+
+def share(words: Sequence[str], jobs: int) -> None:
+    """Starts `jobs` processes of the same command, which take the runs from each other's hands, and waits for them.
+
+    Raises:
+        Stopped: a signal arrived; the processes were told, and have saved.
+    """
+    command = [sys.executable, "-m", "sightline", *words]
+    with watch_signals() as stopped:
+        workers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(jobs)]
+        told_them = False
+        while any(worker.poll() is None for worker in workers):
+            if stopped() and not told_them:
+                told_them = True
+                for worker in workers:
+                    worker.terminate()
+            time.sleep(0.2)
+        if stopped():
+            raise Stopped(f"{stopped()}; what is finished is kept.", "The same command goes on from here.")
