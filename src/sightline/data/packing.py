@@ -1,10 +1,11 @@
 """Packing: which units share a row, under two limits, tokens and images.
 
-Best fit with a bounded number of open rows: a unit goes where it leaves the least space; when too many rows are open the fullest
-is closed. The result is a pure function of the order, so any rank and any worker finds the same rows, and a unit never moves far
-from its place in the order.
+A row begins with the oldest unit that waits; what best fills the rest is found among the units that wait behind it, by a subset
+sum. The result is a pure function of the order, so any rank and any worker finds the same rows, and no unit moves far from its
+place in the order.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from jaxtyping import Int
 
 from sightline.errors import ConfigError
 
-DEFAULT_OPEN_ROWS = 256
+LOOK_AHEAD = 128
+STEPS = 8192  # free tokens are told apart to a part in so many; above it sizes are rounded up
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def pack(
     images: Int[np.ndarray, " units"],
     row_tokens: int,
     row_images: int,
-    open_rows: int = DEFAULT_OPEN_ROWS,
+    look_ahead: int = LOOK_AHEAD,
 ) -> Packed:
     """Packs units in `order` into rows.
 
@@ -46,74 +48,112 @@ def pack(
         images: crops of each unit.
         row_tokens: most tokens in a row.
         row_images: most crops in a row.
-        open_rows: rows that may wait for more; the look-ahead of the packer.
+        look_ahead: units that a row is chosen from; 1 fills rows in order.
 
     Returns:
-        Rows in the order in which they were closed; within a row units keep the order.
+        Rows in the order of their first units; within a row units keep the order.
 
     Raises:
         ConfigError: a unit alone is over a limit.
     """
-    sizes, counts = tokens.tolist(), images.tolist()
-    by_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # open rows by free tokens
-    with_space = 0  # bit s is set where by_space[s] is not empty
-    members: list[list[int]] = []
-    free_images: list[int] = []
-    closed: list[int] = []
-    num_open = 0
-
-    for unit in order.tolist():
-        size, crops = sizes[unit], counts[unit]
+    ordered_tokens, ordered_images = tokens[order].tolist(), images[order].tolist()
+    for size, crops in zip(ordered_tokens, ordered_images, strict=True):
         if size > row_tokens or crops > row_images:
             raise ConfigError(
                 f"a sample of {size} tokens and {crops} images does not fit a row of {row_tokens} tokens and {row_images} images.",
                 "Raise data.row_tokens or data.row_images.",
             )
-        space, row = _best_fit(by_space, with_space, free_images, size, crops)
-        if row < 0:
-            row, space = len(members), row_tokens
-            members.append([])
-            free_images.append(row_images)
-            num_open += 1
-        else:
-            by_space[space].remove(row)
-            if not by_space[space]:
-                with_space &= ~(1 << space)
-        members[row].append(unit)
-        free_images[row] -= crops
-        left = space - size
-        if left == 0:
-            closed.append(row)
-            num_open -= 1
-        else:
-            by_space[left].append(row)
-            with_space |= 1 << left
-        if num_open > open_rows:
-            fullest = (with_space & -with_space).bit_length() - 1
-            closed.append(by_space[fullest].pop(0))
-            if not by_space[fullest]:
-                with_space &= ~(1 << fullest)
-            num_open -= 1
-    rest = sorted(row for rows in by_space for row in rows)
-    rows = tuple(tuple(members[row]) for row in [*closed, *rest])
-    return Packed(rows, int(tokens[order].sum()), len(rows) * row_tokens)
+    units = order.tolist()
+    waiting = _Waiting(ordered_tokens, ordered_images, look_ahead)
+    rows = []
+    while waiting:
+        places = sorted(waiting.take_row(row_tokens, row_images))
+        rows.append(tuple(units[place] for place in places))
+    return Packed(tuple(rows), sum(ordered_tokens), len(rows) * row_tokens)
 
 
-def _best_fit(
-    by_space: Sequence[Sequence[int]], with_space: int, free_images: Sequence[int], size: int, crops: int
-) -> tuple[int, int]:
-    """The free space and number of the open row that the unit fills best; (0, -1) when none takes it."""
-    candidates = with_space >> size
-    space = size
-    while candidates:
-        step = (candidates & -candidates).bit_length() - 1
-        space += step
-        for row in by_space[space]:
-            if free_images[row] >= crops:
-                return space, row
-        candidates >>= step + 1
-        space += 1
-    return 0, -1
+class _Waiting:
+    """The next units in order, by place, that are in no row yet."""
+
+    def __init__(self, tokens: Sequence[int], images: Sequence[int], look_ahead: int) -> None:
+        self.tokens, self.images, self.look_ahead = tokens, images, look_ahead
+        self.places: deque[int] = deque()
+        self.sum = 0  # of the tokens of `places`
+        self.next = 0
+        self._refill()
+
+    def __bool__(self) -> bool:
+        return bool(self.places)
+
+    def _refill(self) -> None:
+        while len(self.places) < self.look_ahead and self.next < len(self.tokens):
+            self.places.append(self.next)
+            self.sum += self.tokens[self.next]
+            self.next += 1
+
+    def take_row(self, free_tokens: int, free_images: int) -> list[int]:
+        """Takes units for a row: in order as long as those that wait could not fill it twice, then the best that there is."""
+        row: list[int] = []
+        while self.places:
+            size, crops = self.tokens[self.places[0]], self.images[self.places[0]]
+            if size > free_tokens or crops > free_images or (row and 2 * free_tokens <= self.sum):
+                break
+            row.append(self.places.popleft())
+            self.sum -= size
+            free_tokens, free_images = free_tokens - size, free_images - crops
+            self._refill()
+        candidates = [place for place in self.places if self.tokens[place] <= free_tokens and self.images[place] <= free_images]
+        sizes = [(self.tokens[place], self.images[place]) for place in candidates]
+        chosen = {candidates[number] for number in fullest(sizes, free_tokens, free_images)}
+        if chosen:
+            self.places = deque(place for place in self.places if place not in chosen)
+            self.sum -= sum(self.tokens[place] for place in chosen)
+            self._refill()
+        return [*row, *chosen]
+
+
+def fullest(sizes: Sequence[tuple[int, int]], free_tokens: int, free_images: int) -> list[int]:
+    """Which of some (tokens, images) leave the fewest tokens free and keep both limits; where several do, the first units.
+
+    Exact up to `STEPS` free tokens; beyond, sizes are rounded up to `free_tokens / STEPS`. Images are looked at only where the
+    best choice for tokens alone has too many.
+    """
+    step = -(-free_tokens // STEPS) or 1
+    space = free_tokens // step
+    rounded = [(-(-tokens // step), images) for tokens, images in sizes]
+    chosen = _subset_sum(rounded, space, None)
+    if sum(sizes[number][1] for number in chosen) <= free_images:
+        return chosen
+    return _subset_sum(rounded, space, free_images)
+
+
+def _subset_sum(sizes: Sequence[tuple[int, int]], space: int, most_images: int | None) -> list[int]:
+    """The numbers of the sizes with the largest sum up to `space`.
+
+    Sums that can be reached are bits of one integer, a block of them for each number of images up to `most_images`; to add a
+    unit is to shift it. With None images are not counted.
+    """
+    blocks = 1 if most_images is None else most_images + 1
+    width = 2 * space + 2  # a shifted sum does not reach the next block before it is masked
+    block = (1 << (space + 1)) - 1
+    within = sum(block << (number * width) for number in range(blocks))
+    full = sum(1 << (number * width + space) for number in range(blocks))
+    shifts = [tokens + (0 if most_images is None else images * width) for tokens, images in sizes]
+    reached = [1]
+    for (tokens, _), shift in zip(sizes, shifts, strict=True):
+        before = reached[-1]
+        reached.append(before | (before << shift) & within if tokens <= space else before)
+        if reached[-1] & full:
+            break
+    sums = [(reached[-1] >> (number * width) & block).bit_length() - 1 for number in range(blocks)]
+    images = max(range(blocks), key=sums.__getitem__)
+    at = images * width + sums[images]
+    chosen = []
+    for number in reversed(range(len(reached) - 1)):
+        if not reached[number] >> at & 1:
+            chosen.append(number)
+            at -= shifts[number]
+    return chosen[::-1]
 
 
 def by_length(
