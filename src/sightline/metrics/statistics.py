@@ -54,6 +54,24 @@ def mean_of(values: Sequence[float] | Float[np.ndarray, " N"]) -> Statistic:
     return statistic
 
 
+def mean_by_cluster(
+    values: Sequence[float] | Float[np.ndarray, " N"], cluster: Sequence[int] | Int[np.ndarray, " N"]
+) -> tuple[Statistic, int]:
+    """The mean over all values of the drawn clusters (records of one picture), and the number of clusters to draw from.
+
+    Args:
+        values: one per record.
+        cluster: number of each record's cluster, from 0 without gaps.
+    """
+    values_N, cluster_N = np.asarray(values, dtype=float), np.asarray(cluster)
+    sum_C, size_C = np.bincount(cluster_N, values_N), np.bincount(cluster_N)
+
+    def statistic(draws_RC: Int[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
+        return draws_RC @ sum_C / (draws_RC @ size_C)
+
+    return statistic, len(size_C)
+
+
 def bootstrap(statistic: Statistic, num_items: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
     """Percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
 
