@@ -3,12 +3,32 @@
 from collections.abc import Callable
 
 from sightline.assembly.schema import RunConfig
+from sightline.recipes.alignvlm import alignvlm
+from sightline.recipes.alignvlm_low_resource import alignvlm_low_resource
+from sightline.recipes.alignvlm_smolvlm import alignvlm_smolvlm
 from sightline.recipes.caption_lm import caption_lm
 from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
+from sightline.recipes.llava15 import llava15
+from sightline.recipes.llava15_cal import llava15_cal
+from sightline.recipes.llava_next import llava_next
+from sightline.recipes.llava_next_cal import llava_next_cal
+from sightline.recipes.nanovlm import nanovlm
 from sightline.recipes.scenes_tiny import scenes_tiny
+from sightline.recipes.tinyvlm import tinyvlm
+from sightline.recipes.tinyvlm_instruct import tinyvlm_instruct
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "alignvlm": alignvlm,
+    "alignvlm_low_resource": alignvlm_low_resource,
+    "alignvlm_smolvlm": alignvlm_smolvlm,
     "caption_lm": caption_lm,
     "flickr8k_mobilenet_v2": flickr8k_mobilenet_v2,
+    "llava15": llava15,
+    "llava15_cal": llava15_cal,
+    "llava_next": llava_next,
+    "llava_next_cal": llava_next_cal,
+    "nanovlm": nanovlm,
     "scenes_tiny": scenes_tiny,
+    "tinyvlm": tinyvlm,
+    "tinyvlm_instruct": tinyvlm_instruct,
 }

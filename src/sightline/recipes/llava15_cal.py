@@ -1,0 +1,14 @@
+"""`llava15_cal`: LLaVA-1.5-7B with contrastive alignment in both stages."""
+
+from sightline.assembly.schema import RunConfig
+from sightline.objectives.cal import CALConfig
+from sightline.recipes.llava15 import llava15
+
+
+def llava15_cal() -> RunConfig:
+    """CAL on LLaVA-1.5-7B: its data, stages and rates, label tokens weighed by what the picture adds to them.
+
+    `objective.mode=published` has the authors' own arithmetic. In the first stage nothing but the picture precedes the caption's
+    first token, which then has weight 1 in mode `clean`.
+    """
+    return llava15().model_copy(update={"recipe": "llava15_cal", "objective": CALConfig()})
