@@ -6,6 +6,7 @@ hashes match; nothing else (time, name, link) is looked at. A crash leaves eithe
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -13,9 +14,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
 from sightline.runtime import faults
@@ -23,6 +26,7 @@ from sightline.runtime import faults
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _TEMPORARY = ".writing-"
+_FAILURES = (OSError, SafetensorError)  # safetensors has an error of its own for a full disk
 
 
 # Hashes and paths -----------------------------------------------------------------------------------------------------------
@@ -75,6 +79,11 @@ def _sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def _refused(path: Path, error: Exception, remedy: str = "Free space or choose another folder.") -> StorageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return StorageError(f"{path}: {reason}.", remedy)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under `path` complete or not at all; an existing one is replaced.
@@ -83,7 +92,8 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         StorageError: the disk refuses (full, read-only, no such folder); the old file is intact.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}"[:250])
+    short = os.fsdecode(os.fsencode(path.name)[-200:])  # a name has at most 255 bytes
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{short}")
     try:
         encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
         with temporary.open(mode, encoding=encoding, newline=newline) as file:
@@ -94,10 +104,11 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         faults.hit("file.before_rename")
         temporary.replace(path)
         _sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+    except _FAILURES as error:
+        raise _refused(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -131,7 +142,7 @@ def atomic_dir(path: str | Path, known: Mapping[str, str] | None = None, note: M
         temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=path.parent))
         temporary.chmod(0o755)
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+        raise _refused(path, error) from error
     try:
         yield temporary
         faults.hit("dir.before_manifest")
@@ -151,8 +162,8 @@ def atomic_dir(path: str | Path, known: Mapping[str, str] | None = None, note: M
         temporary.rename(path)
         faults.hit("dir.after_rename")
         _sync_directory(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}.", "Free space or choose another folder.") from error
+    except _FAILURES as error:
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -172,7 +183,7 @@ def publish_dir(temporary: Path, path: Path) -> None:
         temporary.rename(path)  # onto an empty folder it works, onto anything else it fails
         _sync_directory(path.parent)
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}.", "Choose another folder or remove it.") from error
+        raise _refused(path, error, "Choose another folder or remove it.") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -183,9 +194,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        if manifest["schema"] != SCHEMA or not all({"size", "sha256"} <= set(entry) for entry in manifest["files"].values()):
+        entries = list(manifest["files"].values())
+        whole = all(isinstance(entry, dict) and {"size", "sha256"} <= set(entry) for entry in entries)
+        if manifest["schema"] != SCHEMA or not whole:
             raise StorageError(f"{path / MANIFEST}: unknown schema.")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path / MANIFEST}: missing or torn ({error}).") from error
     return manifest
 
@@ -194,9 +207,17 @@ def verify_dir(path: Path) -> dict[str, Any]:
     """Checks every file of a directory against its manifest, which it returns.
 
     Raises:
-        StorageError: a file is missing, added, of another size or another hash.
+        StorageError: a file is missing, added, of another size or another hash, or cannot be read.
     """
     manifest = read_manifest(path)
+    try:
+        _compare(path, manifest)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.") from error
+    return manifest
+
+
+def _compare(path: Path, manifest: Mapping[str, Any]) -> None:
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
     listed = set(manifest["files"])
     if present != listed:
@@ -208,7 +229,6 @@ def verify_dir(path: Path) -> dict[str, Any]:
             raise StorageError(f"{file}: {file.stat().st_size} bytes, {entry['size']} expected.")
         if sha256_file(file) != entry["sha256"]:
             raise StorageError(f"{file}: its hash is not that of the manifest.")
-    return manifest
 
 
 def looks_valid(path: Path) -> bool:
@@ -319,45 +339,72 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 class Lock:
     """One writer per folder: holds `lock.json` with process id and host; a dead holder's lock is taken over.
 
+    The file itself is locked (`lockf`) while it is read and for as long as it is held, so that of two processes that start at once,
+    or that find a dead holder's lock at once, one gets it. What stands in it decides where the file system has no locks, and for
+    holders on other hosts.
+
     Raises:
         StorageError: a live process on this host, or any process on another host, holds it.
     """
 
     path: Path
+    _handle: int = field(default=-1, init=False, repr=False)
 
     def __enter__(self) -> "Lock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         me = {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_time(os.getpid())}
-        for _ in range(2):
-            try:
-                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-            except FileExistsError:
-                self._take_over_or_raise()
-                continue
-            except OSError as error:
-                raise StorageError(f"{self.path}: {error.strerror}.", "Choose a folder that can be written.") from error
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(me, file)
-            return self
-        raise StorageError(f"{self.path}: another process took the lock just now.", "Start again.")
-
-    def _take_over_or_raise(self) -> None:
         try:
-            holder = json.loads(self.path.read_text("utf-8"))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = self._locked()
+            self._refuse_live_holder(os.pread(self._handle, 4096, 0))
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, json.dumps(me).encode(), 0)
+        except OSError as error:
+            self._close()
+            raise _refused(self.path, error, "Choose a folder that can be written.") from error
+        except StorageError:
+            self._close()
+            raise
+        return self
+
+    def _locked(self) -> int:
+        """The open file, locked; it is the one that has the name now."""
+        while True:
+            handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                text = os.pread(handle, 4096, 0)
+                os.close(handle)
+                self._refuse_live_holder(text)
+                raise StorageError(f"{self.path.parent} is in use by another process.", "Wait for it, or choose another.") from None
+            except OSError:
+                return handle  # a file system without locks
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), self.path.stat()):
+                    return handle
+            os.close(handle)  # its holder removed it just now
+
+    def _refuse_live_holder(self, text: bytes) -> None:
+        try:
+            holder = json.loads(text)
             pid, host, start = int(holder["pid"]), str(holder["host"]), holder.get("start")
-        except (OSError, ValueError, KeyError, TypeError):
-            self.path.unlink(missing_ok=True)  # torn by a kill between creation and write
-            return
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # new, or torn by a kill between creation and write
         if host == socket.gethostname() and (pid == os.getpid() or _start_time(pid) is None or _start_time(pid) != start):
-            self.path.unlink(missing_ok=True)
             return
         raise StorageError(
             f"{self.path.parent} is in use by process {pid} on {host}.",
             f"Wait for it, or choose another folder; if that process is gone, remove {self.path}.",
         )
 
+    def _close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
     def __exit__(self, *exception: object) -> None:
         self.path.unlink(missing_ok=True)
+        self._close()
 
 
 def _start_time(pid: int) -> str | None:
