@@ -8,7 +8,7 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,16 +76,37 @@ def spread(work: Work, repeats: int = 5) -> Ratio:
     return side_by_side(work, work, repeats).ratio
 
 
-def seconds_of(work: Work) -> float:
-    """Wall-clock seconds of one call; waits for a GPU."""
+def in_turn(works: Mapping[str, Work], repeats: int = 5) -> dict[str, tuple[float, ...]]:
+    """Seconds of several functions, repeat by repeat, after one call of each that does not count.
+
+    Every repeat calls each function once and begins with another one, so that none always has the same place. With one thread on a
+    CPU the seconds are those that the process computed, so that neighbours on the machine do not count; else the clock's.
+
+    Args:
+        works: the functions by name, which compute and do not wait.
+        repeats: of all of them.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    for work in works.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(repeats):
+        begin = number % max(len(works), 1)
+        for name in [*list(works)[begin:], *list(works)[:begin]]:
+            seconds[name].append(seconds_of(works[name], clock))
+    return {name: tuple(values) for name, values in seconds.items()}
+
+
+def seconds_of(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call, of the clock on the wall by default; waits for a GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------------------
