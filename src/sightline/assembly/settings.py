@@ -61,6 +61,8 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
         others: Sequence[str] = (EITHER.get(path[-1], ""),)
         if path[-1] in ORIGINS and path[0] == "model":
             others = [key for key in ORIGINS if key != path[-1]]
+            if path[-1] == "path":
+                others.append("tokenizer")  # a decoder that exists has its own; a new one would not be its language
         for other in others:
             node.pop(other, None)
 
