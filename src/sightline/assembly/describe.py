@@ -4,7 +4,6 @@ For `data check` and `data preview`: tokenizer, template, preparation, tiling, a
 encoder is built on torch's meta device, where a model has shapes and takes no memory.
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,19 +14,18 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sightline.assembly import locate, sections, settings
 from sightline.assembly import tokenizer as tokenizers
+from sightline.assembly.costs import encoder_shape
 from sightline.assembly.data import training_splits
 from sightline.assembly.schema import FromConfig, ModelConfig, RunConfig
 from sightline.assembly.stock import CAPTION_PROMPT
 from sightline.assembly.train import CONFIG
-from sightline.data.preparation import ImagePreparation
 from sightline.data.processing import Processing, is_ours, read_processing
 from sightline.data.samples import Policy, RowBuilder, TextRules
 from sightline.data.templates import IMAGE, Template
 from sightline.errors import ConfigError, UsageError
-from sightline.models import composites, language, loading, vision
+from sightline.models import composites, language, loading
 from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
 from sightline.models.language import LanguageConfig, TokenizerConfig
-from sightline.models.vision import EncoderShape, VisionConfig
 from sightline.models.vlm import SightlineConfig
 
 
@@ -162,7 +160,7 @@ def _describe(section: ModelConfig, processing: Processing, texts: Iterable[str]
     if wanted.vision is None:
         return Description(tokenizer, processing, None, 0, text_config, None)
     preparation = None if wanted.vision.external is not None else sections.preparation_of(wanted, wanted.vision)
-    encoder = _encoder_shape(wanted.vision, preparation)
+    encoder = encoder_shape(wanted.vision, preparation)
     drop, patches = encoder.kept(wanted.vision.drop_class_token)
     if encoder.prefix and not drop and wanted.connector.shuffle > 1:
         raise ConfigError("a class token has no place in a grid of blocks.", "Set model.vision.drop_class_token=true.")
@@ -189,25 +187,6 @@ def _check_decoder(text_config: PreTrainedConfig, config: RunConfig, number: int
         )
     if data.pack or data.share_prefix:
         language.check_layers(text_config)
-
-
-def _encoder_shape(eye: VisionConfig, preparation: ImagePreparation | None) -> EncoderShape:
-    """What comes out of the encoder, or stands in the external table that takes its place."""
-    if eye.external is not None:
-        from sightline.data.features import open_store
-
-        store = open_store(eye.external)
-        return EncoderShape(*store.grid, store.form.width, 0)
-    assert preparation is not None
-    config, size = vision.encoder_config(eye), (preparation.height, preparation.width)
-    try:
-        with torch.device("meta"):
-            encoder = vision.from_config(config, "eager")
-        return vision.probe_shape(encoder, size, eye.layer)
-    except (NotImplementedError, RuntimeError):  # it looks at values, which are not there (Idefics3); all its layers are alike
-        thin = copy.deepcopy(config)
-        thin.num_hidden_layers = 1
-        return vision.probe_shape(vision.from_config(thin, "eager"), size, "last")
 
 
 def _connector(config: ConnectorConfig, shape: ConnectorShape) -> Connector:

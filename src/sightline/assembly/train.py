@@ -317,9 +317,7 @@ class _Run:
             return
         logger.info("stage %s", stage.name)
         for row in stage.table:
-            partly = f", {row.trainable:,} of them" if row.lr and row.trainable != row.parameters else ""
-            how = f"trains at {row.lr:g}{partly}" if row.lr else "frozen"
-            logger.info("  %-10s %13s parameters  %s", row.name, f"{row.parameters:,}", how)
+            logger.info("  %s", row.line())
         tokens, alone = int(corpus.tokens.sum()), sum(int(source.units.alone.sum()) for source in corpus.sources)
         saved = f" ({1 - tokens / alone:.0%} fewer by sharing pictures)" if tokens < alone else ""
         logger.info(

@@ -52,33 +52,57 @@ def list_recipes(
 @recipes_app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A recipe.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.", metavar="[KEY=VALUE]...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Print a recipe as YAML; the output is itself a valid --config.
 
-    Comments at its end say what the connector costs: parameters, operations, visual tokens. For that the configurations of
-    encoder and decoder are read from their folders or from the Hub's cache; nothing is downloaded.
+    Comments at its end say what trains in each stage and what a picture costs: parameters, operations, visual tokens. For that
+    the configurations of encoder and decoder are read from their folders or from the Hub's cache; nothing is downloaded, unless
+    HF_HUB_OFFLINE=0 allows it.
+
+      sightline recipes show tinyvlm model.vision.path=models/siglip model.language.path=models/smollm2
     """
     import json
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    recipe = recipe_by_name(name)
+    base = recipe_by_name(name)
 
     from sightline.assembly.costs import recipe_cost
+    from sightline.assembly.outline import outline
+    from sightline.assembly.settings import resolve
     from sightline.config import to_yaml
 
-    cost, reason = None, ""
-    try:
-        cost = recipe_cost(recipe)
-    except SightlineError as error:
-        reason = f"the cost of connector {recipe.model.connector.kind} is not known here: {error}"
+    recipe = resolve(base, None, settings or [])
+    told = outline(recipe)
+    cost, reason = None, told.unknown
+    if not reason:
+        try:
+            cost = recipe_cost(recipe)
+        except SightlineError as error:
+            reason = str(error)
     if as_json:
         known = {} if cost is None else cost.to_json()
-        emit(json.loads(recipe.model_dump_json()) | {"cost": known | ({"unknown": reason} if reason else {})})
+        stages = [stage.to_json() for stage in told.stages]
+        values = json.loads(recipe.model_dump_json())
+        emit(values | {"cost": known | ({"unknown": reason} if reason else {}), "outline": stages})
         return
     typer.echo(to_yaml(recipe), nl=False)
-    for line in [] if cost is None else cost.lines():
-        typer.echo(f"# {line}")
-    for line in reason.splitlines():
-        typer.echo(f"# {line}")
+    lines = [line for stage in told.stages for line in ("", *stage.lines())]
+    lines += ["", *cost.lines()] if cost is not None else []
+    lines += ["", *_not_known(recipe, reason)] if reason else []
+    for line in lines:
+        typer.echo(f"# {line}".rstrip())
+
+
+def _not_known(recipe: "RunConfig", reason: str) -> list[str]:
+    """What could not be computed, why, and what to do about it."""
+    sources = {"from": recipe.model.from_, "vision": recipe.model.vision, "language": recipe.model.language}
+    named = " ".join(f"model.{part}.path=FOLDER" for part, source in sources.items() if source is not None and source.path)
+    return [
+        "Not known here: the sizes of the parts, the operations and visual tokens of a picture. They follow from configurations",
+        *(f"that could not be read: {line}" if number == 0 else line for number, line in enumerate(reason.splitlines())),
+        f"Read them from the Hub (a few kB): HF_HUB_OFFLINE=0 sightline recipes show {recipe.recipe}",
+        f"Or name local folders: sightline recipes show {recipe.recipe} {named}",
+    ]

@@ -51,12 +51,21 @@ class Group:
 
 @dataclass(frozen=True)
 class PartRow:
-    """A line of the table: a part, its size, and how it trains (`lr` 0: frozen)."""
+    """A line of the table: a part, its size, and how it trains (`lr` 0: frozen; `rank` above 0: by adapters)."""
 
     name: str
     parameters: int
     trainable: int
     lr: float
+    rank: int = 0
+
+    def line(self) -> str:
+        """For people; a part of no known size is named without it."""
+        partly = f", {self.trainable:,} of them" if self.lr and self.trainable != self.parameters else ""
+        adapters = f" by adapters of rank {self.rank}" if self.rank else ""
+        how = f"trains at {self.lr:g}{adapters}{partly}" if self.lr else "frozen"
+        size = f"{self.parameters:>13,} parameters  " if self.parameters else ""
+        return f"{self.name:<10} {size}{how}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def apply(
     groups, table = [], []
     by_name: dict[str, PartRule] = {str(part): rule for part, rule in rules.items()}
     for part, parameters in parts.items():
-        rule = _resolved(by_name.get(part, "frozen"), lr)
+        rule = resolved(by_name.get(part, "frozen"), lr)
         size = sum(parameter.numel() for parameter in parameters.values())
         if rule is not None and rule.lora is not None:
             lora.inject(model.get_submodule(part), rule.lora, part)
@@ -98,8 +107,7 @@ def apply(
         trained = {name: value for name, value in parameters.items() if rule is not None and _trains(rule, name)}
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trained)
-        rate = rule.lr if rule is not None else 0.0
-        table.append(PartRow(part, size, sum(value.numel() for value in trained.values()), rate))
+        table.append(row_of(part, rule, size, sum(value.numel() for value in trained.values())))
         if rule is not None:
             groups.extend(_groups(part, rule, trained, weight_decay, decay_all))
     if not any(group.parameters for group in groups):
@@ -121,7 +129,15 @@ def _trains(rule: PartConfig, parameter: str) -> bool:
     return rule.lora is None or lora.trains_under(rule.lora, parameter)
 
 
-def _resolved(rule: PartRule, lr: float) -> PartConfig | None:
+def row_of(part: str, rule: PartConfig | None, parameters: int = 0, trainable: int = 0) -> PartRow:
+    """The table's line of a part under a rule."""
+    if rule is None:
+        return PartRow(part, parameters, trainable, 0.0)
+    return PartRow(part, parameters, trainable, rule.lr, 0 if rule.lora is None else rule.lora.r)
+
+
+def resolved(rule: PartRule, lr: float) -> PartConfig | None:
+    """A rule in full, at the run's rate `lr` where it names none; None for a frozen part."""
     if rule == "frozen":
         return None
     if rule == "train":
