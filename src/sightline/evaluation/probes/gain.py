@@ -1,0 +1,205 @@
+"""`gain`: how much the picture raises the logit of each supervised token of a text, for own and for foreign pictures.
+
+The gain is the number that CAL weighs tokens by: `z(t_s | image, t_<s) - z(t_s | t_<s)`. Summed up here: percentiles, by which
+a clamp is chosen; the words that owe most and least to the picture; and how well a text's mean gain tells its own picture from
+another record's, which says whether the gain can find texts that do not belong to their pictures.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sightline.reporting.gain_page import GainPanel, GainReport, GainText, gain_page
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+WORDS, LEAST_TIMES = 12, 3  # words of each end, and how often one must occur to be listed
+_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class TextGain:
+    """The gain of one text of a record.
+
+    Attributes:
+        record_id: of the record.
+        text: the conversation's number in the record (a caption).
+        pieces: what each supervised token stands for.
+        gains: gain of each of them; NaN where nothing but the picture precedes the token.
+    """
+
+    record_id: str
+    text: int
+    pieces: tuple[str, ...]
+    gains: tuple[float, ...]
+
+    @property
+    def known(self) -> list[float]:
+        """The gains that there are."""
+        return [gain for gain in self.gains if gain == gain]
+
+    @property
+    def mean(self) -> float:
+        """Mean gain of the text's tokens, the number that it is ranked by; 0 where no token has one."""
+        known = self.known
+        return sum(known) / len(known) if known else 0.0
+
+    @property
+    def said(self) -> str:
+        """The text itself."""
+        return "".join(self.pieces).strip()
+
+    def words(self) -> list[tuple[str, float]]:
+        """Words of the text with the mean gain of their tokens: a token that begins with a space begins a word."""
+        groups: list[tuple[str, list[float]]] = []
+        for piece, gain in zip(self.pieces, self.gains, strict=True):
+            if not groups or piece[:1].isspace() or not _WORD.search(piece) or not _WORD.search(groups[-1][0]):
+                groups.append(("", []))
+            groups[-1] = (groups[-1][0] + piece, groups[-1][1] + ([gain] if gain == gain else []))
+        return [(word.strip().casefold(), sum(own) / len(own)) for word, own in groups if own and _WORD.search(word)]
+
+    def to_json(self) -> dict[str, Any]:
+        tokens = [[piece, round(gain, 4) if gain == gain else None] for piece, gain in zip(self.pieces, self.gains, strict=True)]
+        return {"id": self.record_id, "text": self.text, "mean": self.mean, "tokens": tokens}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A record to be shown: its picture as a file, its own texts, and a text of another record that was asked of this picture."""
+
+    record_id: str
+    image: bytes | None
+    own: tuple[TextGain, ...]
+    foreign: tuple[TextGain, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.record_id,
+            "own": [text.to_json() for text in self.own],
+            "foreign": [text.to_json() for text in self.foreign],
+        }
+
+
+@dataclass(frozen=True)
+class GainFindings:
+    """Gains of the texts of some records.
+
+    Attributes:
+        own: texts with their own pictures.
+        foreign: the same texts with pictures of other records, in the same order as far as these could be opened.
+        shown: records to look at.
+        skipped: records that could not be used, by reason.
+    """
+
+    own: tuple[TextGain, ...]
+    foreign: tuple[TextGain, ...]
+    shown: tuple[Shown, ...]
+    skipped: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        most, least = self.words()
+        return {
+            "what": "gain",
+            "records": len({text.record_id for text in self.own}),
+            "texts": len(self.own),
+            "own": summary(self.own),
+            "foreign": summary(self.foreign),
+            "separation": separation(self.own, self.foreign),
+            "higher_with_own": higher_with_own(self.own, self.foreign),
+            "words": [{"word": word, "gain": gain, "times": times} for word, gain, times in (*most, *least)],
+            "pictures": [shown.to_json() for shown in self.shown],
+            "skipped": dict(self.skipped),
+        }
+
+    def figures(self) -> dict[str, str]:
+        own, foreign = summary(self.own), summary(self.foreign)
+        skipped = ", ".join(f"{reason} {count}" for reason, count in self.skipped.items())
+        return {
+            "texts": f"{len(self.own):,} of {len({text.record_id for text in self.own}):,} records, {own['tokens']:,} tokens",
+            "mean gain of a token": f"{own['mean']:.3f}, with foreign pictures {foreign['mean']:.3f}",
+            "median": f"{own['percentiles']['p50']:.3f}",
+            "90th percentile": f"{own['percentiles']['p90']:.3f} (a clamp for this model: objective.high)",
+            "tokens above 1": f"{own['share_above_1']:.1%}, above 5 {own['share_above_5']:.1%}",
+            "tells own from foreign": f"{separation(self.own, self.foreign):.3f} (area under ROC; 0.5 is chance)",
+            "higher with own picture": f"{higher_with_own(self.own, self.foreign):.1%} of the texts",
+            **({"skipped records": skipped} if skipped else {}),
+        }
+
+    def words(self) -> tuple[list[tuple[str, float, int]], list[tuple[str, float, int]]]:
+        """The most visual words, highest mean gain first, and the least visual ones, lowest first; with how often they occur."""
+        found: dict[str, list[float]] = {}
+        for text in self.own:
+            for word, gain in text.words():
+                found.setdefault(word, []).append(gain)
+        rows = [(word, sum(gains) / len(gains), len(gains)) for word, gains in found.items() if len(gains) >= LEAST_TIMES]
+        rows.sort(key=lambda row: (-row[1], row[0]))
+        size = min(WORDS, len(rows) // 2)
+        return rows[:size], rows[::-1][:size]
+
+    def page(self, title: str) -> str:
+        most, least = self.words()
+        own = summary(self.own)["percentiles"]
+        figures = {
+            "texts": f"{len(self.own):,}",
+            "median gain": f"{own['p50']:.2f}",
+            "90th percentile": f"{own['p90']:.2f}",
+            "tells own from foreign": f"{separation(self.own, self.foreign):.3f}",
+            "higher with own picture": f"{higher_with_own(self.own, self.foreign):.0%}",
+        }
+        panels = [
+            GainPanel(shown.record_id, shown.image, [_told(text) for text in shown.own], [_told(text) for text in shown.foreign])
+            for shown in self.shown
+        ]
+        report = GainReport(
+            title=title,
+            figures=figures,
+            marks={"median": own["p50"], "90 %": own["p90"]},
+            own_gains=[gain for text in self.own for gain in text.known],
+            foreign_gains=[gain for text in self.foreign for gain in text.known],
+            panels=panels,
+            most=most,
+            least=least,
+        )
+        return gain_page(report)
+
+
+def _told(text: TextGain) -> GainText:
+    return GainText(text.pieces, text.gains, text.mean)
+
+
+def summary(texts: Sequence[TextGain]) -> dict[str, Any]:
+    """Number, mean and percentiles of the tokens' gain, and the shares above 1 and 5, the published clamp."""
+    known = np.array([gain for text in texts for gain in text.known])
+    return {
+        "tokens": len(known),
+        "mean": float(known.mean()) if len(known) else 0.0,
+        "percentiles": percentiles(known, PERCENTILES),
+        "share_above_1": float((known > 1).mean()) if len(known) else 0.0,
+        "share_above_5": float((known > 5).mean()) if len(known) else 0.0,
+    }
+
+
+def percentiles(gains: Iterable[float], shares: Sequence[float]) -> dict[str, float]:
+    """Percentiles of the tokens' gain, by which a clamp for a small model is chosen (the paper's 5 is near its 90th)."""
+    known = np.fromiter(gains, dtype=np.float64)
+    return {f"p{share:g}": float(np.percentile(known, share)) if len(known) else 0.0 for share in shares}
+
+
+def separation(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
+    """Chance that a text's mean gain is higher with its own picture than another text's with a foreign one (area under ROC)."""
+    own, foreign = np.array([text.mean for text in true]), np.sort([text.mean for text in noisy])
+    if not len(own) or not len(foreign):
+        return 0.5
+    below, up_to = (np.searchsorted(foreign, own, side=side) for side in ("left", "right"))
+    return float((below + up_to).mean() / (2 * len(foreign)))  # equal means count half
+
+
+def higher_with_own(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
+    """Share of the texts whose mean gain is higher with their own picture than with the foreign one; equal ones count half."""
+    other = {(text.record_id, text.text): text.mean for text in noisy}
+    pairs = [(text.mean, other[key]) for text in true if (key := (text.record_id, text.text)) in other]
+    if not pairs:
+        return 0.5
+    return sum(0.5 * ((own > foreign) + (own >= foreign)) for own, foreign in pairs) / len(pairs)
