@@ -11,6 +11,7 @@ from sightline.assembly import locate
 from sightline.assembly import model as models
 from sightline.assembly.assembled import Assembled
 from sightline.assembly.evaluate import chosen_records, pictures_for
+from sightline.assembly.gain import probe_gain
 from sightline.data.corpus import Pictures
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import RecordError, UsageError
@@ -142,6 +143,11 @@ def words(opened: Opened) -> Findings:
     return probe_words(model.connector, seen, lambda word: word_text(opened.made, word), opened.request.shown, skipped)
 
 
+def gain(opened: Opened) -> Findings:
+    """`gain`: how much the picture raises each token of the texts, for own and for exchanged pictures."""
+    return probe_gain(opened.made, opened.dataset, opened.records, opened.pictures, opened.request.shown, opened.bf16)
+
+
 def noise(opened: Opened) -> Findings:
     """`noise`: how far noise on the features moves the connector's outputs."""
     model = connected(opened.made)
@@ -164,6 +170,7 @@ def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
 
 
 WHAT: dict[str, Callable[[Opened], Findings]] = {
+    "gain": gain,
     "noise": noise,
     "words": words,
 }

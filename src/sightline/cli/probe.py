@@ -16,7 +16,8 @@ def probe(
         str,
         typer.Option(
             help="words: the words that each patch becomes a mixture of (connector align); "
-            "noise: how far noise on the features moves the connector's outputs."
+            "noise: how far noise on the features moves the connector's outputs; "
+            "gain: how much the picture raises each token of the texts, with their own and with exchanged pictures."
         ),
     ],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
@@ -34,6 +35,8 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look into a model.
+
+    sightline probe runs/cal --data flickr8k --what gain --out gain.html
 
     sightline probe runs/align --data flickr8k --what words --out words.html
 

@@ -1,4 +1,4 @@
-"""The page of visual gain: texts with every token coloured by how much the picture raises it, true pictures beside foreign ones."""
+"""The page of visual gain: texts with every token coloured by how much the picture raises it, own pictures beside foreign ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from sightline.reporting import html
 from sightline.reporting.html import Html, Token
 from sightline.reporting.plots import histogram
 
-PICTURE_WIDTH = 200
-HOT = 5.0  # gain at which a token is fully coloured; the paper's upper clamp
+PICTURE_WIDTH = 220
+BINS = 32
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class GainText:
 
 @dataclass(frozen=True)
 class GainPanel:
-    """A picture with its own texts and with one that belongs to another picture."""
+    """A picture with its own texts and with texts that belong to another picture."""
 
     record_id: str
     image: bytes | None
@@ -36,71 +36,101 @@ class GainReport:
 
     Attributes:
         figures: percentiles, separation and the like, by name.
+        marks: gains that are drawn into the histogram of own pictures.
         own_gains, foreign_gains: gains of all tokens, for the histograms.
         panels: pictures with texts.
-        words: mean gain and count of the most and least visual words.
+        most, least: words with mean gain and count, the most visual and the least visual ones.
     """
 
     title: str
     figures: Mapping[str, str]
+    marks: Mapping[str, float]
     own_gains: Sequence[float]
     foreign_gains: Sequence[float]
     panels: Sequence[GainPanel]
-    words: Sequence[tuple[str, float, int]]
+    most: Sequence[tuple[str, float, int]]
+    least: Sequence[tuple[str, float, int]]
 
 
 def gain_page(report: GainReport) -> str:
     """The page as text."""
-    lead = html.paragraph(
-        "Gain is the logit of a token with the picture minus its logit without. Warm tokens are those that the picture raises; "
-        "cold ones it lowers."
+    hot = scale_of(report.own_gains)
+    lead = html.join(
+        [
+            html.paragraph(
+                "Gain is the logit of a token with the picture minus its logit without. Warm tokens are those that the picture "
+                "raises; cold ones it lowers. Rest the pointer on a token for its gain."
+            ),
+            _legend(hot),
+            html.tiles(report.figures),
+        ]
     )
+    edges = _edges(hot)
     sections = [
-        html.Section("Figures", html.tiles(report.figures)),
-        html.Section("All tokens", html.columns(_histogram(report.own_gains, "own"), _histogram(report.foreign_gains, "foreign"))),
-        html.Section("Words", _words(report.words)),
-        html.Section("Texts", html.gallery(_panel(panel) for panel in report.panels)),
+        html.Section("Texts", html.join(_panel(panel, hot) for panel in report.panels)),
+        html.Section(
+            "All tokens",
+            html.columns(
+                _histogram(report.own_gains, edges, "their own picture", report.marks),
+                _histogram(report.foreign_gains, edges, "a foreign picture", {}),
+                narrowest=26,
+            ),
+        ),
+        html.Section("Words", _words(report)),
     ]
     return html.page(report.title, sections, lead)
 
 
-def _histogram(gains: Sequence[float], which: str) -> Html:
-    edges = [float(edge) / 2 for edge in range(-10, 25)]
+def scale_of(gains: Sequence[float]) -> float:
+    """The gain at which a token is fully coloured: the 95th percentile of the sizes, so that one page uses its colours."""
+    sizes = sorted(abs(gain) for gain in gains)
+    return max(sizes[int(0.95 * (len(sizes) - 1))], 0.1) if sizes else 1.0
+
+
+def _legend(hot: float) -> Html:
+    steps = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    return html.tokens(Token(f" {step * hot:+.1f} ", heat=step) for step in steps)
+
+
+def _edges(hot: float) -> list[float]:
+    """Edges from once below to twice above the full colour."""
+    return [hot * (3 * place / BINS - 1) for place in range(BINS + 1)]
+
+
+def _histogram(gains: Sequence[float], edges: Sequence[float], which: str, marks: Mapping[str, float]) -> Html:
     counts = [0] * (len(edges) - 1)
+    width = edges[1] - edges[0]
     for gain in gains:
-        if gain == gain:
-            place = int((min(max(gain, edges[0]), edges[-1] - 1e-9) - edges[0]) * 2)
-            counts[place] += 1
-    return html.figure(
-        histogram(edges, counts, "gain", "tokens"), f"Texts with their {which} picture; the ends hold what lies beyond."
-    )
+        counts[min(max(int((gain - edges[0]) // width), 0), len(counts) - 1)] += 1
+    drawn = histogram(edges, counts, "gain", "tokens", {name: value for name, value in marks.items() if value <= edges[-1]})
+    return html.figure(drawn, f"Texts with {which}; the outermost bars hold what lies beyond.")
 
 
-def _words(words: Sequence[tuple[str, float, int]]) -> Html:
-    half = len(words) // 2
+def _words(report: GainReport) -> Html:
+    if not report.most:
+        return html.paragraph("Too few texts: no word occurs often enough.")
     heads = [html.Column("word"), html.Column("mean gain", "right"), html.Column("times", "right")]
 
     def table(rows: Sequence[tuple[str, float, int]], caption: str) -> Html:
         return html.table(heads, [[word, f"{gain:.2f}", str(count)] for word, gain, count in rows], caption)
 
-    return html.columns(table(words[:half], "most visual"), table(list(reversed(words[half:])), "least visual"))
+    return html.columns(table(report.most, "most visual"), table(report.least, "least visual"))
 
 
-def _panel(panel: GainPanel) -> Html:
-    lines: list[html.Node] = [_text(text, "own") for text in panel.own]
-    lines += [_text(text, "foreign") for text in panel.foreign]
-    shown = html.image(panel.image, panel.record_id, PICTURE_WIDTH) if panel.image is not None else None
-    return html.figure(shown, html.join([*lines, html.element("small", panel.record_id)]))
+def _panel(panel: GainPanel, hot: float) -> Html:
+    shown = None if panel.image is None else html.figure(html.image(panel.image, panel.record_id, PICTURE_WIDTH))
+    lines = [_text(text, "own text", hot) for text in panel.own] + [_text(text, "foreign text", hot) for text in panel.foreign]
+    body = html.element("div", shown, html.element("div", *lines), attributes={"class": "beside"})
+    return html.element("article", html.element("h3", panel.record_id), body, attributes={"class": "card"})
 
 
-def _text(text: GainText, which: str) -> Html:
-    row = [_token(piece, gain) for piece, gain in zip(text.pieces, text.gains, strict=True)]
-    name = html.element("small", f"{which} picture, mean {text.mean:.2f}")
-    return html.element("div", name, html.tokens(row))
+def _text(text: GainText, which: str, hot: float) -> Html:
+    row = [_token(piece, gain, hot) for piece, gain in zip(text.pieces, text.gains, strict=True)]
+    label = html.element("span", which, html.element("br"), f"mean {text.mean:.2f}", attributes={"class": "faint"})
+    return html.element("div", label, html.tokens(row), attributes={"class": "line"})
 
 
-def _token(piece: str, gain: float) -> Token:
+def _token(piece: str, gain: float, hot: float) -> Token:
     known = gain == gain
-    return Token(
-        piece, title=f"gain {gain:.2f}" if known else "nothing but the picture before it", heat=gain / HOT if known else None
-    )
+    told = f"gain {gain:.2f}" if known else "nothing but the picture before it"
+    return Token(piece, title=told, heat=gain / hot if known else None)

@@ -5,6 +5,8 @@ These need no more than the connector and what comes in; `sightline.assembly.pro
 
 from sightline.evaluation.probes.base import Findings as Findings
 from sightline.evaluation.probes.base import Seen as Seen
+from sightline.evaluation.probes.gain import GainFindings as GainFindings
+from sightline.evaluation.probes.gain import TextGain as TextGain
 from sightline.evaluation.probes.noise import NoiseFindings as NoiseFindings
 from sightline.evaluation.probes.noise import add_noise as add_noise
 from sightline.evaluation.probes.noise import probe_noise as probe_noise
