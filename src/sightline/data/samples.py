@@ -85,10 +85,15 @@ class RowBuilder:
         image_id = tokenizer.convert_tokens_to_ids(IMAGE)
         known = isinstance(image_id, int) and image_id != tokenizer.unk_token_id
         self.image_id = image_id if known and isinstance(image_id, int) else -1  # a text model's tokenizer has none
-        self.special_ids = frozenset(tokenizer.all_special_ids)
+        # Headers and ends of turns often stand in no named list (Llama 3, Qwen): what was added as special counts as well.
+        added = {index: str(token.content) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset([*tokenizer.all_special_ids, *added])
+        # An unknown word is none of them, unless (GPT-2) the tokenizer knows every word and the name is there in name only.
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        self._control_ids = np.array(sorted(self.special_ids - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_id = 0 if pad is None else int(pad)
-        self._special_texts = tuple(str(token) for token in tokenizer.all_special_tokens)
+        self._special = added | dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
         self._prompt_ids = lru_cache(maxsize=4096)(self._tokenise)
 
     # Conversations ------------------------------------------------------------------------------------------------------
@@ -134,7 +139,7 @@ class RowBuilder:
         text = self.template.render(messages, prompt=True)
         if text.count(IMAGE) != len(layouts):
             raise RecordError("placeholder_count", f"{len(layouts)} images, {text.count(IMAGE)} places in the prompt")
-        ids = np.asarray(self._tokenise(_fill(text, layouts)), dtype=np.int64)
+        ids, _ = self._encode(_fill(text, layouts))
         ids, _, slots = self._expand(ids, np.zeros(len(ids), bool), layouts)
         return Row(ids, (), slots)
 
@@ -155,9 +160,7 @@ class RowBuilder:
         if len(layouts) != rendered.text.count(IMAGE):
             raise RecordError("placeholder_count", f"{len(layouts)} images, {rendered.text.count(IMAGE)} places for them")
         text, turns = _filled(rendered, layouts)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        ids, offsets = self._encode(text)
         turn_of = self._turn_of_token(ids, offsets, turns)
         if verify:
             self._verify(text, ids, offsets, turns)
@@ -200,21 +203,36 @@ class RowBuilder:
     def _tokenise(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
+    def _encode(self, text: str) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, "T 2"]]:
+        """Ids and offsets of a whole text.
+
+        Raises:
+            RecordError: `special_token_in_text`, where a tokenizer's normal form makes a special token of what looks like one.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        for place in np.flatnonzero(np.isin(ids, self._control_ids)).tolist():
+            begin, end = offsets[place].tolist()
+            if self._special[int(ids[place])] not in text[begin:end]:
+                raise RecordError("special_token_in_text", f"{text[begin:end]!r} is a special token in its normal form")
+        return ids, offsets
+
     def _check_text(self, messages: Sequence[Message]) -> None:
         for message in messages:
             for part in message.content:
                 if part.text and IMAGE in part.text:
                     raise RecordError("placeholder_in_text", f"a text holds {IMAGE!r}, which stands for a picture")
-                if part.text and any(token in part.text for token in self._special_texts):
-                    found = next(token for token in self._special_texts if token in part.text)
-                    raise RecordError("special_token_in_text", f"a text holds {found!r}, which is a special token")
+                found = [token for token in self._special.values() if token in part.text] if part.text else []
+                if found:
+                    raise RecordError("special_token_in_text", f"a text holds {max(found)!r}, which is a special token")
 
     def _turn_of_token(
         self, ids: Int[np.ndarray, " T"], offsets: Int[np.ndarray, "T 2"], turns: Sequence[Turn]
     ) -> Int[np.ndarray, " T"]:
         """For each token the index of the assistant turn that supervises it, -1 for none."""
         turn_of = np.full(len(ids), -1, dtype=np.int64)
-        special = np.isin(ids, list(self.special_ids))
+        special = np.isin(ids, self._control_ids)
         for turn in turns:
             begin = turn.header if self.rules.supervise == "with_header" else turn.start
             inside = np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= turn.end) & (offsets[:, 1] > offsets[:, 0]))
