@@ -204,11 +204,11 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
         note = storage.read_json(folder / STATE)
         if note["state"] != "done" or note["weights_sha256"] != weights_of(folder):
             return False
-        if note["asked"] != json.loads(json.dumps(_keys(run))):
+        if any(note["asked"].get(key) != value for key, value in json.loads(json.dumps(_keys(run))).items()):
             return False
         storage.verify_dir(checkpoint.path_of(folder, checkpoint.steps(folder)[-1]))
         return all((folder / "eval" / asked.key / name).exists() for asked in run.asked for name in (ITEMS, SCORES))
-    except (StorageError, KeyError, TypeError):
+    except (StorageError, KeyError, TypeError, AttributeError):
         return False
 
 
