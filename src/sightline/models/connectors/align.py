@@ -78,7 +78,7 @@ class Align(nn.Module, AdoptsHead, MixesWords, Tells):
         words_VD = words() if self.config.live else words().detach()
         mix = vocabulary_attention if self.config.compute == "fused" else vocabulary_attention_reference
         mixed = mix(query_NKD.flatten(0, 1), self.w2.weight, words_VD, self._outer(), self._mask())
-        return mixed.view(*query_NKD.shape[:2], -1)
+        return mixed.unflatten(0, query_NKD.shape[:2])
 
     def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
         """Makes W2 a copy of the head's rows of the decoder's own words.

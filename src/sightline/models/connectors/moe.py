@@ -64,7 +64,7 @@ class MoE(nn.Module, Balances, Tells):
         p_TX = torch.softmax(logits_TX, 1)
         gates, chosen = p_TX.topk(self.config.top, 1)
         gates = gates / gates.sum(1, keepdim=True)
-        if self.training and not tokens_TF.is_meta:
+        if self.training and len(tokens_TF) and not tokens_TF.is_meta:
             self._note(logits_TX, p_TX, chosen[:, 0])
         gate_TX = torch.zeros_like(p_TX).scatter(1, chosen, gates)
         parts = []
@@ -75,7 +75,7 @@ class MoE(nn.Module, Balances, Tells):
         mixed = parts[0][1].new_zeros(len(tokens_TF), parts[0][1].shape[1])
         for rows, out in parts:
             mixed = mixed.index_add(0, rows, out)
-        return mixed.view(*features_NKF.shape[:2], -1)
+        return mixed.unflatten(0, features_NKF.shape[:2])
 
     def _rows(self, chosen: Tensor, number: int) -> Tensor:
         """Tokens of an expert; on the meta device, where nothing is chosen, as many as when all are used alike."""

@@ -50,4 +50,4 @@ class VET(nn.Module):
         norm = OuterNorm(self.gain, self.shift) if self.config.norm else None
         mix = vocabulary_attention if self.config.compute == "fused" else vocabulary_attention_reference
         mixed = mix(features_NKF.flatten(0, 1), self.w.weight, self.table.weight, norm)
-        return mixed.view(*features_NKF.shape[:2], -1)
+        return mixed.unflatten(0, features_NKF.shape[:2])
