@@ -53,10 +53,14 @@ def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence
 
 
 def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
-    """Removes from `data` what a key at `path` stands instead of."""
+    """Removes from `data` what a key at `path` stands instead of; a list is entered by index or by an item's `name`."""
     node: Any = data
     for key in path[:-1]:
-        node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, list):
+            named = (item for at, item in enumerate(node) if isinstance(item, dict) and key in (at, str(at), item.get("name")))
+            node = next(named, None)
+        else:
+            node = node.get(key) if isinstance(node, dict) else None
     if isinstance(node, dict) and isinstance(path[-1], str):
         others: Sequence[str] = (EITHER.get(path[-1], ""),)
         if path[-1] in ORIGINS and path[0] == "model":
