@@ -4,17 +4,22 @@ import base64
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import datasets
+import httpcore
 import pytest
 import webdataset
 
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
+from sightline.data.download import gate
+from sightline.data.download.addresses import Address
 from sightline.data.sources import FORMATS
+from tests.data.download.server import serving
 from tests.data.pictures import picture, put
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -175,6 +180,13 @@ def captions(here: Path) -> None:
     parquet(here / "refcocog/data/val-00000-of-00001.parquet", [row])
 
 
+def urls(here: Path) -> None:
+    """The server and the open gate are those of the fixture `web`."""
+    rows = [{"image_url": f"{WEB_URL}/ok/{n}", "caption": f"caption {n}", "transcripts": ["t"]} for n in range(4)]
+    parquet(here / "pixmo-cap/data/train-00000-of-00001.parquet", rows)
+    put(here / "list.tsv", "link\talt\n" + "".join(f"{WEB_URL}/ok/{n}\tcaption {n}\n" for n in range(9)))
+
+
 def nothing(here: Path) -> None:
     """Scenes need no files."""
 
@@ -193,15 +205,42 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "formats/questions": questions,
     "formats/records": records,
     "formats/scenes": nothing,
+    "formats/urls": urls,
     "formats/webdataset": wds,
 }
+WEB_URL = "http://pictures.test"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server on this host that is found under a public name; only its address and port are let through for it."""
+    with serving() as server:
+        find = gate.Gate.addresses
+
+        async def addresses(self: gate.Gate, host: str, port: int) -> list[Address]:
+            return [ip_address("127.0.0.1")] if host == "pictures.test" else await find(self, host, port)
+
+        connect = gate.httpcore.AnyIOBackend.connect_tcp
+
+        async def connect_tcp(self: httpcore.AnyIOBackend, host: str, port: int, *rest: Any) -> httpcore.AsyncNetworkStream:
+            return await connect(self, host, server.port if port == 80 else port, *rest)
+
+        monkeypatch.setattr(gate.Gate, "addresses", addresses)
+        monkeypatch.setattr(gate.httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+        yield
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", PAGES)
 def test_every_command_on_a_page_works_on_files_as_the_page_draws_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+    name: str,
 ) -> None:
+    if name == "formats/urls":
+        request.getfixturevalue("web")
     PAGES[name](tmp_path)
     monkeypatch.chdir(tmp_path)
     commands = page_commands(name)
@@ -235,15 +274,15 @@ def test_every_reason_for_a_skip_is_in_the_table() -> None:
     """Gathered from the code, so that none is forgotten."""
     told = set(re.findall(r"`([a-z_]+)`", (DOCS / "data.md").read_text("utf-8").partition("## Reasons for a skip")[2]))
     files = [SOURCES / "types.py", SOURCES / "data/images.py", SOURCES / "data/landing.py", SOURCES / "data/prepare.py"]
-    files += [SOURCES / "runtime/workers.py", *(SOURCES / "data/sources").glob("*.py")]
+    files += [SOURCES / "runtime/workers.py", *(SOURCES / "data/sources").glob("*.py"), *(SOURCES / "data/download").glob("*.py")]
     for file in files:
         text = file.read_text("utf-8")
-        reasons = set(re.findall(r'RecordError\(\s*"([a-z_]+)"|TaskFailure\(\s*"([a-z_]+)"', text))
+        reasons = set(re.findall(r'(?:RecordError|_Passing|refused)\(\s*"([a-z_]+)"|TaskFailure\(\s*"([a-z_]+)"', text))
         missing = {reason for pair in reasons for reason in pair if reason} - told
         assert not missing, f"{file.name}: {missing}"
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
-    for page in [DOCS / "data.md", *(DOCS / "formats").glob("*.md")]:
+    for page in [DOCS / "data.md", DOCS / "downloads.md", *(DOCS / "formats").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -40,10 +40,16 @@ def prepare(
     novel: Annotated[bool, typer.Option(help="scenes: keep four pairs of color and shape for a split of that name.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,
     shards: Annotated[str | None, typer.Option(help="Write tar shards of this size, e.g. 500M, not image files.")] = None,
+    connections: Annotated[int, typer.Option(help="urls: requests at a time.", min=1, max=1024)] = 64,
+    per_host: Annotated[int, typer.Option(help="urls: requests at a time to one host.", min=1)] = 4,
+    tries: Annotated[int, typer.Option(help="urls: requests for one URL where the trouble may pass.", min=1)] = 4,
+    url_seconds: Annotated[float, typer.Option(help="urls: time for one request and its redirects.")] = 30.0,
+    allow_network: Annotated[list[str] | None, typer.Option(help="urls: CIDR of a private network to reach.")] = None,
     licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the data, for dataset.json.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
+    from sightline.data.download import DownloadOptions, parse_networks
     from sightline.data.prepare import PrepareOptions
     from sightline.data.prepare import prepare as run
     from sightline.data.shards import parse_size
@@ -73,6 +79,7 @@ def prepare(
         max_skipped=max_skipped,
         shards=None if shards is None else parse_size(shards),
         licence=licence,
+        download=DownloadOptions(connections, per_host, tries, url_seconds, allowed=parse_networks(allow_network or ())),
     )
     summary = run(Path(source), format_name, options)
     result = {name: summary[name] for name in ("input", "ok", "skipped", "splits", "images", "ignored", "notes", "fingerprint")}

@@ -20,6 +20,7 @@ from sightline.types import Record
 
 SCHEMA = 1
 DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED = "dataset.json", "records.jsonl", "index.npy", "images.npy", "skipped.jsonl"
+DOWNLOADS = "downloads.jsonl"  # what became of each URL, where images were downloaded
 UNFINISHED = ".preparing"
 MAX_OPEN_FILES = 256
 

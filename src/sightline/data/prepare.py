@@ -6,6 +6,7 @@ and becomes OUT by a rename at the end: OUT is complete or not there. A prepare 
 command is given again: images that were stored are not decoded a second time.
 """
 
+import contextlib
 import difflib
 import heapq
 import re
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from sightline.data.budget import Budget
-from sightline.data.dataset import DATASET, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
+from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.dataset_writer import Written, dump_line, file_entry, write_records
+from sightline.data.download import DownloadOptions
 from sightline.data.landing import ImageStore, Slot, Slots, check_images, image_key
 from sightline.data.shards import remove_unsharded, write_shards
 from sightline.data.sources import FORMATS, Item, Located, Skip, SourceOptions, Tally
@@ -29,6 +31,7 @@ from sightline.data.unseen import named_record
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import faults
 from sightline.runtime.logs import Bar, progress
+from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
 from sightline.runtime.storage import Lock, atomic_file, publish_dir, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
@@ -39,6 +42,7 @@ BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
 MAX_WAITING = 64  # records after which a task is sent, were it empty, to keep the stream moving
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")  # it becomes part of a folder's name
 CHECKED = "checked.jsonl"
+FETCHED = "fetched"  # folder of downloaded files, until they are images of the dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class PrepareOptions:
         shards: bytes of a tar shard; None writes image files.
         licence: of the data; empty takes what is known of the format.
         image_seconds, image_memory: limits of a child on one image.
+        download: limits of downloads, for a source whose images are URLs.
     """
 
     out: Path
@@ -67,6 +72,7 @@ class PrepareOptions:
     licence: str = ""
     image_seconds: float = 60.0
     image_memory: int = 2 << 30
+    download: DownloadOptions = field(default_factory=DownloadOptions)
 
 
 def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
             try:
                 summary = _Preparation(path, format_name, chosen, options, work, stopped).run()
             except BaseException:
-                if not any(work.glob("dataset/images/*/*")):
+                if not any(work.glob("dataset/images/*/*")) and not any(work.glob(f"{FETCHED}/*/*")):
                     shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
                 raise
             shutil.rmtree(work, ignore_errors=True)
@@ -109,6 +115,8 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
     if (str(path) == "-") != (chosen.takes == "-"):
         want = "makes its own data: give - as its source" if chosen.takes == "-" else "needs a file or folder, not -"
         raise UsageError(f"Format {name!r} {want}.")
+    if chosen.is_remote:
+        require("httpx", "data", f"Format {name}")
     if chosen.takes == "path" and not path.exists():
         raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
     chosen.check_mapping(options.source.mapping, name)
@@ -170,6 +178,7 @@ class _Preparation:
 
     def _summary(self, written: Written, num_images: int, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
         files = (RECORDS, INDEX, SKIPPED) if shards is None else (INDEX, IMAGE_INDEX, SKIPPED)
+        files += (DOWNLOADS,) if self._is_fetched else ()
         return {
             "schema": SCHEMA,
             "format": self.name,
@@ -193,10 +202,11 @@ class _Preparation:
     def _check_all(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes]) -> None:
         options = self.options
         with (
+            self._entries() as entries,
             GuardedPool(check_images, options.workers, options.image_seconds, options.image_memory) as pool,
             progress("preparing", None) as bar,
         ):
-            for outcome in pool.map(self._tasks(store)):
+            for outcome in pool.map(self._tasks(store, entries)):
                 faults.hit("prepare.checked")
                 batch = self._sent.popleft()
                 if isinstance(outcome, TaskFailure):  # one of them broke the child: find out which
@@ -213,7 +223,27 @@ class _Preparation:
         if signal := self.stopped():
             raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
 
-    def _entries(self) -> Iterator[Item | Skip]:
+    @property
+    def _is_fetched(self) -> bool:
+        """Whether images come from the network."""
+        source = self.options.source
+        return self.format.is_remote and not source.text_only and not source.without_images
+
+    @contextlib.contextmanager
+    def _entries(self) -> Iterator[Iterator[Item | Skip]]:
+        """The source with its images at hand."""
+        if not self._is_fetched:
+            yield self._drawn()
+            return
+        from sightline.data.download.stream import Downloads
+
+        with (
+            atomic_file(self.folder / DOWNLOADS, "wb") as log,
+            Downloads(self.work / FETCHED, self.options.download, self._poll, log) as downloads,
+        ):
+            yield downloads.bring(self._drawn())
+
+    def _drawn(self) -> Iterator[Item | Skip]:
         """The source, or a random part of it that the seed decides."""
         source = self.options.source
         if self.options.sample is None:
@@ -225,11 +255,11 @@ class _Preparation:
         entries = enumerate(self.format.read(self.path, source, self.tally))
         return (entry for place, entry in entries if place in drawn)
 
-    def _tasks(self, store: ImageStore) -> Iterator[tuple[Path | bytes, ...]]:
+    def _tasks(self, store: ImageStore, entries: Iterator[Item | Skip]) -> Iterator[tuple[Path | bytes, ...]]:
         """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
         batch: list[tuple[Slot, Path | bytes]] = []
         idle = 0
-        for entry in self._entries():
+        for entry in entries:
             waiting = entry if isinstance(entry, Skip) else self._begun(entry)
             self._queue.append(waiting)
             idle += 1
@@ -328,6 +358,8 @@ def _told(options: PrepareOptions) -> dict[str, Any]:
     told |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
     if options.sample is not None:
         told["sample"] = options.sample
+    if options.download.allowed:
+        told["allow_networks"] = [str(network) for network in options.download.allowed]
     return told
 
 

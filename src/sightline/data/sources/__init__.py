@@ -1,6 +1,6 @@
 """Source formats, one reader per file. `data prepare --format NAME` looks the name up here."""
 
-from sightline.data.sources import coco, csv_table, flickr8k, hub, imagefolder, llava, records, scenes, webdataset
+from sightline.data.sources import coco, csv_table, flickr8k, hub, imagefolder, llava, records, scenes, urls, webdataset
 from sightline.data.sources.base import Format as Format
 from sightline.data.sources.base import Item as Item
 from sightline.data.sources.base import Located as Located
@@ -35,5 +35,6 @@ FORMATS: dict[str, Format] = {
     "sroie": _table("sroie", "MIT"),
     "textcaps": _table("textcaps", "CC BY 4.0"),
     "textvqa": _table("textvqa", "CC BY 4.0"),
+    "urls": Format(urls.read, tuple(sorted(urls.KEYS)), "each picture has its own", is_remote=True),
     "webdataset": Format(webdataset.read, tuple(webdataset.KEYS)),
 }

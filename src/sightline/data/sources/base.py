@@ -109,12 +109,14 @@ class Format:
         fields: our fields that `--map` may point at another key.
         licence: what is known of the licence of the published set.
         takes: a path that exists, a name (or path) that the reader looks up itself, or `-` for a generator.
+        is_remote: images are URLs.
     """
 
     read: Reader
     fields: tuple[str, ...] = ("id",)
     licence: str = ""
     takes: Literal["path", "name", "-"] = "path"
+    is_remote: bool = False
 
     def check_mapping(self, mapping: Mapping[str, str], name: str) -> None:
         """Refuses `--map` of a field that this format does not have.

@@ -26,7 +26,7 @@ KEYS = {
     "split": "split",
 }
 MAX_ROW_LINES = 1000
-_IMAGE = re.compile(r"[A-Za-z0-9+/]{64,}={0,2}\Z|.+\.(jpe?g|png|webp|gif|bmp|tiff?)\Z", re.IGNORECASE)
+_IMAGE = re.compile(r"[A-Za-z0-9+/]{64,}={0,2}\Z|.+\.(jpe?g|png|webp|gif|bmp|tiff?)\Z|https?://\S+\Z", re.IGNORECASE)
 
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
@@ -47,13 +47,13 @@ class CsvRows:
 
     Args:
         path: the file; `.tsv` means tabs.
-        image: name of the column that tells a row from the inside of a text.
+        image: name of the column that tells a row from the inside of a text, or names of which the first that is there does.
 
     Raises:
         DataError: the header is missing, broken, or names a column twice.
     """
 
-    def __init__(self, path: Path, image: str) -> None:
+    def __init__(self, path: Path, image: str | tuple[str, ...]) -> None:
         csv.field_size_limit(MAX_LINE)
         self.path = path
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -65,7 +65,8 @@ class CsvRows:
         if fault is not None or len(set(header)) < len(header):
             raise DataError(f"{path}:1: the header cannot be read: {fault or 'a column is named twice'}.")
         self.header = [name.strip() for name in header]
-        self._image = self.header.index(image) if image in self.header else -1
+        names = (image,) if isinstance(image, str) else image
+        self._image = next((self.header.index(name) for name in names if name in self.header), -1)
 
     def __iter__(self) -> Iterator[Numbered]:
         number = 0

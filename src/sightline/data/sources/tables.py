@@ -224,7 +224,7 @@ def table_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally)
     if suffix == ".parquet":
         return parquet_rows(file, preset, options, tally)
     if suffix in (".csv", ".tsv"):
-        rows = CsvRows(file, all_keys({**preset.keys, **options.mapping}["image"])[0])
+        rows = CsvRows(file, all_keys({**preset.keys, **options.mapping}["image"]))
         require_columns(rows.header, preset.keys, options, f"{file}:1")
         return iter(rows)
     return json_rows(file, preset.member)

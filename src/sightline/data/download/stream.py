@@ -1,0 +1,164 @@
+"""Records whose images are URLs in, the same records with files in place of the URLs out, in the same order.
+
+An event loop in a thread of its own fetches ahead; the reader waits for the oldest record, and while it waits it looks for
+signals. Each URL is fetched once, however many records name it. `downloads.jsonl` says what became of each URL, record by record;
+it depends on the answers of the servers alone, not on time, tries or the number of connections.
+"""
+
+import asyncio
+import concurrent.futures
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Self
+
+from sightline.data.dataset_writer import dump_line
+from sightline.data.download.cache import Cache
+from sightline.data.download.fetch import Fetcher, Got
+from sightline.data.download.gate import Gate, LookUp, look_up, parse_url
+from sightline.data.download.options import MAX_URL, DownloadOptions
+from sightline.data.sources.base import ImageRef, Item, Located, Skip
+from sightline.data.sources.roots import Folder
+from sightline.data.sources.web import Web
+from sightline.errors import RecordError
+from sightline.runtime import faults
+
+AHEAD = 8192  # records that wait for their images at a time
+POLL_SECONDS = 0.2
+CLOSE_SECONDS = 10.0
+_USER = re.compile(r"//[^/?#@\\]*(@|\\@)")
+
+Answer = concurrent.futures.Future[Got]
+
+
+class Downloads:
+    """Fetches the images of records. A context.
+
+    Args:
+        folder: where files and journal are kept between tries.
+        options: limits.
+        poll: called while waiting; raises when the work must stop.
+        log: takes the lines of `downloads.jsonl`.
+        look_up: finds the addresses of a host.
+    """
+
+    def __init__(
+        self, folder: Path, options: DownloadOptions, poll: Callable[[], None], log: IO[bytes], look_up: LookUp = look_up
+    ) -> None:
+        self._poll, self._log = poll, log
+        self._cache = Cache(folder)
+        self._files = Folder(folder)
+        self._options, self._look_up = options, look_up
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
+        self._fetcher: Fetcher | None = None
+        self._flying: dict[str, asyncio.Task[Got]] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(CLOSE_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(CLOSE_SECONDS)
+        self._loop.close()
+        self._cache.close()
+
+    def bring(self, entries: Iterator[Item | Skip]) -> Iterator[Item | Skip]:
+        """Each entry with its images fetched, or a Skip with the reason why one of them could not be.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        waiting: deque[tuple[Item | Skip, list[Answer]]] = deque()
+        for entry in entries:
+            waiting.append((entry, self._ask(entry)))
+            while waiting and (len(waiting) > AHEAD or all(answer.done() for answer in waiting[0][1])):
+                yield self._landed(*waiting.popleft())
+        while waiting:
+            yield self._landed(*waiting.popleft())
+
+    def _ask(self, entry: Item | Skip) -> list[Answer]:
+        if isinstance(entry, Skip):
+            return []
+        urls = [ref.name for ref in entry.images if isinstance(ref, Located) and isinstance(ref.root, Web)]
+        return [asyncio.run_coroutine_threadsafe(self._get(url), self._loop) for url in urls]
+
+    def _landed(self, entry: Item | Skip, answers: list[Answer]) -> Item | Skip:
+        if isinstance(entry, Skip):
+            return entry
+        found = iter([self._waited_for(answer) for answer in answers])
+        images: list[ImageRef] = []
+        fault: Got | None = None
+        for ref in entry.images:
+            if not isinstance(ref, Located) or not isinstance(ref.root, Web):
+                images.append(ref)
+                continue
+            got = next(found)
+            self._log.write(dump_line(_told(entry, ref.name, got)))
+            if not got.reason:
+                images.append(Located(self._files, self._cache.name(ref.name.strip())))
+            else:
+                fault = fault or got
+        faults.hit("download.landed")
+        if fault is not None:
+            return Skip(entry.where, entry.record.id, fault.reason, fault.detail)
+        return replace(entry, images=tuple(images))
+
+    def _waited_for(self, answer: Answer) -> Got:
+        while True:
+            self._poll()
+            try:
+                return answer.result(POLL_SECONDS)
+            except TimeoutError:
+                if answer.done():
+                    raise
+
+    # In the loop ------------------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        self._fetcher = Fetcher(self._options, Gate(self._options, self._look_up))
+
+    async def _close(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert self._fetcher is not None
+        await self._fetcher.close()
+        await self._loop.shutdown_asyncgens()
+
+    async def _get(self, text: str) -> Got:
+        try:
+            parse_url(text)
+        except RecordError as error:
+            return Got(reason=error.reason, detail=error.message)
+        url = text.strip()
+        task = self._flying.get(url)
+        if task is None:
+            task = self._flying[url] = asyncio.create_task(self._fetched(url))
+            task.add_done_callback(lambda _: self._flying.pop(url, None))
+        return await asyncio.shield(task)
+
+    async def _fetched(self, url: str) -> Got:
+        got = self._cache.find(url)
+        if got is None:
+            assert self._fetcher is not None
+            part = self._cache.part()
+            got = await self._fetcher.fetch(url, part)
+            self._cache.add(url, got, part)
+            faults.hit("download.fetched")
+        return got
+
+
+def _told(entry: Item, url: str, got: Got) -> dict[str, str | int]:
+    """A line of `downloads.jsonl`; a password that stands in a URL does not get there."""
+    shown = _USER.sub("//***@", url[:MAX_URL])
+    texts = {"id": entry.record.id, "where": entry.where, "url": shown, "outcome": got.reason or "ok", "detail": got.detail}
+    clean = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
+    return {**clean, "bytes": got.size, "sha256": got.sha256}
