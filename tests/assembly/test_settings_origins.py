@@ -3,6 +3,7 @@
 import pytest
 
 from sightline.assembly.settings import resolve
+from sightline.errors import ConfigError
 from sightline.models.language import TokenizerConfig
 from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
 
@@ -20,3 +21,8 @@ def test_a_tokenizer_that_is_named_too_stays(first: bool) -> None:
     language = resolve(flickr8k_mobilenet_v2(), None, named if first else named[::-1]).model.language
     assert language is not None
     assert (language.path, language.tokenizer) == ("runs/caption_lm", "other")
+
+
+def test_a_decoder_that_exists_is_not_given_a_new_tokenizer() -> None:
+    with pytest.raises(ConfigError, match="does not know the words of a new tokenizer"):
+        resolve(flickr8k_mobilenet_v2(), None, ["model.language.path=runs/caption_lm", "model.language.tokenizer={vocabulary: 512}"])

@@ -48,6 +48,8 @@ class LanguageConfig(Config):
             raise ValueError("give either 'path' or 'config'")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("a decoder from 'config' needs a 'tokenizer'")
+        if self.path is not None and isinstance(self.tokenizer, TokenizerConfig):
+            raise ValueError("a decoder from 'path' does not know the words of a new tokenizer; leave 'tokenizer' out")
         return self
 
 
