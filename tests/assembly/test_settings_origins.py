@@ -25,4 +25,4 @@ def test_a_tokenizer_that_is_named_too_stays(first: bool) -> None:
 
 def test_a_decoder_that_exists_is_not_given_a_new_tokenizer() -> None:
     with pytest.raises(ConfigError, match="does not know the words of a new tokenizer"):
-        resolve(flickr8k_mobilenet_v2(), None, ["model.language.path=runs/caption_lm", "model.language.tokenizer={vocabulary: 512}"])
+        resolve(flickr8k_mobilenet_v2(), None, ["model.language.path=runs/lm", "model.language.tokenizer={vocabulary: 512}"])
