@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import StorageError
+from sightline.errors import SightlineError, StorageError
 from sightline.metrics.statistics import Difference, Interval
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, Line, bar_chart, line_chart, standalone
 from sightline.reporting.scales import Axis
 from sightline.runtime import storage
+from sightline.runtime.logs import logger
 from sightline.studies.comparison import Items, Scored, common_records, difference, interval_json, lost, scored
 from sightline.studies.spec import EvaluationConfig, Sweep, Value, cell_name
 from sightline.studies.sweep import ITEMS, STATE, folder_of
 
 REPORT, JSON = "report.md", "report.json"
 Place = tuple[str, str]  # arm, cell
-BAR = 88  # pixels of a category
+BAR = 110  # pixels of a category
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,30 @@ def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
         storage.write_text(out / name, standalone(chart))
     done = [name for name, state in states.items() if state.get("state") == "done"]
     facts: dict[str, Any] = {"title": sweep.config.title, "planned": len(sweep.runs), "done": len(done), "failed": failed}
+    facts["connectors"] = connectors_of(sweep)
     facts["missing"] = [name for name in states if name not in done and name not in failed]
     storage.write_json(out / JSON, facts | {"tables": [table.to_json() for table in tables]})
     storage.write_text(out / REPORT, "\n".join(_markdown(sweep, tables, list(charts), facts)) + "\n")
     return {"report": str(out / REPORT), "done": len(done), "planned": len(sweep.runs), "failed": len(failed)}
+
+
+def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Parameters and visual tokens of each arm's connector, where the arms differ in it and encoder and decoder are at hand."""
+    configs = {run.arm: run.config for run in reversed(sweep.runs)}
+    if len({config.model.connector.model_dump_json() for config in configs.values()}) == 1:
+        return {}
+    from sightline.assembly.costs import recipe_cost
+
+    out = {}
+    for arm, config in configs.items():
+        try:
+            cost = recipe_cost(config)
+        except SightlineError as error:
+            logger.info("the size of %s is not known here: %s", arm, error)
+            continue
+        if cost is not None:
+            out[arm] = cost.connector.to_json()
+    return out
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------------------
@@ -185,12 +206,13 @@ def _row_json(row: Row) -> dict[str, Any]:
 def charts_of(table: Table) -> list[tuple[str, Html]]:
     """Bars of all arms beside their controls; lines over each varied number and over the size of feature noise."""
     out = []
-    plain = [row for row in table.rows if not row.cell] or list(table.rows)
+    plain = _alike_rows(table)
     controls = [kind for kind in table.columns if kind in ("blind", "shuffled")]
     series = [_bars("with the picture" if controls else "", [row.plain for row in plain])]
     series += [_bars(kind, [row.others.get(kind) for row in plain]) for kind in controls]
     width = max(640, 60 + BAR * len(plain))
-    out.append(("", bar_chart([row.name for row in plain], series, Axis(table.metric), table.evaluation, width)))
+    title = f"{table.evaluation} {cell_name(plain[0].cell)}".strip()
+    out.append(("", bar_chart([row.arm for row in plain], series, Axis(table.metric), title, width)))
     for key in dict.fromkeys(key for row in table.rows for key in row.cell):
         lines = _lines_over(table, key)
         if lines:
@@ -199,6 +221,14 @@ def charts_of(table: Table) -> list[tuple[str, Html]]:
     if noise:
         out.append(("-feature_noise", line_chart(noise, Axis("noise on the features"), Axis(table.metric), table.evaluation)))
     return out
+
+
+def _alike_rows(table: Table) -> list[Row]:
+    """The rows of one cell: that without varied settings, else the one with most arms."""
+    cells: dict[str, list[Row]] = {}
+    for row in table.rows:
+        cells.setdefault(cell_name(row.cell), []).append(row)
+    return cells.get("") or max(cells.values(), key=len)
 
 
 def _bars(name: str, found: Sequence[Scored | None]) -> Bars:
@@ -244,20 +274,24 @@ def _markdown(sweep: Sweep, tables: Sequence[Table], charts: Sequence[str], fact
             f"{table.records} records of {table.pictures} pictures. Mean over seeds with a 95 % interval (bootstrap over "
             "pictures); lowest and highest seed; difference from the baseline on the same records and seeds."
         ]
-        lines += ["", *_table(table, sweep.config.compare.baseline)]
+        lines += ["", *_table(table, sweep.config.compare.baseline, facts["connectors"])]
         if table.losses:
             lines += ["", *_loss_table(table, sweep)]
         lines += [line for name in charts if name.startswith(f"{table.evaluation}-{table.metric}") for line in ("", f"![]({name})")]
     return lines
 
 
-def _table(table: Table, baseline: str | None) -> list[str]:
+def _table(table: Table, baseline: str | None, connectors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     minus = [f"minus {baseline} [95 %]", "p"] if baseline is not None else []
-    heads = ["arm", "seeds", f"{table.metric} [95 %]", "seeds from .. to", *minus, *table.columns]
+    sizes = ["parameters", "tokens"] if connectors else []
+    heads = ["arm", *sizes, "seeds", f"{table.metric} [95 %]", "seeds from .. to", *minus, *table.columns]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in table.rows:
         per_seed = row.plain.per_seed.values()
-        cells = [row.name, str(len(row.plain.seeds)), _told(row.plain.interval()), f"{min(per_seed):.3f} .. {max(per_seed):.3f}"]
+        size = connectors.get(row.arm)
+        told = ["", ""] if size is None else [f"{size['parameters']:,}", str(size["tokens_per_crop"])]
+        cells = [row.name, *(told if connectors else []), str(len(row.plain.seeds)), _told(row.plain.interval())]
+        cells.append(f"{min(per_seed):.3f} .. {max(per_seed):.3f}")
         if baseline is not None:
             cells += [_told(row.minus, sign=True), f"{row.minus.p:.3f}"] if row.minus is not None else ["", ""]
         cells += [_told(row.others[kind].interval()) if kind in row.others else "" for kind in table.columns]
