@@ -9,7 +9,7 @@ from sightline.models.vision import VisionConfig
 def scenes_tiny() -> RunConfig:
     """A ConvNeXt of 8 x 8 tokens and a decoder of two layers, all parts trained together on one-object scenes.
 
-    Convolutions learn shapes from a tenth of the pictures that a ViT of this size needs (docs/log.md).
+    Convolutions learn shapes sooner than a ViT of this size does (docs/log.md).
     """
     return RunConfig(
         recipe="scenes_tiny",
