@@ -117,6 +117,8 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
         raise UsageError(f"Format {name!r} {want}.")
     if chosen.is_remote:
         require("httpx", "data", f"Format {name}")
+        if options.source.without_images:
+            raise UsageError("--without-images keeps names of files, and a URL is none.", "Use --text-only, or fetch the images.")
     if chosen.takes == "path" and not path.exists():
         raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
     chosen.check_mapping(options.source.mapping, name)
@@ -226,8 +228,7 @@ class _Preparation:
     @property
     def _is_fetched(self) -> bool:
         """Whether images come from the network."""
-        source = self.options.source
-        return self.format.is_remote and not source.text_only and not source.without_images
+        return self.format.is_remote and not self.options.source.text_only
 
     @contextlib.contextmanager
     def _entries(self) -> Iterator[Iterator[Item | Skip]]:
