@@ -120,6 +120,8 @@ def fold(model: nn.Module) -> None:
             base.weight += delta(layer).to(base.weight.dtype)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, base)
+    for module in model.modules():
+        vars(module).pop("peft_config", None)  # PEFT's note of what it put in; the adapters of a later stage are new ones
 
 
 def save(model: nn.Module, folder: Path, previous: Path | None) -> list[str]:
