@@ -71,10 +71,13 @@ def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
     if len(todo) < len(runs):
         logger.info("%d of %d runs are finished already", len(runs) - len(todo), len(runs))
     for number, run in enumerate(todo):
+        if number and is_finished(run, out):  # another process has made it meanwhile
+            outcomes.append(Outcome(run.name, "done"))
+            continue
         logger.info("run %d of %d: %s", number + 1, len(todo), run.name)
         outcome = make_run(run, out)
         outcomes.append(outcome)
-        spent = [done.seconds for done in outcomes if done.state == "done"]
+        spent = [done.seconds for done in outcomes if done.state == "done" and done.seconds]
         left = f"; about {told(sum(spent) / len(spent) * (len(todo) - number - 1))} left" if spent else ""
         logger.info("%s: %s after %s%s", run.name, outcome.error or outcome.state, told(outcome.seconds), left)
     finished = [Outcome(run.name, "done") for run in runs if run not in todo]
