@@ -23,6 +23,7 @@ from sightline.runtime.logs import logger
 from sightline.runtime.storage import atomic_file, write_text
 
 if TYPE_CHECKING:
+    from sightline.assembly.check_gain import GainRequest
     from sightline.assembly.describe import Description
 
 EXAMPLES = 12
@@ -39,6 +40,7 @@ class CheckRequest:
         describe: makes the description of a model for these folders; None checks the data alone.
         html: page to write.
         listing: JSONL file of every fault to write.
+        gain: a model that says which texts their pictures contradict; None asks none.
     """
 
     folders: tuple[Path, ...]
@@ -47,6 +49,7 @@ class CheckRequest:
     describe: "Callable[[tuple[Path, ...]], Description] | None" = None
     html: Path | None = None
     listing: Path | None = None
+    gain: "GainRequest | None" = None
 
 
 def check_data(request: CheckRequest) -> dict[str, Any]:
@@ -64,6 +67,10 @@ def check_data(request: CheckRequest) -> dict[str, Any]:
             from sightline.assembly.check_rows import training_report
 
             report["training"] = training_report(checked, description, lambda place, left: write(_left_line(place, left)))
+        if request.gain is not None:
+            from sightline.assembly.check_gain import gain_report
+
+            report["gain"] = gain_report(checked, request.gain, lambda line: write(_text_line(line, request)))
     report["warnings"] = warnings_of(report)
     if request.html is not None:
         _write_page(request.html, checked, report, request.options)
@@ -104,6 +111,10 @@ def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def _line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
     return {"path": str(request.folders[fault.spot.folder]), **fault.to_json()}
+
+
+def _text_line(line: dict[str, Any], request: CheckRequest) -> dict[str, Any]:
+    return {"path": str(request.folders[line["folder"]]), **{key: value for key, value in line.items() if key != "tokens"}}
 
 
 def _left_line(place: str, left: Left) -> dict[str, Any]:

@@ -37,6 +37,11 @@ def check(
         int, typer.Option(min=-1, max=16, help="Bits of 64 by which pictures alike may differ; -1: same files only.")
     ] = 8,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of bad records above which the exit code is 3.")] = 0.01,
+    gain: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A model that looks: list the texts that their pictures support least.")
+    ] = None,
+    features: Annotated[str | None, typer.Option(help="A feature store for --gain, instead of the pictures.")] = None,
+    device: Annotated[str, typer.Option(help="Of --gain: auto, cpu, cuda.")] = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,
@@ -46,8 +51,11 @@ def check(
 
       sightline data check flickr8k --against my_test_set --html check.html
 
+      sightline data check flickr8k --gain runs/cal --html check.html --list low.jsonl
+
       sightline data check flickr8k --recipe flickr8k_mobilenet_v2 model.vision.path=... model.language.path=...
 
+    With --gain it ranks every text by how much its picture raises its words, lowest first; --list writes all those below 0.
     With a configuration it also says how long the rows are, what is left out and why, how full rows get and how many steps an
     epoch has. The exit code is 3 when too much is bad: more than --max-skipped of the records, or more conversations than the
     configuration's data.max_skipped.
@@ -56,6 +64,8 @@ def check(
     choice = ModelChoice(config, recipe, run, tuple(settings))
     if not folders:
         folders = choice.folders()
+    if features is not None and gain is None:
+        raise UsageError("--features belongs to --gain, which is not given.")
     for path in (html, listing):
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"{path.parent} is no folder to write {path.name} in.")
@@ -70,8 +80,13 @@ def check(
         max_aspect=max_aspect,
         near_bits=None if near < 0 else near,
     )
+    looks = None
+    if gain is not None:
+        from sightline.assembly.check_gain import GainRequest
+
+        looks = GainRequest(gain, features, device)
     describe = choice.describe if choice.is_given else None
-    report = check_data(CheckRequest(tuple(folders), options, tuple(against or ()), describe, html, listing))
+    report = check_data(CheckRequest(tuple(folders), options, tuple(against or ()), describe, html, listing, looks))
     if as_json:
         emit(report)
     else:
@@ -98,6 +113,8 @@ def _print(report: dict[str, Any], html: Path | None, listing: Path | None) -> N
     _duplicates(console, report["duplicates"])
     if "training" in report:
         _training(console, report["training"])
+    if "gain" in report:
+        _lowest(console, report["gain"])
     console.print()
     for text in report["warnings"]:
         console.print(Text(f"! {text}"), soft_wrap=True)
@@ -174,6 +191,12 @@ def _duplicates(console: "Console", found: dict[str, Any]) -> None:
     ]
     heads = ["", "pictures", "again", "alike", "texts again", "records again"]
     _table(console, "Within a split: pictures, those in several records, those like another, and so on", heads, within)
+
+
+def _lowest(console: "Console", gain: dict[str, Any]) -> None:
+    rows = [(line["id"], line["gain"], " ".join(line["detail"].split())[:70]) for line in gain["lowest"][:10]]
+    title = f"Texts that their pictures support least, of {gain['texts']:,}: mean gain; median {gain['percentiles']['p50']:.2f}"
+    _table(console, title, ["", "gain", "text"], rows)
 
 
 def _training(console: "Console", training: dict[str, Any]) -> None:

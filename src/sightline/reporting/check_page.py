@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sightline.reporting import html
+from sightline.reporting.gain_page import low_texts
 from sightline.reporting.html import Column, Html, Section
 from sightline.reporting.plots import Axis, Bars, bar_chart, histogram
 
@@ -31,6 +32,8 @@ def shown_spots(report: Report) -> Iterator[Spot]:
         for fault in report[name][:SHOWN_FAULTS]:
             if fault["image"] is not None:
                 yield fault["folder"], fault["record"], fault["image"]
+    for line in report["gain"]["lowest"][:SHOWN_FAULTS] if "gain" in report else ():
+        yield line["folder"], line["record"], line["image"]
     for kind in ("pictures", "records"):
         for where in ("between", "within"):
             for item in report["duplicates"][kind][where]:
@@ -60,6 +63,11 @@ def check_page(report: Report, pictures: Pictures, examples: Sequence[Example], 
         *([Section("Some records", _examples(examples))] if examples else []),
         *([Section("Records that cannot be used", _bad(report, pictures))] if report["bad"] else []),
         *([Section("Odd pictures", _odd(report, pictures))] if report["odd_pictures"] else []),
+        *(
+            [Section("Texts that their pictures support least", low_texts(report["gain"], pictures, SHOWN_FAULTS))]
+            if "gain" in report
+            else []
+        ),
         Section("What stands twice", _duplicates(report, pictures)),
         Section("Pictures and texts", _figures(report)),
         *([Section("Answers", _labels(report["records"]["labels"]))] if "labels" in report["records"] else []),

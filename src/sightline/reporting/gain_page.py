@@ -1,14 +1,16 @@
 """The page of visual gain: texts with every token coloured by how much the picture raises it, own pictures beside foreign ones."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sightline.reporting import html
 from sightline.reporting.html import Html, Token
 from sightline.reporting.plots import histogram
 
-PICTURE_WIDTH = 220
-BINS = 32
+PICTURE_WIDTH = 176
+WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # of a bar of the histograms
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,37 @@ def gain_page(report: GainReport) -> str:
     return html.page(report.title, sections, lead)
 
 
+def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], bytes], most: int) -> Html:
+    """The texts that a model finds least supported by their pictures, for the page of `data check`.
+
+    Args:
+        gain: the report's part `gain`.
+        pictures: small copies by folder, record and number of the picture.
+        most: texts to show.
+    """
+    shown = gain["lowest"][:most]
+    known = [value for line in shown for _, value in line["tokens"] if value is not None]
+    hot = scale_of(known)
+    spread = gain["percentiles"]
+    lead = html.paragraph(
+        f"The mean visual gain of the tokens of each text, as {gain['model']} sees them: how much the picture raises their logits. "
+        f"Median {spread['p50']:.2f}, lowest tenth below {spread['p10']:.2f}; below 0 are {gain['below_zero']:,} of "
+        f"{gain['texts']:,} texts. The lowest stand first."
+    )
+    cards = []
+    for line in shown:
+        data = pictures.get((line["folder"], line["record"], line["image"]))
+        picture = None if data is None else html.image(data, line["id"])
+        said = _text(GainText(*_columns(line["tokens"]), line["gain"]), line["id"], hot)
+        body = html.element("div", html.figure(picture), html.element("div", said), attributes={"class": "beside"})
+        cards.append(html.element("article", body, attributes={"class": "card"}))
+    return html.join([lead, _legend(hot), *cards])
+
+
+def _columns(tokens: Sequence[tuple[str, float | None]]) -> tuple[list[str], list[float]]:
+    return [piece for piece, _ in tokens], [float("nan") if gain is None else gain for _, gain in tokens]
+
+
 def scale_of(gains: Sequence[float]) -> float:
     """The gain at which a token is fully coloured: the 95th percentile of the sizes, so that one page uses its colours."""
     sizes = sorted(abs(gain) for gain in gains)
@@ -89,12 +122,14 @@ def scale_of(gains: Sequence[float]) -> float:
 
 def _legend(hot: float) -> Html:
     steps = [-1.0, -0.5, 0.0, 0.5, 1.0]
-    return html.tokens(Token(f" {step * hot:+.1f} ", heat=step) for step in steps)
+    return html.tokens(Token(f" {step * hot:+.1f} " if step else " 0 ", heat=step) for step in steps)
 
 
 def _edges(hot: float) -> list[float]:
-    """Edges from once below to twice above the full colour."""
-    return [hot * (3 * place / BINS - 1) for place in range(BINS + 1)]
+    """Round edges from once below to somewhat above the full colour."""
+    width = next((width for width in WIDTHS if hot / width <= 12), hot / 12)
+    below, above = math.ceil(hot / width), math.ceil(1.5 * hot / width)
+    return [place * width for place in range(-below, above + 1)]
 
 
 def _histogram(gains: Sequence[float], edges: Sequence[float], which: str, marks: Mapping[str, float]) -> Html:
@@ -119,7 +154,7 @@ def _words(report: GainReport) -> Html:
 
 def _panel(panel: GainPanel, hot: float) -> Html:
     shown = None if panel.image is None else html.figure(html.image(panel.image, panel.record_id, PICTURE_WIDTH))
-    lines = [_text(text, "own text", hot) for text in panel.own] + [_text(text, "foreign text", hot) for text in panel.foreign]
+    lines = [_text(text, "own text", hot) for text in panel.own] + [_text(text, "other text", hot) for text in panel.foreign]
     body = html.element("div", shown, html.element("div", *lines), attributes={"class": "beside"})
     return html.element("article", html.element("h3", panel.record_id), body, attributes={"class": "card"})
 

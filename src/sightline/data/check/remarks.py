@@ -15,7 +15,7 @@ FEW_ROWS = 8  # so few are never full
 
 def warnings_of(report: Report) -> list[str]:
     """The sentences of a report, the gravest first."""
-    found = (_records(report), _duplicates(report), _labels(report), _odd(report), _training(report))
+    found = (_records(report), _duplicates(report), _labels(report), _odd(report), _training(report), _gain(report))
     return list(dict.fromkeys(chain(*found)))
 
 
@@ -107,6 +107,13 @@ def _training(report: Report) -> Iterator[str]:
             yield f"{told}; longer rows (data.row_tokens) fill better.{why}"
         if stage["refused"]:
             yield f"Training would stop: {stage['refused']}"
+
+
+def _gain(report: Report) -> Iterator[str]:
+    gain = report.get("gain")
+    if gain is not None and gain["below_zero"]:
+        told = f"{_percent(gain['below_zero'], gain['texts'])} of the texts ({gain['below_zero']:,}) are made less likely"
+        yield f"{told} by their own pictures, as {gain['model']} sees them: look at the lowest of them."
 
 
 def _by_count(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:

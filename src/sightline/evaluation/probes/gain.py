@@ -119,7 +119,7 @@ class GainFindings:
         return {
             "texts": f"{len(self.own):,} of {len({text.record_id for text in self.own}):,} records, {own['tokens']:,} tokens",
             "mean gain of a token": f"{own['mean']:.3f}, with foreign pictures {foreign['mean']:.3f}",
-            "median": f"{own['percentiles']['p50']:.3f}",
+            "median": f"{round(own['percentiles']['p50'], 3) + 0.0:.3f}",
             "90th percentile": f"{own['percentiles']['p90']:.3f} (a clamp for this model: objective.high)",
             "tokens above 1": f"{own['share_above_1']:.1%}, above 5 {own['share_above_5']:.1%}",
             "tells own from foreign": f"{separation(self.own, self.foreign):.3f} (area under ROC; 0.5 is chance)",
@@ -143,7 +143,7 @@ class GainFindings:
         own = summary(self.own)["percentiles"]
         figures = {
             "texts": f"{len(self.own):,}",
-            "median gain": f"{own['p50']:.2f}",
+            "median gain": f"{round(own['p50'], 2) + 0.0:.2f}",
             "90th percentile": f"{own['p90']:.2f}",
             "tells own from foreign": f"{separation(self.own, self.foreign):.3f}",
             "higher with own picture": f"{higher_with_own(self.own, self.foreign):.0%}",
