@@ -12,6 +12,7 @@ from PIL import Image
 
 from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.data.prepare import PrepareOptions, prepare
+from sightline.data.sources import SourceOptions
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import VisionConfig
@@ -20,7 +21,7 @@ QUALITY = 90
 WORDS = """a an the two three several young old brown white black red blue green small large wet happy dog dogs boy girl man woman
 child children people group player rider horse bird ball bicycle boat car beach street field grass snow water mountain building
 park river bench wall crowd camera hat shirt jacket runs jumps sits stands plays walks rides holds looks swims climbs smiles
-throws catches with on in over near through across behind while and at by under from into""".split()
+throws catches with on in over near through across behind while and at by under from into"""
 
 
 def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), seed: int = 0) -> list[str]:
@@ -57,9 +58,9 @@ def photo(draw: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 def make_captions(count: int, each: int = 5, seed: int = 0) -> list[list[str]]:
     """Sentences of Flickr8k's lengths: 12 words on the average, few below 6 or above 20."""
-    draw = np.random.default_rng([seed, 1])
+    draw, words = np.random.default_rng([seed, 1]), WORDS.split()
     lengths = np.clip(np.rint(draw.gamma(9.0, 12 / 9.0, size=(count, each))), 4, 30).astype(int)
-    return [[" ".join(draw.choice(WORDS, size=length)) + " ." for length in row] for row in lengths]
+    return [[" ".join(draw.choice(words, size=length)) + " ." for length in row] for row in lengths]
 
 
 def make_dataset(folder: Path, count: int, size: tuple[int, int] = (500, 375), shards: int | None = None) -> Path:
@@ -74,17 +75,44 @@ def make_dataset(folder: Path, count: int, size: tuple[int, int] = (500, 375), s
     source = folder / "source"
     if not (source / "records.jsonl").exists():
         names = make_photos(source, count, size)
-        rows: list[dict[str, Any]] = [
-            {"id": name, "images": [name], "captions": captions, "split": "train"}
-            for name, captions in zip(names, make_captions(count), strict=True)
-        ]
-        (source / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        write_records(source, names)
     out = folder / ("set" if shards is None else "sharded")
     prepare(source, "records", PrepareOptions(out=out, workers=0, shards=shards))
     return out
 
 
-def run_config(dataset: Path, vision: str | None, prompt: str = "", data: dict[str, Any] | None = None) -> RunConfig:
+def write_records(folder: Path, names: list[str]) -> None:
+    """Writes `records.jsonl` of pictures with captions that are made up."""
+    rows: list[dict[str, Any]] = [
+        {"id": name, "images": [name], "captions": captions, "split": "train"}
+        for name, captions in zip(names, make_captions(len(names)), strict=True)
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def caption_folder(folder: Path, images: Path, count: int) -> Path:
+    """A dataset folder of the first JPEG files of a folder, with captions that are made up.
+
+    Args:
+        folder: for the result.
+        images: the folder; files below it count too.
+        count: how many are taken.
+    """
+    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))[:count]
+    source = folder / "captions"
+    source.mkdir()
+    write_records(source, [str(file.relative_to(images)) for file in files])
+    prepare(source, "records", PrepareOptions(out=folder / "set", source=SourceOptions(images=images), workers=0))
+    return folder / "set"
+
+
+def run_config(
+    dataset: Path,
+    vision: str | None,
+    prompt: str = "",
+    data: dict[str, Any] | None = None,
+    decoder: dict[str, Any] | None = None,
+) -> RunConfig:
     """A stage of alignment: a frozen encoder, a connector that trains, a small decoder that trains with it.
 
     Args:
@@ -92,12 +120,15 @@ def run_config(dataset: Path, vision: str | None, prompt: str = "", data: dict[s
         vision: folder of the encoder; None takes a ViT of 5.5 million parameters with random weights.
         prompt: of caption records.
         data: further keys of the data section.
+        decoder: sizes that differ.
     """
     eye = VisionConfig(path=vision) if vision else VisionConfig(config=VIT)
     return RunConfig(
         recipe="benchmark",
         model=ModelConfig(
-            vision=eye, connector=MLPConfig(), language=LanguageConfig(config=DECODER, tokenizer=TokenizerConfig(vocabulary=4096))
+            vision=eye,
+            connector=MLPConfig(),
+            language=LanguageConfig(config=DECODER | (decoder or {}), tokenizer=TokenizerConfig(vocabulary=4096)),
         ),
         data=DataConfig(path=str(dataset), prompt=prompt, max_tokens=512, **(data or {})),
         train=TrainConfig(steps=1, batch_size=8),

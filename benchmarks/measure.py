@@ -86,7 +86,7 @@ def in_turn(works: Mapping[str, Work], repeats: int = 5) -> dict[str, tuple[floa
         works: the functions by name, which compute and do not wait.
         repeats: of all of them.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    clock = compute_clock()
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -95,6 +95,11 @@ def in_turn(works: Mapping[str, Work], repeats: int = 5) -> dict[str, tuple[floa
         for name in [*list(works)[begin:], *list(works)[:begin]]:
             seconds[name].append(seconds_of(works[name], clock))
     return {name: tuple(values) for name, values in seconds.items()}
+
+
+def compute_clock() -> Callable[[], float]:
+    """Seconds that this process computed, where it does so on one thread of a CPU; else those of the clock on the wall."""
+    return time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
 
 
 def seconds_of(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
