@@ -32,11 +32,12 @@ class NextToken:
 def by_source(
     values_S: torch.Tensor, batch: Batch, weight_S: torch.Tensor | None = None
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Sums and counts per data source of a mixture: `nll/0`, `nll/1`, ..., and `weight/0`, ... where tokens have weights."""
+    """Sums and counts per data source of a mixture: `nll/0`, `nll/1`, ..., and `weight/0`, ... where tokens have weights.
+
+    A micro-batch of the first source alone has them too: it is a part of a step in which others may occur.
+    """
     source_S = batch.supervision.source_S
     num_sources = int(source_S.max()) + 1 if len(source_S) else 0
-    if num_sources < 2:
-        return {}
 
     def summed(column_S: torch.Tensor) -> torch.Tensor:
         return column_S.new_zeros(num_sources).index_add(0, source_S, column_S)
