@@ -33,6 +33,20 @@ def model_folder(path: str | Path, which: str = "last") -> Path:
     return find_checkpoint(Path(text), which).path / checkpoint.MODEL
 
 
+def run_of(path: str | Path) -> Path:
+    """The run folder of `RUN` or `RUN@STAGE`.
+
+    Raises:
+        UsageError: it is no run.
+    """
+    text = str(path)
+    run, at, _ = text.rpartition("@")
+    for found in (text, run) if at else (text,):
+        if is_run(found):
+            return Path(found)
+    raise UsageError(f"{text} is no run of Sightline: it has no checkpoints.", "Name the folder that `sightline train` wrote.")
+
+
 def find_checkpoint(run: Path, which: str) -> Saved:
     """A checkpoint of a run by name, its hashes checked."""
     steps = [step for step in checkpoint.steps(run) if storage.looks_valid(checkpoint.path_of(run, step))]

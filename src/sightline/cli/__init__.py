@@ -10,6 +10,7 @@ from sightline.cli import evaluate as evaluate
 from sightline.cli import generate as generate
 from sightline.cli import probe as probe
 from sightline.cli import recipes as recipes
+from sightline.cli import report as report
 from sightline.cli import score as score
 from sightline.cli import sweep as sweep
 from sightline.cli import train as train

@@ -82,20 +82,27 @@ def run_report_page(report: RunReport) -> str:
     sections = [html.Section("Scores", html.join([_headline(report), _score_table(report), _score_chart(report)]))]
     if any(curve.steps for curve in report.curves):
         sections.append(html.Section("Loss", html.figure(_curves(report))))
-    sections.append(html.Section("Where the caption is right", _panels(report.right, "No caption was right.")))
-    sections.append(html.Section("Where it is wrong", _panels(report.wrong, "No caption was wrong.")))
+    is_exact = any(panel.right for panel in report.right)
+    sections.append(html.Section("Where the caption is right" if is_exact else "Where it comes closest", _panels(report.right)))
+    sections.append(html.Section("Where it is wrong" if is_exact else "Where it is furthest off", _panels(report.wrong)))
     sections.append(html.Section("Facts", html.facts(report.facts)))
     return html.page(report.title, sections)
 
 
 def _headline(report: RunReport) -> Html:
-    shown = [name for name in ("exact", "cider_d") if all(name in scores for scores in report.scores.values())]
+    shown = _shown(report, ("exact", "cider_d"))
     tiles = {
         f"{NAMES[name]}, {condition}": f"{scores[name]['value']:.1%}" if name == "exact" else f"{scores[name]['value']:.3f}"
         for name in shown
         for condition, scores in report.scores.items()
     }
     return html.tiles(tiles)
+
+
+def _shown(report: RunReport, names: Sequence[str]) -> list[str]:
+    """Those that every condition has and that are not 0 throughout."""
+    found = report.scores.values()
+    return [name for name in names if all(name in scores for scores in found) and any(scores[name]["value"] for scores in found)]
 
 
 def _score_table(report: RunReport) -> Html:
@@ -110,7 +117,9 @@ def _interval(score: Mapping[str, Any] | None) -> str:
 
 
 def _score_chart(report: RunReport) -> Html:
-    names = [name for name in ("bleu_4", "rouge_l", "exact") if all(name in scores for scores in report.scores.values())]
+    names = _shown(report, ("bleu_4", "rouge_l", "exact"))
+    if not names:
+        return html.join([])
     series = [
         Bars(
             condition,
@@ -128,9 +137,9 @@ def _curves(report: RunReport) -> Html:
     return line_chart(lines, Axis("optimiser step"), Axis("loss per token", is_log=True))
 
 
-def _panels(panels: Sequence[Panel], none: str) -> Html:
+def _panels(panels: Sequence[Panel]) -> Html:
     if not panels:
-        return html.paragraph(none)
+        return html.paragraph("Nowhere.")
     return html.gallery(_panel(panel) for panel in panels)
 
 
