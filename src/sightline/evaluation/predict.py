@@ -7,6 +7,7 @@ which neighbours it had. A torn last line of `predictions.jsonl` is made again.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,8 +59,16 @@ def predict(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _begin(folder, settings)
-    log = storage.JsonLines(folder / PREDICTIONS)
-    done = {line["id"]: line for line in storage.read_json_lines(folder / PREDICTIONS)}
+    with closing(storage.JsonLines(folder / PREDICTIONS)) as log:
+        done = _answer_rest(answers, records, log, batch_size, title)
+    return _collected(records, done)
+
+
+def _answer_rest(
+    answers: Answers, records: Sequence[Record], log: storage.JsonLines, batch_size: int, title: str
+) -> dict[str, dict[str, Any]]:
+    """All lines by record; those that the log lacks are made and added to it."""
+    done = {line["id"]: line for line in storage.read_json_lines(log.path)}
     rest = [record for record in records if record.id not in done]
     width = answers.width(records) if rest else 0
     with watch_signals() as stopped, progress(title, len(records), len(records) - len(rest)) as bar:
@@ -71,10 +80,8 @@ def predict(
                 log.write(line)
             bar.step(len(batch))
             if stopped():
-                log.close()
                 raise Stopped(f"{stopped()} after {len(done)} predictions, which are kept.", "The same command goes on from here.")
-    log.close()
-    return _collected(records, done)
+    return done
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:

@@ -1,0 +1,92 @@
+"""Controls do what they say: blind shows nothing of the picture, shuffled gives every record another one's."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sightline.data.dataset import Dataset
+from sightline.data.preparation import ImagePreparation
+from sightline.data.tilings import WholeConfig
+from sightline.errors import UsageError
+from sightline.evaluation.controls import BlindPictures, exchange_images
+from sightline.types import ImageInfo, Record
+from tests.data.check.planted import folder, png, record, scene
+from tests.data.kinds import SPLIT_TILING
+
+PREPARATION = ImagePreparation(resize=(8, 8), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def shown(name: str, *pictures: str) -> Record:
+    infos = tuple(ImageInfo(picture, 10 + number, 20) for number, picture in enumerate(pictures))
+    return Record(name, tuple(f"{name}-{picture}.png" for picture in pictures), infos, captions=(f"what {name} shows",))
+
+
+def hashes(record: Record) -> tuple[str, ...]:
+    return tuple(info.sha256 for info in record.image_info)
+
+
+PICTURES = st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PICTURES, st.integers(0, 5))
+def test_every_record_gets_others_pictures_wherever_that_can_be_done(drawn: list[list[str]], seed: int) -> None:
+    records = [shown(f"r{number}", *pictures) for number, pictures in enumerate(drawn)]
+    can = True
+    for count in (1, 2):
+        keys = [hashes(record) for record in records if len(record.images) == count]
+        can &= not keys or 2 * max(Counter(keys).values()) <= len(keys)
+    if not can:
+        with pytest.raises(UsageError, match="Evaluate more records"):
+            exchange_images(records, seed)
+        return
+    out = exchange_images(records, seed)
+    assert out == exchange_images(records, seed)
+    for before, after in zip(records, out, strict=True):
+        assert (after.id, after.captions, len(after.images)) == (before.id, before.captions, len(before.images))
+        if before.images:
+            assert hashes(after) != hashes(before)
+            giver = next(record for record in records if record.images == after.images)  # its files and its sizes go together
+            assert giver.image_info == after.image_info
+        else:
+            assert after == before
+    for count in (1, 2):
+        given = sorted(record.images for record in out if len(record.images) == count)
+        assert given == sorted(record.images for record in records if len(record.images) == count)
+
+
+def test_the_seed_decides_who_gets_whose() -> None:
+    records = [shown(f"r{number}", f"p{number}") for number in range(40)]
+    orders = [[record.images for record in exchange_images(records, seed)] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    # A random permutation and no rotation: steps to the partner differ.
+    steps = {(int(images[0].split("-")[0][1:]) - number) % 40 for number, images in enumerate(orders[0])}
+    assert len(steps) > 15
+
+
+def test_pictures_without_hashes_are_told_apart_by_name() -> None:
+    bare = [Record(f"r{n}", (name,), captions=("x",)) for n, name in enumerate(("a", "a", "b", "b"))]
+    assert [record.images for record in exchange_images(bare)] == [("b",), ("b",), ("a",), ("a",)]
+
+
+@pytest.mark.parametrize("tiling", [WholeConfig(), SPLIT_TILING])
+def test_the_blind_picture_depends_on_the_size_alone_and_is_the_mean_colour(tmp_path: Path, tiling: WholeConfig) -> None:
+    rows = [record("a", "a.png"), record("b", "b.png"), record("wide", "wide.png")]
+    pictures = {"a.png": scene(0, 64), "b.png": scene(1, 64), "wide.png": scene(2, 64).resize((64, 20))}
+    dataset = Dataset(folder(tmp_path / "set", rows, {name: png(image) for name, image in pictures.items()}))
+    for file in (tmp_path / "set").rglob("*.png"):
+        file.unlink()  # nothing is opened
+    blind = BlindPictures(PREPARATION, tiling)
+    first, second, wide = (blind.fill(dataset, dataset.record(index))[0] for index in range(3))
+    assert first is not None
+    assert second is not None
+    assert wide is not None
+    assert np.array_equal(first, second)
+    for stack, size in ((first, (64, 64)), (wide, (64, 20))):
+        assert len(stack) == tiling.layout(*size, (2, 2)).num_crops
+        normal = (stack * PREPARATION.rescale - np.array(PREPARATION.mean)) / np.array(PREPARATION.std)
+        assert np.abs(normal).max() < 0.5 / 255 / min(PREPARATION.std) + 1e-6
