@@ -24,7 +24,7 @@ from sightline.assembly.schema import RunConfig, StagePlan
 from sightline.assembly.validation import Validation
 from sightline.data.corpus import Corpus
 from sightline.data.loader import Loader
-from sightline.errors import ConfigError, SightlineError, StorageError
+from sightline.errors import ConfigError, DistributedError, SightlineError, StorageError
 from sightline.models.checkpointing import checkpoint_activations
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import seeds, storage
@@ -77,6 +77,7 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Res
     Raises:
         ConfigError: the folder holds a run with another configuration.
         StorageError: another process writes there, or its checkpoints are damaged.
+        DistributedError: another rank died, or missed its deadline.
         Stopped: a signal arrived; the state is saved.
     """
     wanted = config.runtime
@@ -92,7 +93,20 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Res
         ],
     )
     with storage.Lock(run / LOCK) if accelerator.is_main_process else _nothing(), watch_signals() as stopped:
-        return _Run(config, run, accelerator, stopped, runtime.facts()).go(allow_change)
+        try:
+            return _Run(config, run, accelerator, stopped, runtime.facts()).go(allow_change)
+        except RuntimeError as error:
+            if accelerator.num_processes == 1 or not _is_of_exchange(error):
+                raise
+            raise DistributedError(
+                f"another process of this run died or missed its deadline ({str(error).splitlines()[0]}).",
+                "Look at what the others said; the same command goes on from the last checkpoint.",
+            ) from error
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Whether an error comes from the exchange between processes; gloo has no class for its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower() or "peer" in str(error)
 
 
 class _nothing:
@@ -206,6 +220,7 @@ class _Run:
     def _stage(self, made: Assembled, at: Progress) -> Progress:
         plan = settings.plan(self.config, at.stage)
         made = _retargeted(made, plan)
+        self._give_back_random()  # so that new adapters are the same whether the stage before ended in this process or another
         stage = stages.apply(made.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         pictures = data.pictures_of(made, plan.data)
         corpus = data.build_corpus(made, plan.data, pictures)
@@ -222,8 +237,7 @@ class _Run:
             lora.restore(made.inner, self.saved.path / checkpoint.LORA)
             checkpoint.restore_optimiser(self.saved, optimiser, names)
         step_module = self.accelerator.prepare_model(loop.StepModule(made.model, plan.objective.build()))
-        if self.saved is not None:
-            seeds.give_back(self.saved.random[self.accelerator.process_index])
+        self._give_back_random()
         changed = {row.name for row in stage.table if row.lr > 0}
 
         def save(progress: Progress, end: bool = False) -> None:
@@ -251,6 +265,12 @@ class _Run:
         save(at, end=True)
         self.accelerator.free_memory()
         return at
+
+    def _give_back_random(self) -> None:
+        """The random state of the last checkpoint: what came between is not part of the run."""
+        if self.saved is not None:
+            states = self.saved.random  # one per process; there may be more of them now
+            seeds.give_back(states[self.accelerator.process_index % len(states)])
 
     def _loader(self, corpus: Corpus, plan: StagePlan, pad_id: int) -> Loader:
         return Loader(

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -49,7 +49,8 @@ class CALConfig(ObjectiveConfig):
     window: int = Field(default=3, ge=1)
     """Width of the average; 1 for none."""
     contrast: Contrast = "removed"
-    """What the image is compared with: `removed` (no image), `masked` patches, a `blurred` image, a `shuffled` one."""
+    """What the image is compared with: `removed` (no image), `masked` patches, a `blurred` image, a `shuffled` one (the next of the
+    micro-batch; one that is alone in it has gain 0)."""
     mask_ratio: float = Field(default=0.7, gt=0, le=1)
     """Share of patches that `masked` covers; the paper has 0.5, 0.7 and 0.9 of a 20 x 10 grid."""
     blur_sigma: float = Field(default=10.0, gt=0)
@@ -110,8 +111,9 @@ class CAL:
         has_image_S = with_image(batch)
         if batch.contrast_S is not None:
             return batch.contrast_S.nan_to_num(), has_image_S & ~batch.contrast_S.isnan()
-        if not bool(has_image_S.any()):
-            return torch.zeros(len(target_S), device=target_S.device), has_image_S
+        lone = self.config.contrast == "shuffled" and batch.visual is not None and batch.visual.num_crops < 2
+        if lone or not bool(has_image_S.any()):  # an epoch's last batch may hold one picture, which has none to change with
+            return torch.zeros(len(target_S), device=target_S.device), torch.zeros_like(has_image_S)
         with torch.no_grad():
             if self.config.contrast == "removed":
                 other = batch.text_only()
@@ -140,14 +142,16 @@ class PublishedCAL:
             )
         everywhere, labelled_BT = every_position(batch)
         shape = labelled_BT.shape
+        padding_BT = batch.tokens.sample_BT[:, :-1] == PADDING
+        text_S = ~(image_positions(batch)[:, :-1] | padding_BT).flatten()
+        slot_S, target_S = everywhere.supervision.slot_S[text_S], everywhere.supervision.target_S[text_S]
         with torch.no_grad():
-            hidden = model.hidden(replace(everywhere, contrast_S=None).text_only())
-            blind_BT = target_logits(hidden.states_SD, hidden.head, everywhere.supervision.target_S).view(shape)
+            hidden = model.hidden(supervised_at(batch, slot_S, target_S).text_only())
+            values = target_logits(hidden.states_SD, hidden.head, target_S)
+            blind_BT = values.new_zeros(text_S.shape).masked_scatter(text_S, values).view(shape)
         hidden = model.hidden(everywhere)
         nll, logit = linear_cross_entropy(hidden.states_SD, hidden.head, everywhere.supervision.target_S)
         nll_BT, logit_BT = nll.view(shape), logit.detach().view(shape)
-        padding_BT = batch.tokens.sample_BT[:, :-1] == PADDING
-        blind_BT = torch.where(image_positions(batch)[:, :-1], torch.zeros_like(blind_BT), blind_BT)
         gain_BT = torch.where(padding_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
         weight_BT = published_weights(gain_BT, self.config.low, self.config.high, self.config.window)
         total = published_loss(nll_BT, weight_BT, labelled_BT)
@@ -160,7 +164,8 @@ class PublishedCAL:
             nll_BT[keep].detach(),
             self.config,
         )
-        return with_auxiliary(Loss(total=total, weight=torch.ones((), device=total.device), parts=parts), hidden)
+        weight = keep.any().to(total.dtype)  # a micro-batch of padding alone does not count
+        return with_auxiliary(Loss(total=total, weight=weight, parts=parts), hidden)
 
 
 def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
@@ -171,9 +176,13 @@ def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
     labels.view(-1)[batch.supervision.slot_S] = batch.supervision.target_S
     labels = labels[:, :-1]
     slots = torch.arange(num_rows * width, device=device).view(num_rows, width)[:, :-1]
-    zeros = torch.zeros(labels.numel(), dtype=torch.long, device=device)
-    supervision = Supervision(slots.flatten(), labels.clamp(min=0).flatten(), zeros, zeros, zeros, zeros, zeros)
-    return replace(batch, supervision=supervision), labels >= 0
+    return supervised_at(batch, slots.flatten(), labels.clamp(min=0).flatten()), labels >= 0
+
+
+def supervised_at(batch: Batch, slot_S: Int[Tensor, " S"], target_S: Int[Tensor, " S"]) -> Batch:
+    """The batch with these targets instead of its own; of no sample, span or source."""
+    zeros = torch.zeros_like(target_S)
+    return replace(batch, supervision=Supervision(slot_S, target_S, zeros, zeros, zeros, zeros, zeros), contrast_S=None)
 
 
 def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:

@@ -123,19 +123,22 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def atomic_dir(
+    path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None, replace: bool = False
+) -> Iterator[Path]:
     """A directory that appears under `path` complete, with a manifest, or not at all.
 
     Args:
-        path: must not exist.
+        path: must not exist, unless it is to be replaced.
         known: sha256 of files that need no hashing because they are hard links to files of a verified directory.
         note: further keys of the manifest.
+        replace: an existing directory makes way for the new one once that is complete.
 
     Raises:
         StorageError: the target exists or the disk refuses.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not replace:
         raise StorageError(f"{path} exists already.", "Choose another folder or remove it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +162,8 @@ def atomic_dir(path: str | Path, known: Mapping[str, str] | None = None, note: M
             _sync_directory(folder)
         _sync_directory(temporary)
         faults.hit("dir.before_rename")
+        if replace and path.exists():
+            remove(path)
         temporary.rename(path)
         faults.hit("dir.after_rename")
         _sync_directory(path.parent)
@@ -289,21 +294,38 @@ class JsonLines:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._cut(lambda line: True)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Appends a line."""
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=True) + "\n")
-        self._file.flush()
+        """Appends a line.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        data = (json.dumps(line, ensure_ascii=False, allow_nan=True) + "\n").encode()
+        try:
+            faults.hit("log.write")
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise _refused(self.path, error) from error
 
     def keep(self, wanted: Any) -> None:
         """Cuts the log before the first line that is not `wanted`."""
         self._file.close()
         self._cut(wanted)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._file = self.path.open("ab", buffering=0)
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        """Waits until all lines are on the disk.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _refused(self.path, error) from error
 
     def close(self) -> None:
         self._file.close()

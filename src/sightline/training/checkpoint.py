@@ -168,10 +168,9 @@ def save(
         StorageError: the disk refuses; earlier checkpoints are intact.
     """
     path = path_of(run, progress.step)
-    if path.exists():  # left by a run that was stopped right after saving, or not valid and set aside by `newest`
-        storage.remove(path)
     known: dict[str, str] = {}
-    with storage.atomic_dir(path, known, {"step": progress.step}) as target:
+    # A run that was stopped at the last step of a stage has a checkpoint of that step; it stays until the new one is complete.
+    with storage.atomic_dir(path, known, {"step": progress.step}, replace=True) as target:
         (target / MODEL).mkdir()
         linked = write_model(target, previous.path if previous else None)
         faults.hit("checkpoint.after_model")
@@ -236,8 +235,11 @@ def check_space(run: Path, needed: int) -> None:
     Raises:
         StorageError: less than `needed` bytes are free.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(run).free
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(run).free
+    except OSError as error:
+        raise StorageError(f"{run}: {error.strerror or error}.", "Choose another folder.") from error
     if free < needed:
         raise StorageError(
             f"{run}: a checkpoint takes about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free.",

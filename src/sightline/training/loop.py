@@ -38,7 +38,16 @@ class StepModule(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Loss:
-        return self.objective(cast(Hides, self.model), batch)
+        loss = self.objective(cast(Hides, self.model), batch)
+        if torch.is_grad_enabled() and not loss.total.requires_grad and _several_ranks():
+            # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
+            trained = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
+            loss = replace(loss, total=loss.total + 0.0 * torch.stack(trained).sum())
+        return loss
+
+
+def _several_ranks() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 class Log(Protocol):
@@ -126,7 +135,8 @@ def fit(job: Job, at: Progress) -> Progress:
             sums.stop = job.stop()
             sums = sums.reduced(job.accelerator)
             norm = _scale_and_clip(job, parameters, sums.weight)
-            stepped = sums.weight > 0 and job.gate.passes(sums.loss, norm, at.step + 1, _ids(micro_batches))
+            # Without any weight there is nothing to step on; a weight that is not finite is for the gate, like the loss.
+            stepped = sums.weight != 0 and job.gate.passes(sums.mean, norm, at.step + 1, _ids(micro_batches))
             if stepped:
                 job.optimiser.step()
             job.optimiser.zero_grad(set_to_none=True)
@@ -139,12 +149,17 @@ def fit(job: Job, at: Progress) -> Progress:
 
             if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
                 at = _evaluated(job, at)
-            stop = sums.stop or job.stop()
+            stop = sums.stop or _stop_now(job)
             if stop or (_due(at.stage_step, pace.checkpoint_every, 0) and at.stage_step < pace.steps):
                 job.save(at)
             if stop:
                 raise Stopped(f"{stop} at step {at.step}; the state is saved.", "The same command goes on from here.")
     return at
+
+
+def _stop_now(job: Job) -> str:
+    """A signal that arrived since it was last asked for. Several ranks, of which some may not know of it yet, ask each step."""
+    return job.stop() if job.accelerator.num_processes == 1 else ""
 
 
 def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:

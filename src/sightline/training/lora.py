@@ -5,7 +5,7 @@ resume, the unfolded ones under `lora/`: the adapters, and the base weights once
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -79,6 +79,20 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_modules():
         if any(key.startswith("lora_A") for key, _ in child.named_children()):
             yield name, child
+
+
+def check_full(rule: LoraRule, parameters: Collection[str], name: str) -> None:
+    """Checks that everything that is to train fully is there.
+
+    Raises:
+        ConfigError: no parameter of the part has one of the names of `full`; a tied decoder has no head of its own.
+    """
+    for pattern in rule.full:
+        if pattern == "head" and "embeddings" in rule.full:  # one and the same where they are tied
+            continue
+        if not any(re.search(FULL.get(pattern, pattern), parameter) for parameter in parameters):
+            tied = " Where head and embeddings are tied, 'embeddings' means both." if pattern == "head" else ""
+            raise ConfigError(f"lora.full: nothing in {name} is called {pattern!r}.", f"Known are {', '.join(FULL)}.{tied}")
 
 
 def trains_under(rule: LoraRule, parameter: str) -> bool:

@@ -66,7 +66,12 @@ class Sums:
             before = self.parts.get(name, (0.0, 0.0))
             self.parts[name] = (before[0] + total, before[1] + weight)
 
+    @property
+    def mean(self) -> float:
+        """The loss of the step; 0 where nothing has weight."""
+        return self.loss / self.weight if self.weight else 0.0
+
     def line(self) -> dict[str, float]:
         """Means for the log: the loss and every part."""
-        values = {"loss": self.loss / self.weight if self.weight else 0.0}
+        values = {"loss": self.mean}
         return values | {name: total / weight for name, (total, weight) in sorted(self.parts.items()) if weight}

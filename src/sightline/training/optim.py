@@ -30,7 +30,7 @@ def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> tor
 
 
 def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:
-    """Factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule down to `floor` at the last step.
+    """Factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule, which reaches `floor` after the last.
 
     Args:
         step: optimiser steps done before this one.

@@ -5,7 +5,7 @@ A frozen part has no gradient and is in `eval` mode, so that its parameters and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import nn
@@ -29,7 +29,7 @@ class PartConfig(Config):
     """Train low-rank adapters instead of the weights; they are folded in at the end of the stage."""
 
 
-PartRule = Literal["frozen", "train"] | float | PartConfig
+PartRule = Literal["frozen", "train"] | Annotated[float, Field(gt=0)] | PartConfig
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def apply(
         if rule is not None and rule.lora is not None:
             lora.inject(model.get_submodule(part), rule.lora, part)
             parameters = parts_of(model)[part]
+            lora.check_full(rule.lora, parameters, part)
         trained = {name: value for name, value in parameters.items() if rule is not None and _trains(rule, name)}
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trained)
