@@ -97,7 +97,7 @@ def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], b
     spread = gain["percentiles"]
     lead = html.paragraph(
         f"The mean visual gain of the tokens of each text, as {gain['model']} sees them: how much the picture raises their logits. "
-        f"Median {spread['p50']:.2f}, lowest tenth below {spread['p10']:.2f}; below 0 are {gain['below_zero']:,} of "
+        f"Median {round(spread['p50'], 2) + 0.0:.2f}, lowest tenth below {spread['p10']:.2f}; below 0 are {gain['below_zero']:,} of "
         f"{gain['texts']:,} texts. The lowest stand first."
     )
     cards = []
