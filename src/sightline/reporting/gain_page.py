@@ -94,10 +94,10 @@ def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], b
     shown = gain["lowest"][:most]
     known = [value for line in shown for _, value in line["tokens"] if value is not None]
     hot = scale_of(known)
-    spread = gain["percentiles"]
+    middle, tenth = (round(gain["percentiles"][name], 2) + 0.0 for name in ("p50", "p10"))
     lead = html.paragraph(
         f"The mean visual gain of the tokens of each text, as {gain['model']} sees them: how much the picture raises their logits. "
-        f"Median {round(spread['p50'], 2) + 0.0:.2f}, lowest tenth below {spread['p10']:.2f}; below 0 are {gain['below_zero']:,} of "
+        f"Median {middle:.2f}, lowest tenth below {tenth:.2f}; below 0 are {gain['below_zero']:,} of "
         f"{gain['texts']:,} texts. The lowest stand first."
     )
     cards = []
