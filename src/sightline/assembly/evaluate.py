@@ -13,12 +13,13 @@ from sightline.assembly import locate
 from sightline.assembly import model as models
 from sightline.assembly.answers import ModelAnswers
 from sightline.assembly.features import check_covered, eye_of, open_features
+from sightline.assembly.shots import Shots, draw_all, origin_of
 from sightline.data.corpus import Pictures
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features import open_store
 from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
-from sightline.errors import UsageError
+from sightline.errors import BudgetError, UsageError
 from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures, exchange_images
 from sightline.evaluation.predict import Predicted, predict
 from sightline.evaluation.probes.noise import NoisyPictures
@@ -31,7 +32,7 @@ from sightline.runtime.device import Runtime, prepare_runtime
 from sightline.runtime.logs import logger
 from sightline.types import Record, Score
 
-SCORES = "scores.json"
+SCORES, SHOTS = "scores.json", "shots.json"
 WORD_RECORDS = 200  # records on which an align connector's most used words are counted
 
 
@@ -52,6 +53,8 @@ class Request:
         features: a feature store, instead of the pictures' pixels; a model of an external table needs one.
         noise: size of Gaussian noise on the visual features, in units of their standard deviation.
         words: allow an `align` connector only so many words: those it uses most on `words_from`, a split of the same data.
+        shots: examples before each question, with pictures and answers, drawn by `shots_seed` for each record from `shots_from`:
+            `DATA:SPLIT`, `DATA`, or a split of the same data. A control changes the picture of the question alone.
         device, threads: the machine.
     """
 
@@ -71,6 +74,9 @@ class Request:
     noise: float | None = None
     words: int | None = None
     words_from: str = "train"
+    shots: int = 0
+    shots_from: str = "train"
+    shots_seed: int = 0
     device: str = "auto"
     threads: int | None = None
     resamples: int = 1000
@@ -99,10 +105,17 @@ class Evaluated:
             "task": self.request.task,
             "split": self.request.split,
             "control": self.request.control,
+            **({"shots": self._shots()} if self.request.shots else {}),
             "scores": {name: score.to_json() for name, score in self.scores.items()},
+            "input": len(self.records),
+            "ok": len(self.predicted.predictions),
             "skipped": self.predicted.skipped,
             "folder": str(self.folder),
         }
+
+    def _shots(self) -> dict[str, Any]:
+        data, split = origin_of(self.request.shots_from, self.request.data)
+        return {"count": self.request.shots, "data": data, "split": split, "seed": self.request.shots_seed, "examples": SHOTS}
 
 
 def evaluate(request: Request) -> Evaluated:
@@ -111,6 +124,7 @@ def evaluate(request: Request) -> Evaluated:
     Raises:
         UsageError: the task or checkpoint does not exist, or the split has no record that the task can ask about.
         DataError: the data set or the split does not exist.
+        BudgetError: no record could be answered.
     """
     if request.task not in TASKS:
         raise UsageError(f"no task {request.task!r}.", f"There are {', '.join(TASKS)}.")
@@ -134,7 +148,9 @@ def evaluate(request: Request) -> Evaluated:
         pictures = with_noise(made, pictures, request.noise, runtime)
     if request.words is not None:
         restrict_words(made, dataset, request, runtime)
-    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16)
+    shots = shots_for(request, made, dataset, records, task.asks, runtime) if request.shots else None
+    examples = None if shots is None else shots.of
+    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16, examples)
     folder = request.out or default_folder(request, source)
     settings = {
         "model": weights_hash(source),
@@ -147,18 +163,27 @@ def evaluate(request: Request) -> Evaluated:
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": request.batch_size,
         "features": open_store(request.features).key if request.features is not None else None,
+        **({"shots": shots.settings()} if shots is not None else {}),
         **({"noise": request.noise} if request.noise is not None else {}),
         **({"words": [request.words, request.words_from]} if request.words is not None else {}),
         "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
     }
     title = f"{request.task} {request.control or ''}".strip()
     predicted = predict(answers, asked, folder, settings, request.batch_size, title)
+    if not predicted.predictions:
+        raise BudgetError(f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`.")
+    if shots is not None:
+        storage.write_json(folder / SHOTS, shots.to_json())
     scores = task.score(records, predicted.predictions)
     done = Evaluated(request, folder, records, predicted, scores)
     storage.write_json(folder / SCORES, done.to_json() | {"settings": settings})
     if predicted.skipped:
-        logger.warning("skipped: %s", ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items()))
+        logger.warning("skipped: %s", _told(predicted))
     return done
+
+
+def _told(predicted: Predicted) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items())
 
 
 def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[Record]:
@@ -201,6 +226,20 @@ def pictures_for(
     return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
 
 
+def shots_for(
+    request: Request, made: models.Assembled, dataset: Dataset, records: list[Record], suits: Any, runtime: Runtime
+) -> Shots:
+    """The examples of an evaluation, the same under every control; their pictures carry noise as the questions' do."""
+    pictures = pictures_for(made, None, request.features, runtime)
+    origin = origin_of(request.shots_from, request.data)
+    shots = draw_all(records, dataset, origin, request.shots, request.shots_seed, suits, pictures)
+    if request.noise is None:
+        return shots
+    noisy = with_noise(made, pictures, request.noise, runtime)
+    of = {key: tuple(replace(example, pictures=noisy) for example in found) for key, found in shots.of.items()}
+    return replace(shots, of=of)
+
+
 def with_noise(made: models.Assembled, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
     """Pictures whose features carry noise; pixels are encoded one record at a time for it.
 
@@ -232,8 +271,9 @@ def restrict_words(made: models.Assembled, dataset: Dataset, request: Request, r
 
 
 def default_folder(request: Request, source: Path) -> Path:
-    """`RUN/eval/<task>/<dataset>-<split>[-control]-<checkpoint>`; a model outside of a run has its results beside it."""
-    parts = [Path(request.data).resolve().name, request.split, request.control, request.limit and f"n{request.limit}"]
+    """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control]-<checkpoint>`; a model outside of a run has its results beside it."""
+    parts = [Path(request.data).resolve().name, request.split, request.shots and f"shots{request.shots}", request.control]
+    parts += [request.limit and f"n{request.limit}"]
     parts += [request.noise and f"noise{request.noise:g}", request.words and f"words{request.words}"]
     name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
     if source.name == "model" and source.parent.name.startswith("step-"):

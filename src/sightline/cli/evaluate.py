@@ -27,6 +27,19 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Put Gaussian noise on the visual features, this many standard deviations of them."),
+    ] = None,
+    words: Annotated[
+        int | None, typer.Option(min=1, help="Connector align: mix only so many words, those that it uses most on --words-from.")
+    ] = None,
+    words_from: Annotated[str, typer.Option(help="Split that the most used words are counted on.")] = "train",
+    shots: Annotated[int, typer.Option(min=0, max=64, help="Examples before each question, with pictures and answers.")] = 0,
+    shots_from: Annotated[
+        str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
+    ] = "train",
+    shots_seed: Annotated[int, typer.Option(min=0, help="Of their draw.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; inside the run by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -58,6 +71,12 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             num_beams=beams,
             features=features,
+            noise=noise,
+            words=words,
+            words_from=words_from,
+            shots=shots,
+            shots_from=shots_from,
+            shots_seed=shots_seed,
             device=device,
             threads=threads,
             resamples=resamples,

@@ -1,5 +1,6 @@
 """What `generate` is fed for a record: the row up to the answer, and what fills its visual slots."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,9 @@ from jaxtyping import Int
 from sightline.data.corpus import Pictures, join_sources
 from sightline.data.dataset import Dataset
 from sightline.data.samples import Row, RowBuilder
+from sightline.data.tiling import Layout
 from sightline.errors import RecordError
-from sightline.types import Record
+from sightline.types import Message, Record
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,59 @@ class Prompt:
         return 0 if stack is None else len(stack)
 
 
-def make_prompt(dataset: Dataset, record: Record, builder: RowBuilder, pictures: Pictures | None, tokens_per_crop: int) -> Prompt:
-    """The prompt of a record.
+@dataclass(frozen=True)
+class Example:
+    """A record that stands before a question with its pictures and its answer: its conversation, or its first caption.
+
+    Attributes:
+        dataset: that it is of.
+        pictures: fills its visual slots.
+    """
+
+    dataset: Dataset
+    record: Record
+    pictures: Pictures | None
+
+
+def prompt_row(record: Record, builder: RowBuilder, examples: Sequence[Example] = ()) -> tuple[Row, list[Layout]]:
+    """The row of a record's prompt after its examples, and the layouts of all their pictures, which need not be opened for it.
+
+    Raises:
+        RecordError: a text or a picture cannot be used.
+    """
+    messages: list[Message] = []
+    layouts: list[Layout] = []
+    for example in examples:
+        messages.extend(builder.conversations(example.record)[0])
+        layouts.extend(builder.layouts(example.record))
+    messages.extend(builder.prompt_messages(record))
+    layouts.extend(builder.layouts(record))
+    return builder.prompt_row(messages, layouts), layouts
+
+
+def make_prompt(
+    dataset: Dataset,
+    record: Record,
+    builder: RowBuilder,
+    pictures: Pictures | None,
+    tokens_per_crop: int,
+    examples: Sequence[Example] = (),
+) -> Prompt:
+    """The prompt of a record, after examples if there are any.
 
     Raises:
         RecordError: its text or a picture cannot be used.
     """
-    layouts = builder.layouts(record)
-    row = builder.prompt_row(builder.prompt_messages(record), layouts)
+    row, layouts = prompt_row(record, builder, examples)
+    source = join_sources(layouts, tokens_per_crop)
     if not layouts:
-        return Prompt(row, join_sources([], tokens_per_crop))
-    if pictures is None:
-        raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-    pixels, features = pictures.fill(dataset, record)
-    return Prompt(row, join_sources(layouts, tokens_per_crop), pixels, features)
+        return Prompt(row, source)
+    stacks = []
+    for shown in (*examples, Example(dataset, record, pictures)):
+        if not builder.layouts(shown.record):
+            continue
+        if shown.pictures is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        stacks.append(shown.pictures.fill(shown.dataset, shown.record))
+    pixels, features = ([stack for stack in side if stack is not None] for side in zip(*stacks, strict=True))
+    return Prompt(row, source, np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)
