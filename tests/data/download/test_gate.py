@@ -162,11 +162,7 @@ def test_the_resolver_of_the_machine_knows_this_host() -> None:
 def fetched(url: str, resolve: Callable[[str, int], list[str]], tmp_path: Any, **options: Any) -> Got:
     async def run() -> Got:
         settings = DownloadOptions(**{"seconds": 5.0, "pause_seconds": 0.01, "allowed": LOOPBACK, **options})
-        fetcher = Fetcher(settings, Gate(settings, resolve))
-        try:
-            return await fetcher.fetch(url, tmp_path / "part")
-        finally:
-            await fetcher.close()
+        return await Fetcher(settings, Gate(settings, resolve)).fetch(url, tmp_path / "part")
 
     return asyncio.run(run())
 

@@ -68,18 +68,18 @@ class Fetcher:
 
     def __init__(self, options: DownloadOptions, gate: Gate) -> None:
         self.options = options
-        self.hosts = Hosts(options)
-        context = httpx.create_ssl_context()
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=None,  # `hosts` counts
-            max_keepalive_connections=options.connections,
-            keepalive_expiry=5.0,
-            network_backend=gate,
-        )
+        self.hosts = Hosts(options, self._new_pool)
+        self._gate = gate
+        self._context = httpx.create_ssl_context()
 
-    async def close(self) -> None:
-        await self._pool.aclose()
+    def _new_pool(self) -> httpcore.AsyncConnectionPool:
+        return httpcore.AsyncConnectionPool(
+            ssl_context=self._context,
+            max_connections=None,  # `hosts` counts
+            max_keepalive_connections=self.options.per_host,
+            keepalive_expiry=5.0,
+            network_backend=self._gate,
+        )
 
     async def fetch(self, url: str, path: Path) -> Got:
         """Fetches a URL into a new file; where it fails no file is left.
@@ -108,23 +108,25 @@ class Fetcher:
         target = parse_url(url)
         left = self.options.seconds
         for _ in range(MAX_REDIRECTS + 1):
-            async with self.hosts.slot(target.host) as host:
+            async with self.hosts.slot(target.host) as (host, pool):
                 if host.verdict is not None:
                     raise RecordError(*host.verdict)
                 begin = loop.time()
-                answer = await self._request(target, host, path, left)
+                answer = await self._request(target, host, pool, path, left)
                 left -= loop.time() - begin
             if isinstance(answer, Got):
                 return answer
             target = answer
         raise RecordError("download_redirects", f"more than {MAX_REDIRECTS} redirects")
 
-    async def _request(self, target: Target, host: Host, path: Path, seconds: float) -> Got | Target:
+    async def _request(
+        self, target: Target, host: Host, pool: httpcore.AsyncConnectionPool, path: Path, seconds: float
+    ) -> Got | Target:
         """One request; what goes wrong with it becomes a RecordError or a _Passing."""
         name = target.host
         try:
             async with asyncio.timeout(seconds):
-                return await self._get(target, host, path)
+                return await self._get(target, host, pool, path)
         except (RecordError, _Passing, StorageError):
             raise
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -147,7 +149,7 @@ class Fetcher:
         except Exception as error:  # a strange end that httpcore has no name for costs this URL alone, and is counted
             raise _Passing("download_error", f"{type(error).__name__} while asking {name}") from error
 
-    async def _get(self, target: Target, host: Host, path: Path) -> Got | Target:
+    async def _get(self, target: Target, host: Host, pool: httpcore.AsyncConnectionPool, path: Path) -> Got | Target:
         options = self.options
         headers = [
             (b"Host", target.url.netloc),
@@ -161,7 +163,7 @@ class Fetcher:
             "write": options.silence_seconds,
             "pool": options.seconds,
         }
-        async with self._pool.stream("GET", target.parts, headers=headers, extensions={"timeout": limits}) as response:
+        async with pool.stream("GET", target.parts, headers=headers, extensions={"timeout": limits}) as response:
             fields = _fields(response)
             status = response.status
             if status in BUSY:

@@ -6,9 +6,11 @@ for days.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import httpcore
 
 from sightline.data.download.options import DownloadOptions
 
@@ -25,13 +27,15 @@ class Host:
         failed: requests in a row that it refused or did not answer.
         verdict: reason and detail for which it was given up.
         users: requests that run or wait.
+        pool: its connections, while it has users; one pool for all hosts would look through all connections for every request.
     """
 
     slots: asyncio.Semaphore
     not_before: float = 0.0
     failed: int = 0
     verdict: tuple[str, str] | None = None
-    users: int = field(default=0)
+    users: int = 0
+    pool: httpcore.AsyncConnectionPool | None = None
 
     def pause(self, seconds: float) -> None:
         """Lets the host alone for a while."""
@@ -49,27 +53,39 @@ class Host:
 
 
 class Hosts:
-    """All hosts that are asked at present, or with which there was trouble."""
+    """All hosts that are asked at present, or with which there was trouble.
 
-    def __init__(self, options: DownloadOptions) -> None:
+    Args:
+        options: how many requests at a time.
+        new_pool: makes the connections of a host.
+    """
+
+    def __init__(self, options: DownloadOptions, new_pool: Callable[[], httpcore.AsyncConnectionPool]) -> None:
+        self._new_pool = new_pool
         self._all = asyncio.Semaphore(options.connections)
         self._per_host = options.per_host
         self._hosts: dict[str, Host] = {}
 
     @asynccontextmanager
-    async def slot(self, name: str) -> AsyncIterator[Host]:
+    async def slot(self, name: str) -> AsyncIterator[tuple[Host, httpcore.AsyncConnectionPool]]:
         """Waits for the right to ask a host; the wait for a busy host takes nothing from the others."""
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host(asyncio.Semaphore(self._per_host))
+        if host.pool is None:
+            host.pool = self._new_pool()
+        pool = host.pool
         host.users += 1
         try:
             async with host.slots:
                 while host.verdict is None and (wait := host.not_before - asyncio.get_running_loop().time()) > 0:
                     await asyncio.sleep(wait)
                 async with self._all:
-                    yield host
+                    yield host, pool
         finally:
             host.users -= 1
-            if not host.users and not host.failed:
-                del self._hosts[name]
+            if not host.users:
+                host.pool = None
+                if not host.failed:
+                    del self._hosts[name]
+                await pool.aclose()

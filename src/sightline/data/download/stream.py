@@ -129,8 +129,6 @@ class Downloads:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert self._fetcher is not None
-        await self._fetcher.close()
         await self._loop.shutdown_asyncgens()
 
     async def _get(self, text: str) -> Got:
