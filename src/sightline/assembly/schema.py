@@ -81,7 +81,7 @@ class SourceConfig(Config):
     """A dataset folder."""
     split: str = "train"
     name: str = ""
-    """Name in the log; the folder's name by default."""
+    """Name in the log (`nll/NAME`); the folder's name by default."""
     weight: float | None = Field(default=None, gt=0)
     """Share of the epoch, relative to the other weights; an epoch has as many samples as all sources together."""
     epochs: float | None = Field(default=None, gt=0)

@@ -257,6 +257,7 @@ class _Run:
             stop=self.stopped,
             gate=self.gate,
             watch=lambda: costs.log_values(made),
+            sources=corpus.names,
         )
         at = loop.fit(job, at)
         lora.fold(made.model)

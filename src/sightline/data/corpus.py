@@ -96,6 +96,12 @@ class Corpus:
         return np.concatenate([[0], np.cumsum(self.supervised)]).astype(np.int64)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sources, each another one: the number of a source is added where two have the same."""
+        names = [source.name for source in self.sources]
+        return tuple(f"{name}_{number}" if names.count(name) > 1 else name for number, name in enumerate(names))
+
+    @property
     def has_text_only(self) -> bool:
         """True when a batch may come without any picture."""
         return bool((self.crops == 0).any())

@@ -5,7 +5,7 @@ divided once, before clipping. So one large batch and several small ones are the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -94,6 +94,7 @@ class Job:
         stop: names the signal that has arrived, if one has.
         gate: refuses steps that are not finite.
         watch: values of the model for each line of the log.
+        sources: names of the data sources, by number.
     """
 
     accelerator: Accelerator
@@ -109,6 +110,7 @@ class Job:
     stop: Callable[[], str]
     gate: optim.FiniteGate
     watch: Callable[[], dict[str, float]] = dict
+    sources: tuple[str, ...] = ()
 
 
 def fit(job: Job, at: Progress) -> Progress:
@@ -143,7 +145,8 @@ def fit(job: Job, at: Progress) -> Progress:
 
             at = _advanced(at, job, sums, stepped)
             seconds = time.perf_counter() - begin
-            job.log.write(_line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited) | job.watch())
+            line = _line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited)
+            job.log.write(named(line, job.sources) | job.watch())
             bar.step(1, f"loss {sums.line()['loss']:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
             faults.hit("step.end")
 
@@ -241,6 +244,16 @@ def _line(
         "tokens_per_s": round(sums.tokens / seconds, 1),
         "wait_share": round(waited / seconds, 4),
     }
+
+
+def named(line: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    """A line whose figures of single sources (`nll/0`) bear the names of the sources (`nll/captions`) in place of their numbers."""
+    out = {}
+    for key, value in line.items():
+        figure, _, number = key.rpartition("/")
+        known = figure and number.isdecimal() and int(number) < len(sources)
+        out[f"{figure}/{sources[int(number)]}" if known else key] = value
+    return out
 
 
 def _ids(micro_batches: list[MicroBatch]) -> str:
