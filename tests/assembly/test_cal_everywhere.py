@@ -13,6 +13,7 @@ from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.objectives.cal import CAL, CALConfig, with_image
 from sightline.ops.cross_entropy import target_logits
 from sightline.training import lora, stages
+from sightline.training.meters import Sums
 from sightline.types import Batch, Loss, Sample
 from tests.builders import Exact, apart, batch_of, sample, vlm
 
@@ -167,6 +168,19 @@ def test_the_log_says_what_the_weights_are() -> None:
     published = loss_of(model, batch, CALConfig())
     above = published.parts["share_above_1"]
     assert float(above[0] / above[1]) == pytest.approx((own > 1).mean())
+
+
+def test_a_line_of_the_log_names_sources_where_there_are_several() -> None:
+    model = vlm()
+    mixed, single = Sums(), Sums()
+    for one in the_samples():
+        mixed.add(loss_of(model, batch_of([one])))  # each micro-batch holds one source
+        single.add(loss_of(model, batch_of([replace(one, source=0)])))
+    whole = Sums()
+    whole.add(loss_of(model, packed(the_samples())))
+    assert mixed.line() == pytest.approx(whole.line(), rel=1e-4)
+    assert mixed.line().keys() == LOGGED | {"loss", "nll/0", "nll/1", "weight/0", "weight/1"}
+    assert single.line().keys() == LOGGED | {"loss"}
 
 
 @pytest.mark.parametrize("make", [packed, separate])

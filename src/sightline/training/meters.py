@@ -74,4 +74,6 @@ class Sums:
     def line(self) -> dict[str, float]:
         """Means for the log: the loss and every part."""
         values = {"loss": self.mean}
-        return values | {name: total / weight for name, (total, weight) in sorted(self.parts.items()) if weight}
+        sources = {name.rpartition("/")[2] for name in self.parts if "/" in name}
+        known = {name: part for name, part in self.parts.items() if sources != {"0"} or "/" not in name}  # one source is the loss
+        return values | {name: total / weight for name, (total, weight) in sorted(known.items()) if weight}
