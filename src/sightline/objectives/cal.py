@@ -152,7 +152,9 @@ class PublishedCAL:
         hidden = model.hidden(everywhere)
         nll, logit = linear_cross_entropy(hidden.states_SD, hidden.head, everywhere.supervision.target_S)
         nll_BT, logit_BT = nll.view(shape), logit.detach().view(shape)
-        gain_BT = torch.where(padding_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
+        # Both passes are one where there is no picture: their difference is 0, not the rounding of two ways to compute it.
+        same_BT = padding_BT | ~image_positions(batch).any(1, keepdim=True)
+        gain_BT = torch.where(same_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
         weight_BT = published_weights(gain_BT, self.config.low, self.config.high, self.config.window)
         total = published_loss(nll_BT, weight_BT, labelled_BT)
         keep = labelled_BT
