@@ -17,7 +17,7 @@ from sightline.assembly.costs import connector_shape, text_config_of
 from sightline.assembly.schema import ModelConfig, RunConfig, StagePlan
 from sightline.data.templates import IMAGE
 from sightline.errors import SightlineError
-from sightline.models import language, loading, vision
+from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector
 from sightline.models.language import TokenizerConfig
 from sightline.training import stages
@@ -129,8 +129,9 @@ def _decoder(wanted: ModelConfig) -> PreTrainedModel:
     """The decoder with rows for added tokens."""
     assert wanted.language is not None
     config = text_config_of(wanted.language)
-    if wanted.from_ is not None and wanted.takes("language"):  # a whole model ties head and embeddings itself
-        config.tie_word_embeddings = bool(loading.read_config(wanted.from_.path).tie_word_embeddings)
+    whole = loading.read_config(wanted.language.path) if wanted.language.path is not None else config
+    if whole.model_type in composites.COMPOSITES:  # a stock model ties head and embeddings itself
+        config.tie_word_embeddings = bool(whole.tie_word_embeddings)
     tokens = (IMAGE, *wanted.tiling.tokens) if wanted.vision is not None else ()
     if isinstance(wanted.language.tokenizer, TokenizerConfig):
         size = wanted.language.tokenizer.vocabulary + len(tokens)
