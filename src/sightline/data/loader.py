@@ -51,7 +51,7 @@ class MicroBatch:
     """A batch with what was lost while it was made.
 
     Attributes:
-        skipped: `(record ids, reason)` of samples whose pictures could not be opened; their places carry no weight.
+        skipped: `(number of the unit, reason)` of samples whose pictures could not be opened; their places carry no weight.
     """
 
     batch: Batch
