@@ -1,0 +1,192 @@
+"""Decoding and loading: our image opener against Pillow alone, the loader against raw decoding, tar shards against a folder.
+
+`raw` is what anyone would write: Pillow opens, converts and resizes, numpy normalises; no check, no hash, no limit. The loader does
+that and what training needs (record, tokens, collated batch, tensor) with 0, 1 or 2 worker processes; its rate is given per worker.
+Nothing is kept between epochs. Without arguments pictures of 640 x 480 are made here; JPEG draft mode is off unless named.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks import material
+from benchmarks.findings import Finding, say
+from benchmarks.measure import Ratio, in_turn
+from sightline.assembly import data as data_of
+from sightline.assembly import model as models
+from sightline.assembly.tokenizer import texts_of
+from sightline.data.corpus import Corpus
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.loader import BatchRules, Loader
+from sightline.data.pictures import PixelPictures
+from sightline.data.preparation import ImagePreparation
+from sightline.data.prepare import PrepareOptions, prepare
+from sightline.data.processing import Processing
+from sightline.data.tilings import WholeConfig
+from sightline.models.vision import normalise
+
+SIZE = (640, 480)
+SHARD_BYTES = 4_000_000
+SIDE = 224
+EPOCHS = 3  # in one go, for the start of worker processes is paid once a run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is decoded."""
+    parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`), or a folder of images")
+    parser.add_argument("--pictures", type=int, default=192, help="how many are decoded in a measure (default 192)")
+
+
+def run(options: argparse.Namespace) -> list[Finding]:
+    """All ratios."""
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        return _Measure(options, Path(folder)).findings()
+
+
+PREPARATION = ImagePreparation(resize=(SIDE, SIDE), resample="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+class RawPillow:
+    """The least that turns a file into numbers for an encoder."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __call__(self) -> None:
+        for data in self.files:
+            image = Image.open(BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            pixels = np.asarray(image, dtype=np.float32)
+            (pixels / 255 - 0.5) / 0.5
+
+
+class Ours:
+    """The same through the opener and the preparation of a model, with all their checks."""
+
+    def __init__(self, files: list[bytes], preparation: ImagePreparation) -> None:
+        self.files, self.preparation = files, preparation
+
+    def __call__(self) -> None:
+        for data in self.files:
+            pixels = torch.from_numpy(self.preparation.open(data))[None]
+            normalise(pixels, self.preparation.rescale, self.preparation.mean, self.preparation.std)
+
+
+class _Measure:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.folder = self.dataset_of(options, folder)
+        self.sharded = folder / "sharded"
+        prepare(self.folder, "records", PrepareOptions(out=self.sharded, workers=0, shards=SHARD_BYTES))
+        dataset = open_dataset(self.folder)
+        self.files = [dataset.image_bytes(record) for record in dataset.records() if record.images]
+        config = material.run_config(self.folder, None, data={"split": self.split(dataset), "max_skipped": 1.0})
+        made = models.build(config, Processing(max_tokens=512), texts_of([(dataset, self.split(dataset))]))
+        self.pad_id = made.pad_id
+        base = data_of.build_corpus(made, config.data, None)
+        sharded = config.data.model_copy(update={"path": str(self.sharded)})
+        self.corpora = {"folder": base, "tar": data_of.build_corpus(made, sharded, None)}
+
+    @staticmethod
+    def split(dataset: Dataset) -> str:
+        return max(dataset.splits, key=lambda name: dataset.splits[name])
+
+    def dataset_of(self, options: argparse.Namespace, folder: Path) -> Path:
+        """A data set of as many records as are measured."""
+        if options.data is None:
+            return material.make_dataset(folder, options.pictures, SIZE)
+        out = folder / "set"
+        if (options.data / "dataset.json").is_file():
+            sample = min(options.pictures, len(open_dataset(options.data)))
+            prepare(options.data, "records", PrepareOptions(out=out, sample=sample, workers=0))
+            return out
+        return material.caption_folder(folder, options.data, options.pictures)
+
+    def loader(self, corpus: Corpus, workers: int) -> "Epochs":
+        """A loader that opens every picture of an epoch anew."""
+        fresh = replace(corpus, pictures=PixelPictures(PREPARATION, WholeConfig(), keep_bytes=0))
+        rules = BatchRules(pack=True, row_tokens=512, row_images=64, rows_per_step=4, accumulate=1, sort_by_length=False, seed=0)
+        return Epochs(Loader(fresh, rules, self.pad_id, workers=workers))
+
+    def findings(self) -> list[Finding]:
+        repeats, files = self.options.repeats, self.files
+        megapixels = np.mean([np.prod(Image.open(BytesIO(data)).size) for data in files]) / 1e6
+        say(f"  {len(files)} pictures of {megapixels:.2f} megapixels on the average")
+        raw = RawPillow(files)
+        draft = PREPARATION.model_copy(update={"draft": True})
+        assert draft.key() != PREPARATION.key()
+        say("  decoding")
+        decode = in_turn({"raw": raw, "ours": Ours(files, PREPARATION), "draft": Ours(files, draft)}, repeats)
+        out = [
+            Finding("decode_over_raw_decode", over(decode, "raw", "ours"), "rate of the image opener over Pillow alone"),
+            Finding("draft_over_full_decode", over(decode, "ours", "draft"), "rate with JPEG draft mode over without"),
+        ]
+        for workers in (0, 1, 2):
+            say(f"  loader, {workers} workers")
+            epochs = self.loader(self.corpora["folder"], workers)
+            rates = against_raw(raw, epochs, len(files), max(workers, 1), repeats)
+            name = "loader_over_raw_decode" if workers == 1 else f"loader_over_raw_decode_{workers}_workers"
+            told = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
+            out.append(Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {told}", at_least=0.9))
+            out.append(Finding(f"{name}_by_cpu", Ratio.of(cpu for _, cpu in rates), "the same, by seconds that were computed"))
+        say("  tar against folder")
+        tar, plain = (self.loader(self.corpora[name], 0) for name in ("tar", "folder"))
+        out.append(
+            Finding("tar_over_folder", over(in_turn({"folder": plain, "tar": tar}, repeats), "folder", "tar"), "loader's rates")
+        )
+        return out
+
+
+class Epochs:
+    """Goes through some epochs of a loader as training does, pictures normalised."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __call__(self) -> int:
+        pictures = 0
+        for group in self.loader.stream(0, 0, EPOCHS * self.loader.steps_in_epoch(0)):
+            for micro in group:
+                visual = micro.batch.visual
+                if visual is not None and visual.pixels_NHWC is not None:
+                    normalise(visual.pixels_NHWC, PREPARATION.rescale, PREPARATION.mean, PREPARATION.std)
+                    pictures += len(visual.pixels_NHWC)
+        return pictures
+
+
+def over(seconds: dict[str, tuple[float, ...]], base: str, name: str) -> Ratio:
+    """Rate of one over the rate of another."""
+    return Ratio.of(a / b for a, b in zip(seconds[base], seconds[name], strict=True))
+
+
+def against_raw(raw: Callable[[], None], epochs: Epochs, pictures: int, workers: int, repeats: int) -> list[tuple[float, float]]:
+    """Rates per worker of a loader over those of raw decoding, by the clock on the wall and by computed seconds.
+
+    Computed seconds count this process and its workers, which end with the last epoch.
+    """
+    epochs()
+    rates = []
+    for _ in range(repeats):
+        begin = time.perf_counter(), computed()
+        raw()
+        middle = time.perf_counter(), computed()
+        count = epochs()
+        end = time.perf_counter(), computed()
+        share = count / pictures
+        wall, cpu = ((m - b) / (e - m) for b, m, e in zip(begin, middle, end, strict=True))
+        rates.append((share * wall / workers, share * cpu))
+    return rates
+
+
+def computed() -> float:
+    """Seconds that this process and its ended children computed."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -1,0 +1,228 @@
+"""The feature store against encoding in every step: the training step without, with, and with features in memory.
+
+All arms run the training loop itself on the same rows in the same order; only what fills the visual slots differs. `cold` is a
+first epoch: nothing tokenised, decoded or mapped, and the system asked to forget the files; `warm` is a later one. Without
+arguments pictures, captions and encoder are made here (a ViT of 5.5 million parameters), which says little about another one:
+name a data set and an encoder for figures that do.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from benchmarks import material
+from benchmarks.findings import Finding, say
+from benchmarks.measure import Ratio, compute_clock, in_turn, seconds_of
+from sightline.assembly import data as data_of
+from sightline.assembly import model as models
+from sightline.assembly.features import EncodingRequest, encode_dataset, eye_of, open_features
+from sightline.assembly.schema import StagePlan
+from sightline.assembly.settings import plan as plan_of
+from sightline.assembly.tokenizer import texts_of
+from sightline.data.corpus import Corpus, Pictures
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.features import NUMBERS
+from sightline.data.loader import Loader
+from sightline.data.prepare import PrepareOptions, prepare
+from sightline.data.processing import Processing
+from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.training import loop, optim, stages
+from sightline.training.checkpoint import Progress
+from sightline.types import Record
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is encoded, and with what."""
+    parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--vision", help="folder or Hub id of the encoder")
+    parser.add_argument("--dtype", choices=NUMBERS, default="fp16", help="of the store (default fp16)")
+    parser.add_argument("--pictures", type=int, default=48, help="how many are trained on (default 48)")
+    parser.add_argument("--rows", type=int, default=2, help="packed rows of 512 tokens a step (default 2)")
+
+
+def run(options: argparse.Namespace) -> list[Finding]:
+    """All ratios."""
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        return _Measure(options, Path(folder)).findings()
+
+
+# Arms -----------------------------------------------------------------------------------------------------------------------
+
+
+class MemoryPictures:
+    """Features held in memory: what a store is compared with."""
+
+    def __init__(self, inner: Pictures) -> None:
+        self.inner = inner
+        self.kept: dict[tuple[str, ...], np.ndarray] = {}
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The features of a record, read once."""
+        found = self.kept.get(record.images)
+        if found is None:
+            _, features = self.inner.fill(dataset, record)
+            assert features is not None
+            found = self.kept[record.images] = np.array(features)
+        return None, found
+
+
+class _Lines:
+    """Takes the lines that would go into `metrics.jsonl`."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+
+    def wait_share(self) -> float:
+        """Seconds spent waiting for data over all seconds."""
+        seconds = sum(line["seconds"] for line in self.lines)
+        return sum(line["wait_share"] * line["seconds"] for line in self.lines) / seconds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs whole epochs with one way to fill visual slots.
+
+    Attributes:
+        measure: the model and what trains.
+        corpus: pictures filled in this arm's way; what it keeps in memory makes its later epochs warm.
+    """
+
+    measure: "_Measure"
+    corpus: Corpus
+
+    def epoch(self) -> float:
+        """Trains one epoch; returns the share of time that was spent waiting."""
+        made, plan = self.measure.made, self.measure.plan
+        loader = Loader(self.corpus, data_of.batch_rules(plan), made.pad_id)
+        lines = _Lines()
+        job = loop.Job(
+            accelerator=self.measure.accelerator,
+            model=made.model,
+            step_module=loop.StepModule(made.model, plan.objective.build()),
+            stage=self.measure.stage,
+            optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
+            loader=loader,
+            pace=loop.Pace(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
+            log=lines,
+            save=lambda _: None,
+            evaluate=None,
+            stop=str,
+            gate=optim.FiniteGate(),
+        )
+        loop.fit(job, Progress())
+        return lines.wait_share()
+
+
+class _Measure:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        path = material.make_dataset(folder, options.pictures) if options.data is None else self.sampled(folder / "set")
+        keys = {"row_tokens": 512, "split": options.split, "keep_pixels": 0, "max_skipped": 1.0}
+        config = material.run_config(path, options.vision, data=keys)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": options.rows})})
+        self.dataset = open_dataset(path)
+        self.runtime: Runtime = prepare_runtime("auto", "auto", options.threads)
+        self.made = models.build(config, Processing(max_tokens=512), texts_of([(self.dataset, options.split)]))
+        self.plan: StagePlan = plan_of(config, 0)
+        self.stage = stages.apply(self.made.model, self.plan.name, self.plan.parts, 1e-4, 0.0)
+        self.accelerator = Accelerator(cpu=self.runtime.device == "cpu", mixed_precision="bf16" if self.runtime.bf16 else "no")
+        self.made.inner.to(self.accelerator.device)
+        self.corpus = data_of.build_corpus(self.made, self.plan.data, None)
+        self.store = folder / "store"
+
+    def sampled(self, out: Path) -> Path:
+        """A data set of some of the records that were named."""
+        whole = open_dataset(self.options.data)
+        records = round(self.options.pictures * len(whole) / max(1, whole.splits.get(self.options.split, 0)))
+        prepare(whole.path, "records", PrepareOptions(out=out, sample=min(records, len(whole)), workers=0))
+        return out
+
+    # Arms: each with a corpus of its own, which has nothing in memory yet
+
+    def pixels(self, keep_megabytes: int = 0) -> Arm:
+        data = self.plan.data.model_copy(update={"keep_pixels": keep_megabytes})
+        return Arm(self, replace(self.corpus, pictures=data_of.pictures_of(self.made, data)))
+
+    def stored(self) -> Arm:
+        return Arm(self, replace(self.corpus, pictures=open_features(str(self.store), self.made)))
+
+    def in_memory(self) -> Arm:
+        return Arm(self, replace(self.corpus, pictures=MemoryPictures(open_features(str(self.store), self.made))))
+
+    def first_epoch(self, make: Callable[[], Arm], folder: Path) -> float:
+        """Seconds of an epoch that finds nothing in memory, by the clock on the wall."""
+        forget(folder)
+        return seconds_of(make().epoch)
+
+    def findings(self) -> list[Finding]:
+        repeats = self.options.repeats
+        say(f"  {self.dataset.splits[self.options.split]} records; encoding them once")
+        request = EncodingRequest((self.dataset,), self.store, (self.options.split,), self.options.dtype, max_skipped=1.0)
+        eye = eye_of(self.made)
+        encoding = seconds_of(lambda: encode_dataset(eye, request, self.runtime), compute_clock())
+
+        say("  first epochs")
+        self.pixels().epoch()  # what the libraries set up at their first call belongs to no arm
+        cold = []
+        for _ in range(repeats):
+            slow = self.first_epoch(self.pixels, self.dataset.path)
+            cold.append(slow / self.first_epoch(self.stored, self.store))
+
+        say("  later epochs")
+        pixels, kept, stored, memory = self.pixels(), self.pixels(4096), self.stored(), self.in_memory()
+        waits: list[float] = []
+        works = {"pixels": pixels.epoch, "kept": kept.epoch, "store": lambda: waits.append(stored.epoch())}
+        warm = in_turn(works, repeats)
+        waits = waits[1:]  # the first call warms up
+        say("  the store against memory")
+        close = in_turn({"memory": lambda: several(memory), "store": lambda: several(stored)}, max(repeats, 9))
+
+        def over(name: str) -> Ratio:
+            return Ratio.of(a / b for a, b in zip(warm[name], warm["store"], strict=True))
+
+        spared = [slow - quick for slow, quick in zip(warm["pixels"], warm["store"], strict=True)]
+        return [
+            Finding("feature_store_speedup_cold", Ratio.of(cold), "first epochs: without the store over with it"),
+            Finding("feature_store_speedup_warm", over("pixels"), "later epochs: without the store over with it"),
+            Finding("feature_store_speedup_kept_pixels", over("kept"), "the same, without it but with prepared pixels in memory"),
+            Finding(
+                "feature_store_over_memory",
+                Ratio.of(b / a for a, b in zip(close["memory"], close["store"], strict=True)),
+                "steps with the store over steps with features in memory",
+                at_most=1.05,
+            ),
+            Finding(
+                "feature_store_break_even_epochs",
+                Ratio.of(encoding / one for one in spared),
+                "epochs after which encoding once was less work",
+            ),
+            Finding("data_wait_share", Ratio.of(waits), "of the time with the store is spent waiting for data", at_most=0.02),
+        ]
+
+
+EPOCHS = 4  # of each measure where differences are small
+
+
+def several(arm: Arm) -> None:
+    """A few epochs."""
+    for _ in range(EPOCHS):
+        arm.epoch()
+
+
+def forget(folder: Path) -> None:
+    """Asks the system to drop files from its cache; it may keep those that are mapped."""
+    for file in folder.rglob("*"):
+        if file.is_file() and hasattr(os, "posix_fadvise"):
+            with file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

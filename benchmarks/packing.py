@@ -1,0 +1,214 @@
+"""Rows: how full the packer makes them, and what packing and shared pictures bring to a training step.
+
+Fill rates need lengths alone. `llava`: lengths like those of LLaVA-1.5's instruction mixture, its parts in their shares, 576 visual
+tokens a picture, text lengths drawn from a log-normal per part (set here, not measured on the data). `flickr8k`: groups of five
+captions behind one picture; without `--data` sentences are made here, with the lengths of Flickr8k's.
+
+The throughput is that of the decoder's training step, forward and backward, with the pictures' features given: the same captions
+in one run as padded batches of single captions, as packed rows, and as packed rows whose captions share their picture. An encoder
+in the step would favour sharing further, for it then runs once a picture and not once a caption.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from benchmarks import material
+from benchmarks.findings import Finding, fixed, say
+from benchmarks.measure import Ratio, in_turn
+from sightline.assembly import data as data_of
+from sightline.assembly import model as models
+from sightline.assembly.model import Assembled
+from sightline.assembly.tokenizer import texts_of
+from sightline.data.batches import collate
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.loader import BatchRules, Loader
+from sightline.data.packing import pack
+from sightline.data.processing import Processing
+from sightline.objectives.next_token import NextToken
+from sightline.types import Batch, Record
+
+# Parts of LLaVA-1.5's mixture: thousands of conversations, pictures, median and log-deviation of text tokens.
+LLAVA = {
+    "a_okvqa": (66, 1, 110, 0.40),
+    "gqa": (72, 1, 300, 0.40),
+    "llava_conversation": (58, 1, 420, 0.35),
+    "llava_detail": (23, 1, 190, 0.25),
+    "llava_reasoning": (77, 1, 290, 0.25),
+    "ocr_vqa": (80, 1, 120, 0.15),
+    "okvqa": (9, 1, 70, 0.30),
+    "refcoco": (48, 1, 500, 0.50),
+    "sharegpt": (40, 0, 1200, 0.70),
+    "textcaps": (22, 1, 60, 0.20),
+    "visual_genome": (86, 1, 450, 0.40),
+    "vqav2": (83, 1, 180, 0.35),
+}
+LLAVA_VISUAL, LLAVA_LONGEST = 576, 2048
+ROW = 2048
+PROMPT = "Describe the picture."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The captions, and the sizes of the measured step."""
+    parser.add_argument("--data", type=Path, help="a dataset folder with several captions a picture, such as Flickr8k's")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--samples", type=int, default=50_000, help="LLaVA-like samples that are packed (default 50,000)")
+    parser.add_argument("--pictures", type=int, default=1000, help="pictures made where no data is given (default 1,000)")
+    parser.add_argument("--row", type=int, default=512, help="row length of the measured step (default 512)")
+    parser.add_argument("--tokens", type=int, default=2048, help="token places of the measured step (default 2,048)")
+    parser.add_argument("--width", type=int, default=576, help="of the decoder (default 576, SmolLM2-135M's)")
+    parser.add_argument("--layers", type=int, default=2, help="of the decoder (default 2; all do the same work)")
+
+
+def run(options: argparse.Namespace) -> list[Finding]:
+    """Fill rates, then throughput."""
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        corpora = Corpora(options, Path(folder))
+        return [
+            *llava_fill(options.samples, options.repeats),
+            *caption_fill(corpora, options.repeats),
+            *throughput(corpora, options),
+        ]
+
+
+# Fill -----------------------------------------------------------------------------------------------------------------------
+
+
+def llava_fill(samples: int, repeats: int) -> list[Finding]:
+    """Fill rates of LLaVA-like lengths, each repeat with lengths drawn anew."""
+    say(f"  packing {samples} LLaVA-like samples")
+    fills: dict[int, list[float]] = {2 * ROW: [], ROW: []}
+    most = []
+    for repeat in range(repeats):
+        tokens, images = llava_lengths(samples, repeat)
+        for row, found in fills.items():
+            found.append(pack(np.arange(samples), tokens, images, row, 64).fill)
+        most.append(tokens.sum() / (fewest_rows(tokens, ROW) * ROW))
+    return [
+        Finding("packing_fill_llava", Ratio.of(fills[2 * ROW]), "fill rate, LLaVA-like lengths, rows of 4,096", at_least=0.97),
+        Finding("packing_fill_llava_2048", Ratio.of(fills[ROW]), "the same, rows of 2,048"),
+        Finding("packing_fill_llava_2048_bound", Ratio.of(most), "what no packing into rows of 2,048 can exceed"),
+    ]
+
+
+def llava_lengths(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and pictures of samples in random order."""
+    draw = np.random.default_rng(seed)
+    table = np.array(list(LLAVA.values()))
+    part = draw.choice(len(table), samples, p=table[:, 0] / table[:, 0].sum())
+    text = np.exp(draw.normal(np.log(table[part, 2]), table[part, 3]))
+    images = table[part, 1].astype(np.int64)
+    return np.minimum(np.rint(text).astype(np.int64) + LLAVA_VISUAL * images, LLAVA_LONGEST), images
+
+
+def fewest_rows(tokens: np.ndarray, row: int) -> int:
+    """A number of rows that no packing can go below: the best of the dual feasible functions u(k) (Fekete and Schepers, 2001).
+
+    With `k` = 2, for example, a unit longer than a third of a row takes half a row, for no row holds three of them.
+    """
+    bounds = [tokens.sum() / row]
+    for k in range(1, 9):
+        scaled = (k + 1) * tokens
+        bounds.append(np.where(scaled % row == 0, tokens / row, scaled // row / k).sum())
+    return int(np.ceil(max(bounds) - 1e-9))
+
+
+def caption_fill(corpora: "Corpora", repeats: int) -> list[Finding]:
+    """Fill rates of caption groups, epoch by epoch."""
+    shared, single = corpora.shared, corpora.single
+    fills = []
+    for epoch in range(repeats):
+        fills.append(pack(shared.order(0, epoch), shared.tokens, shared.crops, ROW, 64).fill)
+    saved = 1 - int(shared.tokens.sum()) / int(single.tokens.sum())
+    return [
+        Finding("packing_fill_flickr8k", Ratio.of(fills), "fill rate, groups of captions, rows of 2,048", at_least=0.95),
+        fixed("prefix_sharing_tokens_saved", saved, "of all tokens, because captions share their picture"),
+    ]
+
+
+# Throughput -----------------------------------------------------------------------------------------------------------------
+
+
+class NoisePictures:
+    """Features of a record: noise, the same each time; what they say makes no difference to the time."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        self.features = np.random.default_rng(0).normal(size=(1, patches, width)).astype(np.float32)
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The same features for every record."""
+        return None, self.features
+
+
+class Corpora:
+    """One set of captions as single conversations and as groups that share their picture."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        path = options.data or material.make_dataset(folder, options.pictures, (32, 32))
+        data = {"split": options.split, "row_tokens": ROW, "max_skipped": 1.0}
+        config = material.run_config(path, None, PROMPT, data, {"hidden_size": options.width, "num_hidden_layers": options.layers})
+        texts = texts_of([(open_dataset(path), options.split)])
+        self.made: Assembled = models.build(config, Processing(prompt=PROMPT, max_tokens=512), texts)
+        pictures = NoisePictures(self.made.token_grid[0] * self.made.token_grid[1], material.VIT["hidden_size"])
+        self.shared = data_of.build_corpus(self.made, config.data, pictures)
+        self.single = data_of.build_corpus(self.made, config.data.model_copy(update={"share_prefix": False}), pictures)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of one batch.
+
+    Attributes:
+        model: decoder and connector, both with gradients.
+        batch: the rows.
+    """
+
+    model: nn.Module
+    batch: Batch
+
+    def __call__(self) -> None:
+        loss = NextToken()(self.model, self.batch)  # type: ignore[arg-type]
+        loss.total.backward()
+        self.model.zero_grad(set_to_none=True)
+
+
+def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
+    """Supervised tokens per second of packed rows, without and with sharing, over those of padded batches."""
+    made = corpora.made
+    made.model.vision.requires_grad_(False)  # type: ignore[union-attr]
+    say(f"  training steps of about {options.tokens} token places")
+    plain = BatchRules(pack=False, row_tokens=ROW, row_images=64, rows_per_step=1, accumulate=1, sort_by_length=False, seed=0)
+    longest = int(np.median(corpora.single.tokens)) * 3 // 2  # of a padded batch, roughly
+    rules = {
+        "padded": (corpora.single, replace(plain, rows_per_step=max(1, options.tokens // longest))),
+        "sorted": (corpora.single, replace(plain, rows_per_step=max(1, options.tokens // longest), sort_by_length=True)),
+        "packed": (corpora.single, replace(plain, pack=True, row_tokens=options.row, rows_per_step=options.tokens // options.row)),
+        "shared": (corpora.shared, replace(plain, pack=True, row_tokens=options.row, rows_per_step=options.tokens // options.row)),
+    }
+    steps, supervised = {}, {}
+    for name, (corpus, rule) in rules.items():
+        rows = Loader(corpus, rule, made.pad_id).rows_of_step(0, 0)[0]
+        arrays = collate([[corpus.sample(unit) for unit in row] for row in rows], made.pad_id)
+        batch = arrays.to_batch()
+        steps[name], supervised[name] = Step(made.model, batch), len(batch.supervision)
+        say(f"    {name}: {tuple(batch.tokens.ids_BT.shape)} places, {supervised[name]} supervised tokens")
+    seconds = in_turn(steps, max(options.repeats, 7))
+
+    def over(name: str) -> Ratio:
+        share = supervised[name] / supervised["padded"]
+        return Ratio.of(share * a / b for a, b in zip(seconds["padded"], seconds[name], strict=True))
+
+    return [
+        Finding(
+            "packed_over_padded_supervised_tokens_per_s",
+            over("shared"),
+            "packed rows whose captions share their picture over padded batches",
+            at_least=2.5,
+        ),
+        Finding("packed_alone_over_padded_supervised_tokens_per_s", over("packed"), "packed rows, nothing shared"),
+        Finding("sorted_over_padded_supervised_tokens_per_s", over("sorted"), "padded batches of neighbours of like length"),
+    ]
