@@ -212,7 +212,7 @@ def generation_config(made: Assembled) -> Any:
 
 def _closing_token(made: Assembled) -> int | None:
     """The special token that ends an assistant turn in the model's template."""
-    builder = made.builder()
+    builder = made.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
     turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
     row = builder.row(turn, [])
     last = int(row.ids[row.spans[-1].end - 1])

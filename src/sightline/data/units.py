@@ -7,6 +7,7 @@ every epoch are pure functions of it.
 
 import hashlib
 import json
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -266,10 +267,10 @@ def read_table(path: Path) -> Units | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files if name != "skipped"}
             return Units(**arrays, skipped=json.loads(str(data["skipped"])))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         logger.info("the cached table %s is torn (%s); it is made again", path, error)
         return None
 

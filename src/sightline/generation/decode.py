@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,12 +23,12 @@ from sightline.ops.splice import splice
 class DecodingConfig(Config):
     """How text is drawn from the model."""
 
-    max_new_tokens: int = 64
-    num_beams: int = 1
+    max_new_tokens: int = Field(64, ge=1)
+    num_beams: int = Field(1, ge=1)
     do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
 
     def arguments(self) -> dict[str, Any]:
         """As `generate` takes them; what does not apply is left out."""

@@ -35,6 +35,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "datasets": ("5.1", "data"),
     "h5py": ("3.14", "data"),
     "httpx": ("0.28", "data"),
+    "jaxtyping": ("0.3.2", ""),
     "jinja2": ("3.1.6", ""),
     "matplotlib": ("3.10", "plots"),
     "numpy": ("2.0", ""),
@@ -46,7 +47,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "safetensors": ("0.8", ""),
     "tensorboard": ("2.20", "track"),
     "torch": ("2.11", ""),
-    "transformers": ("5.17", ""),
+    "transformers": ("5.18", ""),
     "typer": ("0.16", ""),
     "webdataset": ("1.0.2", "data"),
 }

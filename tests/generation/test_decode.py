@@ -1,0 +1,149 @@
+"""Batched generation says what each prompt alone would be answered, whatever stands beside it and however wide the rows are."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.assembly import model as models
+from sightline.assembly.model import Assembled, Processing
+from sightline.data.corpus import join_sources
+from sightline.data.prompts import Prompt
+from sightline.errors import ConfigError
+from sightline.generation.decode import DecodingConfig, Text, generate
+from sightline.types import Message, Part
+from tests.assembly.test_check_rows import run_config
+from tests.builders import decoder, load_tokenizer, pictures
+
+NEW = 8
+GREEDY = DecodingConfig(max_new_tokens=NEW)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Assembled]:
+    assembled = models.build(run_config(), Processing(max_tokens=120), None)
+    assembled.model.eval()
+    return assembled
+
+
+def prompt(made: Assembled, seed: int, num_images: int, words: int) -> Prompt:
+    """A question of a number of words about pictures of noise."""
+    builder, tiling, preparation = made.builder(), made.processing.tiling, made.processing.preparation
+    assert preparation is not None
+    text = " ".join(np.random.default_rng(seed).choice(["dog", "field", "What", "red", "ball"], words))
+    grid = builder.rules.grid
+    layouts = [tiling.layout(32, 32, grid) for _ in range(num_images)]
+    row = builder.prompt_row((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
+    pixels = pictures(seed, num_images) if num_images else None
+    return Prompt(row, join_sources(layouts, made.tokens_per_crop), pixels)
+
+
+def prompts(made: Assembled) -> list[Prompt]:
+    return [prompt(made, seed, seed % 3, 1 + seed % 5) for seed in range(12)]
+
+
+def said(made: Assembled, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[Text]:
+    return generate(made.speaker, made.tokenizer, asked, decoding, width)
+
+
+def test_texts_are_the_same_in_batches_of_any_size_and_width(made: Assembled) -> None:
+    asked = prompts(made)
+    alone = [said(made, [one])[0] for one in asked]
+    assert len({text.text for text in alone}) > 6
+    longest = max(len(one.row.ids) for one in asked)
+    for size, width in ((5, 0), (12, 0), (12, longest + 9), (1, longest)):
+        found = [text for at in range(0, 12, size) for text in said(made, asked[at : at + size], width)]
+        assert found == alone
+    assert said(made, asked[::-1]) == alone[::-1]
+
+
+def test_every_answer_is_about_its_own_pictures(made: Assembled) -> None:
+    one, other = prompt(made, 1, 1, 2), prompt(made, 1, 1, 2)
+    other = replace(other, pixels=pictures(99, 1))
+    apart = [said(made, [shown])[0].text for shown in (one, other)]
+    assert apart[0] != apart[1]
+    assert [text.text for text in said(made, [one, other, one])] == [apart[0], apart[1], apart[0]]
+
+
+def test_stored_features_say_what_pixels_say(made: Assembled) -> None:
+    asked = [one for one in prompts(made) if one.num_crops]
+    model = made.speaker
+    stored = []
+    for one in asked:
+        assert one.pixels is not None
+        with torch.no_grad():
+            features = model.encode_pixels(model.normalise(torch.from_numpy(one.pixels))).numpy()  # pyrefly: ignore
+        stored.append(replace(one, pixels=None, features=features))
+    assert said(made, stored) == said(made, asked)
+
+
+def test_a_text_ends_at_an_end_token_which_is_counted_and_not_said(made: Assembled, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[int]] = []
+    decode = made.tokenizer.decode
+
+    def remembered(ids: list[int], **options: Any) -> Any:
+        told.append(ids)
+        return decode(ids, **options)
+
+    monkeypatch.setattr(made.tokenizer, "decode", remembered)
+    asked = prompt(made, 4, 1, 3)
+    (free,) = said(made, [asked])
+    ids = told[0]
+    assert free.num_tokens == len(ids) == NEW
+    config = made.speaker.generation_config
+    assert config is not None
+    ends = config.eos_token_id
+    assert isinstance(ends, list)
+    place = next(place for place in range(NEW - 1, 0, -1) if ids[place] not in ids[:place])
+    monkeypatch.setattr(config, "eos_token_id", [*ends, ids[place]])
+    (cut, *_) = said(made, [asked, prompt(made, 5, 0, 2)])
+    assert told[1] == ids[:place]
+    assert cut.num_tokens == place + 1
+    assert cut.text == decode(ids[:place], skip_special_tokens=True).strip()
+
+
+def test_image_tokens_are_never_said(made: Assembled) -> None:
+    config = made.speaker.generation_config
+    assert config is not None
+    assert config.suppress_tokens == [made.tokenizer.convert_tokens_to_ids("<image>")]
+
+
+def test_samples_are_drawn_by_the_seed(made: Assembled) -> None:
+    drawn = DecodingConfig(max_new_tokens=NEW, do_sample=True, temperature=3.0, top_p=0.9)
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(said(made, [prompt(made, 3, 1, 3)], decoding=drawn)[0].text)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_settings_are_those_that_transformers_takes() -> None:
+    plain = {"max_new_tokens": 64, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.0}
+    assert DecodingConfig().arguments() == plain
+    drawn = DecodingConfig(do_sample=True, temperature=0.5, top_p=0.9).arguments()
+    assert drawn == plain | {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
+
+
+def test_a_text_model_answers_texts_and_refuses_pictures(made: Assembled) -> None:
+    tokenizer = load_tokenizer("chatml")
+    ids = np.array(tokenizer("<|im_start|>user\nWhat runs?<|im_end|>\n")["input_ids"])
+    row = replace(prompt(made, 1, 0, 1).row, ids=ids)
+    text = Prompt(row, join_sources([], 0))
+    model = decoder("llama")
+    (answer,) = generate(model, tokenizer, [text], GREEDY)
+    with torch.no_grad():
+        alone = model.generate(input_ids=torch.from_numpy(ids)[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :]  # pyrefly: ignore
+    assert answer.text == str(tokenizer.decode(alone, skip_special_tokens=True)).strip()
+    with pytest.raises(ValueError, match="takes text only"):
+        generate(model, tokenizer, [replace(prompt(made, 1, 1, 1))], GREEDY)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"num_beams": 0}, {"temperature": 0.0}, {"top_p": 1.5}, {"repetition_penalty": 0.0}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises((ConfigError, ValueError)):
+        DecodingConfig.model_validate(wrong)
