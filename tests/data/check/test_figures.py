@@ -69,6 +69,16 @@ def test_records_are_counted_by_what_they_hold() -> None:
     }
 
 
+def test_short_turns_of_the_assistant_are_answers_where_none_are_listed() -> None:
+    figures = Figures()
+    for number, said in enumerate(["Yes", "yes ", "no", "", "a sentence of more than five words"]):
+        turns = (Message("user", (Part("is it?"),)), Message("assistant", (Part(said),)))
+        figures.add(Record(str(number), messages=turns * 2))
+    told = figures.to_json()
+    assert told["records_with"] == {"conversations": 5, "text_only": 5}
+    assert told["labels"]["train"]["most_frequent"] == {"yes": 4, "no": 2}
+
+
 def test_the_majority_is_the_most_frequent_answer_and_ties_are_settled() -> None:
     told = labels(Counter({"yes": 3, "no": 3, "red": 2}))
     assert (told["majority"], told["majority_share"], told["distinct"]) == ("no", 3 / 8, 3)

@@ -13,6 +13,7 @@ from sightline.types import Record
 FEW = 40  # whole numbers up to this range get a bin each
 BINS = 24
 LISTED_ANSWERS = 20
+SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that could be guessed
 ASPECTS = (0.0, 0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # width over height; the last bin is open
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 LENGTHS = tuple(2**power for power in range(3, 21))
@@ -81,6 +82,7 @@ class Figures:
     boxes: int = 0
     negatives: int = 0
     text_only: int = 0
+    answered: int = 0
     _images: array = field(default_factory=lambda: array("I"))
     _captions: array = field(default_factory=lambda: array("I"))
     _caption_words: array = field(default_factory=lambda: array("I"))
@@ -107,9 +109,9 @@ class Figures:
                 if message.role != "system":
                     words = self._answer_words if message.role == "assistant" else self._question_words
                     words.append(len(message.text.split()))
-        if record.answers:
-            told = Counter(" ".join(answer.casefold().split()) for answer in record.answers)
-            self._answers.setdefault(record.split, Counter())[told.most_common(1)[0][0]] += 1
+        self.answered += bool(record.answers)
+        for answer in _answers_of(record):
+            self._answers.setdefault(record.split, Counter())[answer] += 1
 
     def to_json(self) -> dict[str, Any]:
         """All numbers; what does not occur is left out."""
@@ -125,7 +127,7 @@ class Figures:
         kinds = {
             "captions": len(self._captions),
             "conversations": len(self._turns),
-            "answers": sum(map(Counter.total, self._answers.values())),
+            "answers": self.answered,
         }
         kinds |= {"boxes": self.boxes, "negatives": self.negatives, "text_only": self.text_only}
         out: dict[str, Any] = {"records": self.records, "records_with": {name: count for name, count in kinds.items() if count}}
@@ -133,6 +135,19 @@ class Figures:
         if self._answers:
             out["labels"] = {split: labels(counts) for split, counts in sorted(self._answers.items())}
         return out
+
+
+def _answers_of(record: Record) -> list[str]:
+    """What is to be answered: the most frequent of a question's answers, or every short turn of the assistant."""
+    if record.answers:
+        told = Counter(_folded(answer) for answer in record.answers)
+        return [told.most_common(1)[0][0]]
+    said = (_folded(message.text) for message in record.messages if message.role == "assistant")
+    return [text for text in said if 0 < len(text.split()) <= SHORT_ANSWER]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def labels(counts: Counter[str]) -> dict[str, Any]:
