@@ -17,6 +17,7 @@ BENCHMARKS = {
     "cal": "benchmarks.cal",
     "connectors": "benchmarks.connectors",
     "data": "benchmarks.data",
+    "downloads": "benchmarks.downloads",
     "features": "benchmarks.features",
     "packing": "benchmarks.packing",
 }
