@@ -211,7 +211,7 @@ def test_a_picture_changes_nothing_before_its_place_and_everything_after(made: A
     changed[first:] = 255 - changed[first:]
     before = outcome(made, batch_of(made, [[sample]]))
     after = outcome(made, batch_of(made, [[replace(sample, images=changed)]]))
-    # The encoder's convolution rounds by where its buffers lie in memory (1e-15 of a loss); the answer after moves by 1e-6 and more.
+    # The encoder's convolution rounds by where its buffers lie in memory (1e-15 of a loss); the answer after moves by 1e-6 or more.
     np.testing.assert_allclose(answers(after, "two-turns", 1), answers(before, "two-turns", 1), rtol=1e-12)
     changes = zip(answers(before, "two-turns", 3), answers(after, "two-turns", 3), strict=True)
     assert all(abs(one - other) > 1e-6 for one, other in changes)
