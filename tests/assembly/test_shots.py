@@ -98,13 +98,21 @@ def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(made: Assemble
     assert answers.width([record]) == 0
 
 
+def exit_code(call: list[str]) -> int:
+    """Runs a command; stdout and stderr are the test's."""
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
 def test_the_command_says_and_stores_what_stood_before_each_question(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "eval"
     call = ["eval", str(stock_folder("idefics3")), "--task", "caption", "--data", str(folder), "--out", str(out), "--json"]
     call += ["--max-new-tokens", "3", "--batch-size", "2", "--device", "cpu", "--resamples", "10"]
-    assert main([*call, "--shots", "2", "--shots-from", f"{folder}:train"]) == 0
+    assert exit_code([*call, "--shots", "2", "--shots-from", f"{folder}:train"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["shots"] == {"count": 2, "data": str(folder), "split": "train", "seed": 0, "examples": "shots.json"}
     stored = json.loads((out / "shots.json").read_text())
@@ -113,10 +121,10 @@ def test_the_command_says_and_stores_what_stood_before_each_question(
     settings = json.loads((out / "scores.json").read_text())["settings"]
     assert settings["shots"]["count"] == 2
     before = (out / "predictions.jsonl").read_bytes()
-    assert main([*call, "--shots", "2"]) == 0  # the same split of the same data: nothing is asked again
+    assert exit_code([*call, "--shots", "2"]) == 0  # the same split of the same data: nothing is asked again
     assert (out / "predictions.jsonl").read_bytes() == before
     capsys.readouterr()
-    assert main([*call, "--shots", "5"]) == 2
+    assert exit_code([*call, "--shots", "5"]) == 2
     assert "has 4 records that can be examples" in " ".join(capsys.readouterr().err.split())
 
 
