@@ -94,7 +94,13 @@ class Mixture:
             self.formula = torch.compile(vocabulary_attention_reference)
 
     @property
+    def given(self) -> list[Tensor]:
+        """What is there before the call."""
+        return [self.query, self.keys, self.words, self.gain, self.slope]
+
+    @property
     def inputs(self) -> list[Tensor]:
+        """What gradients are put on."""
         return [value for value in (self.query, self.keys, self.words, self.gain) if value.requires_grad]
 
     def plain(self) -> None:
@@ -140,7 +146,7 @@ def compare(sizes: Sizes, repeats: int, suffix: str) -> list[Finding]:
         say(f"  align, {sizes}, embeddings {case}")
         mixture = Mixture(sizes, case == "live")
         mixture.check()
-        plain, fused = (peak_memory(work, mixture.inputs) for work in (mixture.plain, mixture.fused))
+        plain, fused = (peak_memory(work, mixture.given) for work in (mixture.plain, mixture.fused))
         seconds = in_turn({"plain": mixture.plain, "fused": mixture.fused, "again": mixture.plain}, repeats)
         where = f"{sizes}, embeddings {case}"
         name = f"align_fused_over_plain_%s_{case}{suffix}"

@@ -133,6 +133,12 @@ def test_the_page_draws_the_largest_word_of_each_token_over_the_picture_and_no_m
     assert not {"<b>", "<i>", "<u>"} & {page[at : at + 3] for at in range(len(page))}
 
 
+def test_a_word_that_would_steer_a_terminal_is_quoted() -> None:
+    names = ["\x1b[2J", " the", " ", "sun"]
+    told = probe_words(tiny(), [seen("a", 1, 1, 1, 1)], names.__getitem__).figures()["most used"]
+    assert told == "'\\x1b[2J' 53.3%, the 26.7%, ' ' 13.3%, sun 6.7%"
+
+
 def test_queries_without_a_place_are_listed_and_not_drawn() -> None:
     row = Connector(AlignConfig(outer_norm="none"), ConnectorShape(1, 4, 2, 2, 4)).double().eval()
     page = probe_words(row, [seen("a", 1, 1, -1, 1)], NAMES.__getitem__).page("row")

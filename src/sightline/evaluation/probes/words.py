@@ -73,7 +73,7 @@ class WordFindings:
         }
 
     def figures(self) -> dict[str, str]:
-        most = ", ".join(f"{word.strip() or repr(word)} {share:.1%}" for word, share in self.most_used[:8])
+        most = ", ".join(f"{_readable(word)} {share:.1%}" for word, share in self.most_used[:8])
         skipped = {"skipped records": ", ".join(f"{reason} {count}" for reason, count in self.skipped.items())}
         return {
             "visual tokens": f"{self.tokens:,} of {self.records:,} records",
@@ -156,6 +156,12 @@ def distribution_of(connector: Connector, record: Seen) -> WordDistribution:
     with torch.no_grad():
         found = mixer.distribution(connector.merged(record.features_NPE), TOP, THRESHOLD)
     return found if found.mean_V.is_cpu else replace(found, **{name: value.cpu() for name, value in vars(found).items()})
+
+
+def _readable(word: str) -> str:
+    """A word without the space before it; quoted where it is nothing else, or would steer a terminal."""
+    bare = word.strip()
+    return bare if bare and bare.isprintable() else repr(word)
 
 
 class _Total:
