@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, Work, in_turn, peak_memory
@@ -37,12 +38,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=576, help="width of queries, keys and words (default 576)")
     parser.add_argument("--crops", type=int, default=2, help="crops that each connector is timed on (default 2)")
     parser.add_argument("--only", choices=["align", "costs"], help="one half of it")
+    parser.add_argument(
+        "--memory-only", action="store_true", help="count ALIGN's peaks on a CPU without computing anything: seconds"
+    )
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
     """All findings."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: list[Finding] = []
+    if options.memory_only:
+        for number, words in enumerate(options.words):
+            sizes = Sizes(options.tokens, words, options.width, torch.device("cpu"))
+            found += count_memory(sizes, "" if number == 0 else f"_{words}")
+        return found
     if options.only != "costs":
         for number, words in enumerate(options.words):
             # Other vocabularies with as many scores as the first on a CPU, whose memory the plain formula would fill.
@@ -146,21 +155,36 @@ def compare(sizes: Sizes, repeats: int, suffix: str) -> list[Finding]:
         say(f"  align, {sizes}, embeddings {case}")
         mixture = Mixture(sizes, case == "live")
         mixture.check()
-        plain, fused = (peak_memory(work, mixture.given) for work in (mixture.plain, mixture.fused))
+        peaks.append(memory(mixture, f"{case}{suffix}", f"{sizes}, embeddings {case}"))
         seconds = in_turn({"plain": mixture.plain, "fused": mixture.fused, "again": mixture.plain}, repeats)
         where = f"{sizes}, embeddings {case}"
         name = f"align_fused_over_plain_%s_{case}{suffix}"
         ratio, spread = (over(seconds[arm], seconds["plain"]) for arm in ("fused", "again"))
         times.append(Finding(name % "time", ratio, f"time at {where}", at_most=aim))
-        peaks.append(fixed(name % "peak_memory", fused / plain, f"peak memory at {where}", at_most=MEMORY_AIM))
         again.append(Finding(f"align_plain_aa_{case}{suffix}", spread, f"the plain formula over itself at {where}"))
-    found = [*times, *peaks, *again]
-    if not suffix:
-        for name, each in (("time", times), ("peak_memory", peaks)):
-            worse = max(each, key=lambda finding: finding.ratio.median)
-            told = f"the worse of the two at {sizes}"
-            found.insert(0, Finding(f"align_fused_over_plain_{name}", worse.ratio, told, at_most=worse.at_most))
-    return found
+    return [*([] if suffix else [worse("time", times), worse("peak_memory", peaks)]), *times, *peaks, *again]
+
+
+def count_memory(sizes: Sizes, suffix: str) -> list[Finding]:
+    """Peaks alone, from operations on tensors without contents: their storages appear and go as in a real call."""
+    peaks = []
+    for case in ("frozen", "live"):
+        say(f"  align, {sizes}, embeddings {case}: counting")
+        with FakeTensorMode():
+            peaks.append(memory(Mixture(sizes, case == "live"), f"{case}{suffix}", f"{sizes}, embeddings {case}"))
+    return [*([] if suffix else [worse("peak_memory", peaks)]), *peaks]
+
+
+def memory(mixture: Mixture, case: str, where: str) -> Finding:
+    """Peak of the fused step over that of the plain one."""
+    plain, fused = (peak_memory(work, mixture.given) for work in (mixture.plain, mixture.fused))
+    return fixed(f"align_fused_over_plain_peak_memory_{case}", fused / plain, f"peak memory at {where}", at_most=MEMORY_AIM)
+
+
+def worse(name: str, findings: list[Finding]) -> Finding:
+    """The finding of the largest median, under the bare name."""
+    found = max(findings, key=lambda finding: finding.ratio.median)
+    return Finding(f"align_fused_over_plain_{name}", found.ratio, f"the worse case: {found.meaning}", at_most=found.at_most)
 
 
 def over(these: tuple[float, ...], those: tuple[float, ...]) -> Ratio:
