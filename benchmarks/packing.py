@@ -49,6 +49,7 @@ LLAVA = {
 }
 LLAVA_VISUAL, LLAVA_LONGEST = 576, 2048
 ROW = 2048
+BATCHES = 4  # of each kind in a measure: lengths of captions differ
 PROMPT = "Describe the picture."
 
 
@@ -59,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=50_000, help="LLaVA-like samples that are packed (default 50,000)")
     parser.add_argument("--pictures", type=int, default=1000, help="pictures made where no data is given (default 1,000)")
     parser.add_argument("--row", type=int, default=512, help="row length of the measured step (default 512)")
-    parser.add_argument("--tokens", type=int, default=2048, help="token places of the measured step (default 2,048)")
+    parser.add_argument("--tokens", type=int, default=1024, help="token places of a measured batch (default 1,024)")
     parser.add_argument("--width", type=int, default=576, help="of the decoder (default 576, SmolLM2-135M's)")
     parser.add_argument("--layers", type=int, default=2, help="of the decoder (default 2; all do the same work)")
 
@@ -159,21 +160,30 @@ class Corpora:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Forward and backward of one batch.
+class Steps:
+    """Forward and backward of some batches.
 
     Attributes:
         model: decoder and connector, both with gradients.
-        batch: the rows.
+        batches: of an epoch, the first ones.
     """
 
     model: nn.Module
-    batch: Batch
+    batches: tuple[Batch, ...]
 
     def __call__(self) -> None:
-        loss = NextToken()(self.model, self.batch)  # type: ignore[arg-type]
-        loss.total.backward()
-        self.model.zero_grad(set_to_none=True)
+        for batch in self.batches:
+            loss = NextToken()(self.model, batch)  # type: ignore[arg-type]
+            loss.total.backward()
+            self.model.zero_grad(set_to_none=True)
+
+    @property
+    def places(self) -> int:
+        return sum(batch.tokens.ids_BT.numel() for batch in self.batches)
+
+    @property
+    def supervised(self) -> int:
+        return sum(len(batch.supervision) for batch in self.batches)
 
 
 def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
@@ -185,21 +195,22 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
     longest = int(np.median(corpora.single.tokens)) * 3 // 2  # of a padded batch, roughly
     rules = {
         "padded": (corpora.single, replace(plain, rows_per_step=max(1, options.tokens // longest))),
-        "sorted": (corpora.single, replace(plain, rows_per_step=max(1, options.tokens // longest), sort_by_length=True)),
         "packed": (corpora.single, replace(plain, pack=True, row_tokens=options.row, rows_per_step=options.tokens // options.row)),
         "shared": (corpora.shared, replace(plain, pack=True, row_tokens=options.row, rows_per_step=options.tokens // options.row)),
     }
-    steps, supervised = {}, {}
+    steps = {}
     for name, (corpus, rule) in rules.items():
-        rows = Loader(corpus, rule, made.pad_id).rows_of_step(0, 0)[0]
-        arrays = collate([[corpus.sample(unit) for unit in row] for row in rows], made.pad_id)
-        batch = arrays.to_batch()
-        steps[name], supervised[name] = Step(made.model, batch), len(batch.supervision)
-        say(f"    {name}: {tuple(batch.tokens.ids_BT.shape)} places, {supervised[name]} supervised tokens")
+        loader = Loader(corpus, rule, made.pad_id)
+        batches = []
+        for number in range(min(BATCHES, loader.steps_in_epoch(0))):
+            rows = loader.rows_of_step(0, number)[0]
+            batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], made.pad_id).to_batch())
+        steps[name] = Steps(made.model, tuple(batches))
+        say(f"    {name}: {steps[name].places} places, {steps[name].supervised} supervised tokens")
     seconds = in_turn(steps, max(options.repeats, 7))
 
     def over(name: str) -> Ratio:
-        share = supervised[name] / supervised["padded"]
+        share = steps[name].supervised / steps["padded"].supervised
         return Ratio.of(share * a / b for a, b in zip(seconds["padded"], seconds[name], strict=True))
 
     return [
@@ -210,5 +221,4 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
             at_least=2.5,
         ),
         Finding("packed_alone_over_padded_supervised_tokens_per_s", over("packed"), "packed rows, nothing shared"),
-        Finding("sorted_over_padded_supervised_tokens_per_s", over("sorted"), "padded batches of neighbours of like length"),
     ]

@@ -5,7 +5,7 @@ divided once, before clipping. So one large batch and several small ones are the
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -145,9 +145,9 @@ def fit(job: Job, at: Progress) -> Progress:
 
             at = _advanced(at, job, sums, stepped)
             seconds = time.perf_counter() - begin
-            line = _line(at, job.stage.name, sums, norm, rates, stepped, seconds, waited)
-            job.log.write(named(line, job.sources) | job.watch())
-            bar.step(1, f"loss {sums.line()['loss']:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
+            values = sums.line(job.sources)
+            job.log.write(_line(at, job.stage.name, sums, values, norm, rates, stepped, seconds, waited) | job.watch())
+            bar.step(1, f"loss {sums.mean:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
             faults.hit("step.end")
 
             if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
@@ -223,14 +223,22 @@ def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
 
 
 def _line(
-    at: Progress, stage: str, sums: Sums, norm: float, rates: dict[str, float], stepped: bool, seconds: float, waited: float
+    at: Progress,
+    stage: str,
+    sums: Sums,
+    values: dict[str, float],
+    norm: float,
+    rates: dict[str, float],
+    stepped: bool,
+    seconds: float,
+    waited: float,
 ) -> dict[str, Any]:
     """A line of `metrics.jsonl`; what `seconds` and `*_per_s` and `wait_share` say differs from run to run, nothing else does."""
     return {
         "step": at.step,
         "stage": stage,
         "epoch": at.epoch,
-        **sums.line(),
+        **values,
         "grad_norm": norm,
         "lr": rates,
         "weight": sums.weight,
@@ -244,16 +252,6 @@ def _line(
         "tokens_per_s": round(sums.tokens / seconds, 1),
         "wait_share": round(waited / seconds, 4),
     }
-
-
-def named(line: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
-    """A line whose figures of single sources (`nll/0`) bear the names of the sources (`nll/captions`) in place of their numbers."""
-    out = {}
-    for key, value in line.items():
-        figure, _, number = key.rpartition("/")
-        known = figure and number.isdecimal() and int(number) < len(sources)
-        out[f"{figure}/{sources[int(number)]}" if known else key] = value
-    return out
 
 
 def _ids(micro_batches: list[MicroBatch]) -> str:

@@ -1,6 +1,6 @@
 """What a step adds up: sums over its micro-batches, then over ranks. Nothing here is ever a mean of means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
@@ -71,9 +71,19 @@ class Sums:
         """The loss of the step; 0 where nothing has weight."""
         return self.loss / self.weight if self.weight else 0.0
 
-    def line(self) -> dict[str, float]:
-        """Means for the log: the loss and every part."""
+    def line(self, sources: Sequence[str] = ()) -> dict[str, float]:
+        """Means for the log: the loss and every part.
+
+        Args:
+            sources: names of the data sources, which figures of single ones (`nll/0`) bear in place of numbers (`nll/captions`);
+                with fewer than two, a figure of the first source alone is that of the whole and is left out.
+        """
         values = {"loss": self.mean}
-        sources = {name.rpartition("/")[2] for name in self.parts if "/" in name}
-        known = {name: part for name, part in self.parts.items() if sources != {"0"} or "/" not in name}  # one source is the loss
-        return values | {name: total / weight for name, (total, weight) in sorted(known.items()) if weight}
+        seen = {name.rpartition("/")[2] for name in self.parts if "/" in name}
+        for name, (total, weight) in sorted(self.parts.items()):
+            figure, _, number = name.rpartition("/")
+            if not weight or (figure and len(sources) < 2 and seen == {"0"}):
+                continue
+            is_named = figure and number.isdecimal() and int(number) < len(sources)
+            values[f"{figure}/{sources[int(number)]}" if is_named else name] = total / weight
+        return values
