@@ -362,7 +362,7 @@ def test_naming_one_of_a_pair_drops_the_other_that_a_lower_layer_gave() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train.batch_tokens=1000"], "train.batch_tokens=1000 is not a multiple of the row length 512"),
+        (["data.row_tokens=512", "train.batch_tokens=1000"], "train.batch_tokens=1000 is not a multiple of the row length 512"),
         (["data.pack=false", "train.batch_tokens=1024"], "counts packed rows"),
         (["data.row_tokens=64"], "data.row_tokens=64 is less than data.max_tokens=128"),
         (["data.supervise=with_padding"], "needs data.pack=false"),
