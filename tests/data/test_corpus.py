@@ -1,5 +1,6 @@
 """From a dataset folder to samples: everything that can be trained on exactly once, everything else counted by reason."""
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -150,14 +151,42 @@ def test_samples_are_as_long_as_the_table_says_and_what_the_records_say(dataset:
     assert corpus.has_text_only
 
 
-def test_a_unit_is_tokenised_once_and_its_pictures_are_opened_each_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def samples_of(dataset: Dataset, units: Units) -> list[list[tuple[Any, ...]]]:
+    corpus = corpus_of(dataset, units)
+    return [
+        [(branch.ids.tolist(), branch.spans, branch.record_id) for branch in sample.branches]
+        for sample in map(corpus.sample, range(len(units)))
+    ]
+
+
+@pytest.mark.parametrize("where", ["file", "memory", "unwritable"])
+def test_what_was_tokenised_for_the_lengths_is_what_is_trained_on(
+    dataset: Dataset, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = samples_of(dataset, table(dataset))
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    cache = {"file": tmp_path / "new", "memory": None, "unwritable": tmp_path / "taken"}[where]
+    units = load_units(dataset, "train", BUILDER, UnitRules(max_skipped=1.0), cache)
+    again = load_units(dataset, "train", BUILDER, UnitRules(max_skipped=1.0), cache)
+    monkeypatch.setattr(type(BUILDER), "encode", None)  # a second time would fail
+    assert samples_of(dataset, units) == samples_of(dataset, again) == expected
+    assert samples_of(dataset, units.subset(np.array([4, 0]))) == [expected[4], expected[0]]
+    sent = pickle.loads(pickle.dumps(units))
+    assert samples_of(dataset, sent) == expected
+    if where == "file":
+        (file,) = cache.glob("tokens-*.bin")
+        assert file.stat().st_size == 6 * units.texts.begin[-1]
+        assert len(pickle.dumps(units.texts)) < 1_500  # goes to workers by its name
+
+
+def test_the_pictures_of_a_unit_are_opened_each_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = corpus_of(dataset, table(dataset))
     opened = []
     monkeypatch.setattr(
         Sizes, "fill", lambda self, dataset, record: (opened.append(record.id), (np.zeros((1, 2, 2, 3), np.uint8), None))[1]
     )
-    first, second = corpus.sample(0), corpus.sample(0)
-    assert first.branches[0].ids is second.branches[0].ids
+    corpus.sample(0)
+    corpus.sample(0)
     assert opened == ["five", "five"]
 
 
@@ -176,20 +205,26 @@ def test_contrast_is_cut_by_unit_and_pictures_need_something_to_fill_them(datase
 def test_tables_are_cached_by_all_that_they_depend_on_and_torn_ones_made_again(dataset: Dataset, tmp_path: Path) -> None:
     rules = UnitRules(max_skipped=1.0)
     first = load_units(dataset, "train", BUILDER, rules, tmp_path)
-    (file,) = tmp_path.iterdir()
+    (file,), (tokens,) = tmp_path.glob("lengths-*.npz"), tmp_path.glob("tokens-*.bin")
     content = file.read_bytes()
     again = load_units(dataset, "train", BUILDER, rules, tmp_path)
     assert again.skipped == first.skipped == LOST
     for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops"):
         assert getattr(again, name).tolist() == getattr(first, name).tolist()
     file.write_bytes(content[: len(content) // 2])
-    assert read_table(file) is None
+    assert read_table(file, tokens) is None
     assert load_units(dataset, "train", BUILDER, rules, tmp_path).tokens.tolist() == first.tokens.tolist()
+    assert read_table(file, tokens) is not None
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    assert read_table(file, tokens) is None
+    tokens.unlink()
+    assert read_table(file, tokens) is None
+    assert samples_of(dataset, load_units(dataset, "train", BUILDER, rules, tmp_path)) == samples_of(dataset, first)
     for changed in ({"max_tokens": 30}, {"supervise": "all_text"}, {"prompt": "x"}, {"captions": "first"}, {"grid": (1, 1)}):
         other = builder_of("tinyvlm", TextRules(**{**vars(RULES), **changed}))
         load_units(dataset, "train", other, rules, tmp_path)
     load_units(dataset, "train", BUILDER, UnitRules(share_prefix=False, max_skipped=1.0), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 7
+    assert len(list(tmp_path.glob("lengths-*"))) == len(list(tmp_path.glob("tokens-*"))) == 7
 
 
 def test_too_much_that_cannot_be_trained_on_is_refused_with_its_reasons(dataset: Dataset) -> None:

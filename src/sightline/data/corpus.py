@@ -21,8 +21,6 @@ from sightline.data.units import Units
 from sightline.errors import ConfigError, RecordError
 from sightline.types import Record, Sample
 
-MAX_KEPT = 100_000  # samples whose tokens are kept: about 1 kB each
-
 
 class Pictures(Protocol):
     """What fills the visual slots of a record: prepared pixels, or stored features."""
@@ -116,55 +114,51 @@ class Corpus:
             [source.windowed for source in self.sources],
         )
 
-    def first_member(self, unit: int) -> tuple[Source, Record]:
-        """The source of a unit and the record of its first branch."""
-        number = int(np.searchsorted(self.first, unit, side="right")) - 1
-        source = self.sources[number]
-        index, _ = source.units.members(unit - int(self.first[number]))[0]
-        return source, source.dataset.record(index)
-
     def sample(self, unit: int) -> Sample:
-        """Builds a unit: reads its records, tokenises, opens its pictures.
+        """Builds a unit: reads its records and tokens, opens its pictures.
 
         Raises:
             RecordError: a picture that was readable when the data set was prepared no longer is.
         """
-        text = self.text(unit)
+        text, source, record = self._text(unit)
         if self.contrast is not None:
             text = replace(text, contrast=self.contrast[self.first_target[unit] : self.first_target[unit + 1]])
         if not len(text.image_slots):
             return text
         if self.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        source, record = self.first_member(unit)
         pixels, features = self.pictures.fill(source.dataset, record)
         return replace(text, images=pixels, features=features)
 
     def text(self, unit: int) -> Sample:
         """A unit as a sample whose pictures are not filled in; its visual slots are there."""
-        kept = self._texts.get(unit)
-        if kept is None:
-            kept = self._text(unit)
-            if len(self._texts) < MAX_KEPT:
-                self._texts[unit] = kept
-        return kept
+        return self._text(unit)[0]
 
-    @cached_property
-    def _texts(self) -> dict[int, Sample]:
-        """Samples without pictures that were built already: in later epochs nothing is tokenised again."""
-        return {}
-
-    def _text(self, unit: int) -> Sample:
-        number = int(np.searchsorted(self.first, unit, side="right")) - 1
+    def first_member(self, unit: int) -> tuple[Source, Record]:
+        """The source of a unit and the record of its first branch."""
+        number, place = self._place(unit)
         source = self.sources[number]
-        members = source.units.members(unit - int(self.first[number]))
-        records = {index: source.dataset.record(index) for index, _ in members}
-        layouts: dict[int, list[Layout]] = {index: source.builder.layouts(record) for index, record in records.items()}
-        rows = []
-        for index, branch in members:
-            rows.append(source.builder.row(source.builder.conversations(records[index])[branch], layouts[index]))
+        return source, source.dataset.record(source.units.members(place)[0][0])
+
+    def _place(self, unit: int) -> tuple[int, int]:
+        """The number of a unit's source, and the unit's number there."""
+        number = int(np.searchsorted(self.first, unit, side="right")) - 1
+        return number, unit - int(self.first[number])
+
+    def _text(self, unit: int) -> tuple[Sample, Source, Record]:
+        """A unit without its pictures, its source, and the record of its first branch, whose pictures are those of all."""
+        number, place = self._place(unit)
+        source = self.sources[number]
+        members, encoded = source.units.members(place), source.units.encoded(place)
+        records = {index: source.dataset.record(index) for index in dict(members)}  # five captions of a picture are one record
+        first = records[members[0][0]]
+        layouts = source.builder.layouts(first)
+        if encoded is None:
+            conversations = {index: source.builder.conversations(record) for index, record in records.items()}
+            encoded = [source.builder.encode(conversations[index][branch], layouts) for index, branch in members]
+        rows = [source.builder.laid_out(text, layouts) for text in encoded]
         ids = [records[index].id for index, _ in members]
-        return text_sample(rows, ids, layouts[members[0][0]], self.tokens_per_crop, number)
+        return text_sample(rows, ids, layouts, self.tokens_per_crop, number), source, first
 
 
 def text_sample(

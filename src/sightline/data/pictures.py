@@ -60,4 +60,4 @@ class PixelPictures:
                     f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
                 )
             crops.append(self.tiling.crops(image, self.preparation))
-        return np.concatenate(crops)
+        return crops[0] if len(crops) == 1 else np.concatenate(crops)

@@ -8,6 +8,7 @@ they have in common, and whatever cannot be trained on has a reason.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -50,6 +51,19 @@ class TextRules:
     tiling: TilingConfig | None = None
     captions: Literal["all", "first"] = "all"
     drop_images: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as it was tokenised: what is the same wherever its row will stand, and all that is costly to find out.
+
+    Attributes:
+        ids: tokens, one image token for each run of visual slots.
+        turn_of: for each token the turn that it is supervised as part of, -1 for none.
+    """
+
+    ids: Int[np.ndarray, " T"]
+    turn_of: Int[np.ndarray, " T"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,10 @@ class RowBuilder:
             RecordError: reasons `no_supervised_token`, `too_long`, `placeholder_count`, `placeholder_in_text`,
                 `special_token_in_text`, `merged_boundary`, `template_refused`, `template_moves_text`.
         """
+        return self.laid_out(self.encode(messages, layouts, verify), layouts)
+
+    def encode(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> Encoded:
+        """The first half of `row`: renders, tokenises and finds the supervised turns."""
         self._check_text(messages)
         rendered = self.template.conversation(messages)
         if len(layouts) != rendered.text.count(IMAGE):
@@ -164,11 +182,15 @@ class RowBuilder:
         turn_of = self._turn_of_token(ids, offsets, turns)
         if verify:
             self._verify(text, ids, offsets, turns)
-        is_label = turn_of >= 0
         if self.rules.supervise == "all_text":
             is_label = ids != self.image_id
             is_label[:1] = False  # nothing precedes the first token
-        ids, turn_of, slots = self._expand(ids, np.where(is_label, np.maximum(turn_of, 0), -1), layouts)
+            turn_of = np.where(is_label, np.maximum(turn_of, 0), -1)
+        return Encoded(ids, turn_of)
+
+    def laid_out(self, encoded: Encoded, layouts: Sequence[Layout]) -> Row:
+        """The second half of `row`: visual slots, length, spans."""
+        ids, turn_of, slots = self._expand(encoded.ids, encoded.turn_of, layouts)
         ids, turn_of = self._limit(ids, turn_of, slots)
         spans = _runs(turn_of)
         if not spans:
@@ -298,13 +320,8 @@ def _filled(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Tu
 
 def _runs(turn_of: Int[np.ndarray, " T"]) -> tuple[Span, ...]:
     """Contiguous runs of one supervised turn."""
-    borders = np.flatnonzero(np.diff(turn_of)) + 1
-    starts, ends = np.concatenate([[0], borders]), np.concatenate([borders, [len(turn_of)]])
-    return tuple(
-        Span(int(start), int(end), int(turn_of[start]))
-        for start, end in zip(starts, ends, strict=True)
-        if end > start and turn_of[start] >= 0
-    )
+    borders = [0, *(np.flatnonzero(turn_of[1:] != turn_of[:-1]) + 1).tolist(), len(turn_of)]
+    return tuple(Span(start, end, turn) for start, end in pairwise(borders) if end > start and (turn := int(turn_of[start])) >= 0)
 
 
 def shared_prefix(rows: Sequence[Row]) -> int:

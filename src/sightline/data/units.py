@@ -1,8 +1,8 @@
 """What an epoch is made of: units, each one sample of one or several branches, with its length known before training.
 
 One pass over the records tokenises everything once, counts what cannot be trained on by reason, and groups branches that share a
-picture. The table that comes out is cached beside the data set under a key of all that it depends on; the order and the rows of
-every epoch are pure functions of it.
+picture. The table that comes out is cached beside the data set under a key of all that it depends on, and with it the tokens; the
+order and the rows of every epoch are pure functions of it.
 """
 
 import hashlib
@@ -10,22 +10,24 @@ import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
-from sightline.data.samples import Row, RowBuilder, shared_prefix
+from sightline.data.samples import Encoded, Row, RowBuilder, shared_prefix
 from sightline.data.tilings import Layout
-from sightline.errors import BudgetError, RecordError, StorageError
+from sightline.data.token_table import TokenTable, TokenWriter, starts
+from sightline.errors import BudgetError, DataError, RecordError, StorageError
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Record
 
-TABLE_VERSION = 3
+TABLE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Units:
         supervised: supervised tokens of each unit.
         crops: images (tiles) of each unit.
         skipped: records or captions that cannot be trained on, by reason.
+        texts: all conversations as they were tokenised; None where they were not kept.
+        text: for each member the number of its conversation in `texts`.
     """
 
     record: Int[np.ndarray, " members"]
@@ -50,6 +54,8 @@ class Units:
     supervised: Int[np.ndarray, " units"]
     crops: Int[np.ndarray, " units"]
     skipped: dict[str, int] = field(default_factory=dict)
+    texts: TokenTable | None = None
+    text: Int[np.ndarray, " members"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -61,18 +67,28 @@ class Units:
         return Units(
             record=self.record[places],
             branch=self.branch[places],
-            begin=np.concatenate([[0], np.cumsum([len(span) for span in spans], dtype=np.int64)]).astype(np.int64),
+            begin=starts(map(len, spans)),
             tokens=self.tokens[chosen],
             alone=self.alone[chosen],
             supervised=self.supervised[chosen],
             crops=self.crops[chosen],
             skipped=self.skipped,
+            texts=self.texts,
+            text=self.text[places] if self.texts is not None else self.text,
         )
 
     def members(self, unit: int) -> list[tuple[int, int]]:
         """`(record, conversation)` of each branch of a unit."""
-        span = slice(int(self.begin[unit]), int(self.begin[unit + 1]))
+        span = self._span(unit)
         return list(zip(self.record[span].tolist(), self.branch[span].tolist(), strict=True))
+
+    def encoded(self, unit: int) -> list[Encoded] | None:
+        """Each branch of a unit as it was tokenised; None where that was not kept."""
+        texts = self.texts
+        return None if texts is None else [texts[number] for number in self.text[self._span(unit)].tolist()]
+
+    def _span(self, unit: int) -> slice:
+        return slice(int(self.begin[unit]), int(self.begin[unit + 1]))
 
 
 @dataclass(frozen=True)
@@ -123,14 +139,45 @@ def load_units(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRul
     Raises:
         BudgetError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
     """
-    path = cache / f"lengths-{table_key(dataset, split, builder, rules)}.npz" if cache is not None else None
-    units = read_table(path) if path is not None else None
-    if units is None:
-        units = make_units(dataset, dataset.split_indices(split), builder, rules)
-        if path is not None:
-            write_table(path, units)
+    if cache is None:
+        units = _made_in_memory(dataset, split, builder, rules)
+    else:
+        key = table_key(dataset, split, builder, rules)
+        units = _cached(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
     check_budget(units, rules.max_skipped, split)
     return units
+
+
+def _cached(lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules) -> Units:
+    """The table as it lies in its two files, or made and written; a folder that cannot be written costs a message and memory."""
+    units = read_table(lengths, tokens)
+    if units is not None:
+        return units
+    try:
+        lengths.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(tokens, "wb") as file:
+            units, begin = _with_texts(dataset, split, builder, rules, file)
+        _write_lengths(lengths, units, begin)
+    except (OSError, StorageError) as error:
+        logger.info("lengths and tokens are not cached but kept in memory: %s", error)
+        return _made_in_memory(dataset, split, builder, rules)
+    return replace(units, texts=TokenTable(tokens, begin))
+
+
+def _made_in_memory(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules) -> Units:
+    file = BytesIO()
+    units, begin = _with_texts(dataset, split, builder, rules, file)
+    return replace(units, texts=TokenTable(file.getvalue(), begin))
+
+
+def _with_texts(
+    dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules, file: IO[bytes]
+) -> tuple[Units, Int[np.ndarray, " conversations_and_end"]]:
+    """The table, and where each conversation begins in the file."""
+    writer = TokenWriter(file)
+    units = make_units(dataset, dataset.split_indices(split), builder, rules, texts=writer)
+    begin = writer.begin
+    return replace(units, text=np.arange(len(begin) - 1)), begin
 
 
 def check_budget(units: Units, max_skipped: float, split: str) -> None:
@@ -159,14 +206,28 @@ class Watcher(Protocol):
 
 
 def make_units(
-    dataset: Dataset, indices: Iterable[int], builder: RowBuilder, rules: UnitRules, watcher: Watcher | None = None
+    dataset: Dataset,
+    indices: Iterable[int],
+    builder: RowBuilder,
+    rules: UnitRules,
+    watcher: Watcher | None = None,
+    texts: TokenWriter | None = None,
 ) -> Units:
-    """Tokenises the records of a split and groups their branches; `watcher` is shown each of them."""
-    skipped: Counter[str] = Counter()
+    """Tokenises the records of a split and groups their branches.
+
+    Args:
+        dataset: holds the records.
+        indices: of the records, in order.
+        builder: makes rows.
+        rules: how conversations of one picture are grouped.
+        watcher: is shown each conversation.
+        texts: is given each that can be trained on as it was tokenised, in the order of the members.
+    """
+    reader = _Reader(dataset, builder, watcher, texts)
     table: list[tuple[list[tuple[int, int]], int, int, int, int]] = []
     indices = list(indices)
     with progress("tokenising", len(indices)) as bar:
-        for group in _groups(dataset, indices, builder, rules, skipped, bar.step, watcher):
+        for group in _groups(reader, indices, rules.share_prefix, bar.step):
             table.extend(_split_group(group, rules))
     sizes = [len(members) for members, *_ in table]
     members = [member for row in table for member in row[0]]
@@ -174,12 +235,12 @@ def make_units(
     return Units(
         record=np.array([record for record, _ in members], dtype=np.int64),
         branch=np.array([branch for _, branch in members], dtype=np.int64),
-        begin=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+        begin=starts(sizes),
         tokens=columns[:, 0],
         alone=columns[:, 1],
         supervised=columns[:, 2],
         crops=columns[:, 3],
-        skipped=dict(skipped),
+        skipped=dict(reader.skipped),
     )
 
 
@@ -197,22 +258,43 @@ class _Group:
     crops: int
 
 
-def _groups(
-    dataset: Dataset,
-    indices: Sequence[int],
-    builder: RowBuilder,
-    rules: UnitRules,
-    skipped: Counter[str],
-    step: Callable[[], None],
-    watcher: Watcher | None,
-) -> Iterator[_Group]:
+@dataclass
+class _Reader:
+    """Makes the rows of records and counts those that cannot be made."""
+
+    dataset: Dataset
+    builder: RowBuilder
+    watcher: Watcher | None
+    texts: TokenWriter | None
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, record: Record) -> Iterator[tuple[int, Row, int]]:
+        """Number, row and crops of each conversation of a record that can be trained on."""
+        for branch, messages in enumerate(self.builder.conversations(record)):
+            try:
+                layouts = self.builder.layouts(record)
+                encoded = self.builder.encode(messages, layouts, verify=True)
+                row = self.builder.laid_out(encoded, layouts)
+            except RecordError as error:
+                self.skipped[error.reason] += 1
+                if self.watcher is not None:
+                    self.watcher.skip(record, branch, error)
+                continue
+            if self.watcher is not None:
+                self.watcher.row(record, branch, row, layouts)
+            if self.texts is not None:
+                self.texts.write(encoded)
+            yield branch, row, sum(layout.num_crops for layout in layouts)
+
+
+def _groups(reader: _Reader, indices: Sequence[int], share_prefix: bool, step: Callable[[], None]) -> Iterator[_Group]:
     """Rows of neighbouring conversations with the same pictures, one group at a time."""
     group: _Group | None = None
     pictures: tuple[str, ...] = ()
     for index in indices:
-        record = dataset.record(index)
-        for branch, row, crops in _rows(record, builder, skipped, watcher):
-            joins = rules.share_prefix and group is not None and crops > 0 and pictures == picture_keys(record)
+        record = reader.dataset.record(index)
+        for branch, row, crops in reader.rows(record):
+            joins = share_prefix and group is not None and crops > 0 and pictures == picture_keys(record)
             if group is not None and joins:
                 group.members.append((index, branch))
                 group.rows.append(row)
@@ -223,21 +305,6 @@ def _groups(
         step()
     if group is not None:
         yield group
-
-
-def _rows(record: Record, builder: RowBuilder, skipped: Counter[str], watcher: Watcher | None) -> Iterator[tuple[int, Row, int]]:
-    for branch, messages in enumerate(builder.conversations(record)):
-        try:
-            layouts = builder.layouts(record)
-            row = builder.row(messages, layouts, verify=True)
-        except RecordError as error:
-            skipped[error.reason] += 1
-            if watcher is not None:
-                watcher.skip(record, branch, error)
-            continue
-        if watcher is not None:
-            watcher.row(record, branch, row, layouts)
-        yield branch, row, sum(layout.num_crops for layout in layouts)
 
 
 def _split_group(group: _Group, rules: UnitRules) -> Iterator[tuple[list[tuple[int, int]], int, int, int, int]]:
@@ -262,34 +329,22 @@ def _shared_length(rows: Sequence[Row]) -> int:
     return prefix + sum(len(row.ids) - prefix for row in rows)
 
 
-def read_table(path: Path) -> Units | None:
+def read_table(lengths: Path, tokens: Path) -> Units | None:
     """A cached table, or None when there is none or it is torn."""
-    if not path.exists():
+    if not lengths.exists():
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files if name != "skipped"}
-            return Units(**arrays, skipped=json.loads(str(data["skipped"])))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        logger.info("the cached table %s is torn (%s); it is made again", path, error)
+        with lengths.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files if name not in ("skipped", "begin_text")}
+            return Units(**arrays, skipped=json.loads(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
+        logger.info("the cached table %s is torn (%s); it is made again", lengths, error)
         return None
 
 
-def write_table(path: Path, units: Units) -> None:
-    """Caches a table; a folder that cannot be written costs a message and nothing else."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, "wb") as file:
-            np.savez(
-                file,
-                record=units.record,
-                branch=units.branch,
-                begin=units.begin,
-                tokens=units.tokens,
-                alone=units.alone,
-                supervised=units.supervised,
-                crops=units.crops,
-                skipped=np.array(json.dumps(units.skipped)),
-            )
-    except (OSError, StorageError) as error:
-        logger.info("the length table is not cached: %s", error)
+def _write_lengths(path: Path, units: Units, begin_text: Int[np.ndarray, " conversations_and_end"]) -> None:
+    columns = {
+        name: getattr(units, name) for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops", "text")
+    }
+    with atomic_file(path, "wb") as file:
+        np.savez(file, **columns, begin_text=begin_text, skipped=np.array(json.dumps(units.skipped)))

@@ -148,9 +148,12 @@ def normalise(
 ) -> Float[Tensor, "N 3 h w"]:
     """Rescales and normalises prepared pixels on their device, as the encoder's processor does."""
     device = pixels_NHWC.device
-    offset, divisor = torch.tensor(list(mean), device=device), torch.tensor(list(std), device=device)
-    values = (pixels_NHWC.to(torch.float32) * torch.tensor(rescale, device=device) - offset) / divisor
-    return values.to(dtype).permute(0, 3, 1, 2)
+    # Line by line and in place: over a last axis of 3 a CPU takes half as long again.
+    width = pixels_NHWC.shape[2]
+    offset, divisor = torch.tensor(list(mean) * width, device=device), torch.tensor(list(std) * width, device=device)
+    values = pixels_NHWC.flatten(2).to(torch.float32)
+    values.mul_(torch.tensor(rescale, device=device)).sub_(offset).div_(divisor)
+    return values.view(pixels_NHWC.shape).to(dtype).permute(0, 3, 1, 2)
 
 
 def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int) -> Tensor:
