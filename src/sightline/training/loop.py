@@ -153,7 +153,8 @@ def fit(job: Job, at: Progress) -> Progress:
             if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
                 at = _evaluated(job, at)
             stop = sums.stop or _stop_now(job)
-            if stop or (_due(at.stage_step, pace.checkpoint_every, 0) and at.stage_step < pace.steps):
+            is_best = at.best is not None and at.best[1] == at.step  # kept whatever the pace: nothing else could bring it back
+            if stop or ((is_best or _due(at.stage_step, pace.checkpoint_every, 0)) and at.stage_step < pace.steps):
                 job.save(at)
             if stop:
                 raise Stopped(f"{stop} at step {at.step}; the state is saved.", "The same command goes on from here.")
