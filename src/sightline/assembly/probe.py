@@ -82,6 +82,11 @@ def probe(request: ProbeRequest) -> Findings:
     """
     if request.what not in WHAT:
         raise UsageError(f"there is no probe {request.what!r}.", f"There are {', '.join(WHAT)}.")
+    return WHAT[request.what](opened(request))
+
+
+def opened(request: ProbeRequest) -> Opened:
+    """Opens the model and the data of a request; raises as `probe` does."""
     runtime = prepare_runtime(request.device, "auto", request.threads)
     dataset = open_dataset(request.data)
     records = chosen_records(list(dataset.records(request.split)), lambda record: bool(record.images), request.count)
@@ -91,7 +96,7 @@ def probe(request: ProbeRequest) -> Findings:
     made.model.to(torch.device(runtime.device))  # pyrefly: ignore
     made.model.eval()
     pictures = pictures_for(made, None, request.features, runtime)
-    return WHAT[request.what](Opened(request, made, dataset, records, pictures, runtime.bf16))
+    return Opened(request, made, dataset, records, pictures, runtime.bf16)
 
 
 def seen_records(
