@@ -4,9 +4,11 @@
 
 The kinds are lists, so that anyone can see and change them: colours, counts, places, function words, the end of the text, and all
 other words (objects, people, actions). Weights are those of the `clean` form under the model as it stands, so the model should be
-one that was trained far enough to look. `ratio` is the share of the weight over the share of the tokens (which is what plain
-cross-entropy gives), with a 95 % bootstrap interval over records. `foreign_over_own` is the mean weight of a token of a text that was
-written for another picture over that of the own texts: what CAL leaves of label noise, 1 for plain cross-entropy.
+one that was trained far enough to look.
+
+`ratio` is the share of the weight over the share of the tokens (which is what plain cross-entropy gives), with a 95 % bootstrap
+interval over records. `foreign_over_own` is the mean weight of a token of a text that was written for another picture over that of
+the own texts: what CAL leaves of label noise, 1 for plain cross-entropy.
 """
 
 import argparse
@@ -21,16 +23,14 @@ from sightline.assembly.probe import ProbeRequest, opened
 from sightline.evaluation.probes.gain import TextGain
 from sightline.ops.pooling import pool_within_spans
 
-COLOURS = (
-    "black white red blue green yellow orange brown pink purple grey gray blond blonde dark bright colorful colored tan golden"
-)
+COLOURS = "black white red blue green yellow orange brown pink purple grey gray blond blonde dark bright colorful tan golden"
 COUNTS = "one two three four five six seven eight nine ten several many group couple few pair another other both"
 PLACES = "left right above below top bottom under over up down front behind near inside outside middle next beside between through"
 FUNCTION = (
     "a an the is are was were be being been am and or but of to in on at by for with from into onto as that this these those there "
     "his her their its it he she they them him who which while it's has have had not out off some each against across along around"
 )
-KINDS = {
+KINDS: dict[str, str] = {
     **dict.fromkeys(COLOURS.split(), "colours"),
     **dict.fromkeys(COUNTS.split(), "counts"),
     **dict.fromkeys(PLACES.split(), "places"),
