@@ -482,6 +482,8 @@ class Exact(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.Tensor.float and not args[0].is_floating_point():
+            return args[0].double()  # positions, which transformers 5.17 multiplies with what is float64
         if args and isinstance(args[0], torch.Tensor) and args[0].dtype == torch.float64:
             if func is torch.Tensor.float:
                 return args[0]

@@ -250,6 +250,8 @@ def check_layers(config: PreTrainedConfig) -> None:
     odd = sorted(layer_kinds(config) - {FULL, SLIDING})
     if odd:
         raise ConfigError(f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACKED)
+    if recurrent := set(getattr(config, "block_types", None) or ()) - {"attention"}:  # RecurrentGemma in transformers 5.17
+        raise ConfigError(f"a {config.model_type} decoder has {min(recurrent)} layers, which would mix packed samples.", UNPACKED)
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
             f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.", UNPACKED

@@ -42,7 +42,7 @@ def example() -> type[ConnectorConfig]:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 30
     names: dict[str, type[ConnectorConfig]] = {"__name__": "pooled"}  # type: ignore[dict-item]
-    exec(compile(code, "docs/connectors.md", "exec"), names)
+    exec(compile(code, "<docs/connectors.md>", "exec"), names)  # in brackets, for the page's lines are no Python to look into
     return names["PooledConfig"]
 
 
