@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(
     assert code == 0, said
     assert "checkpoint step-4 is not valid" in said
     assert "step-9 is not valid" in said
-    assert "going on from step-2 (step 2)" in said
+    assert "going on from step-3 (step 3)" in said
     assert sorted(item.name for item in checkpoint.folder(tmp_path / "run").iterdir() if "corrupt" in item.name) == [
         "corrupt-step-4",
         "corrupt-step-9",

@@ -60,4 +60,5 @@ class PixelPictures:
                     f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
                 )
             crops.append(self.tiling.crops(image, self.preparation))
-        return crops[0] if len(crops) == 1 else np.concatenate(crops)
+        whole = len(crops) == 1 and crops[0].flags.writeable  # a view of a Pillow picture is not, which torch does not take
+        return crops[0] if whole else np.concatenate(crops)

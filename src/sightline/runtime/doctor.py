@@ -47,8 +47,8 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "safetensors": ("0.8", ""),
     "tensorboard": ("2.20", "track"),
     "torch": ("2.11", ""),
-    "transformers": ("5.18", ""),
-    "typer": ("0.16", ""),
+    "transformers": ("5.17", ""),
+    "typer": ("0.26", ""),
     "webdataset": ("1.0.2", "data"),
 }
 

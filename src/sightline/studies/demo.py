@@ -16,7 +16,7 @@ from sightline.data.prepare import PrepareOptions, prepare
 from sightline.data.sources import SourceOptions
 from sightline.runtime.logs import logger
 
-PICTURES = 5000
+PICTURES = 8000
 BATCH = 64
 
 
