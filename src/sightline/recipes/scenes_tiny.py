@@ -42,7 +42,7 @@ def scenes_tiny() -> RunConfig:
         ),
         data=DataConfig(captions="first", max_tokens=128, row_tokens=256, max_skipped=0.0),
         train=TrainConfig(
-            steps=1700, batch_size=4, lr=3e-3, weight_decay=0.01, warmup=80, checkpoint_every=200, evaluate_every=200
+            steps=1450, batch_size=4, lr=3e-3, weight_decay=0.01, warmup=80, checkpoint_every=200, evaluate_every=200
         ),
         stages=(StageConfig(name="full", parts={"vision": "train", "connector": "train", "language": "train"}),),
     )
