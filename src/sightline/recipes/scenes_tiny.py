@@ -1,6 +1,6 @@
 """`scenes_tiny`: a small model trained from scratch on generated scenes, in minutes on two CPU cores."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import VisionConfig
@@ -42,8 +42,7 @@ def scenes_tiny() -> RunConfig:
         ),
         data=DataConfig(captions="first", max_tokens=128, row_tokens=256, max_skipped=0.0),
         train=TrainConfig(
-            steps=1500, batch_size=4, lr=3e-3, weight_decay=0.01, warmup=80, checkpoint_every=200, evaluate_every=200
+            steps=1300, batch_size=4, lr=3e-3, weight_decay=0.01, warmup=80, checkpoint_every=200, evaluate_every=200
         ),
         stages=(StageConfig(name="full", parts={"vision": "train", "connector": "train", "language": "train"}),),
-        runtime=RuntimeConfig(threads=1),  # on two a model this small is slower
     )
