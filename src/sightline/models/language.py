@@ -238,7 +238,8 @@ def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tenso
 
 def layer_kinds(config: PreTrainedConfig) -> set[str]:
     """Kinds of attention layers by transformers' names; empty where all layers are alike."""
-    return set(getattr(config, "layer_types", None) or ())
+    kinds = getattr(config, "layer_types", None) or getattr(config, "block_types", None)  # the latter in transformers 5.17
+    return set(kinds or ()) - {"attention"}
 
 
 def check_layers(config: PreTrainedConfig) -> None:
@@ -250,8 +251,6 @@ def check_layers(config: PreTrainedConfig) -> None:
     odd = sorted(layer_kinds(config) - {FULL, SLIDING})
     if odd:
         raise ConfigError(f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACKED)
-    if recurrent := set(getattr(config, "block_types", None) or ()) - {"attention"}:  # RecurrentGemma in transformers 5.17
-        raise ConfigError(f"a {config.model_type} decoder has {min(recurrent)} layers, which would mix packed samples.", UNPACKED)
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
             f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.", UNPACKED
