@@ -33,7 +33,7 @@ from sightline.data.loader import Loader
 from sightline.data.prepare import PrepareOptions, prepare
 from sightline.data.processing import Processing
 from sightline.runtime.device import Runtime, prepare_runtime
-from sightline.training import loop, optim, stages
+from sightline.training import loop, optim, ranks, stages
 from sightline.training.checkpoint import Progress
 from sightline.types import Record
 
@@ -109,7 +109,7 @@ class Arm:
         job = loop.Job(
             accelerator=self.measure.accelerator,
             model=made.model,
-            step_module=loop.StepModule(made.model, plan.objective.build()),
+            ranks=ranks.Replicated(self.measure.accelerator, ranks.StepModule(made.model, plan.objective.build())),
             stage=self.measure.stage,
             optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
             loader=loader,

@@ -44,7 +44,9 @@ def train(model: nn.Module, rules: dict[Any, Any], batches: list[Batch], decay: 
         loss = objective(model, batch)  # pyrefly: ignore
         loss.total.backward()
         parameters = [value for group in stage.groups for value in group.parameters.values()]
-        optim.scale_gradients(parameters, 1 / float(loss.weight))
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= loss.weight
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

@@ -22,7 +22,9 @@ def save(run: Path, step: int, **changes: object) -> checkpoint.Saved:
         return []
 
     at = Progress(step=step, best=(0.5, 2), **changes)  # pyrefly: ignore
-    return checkpoint.save(run, at, [{"rank": 0}], {"facts": {}}, optimiser, {parameter: "p"}, write, None)
+    return checkpoint.save(
+        run, at, [{"rank": 0}], {"facts": {}}, checkpoint.optimiser_tensors(optimiser, {parameter: "p"}), write, None
+    )
 
 
 def damage(run: Path, step: int) -> None:

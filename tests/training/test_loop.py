@@ -22,6 +22,7 @@ from sightline.runtime import seeds
 from sightline.training import loop, lora, optim, stages
 from sightline.training.checkpoint import Progress
 from sightline.training.lora import LoraRule
+from sightline.training.ranks import Replicated, StepModule
 from sightline.training.stages import PartConfig
 from sightline.types import Batch, Loss, Sample
 from tests.builders import Exact, batch_of, sample, vlm
@@ -57,10 +58,11 @@ def job(model: nn.Module, batches: Sequence[Sequence[Batch]], objective: Objecti
     pace |= {"checkpoint_every": 0, "evaluate_every": 0}
     pace |= {name: changes.pop(name) for name in list(changes) if name in pace}
     groups = [{"params": list(g.parameters.values()), "lr": g.lr, "peak": g.lr, "part": g.name} for g in stage.groups]
+    accelerator = changes.pop("accelerator", None) or Accelerator(cpu=True)
     parts: dict[str, Any] = {
-        "accelerator": Accelerator(cpu=True),
+        "accelerator": accelerator,
         "model": model,
-        "step_module": loop.StepModule(model, objective),
+        "ranks": changes.pop("ranks", None) or Replicated(accelerator, StepModule(model, objective)),
         "stage": stage,
         "optimiser": torch.optim.SGD(groups, lr=1.0),
         "loader": Batches(batches),

@@ -5,12 +5,12 @@ when generation stops. All of it goes into the model's folder, so that a folder 
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.assembly import locate, sections
@@ -222,10 +222,23 @@ def _closing_token(made: Assembled) -> int | None:
 # Folders -------------------------------------------------------------------------------------------------------------------------
 
 
-def write(made: Assembled, folder: Path, previous: Path | None = None, changed: Collection[str] = PARTS) -> list[str]:
-    """Writes a model's folder; returns the names of weight files that are links into `previous`."""
-    state = lora.plain_state(made.inner) if any(True for _ in lora.layers(made.inner)) else None
-    linked = save_model(made.inner, folder, previous, changed, state)
+def state_of(made: Assembled) -> dict[str, Tensor]:
+    """The weights that `write` writes, with adapters added to those that they belong to."""
+    return lora.plain_state(made.inner)
+
+
+def write(
+    made: Assembled,
+    folder: Path,
+    previous: Path | None = None,
+    changed: Collection[str] = PARTS,
+    weights: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Writes a model's folder; returns the names of weight files that are links into `previous`.
+
+    `weights` are those of `state_of`, by default taken now; the other arguments are those of `save_model`.
+    """
+    linked = save_model(made.inner, folder, previous, changed, state_of(made) if weights is None else weights)
     if made.processing.template in TEMPLATES or made.tokenizer.chat_template is None:
         made.tokenizer.chat_template = made.template.source
     made.tokenizer.save_pretrained(folder)

@@ -233,6 +233,9 @@ class RuntimeConfig(Config):
     nothing on a CPU, where it is the default."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Split weights, gradients and optimiser state over the processes (FSDP2) in stages that train the decoder, for models that do
+    not fit on each GPU. One process splits nothing."""
     deadline: float = Field(default=600.0, gt=0)
     """Seconds that a process waits for the others before it gives up."""
 

@@ -3,9 +3,11 @@
 RUN/config.yaml  metrics.jsonl  card.md  checkpoints/step-N/
 """
 
+import contextlib
 import json
+import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +33,7 @@ from sightline.runtime import seeds, storage
 from sightline.runtime.device import prepare_runtime
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
-from sightline.training import checkpoint, loop, lora, optim, stages
+from sightline.training import checkpoint, loop, lora, optim, ranks, stages
 from sightline.training.checkpoint import Progress, Saved
 
 CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
@@ -92,7 +94,7 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Res
             DistributedDataParallelKwargs(find_unused_parameters=True),
         ],
     )
-    with storage.Lock(run / LOCK) if accelerator.is_main_process else _nothing(), watch_signals() as stopped:
+    with _claimed(run) if accelerator.is_main_process else contextlib.nullcontext(), watch_signals() as stopped:
         try:
             return _Run(config, run, accelerator, stopped, runtime.facts()).go(allow_change)
         except RuntimeError as error:
@@ -109,12 +111,32 @@ def _is_of_exchange(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower() or "peer" in str(error)
 
 
-class _nothing:
-    def __enter__(self) -> None:
-        return None
+@contextlib.contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """The lock of a run folder; an error before the first step leaves the place as it was, unless more was begun there."""
+    folders = [folder for folder in (run, *run.parents) if not os.path.exists(folder)]  # unlike Path.exists, never an error
+    try:
+        with storage.Lock(run / LOCK):
+            files = [run / name for name in (CONFIG, METRICS) if not (run / name).exists()]
+            try:
+                yield
+            except SightlineError:
+                with contextlib.suppress(OSError):
+                    _take_back(run, files)
+                raise
+    except SightlineError:
+        with contextlib.suppress(OSError):  # one that is not empty stays: something was begun, or another process holds the lock
+            for folder in folders:
+                folder.rmdir()
+        raise
 
-    def __exit__(self, *exception: object) -> None:
-        return None
+
+def _take_back(run: Path, files: Sequence[Path]) -> None:
+    """Removes these files of a run that made no step and left nothing else: no checkpoint, no stored contrast."""
+    log = run / METRICS
+    if {item.name for item in run.iterdir()} <= {CONFIG, METRICS, LOCK} and not (log.exists() and log.stat().st_size):
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 class _Run:
@@ -139,7 +161,9 @@ class _Run:
         self.log = _Log(self.path / METRICS, at.step, self.accelerator, self.config)
         try:
             while at.stage < len(self.config.stages):
-                at = self._stage(made, at)
+                at, is_split = self._stage(made, at)
+                if is_split and at.stage < len(self.config.stages):
+                    made = self._model()  # whole again, as every rank reads it from the stage's checkpoint
         finally:
             self.log.close()
         assert self.saved is not None
@@ -217,7 +241,8 @@ class _Run:
 
     # Stages -------------------------------------------------------------------------------------------------------------
 
-    def _stage(self, made: Assembled, at: Progress) -> Progress:
+    def _stage(self, made: Assembled, at: Progress) -> tuple[Progress, bool]:
+        """Trains a stage to its end; says too whether the model is left in pieces."""
         plan = settings.plan(self.config, at.stage)
         made = _retargeted(made, plan)
         self._give_back_random()  # so that new adapters are the same whether the stage before ended in this process or another
@@ -230,23 +255,24 @@ class _Run:
             made.model.train()
         loader = self._loader(corpus, plan, made.pad_id)
         pace = pace_of(plan, loader)
+        shared, stage = self._shared(made, plan, stage)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
         self._say(made, stage, corpus, loader, pace)
         if self.saved is not None and at.stage_step:
             lora.restore(made.inner, self.saved.path / checkpoint.LORA)
             checkpoint.restore_optimiser(self.saved, optimiser, names)
-        step_module = self.accelerator.prepare_model(loop.StepModule(made.model, plan.objective.build()))
         self._give_back_random()
         changed = {row.name for row in stage.table if row.lr > 0}
 
         def save(progress: Progress, end: bool = False) -> None:
-            self._save(made, plan, progress, None if end else optimiser, names, changed, end)
+            tensors = None if end else shared.gathered(checkpoint.optimiser_tensors(optimiser, names))
+            self._save(made, plan, progress, shared.gathered(models.state_of(made)), tensors, changed, end)
 
         job = loop.Job(
             accelerator=self.accelerator,
             model=made.model,
-            step_module=step_module,
+            ranks=shared,
             stage=stage,
             optimiser=optimiser,
             loader=loader,
@@ -265,7 +291,17 @@ class _Run:
         self._card(made, plan, stage, corpus, at)
         save(at, end=True)
         self.accelerator.free_memory()
-        return at
+        return at, isinstance(shared, ranks.Sharded)
+
+    def _shared(self, made: Assembled, plan: StagePlan, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
+        """The model as the ranks share it, and the stage over the parameters that it then has."""
+        objective = plan.objective.build()
+        rule = stages.resolved(plan.parts.get("language", "frozen"), plan.train.lr)
+        # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
+        if not self.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
+            return ranks.Replicated(self.accelerator, ranks.StepModule(made.model, objective)), stage
+        shared = ranks.Sharded(self.accelerator, made.model, objective, made.model.language)
+        return shared, stages.renewed(stage, made.model)
 
     def _give_back_random(self) -> None:
         """The random state of the last checkpoint: what came between is not part of the run."""
@@ -295,8 +331,8 @@ class _Run:
         made: Assembled,
         plan: StagePlan,
         at: Progress,
-        optimiser: torch.optim.Optimizer | None,
-        names: dict[Any, str],
+        weights: dict[str, torch.Tensor],
+        optimiser: dict[str, torch.Tensor] | None,
         changed: set[str],
         end: bool,
     ) -> None:
@@ -309,7 +345,7 @@ class _Run:
         described = replace(made, processing=made.processing.model_copy(update={"run": run}))
 
         def publish() -> Saved:
-            odd = models.non_finite(made.model)
+            odd = models.non_finite(weights)
             if odd is not None:
                 raise StorageError(f"weight {odd!r} holds NaN or infinity; the checkpoint is not published.")
             checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in made.model.parameters() if p.requires_grad))
@@ -320,8 +356,7 @@ class _Run:
                 random,
                 note,
                 optimiser,
-                names,
-                lambda target, before: _write_model(described, target, before, changed),
+                lambda target, before: _write_model(described, target, before, changed, weights),
                 self.saved,
             )
             best = {at.best[1]} if at.best else set()
@@ -377,10 +412,12 @@ class _Run:
         )
 
 
-def _write_model(made: Assembled, target: Path, before: Path | None, changed: set[str]) -> list[str]:
+def _write_model(
+    made: Assembled, target: Path, before: Path | None, changed: set[str], weights: dict[str, torch.Tensor]
+) -> list[str]:
     """Writes `model/` and, where there are adapters, `lora/` of a checkpoint; gives the names of linked files."""
     model, adapters = checkpoint.MODEL, checkpoint.LORA
-    linked = models.write(made, target / model, before / model if before else None, changed)
+    linked = models.write(made, target / model, before / model if before else None, changed, weights)
     unfolded = lora.save(made.inner, target / adapters, before / adapters if before else None)
     return [f"{model}/{name}" for name in linked] + [f"{adapters}/{name}" for name in unfolded]
 

@@ -93,7 +93,9 @@ def generate(
         else:
             raise ValueError(f"{type(model).__name__} takes text only, but the prompts hold pictures")
         call: Callable[..., Tensor] = model.generate  # pyrefly: ignore
-        output = call(**inputs, attention_mask=mask, **decoding.arguments(), streamer=streamer, use_cache=True)
+        given = {**inputs, "attention_mask": mask, **decoding.arguments()}
+        # Each process generates for itself, also where transformers sees a model in pieces: it is whole meanwhile.
+        output = call(**given, streamer=streamer, use_cache=True, synced_gpus=False)
     new = output if shown else output[:, length:]  # given embeddings, `generate` returns the new tokens alone
     config = model.generation_config
     ends = config.eos_token_id if config is not None else None

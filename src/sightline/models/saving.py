@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
@@ -71,9 +71,9 @@ def part_names(part: str, names: Collection[str]) -> list[str]:
     return [name for name in names if name.startswith(own) or (part == "connector" and not name.startswith(prefixes))]
 
 
-def non_finite(model: nn.Module) -> str | None:
+def non_finite(state: Mapping[str, Tensor]) -> str | None:
     """The name of the first weight that holds NaN or infinity."""
-    for name, value in model.state_dict().items():
+    for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             return name
     return None

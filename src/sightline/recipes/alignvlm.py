@@ -45,5 +45,5 @@ def alignvlm() -> RunConfig:
                 train={"epochs": 5.0, "lr": 5e-5, "batch_size": 256},
             ),
         ),
-        runtime=RuntimeConfig(gradient_checkpointing=True),
+        runtime=RuntimeConfig(gradient_checkpointing=True, shard=True),
     )

@@ -35,5 +35,5 @@ def llava15() -> RunConfig:
                 train={"epochs": 1.0, "lr": 2e-5, "batch_size": 128},
             ),
         ),
-        runtime=RuntimeConfig(gradient_checkpointing=True),
+        runtime=RuntimeConfig(gradient_checkpointing=True, shard=True),
     )

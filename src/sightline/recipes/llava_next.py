@@ -30,5 +30,5 @@ def llava_next() -> RunConfig:
                 train={"epochs": 1.0, "lr": 2e-5, "batch_size": 128},
             ),
         ),
-        runtime=RuntimeConfig(gradient_checkpointing=True),
+        runtime=RuntimeConfig(gradient_checkpointing=True, shard=True),
     )

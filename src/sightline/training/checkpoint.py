@@ -13,7 +13,7 @@ Valid means: the manifest is complete and the hashes match. The newest valid one
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import nn
 from sightline.errors import StorageError
 from sightline.runtime import faults, storage
 from sightline.runtime.logs import logger
+from sightline.training.ranks import shards
 
 _NAME = re.compile(r"step-(\d+)\Z")
 STATE, OPTIMISER, MODEL, LORA = "state.json", "optimiser.safetensors", "model", "lora"
@@ -148,8 +149,7 @@ def save(
     progress: Progress,
     random: list[dict[str, Any]],
     note: dict[str, Any],
-    optimiser: torch.optim.Optimizer | None,
-    names: dict[nn.Parameter, str],
+    optimiser: Mapping[str, torch.Tensor] | None,
     write_model: ModelWriter,
     previous: Saved | None,
 ) -> Saved:
@@ -158,8 +158,7 @@ def save(
     Args:
         run: the run folder.
         progress, random, note: what goes into `state.json`.
-        optimiser: its state goes along; None at the end of a stage, where the next begins with a fresh one.
-        names: full name of every parameter of the optimiser.
+        optimiser: its state (see `optimiser_tensors`); None at the end of a stage, where the next begins with a fresh one.
         write_model: writes the model's files into a checkpoint's folder, may link unchanged ones from the checkpoint given second,
             and returns the names of those.
         previous: the last checkpoint of this run.
@@ -177,7 +176,7 @@ def save(
         if previous is not None:
             known.update({name: previous.manifest["files"][name]["sha256"] for name in linked})
         if optimiser is not None:
-            save_file(_optimiser_tensors(optimiser, names), target / OPTIMISER)
+            save_file({name: value.detach().to("cpu").contiguous() for name, value in optimiser.items()}, target / OPTIMISER)
         storage.write_json(target / STATE, {"progress": asdict(progress), "random": random, "note": note})
         faults.hit("checkpoint.before_publish")
     faults.hit("checkpoint.published")
@@ -201,14 +200,14 @@ def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dic
             if parameter is None:
                 raise StorageError(f"{file}: holds state of {name!r}, which does not train.", "Resume with the same configuration.")
             value = tensors.get_tensor(key)
-            optimiser.state[parameter][field_name] = value if value.ndim == 0 else value.to(parameter.device)
+            is_count = field_name == "step"  # which stays where it is, on every rank
+            optimiser.state[parameter][field_name] = value if is_count else shards(parameter, value)
 
 
-def _optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
+def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
+    """The state of an optimiser by `parameter/field`, as it is kept: a parameter in pieces has its state in pieces."""
     return {
-        f"{name}/{key}": value.detach().to("cpu").contiguous()
-        for parameter, name in names.items()
-        for key, value in optimiser.state.get(parameter, {}).items()
+        f"{name}/{key}": value for parameter, name in names.items() for key, value in optimiser.state.get(parameter, {}).items()
     }
 
 

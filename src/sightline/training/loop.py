@@ -7,7 +7,7 @@ divided once, before clipping. So one large batch and several small ones are the
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,39 +15,13 @@ from torch import nn
 
 from sightline.data.loader import Loader, MicroBatch
 from sightline.errors import Stopped
-from sightline.objectives.base import Hides, Objective
 from sightline.runtime import faults, seeds
 from sightline.runtime.logs import progress
 from sightline.training import optim
 from sightline.training.checkpoint import Progress
 from sightline.training.meters import Sums
+from sightline.training.ranks import Ranks
 from sightline.training.stages import Stage
-from sightline.types import Batch, Loss
-
-
-class StepModule(nn.Module):
-    """Model and objective as one module, so that a wrapper (DDP, autocast) sees the whole forward pass.
-
-    Args:
-        model: gives hidden states.
-        objective: turns them into a loss.
-    """
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, batch: Batch) -> Loss:
-        loss = self.objective(cast(Hides, self.model), batch)
-        if torch.is_grad_enabled() and not loss.total.requires_grad and _several_ranks():
-            # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
-            trained = [parameter.sum() for parameter in self.model.parameters() if parameter.requires_grad]
-            loss = replace(loss, total=loss.total + 0.0 * torch.stack(trained).sum())
-        return loss
-
-
-def _several_ranks() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 class Log(Protocol):
@@ -83,7 +57,7 @@ class Job:
     Attributes:
         accelerator: device, precision and ranks.
         model: the bare model.
-        step_module: model and objective as the accelerator prepared them.
+        ranks: model and objective as one module, and how processes share it.
         stage: what trains.
         optimiser: of the stage's groups.
         loader: micro-batches of this rank.
@@ -99,7 +73,7 @@ class Job:
 
     accelerator: Accelerator
     model: nn.Module
-    step_module: nn.Module
+    ranks: Ranks
     stage: Stage
     optimiser: torch.optim.Optimizer
     loader: Loader
@@ -183,27 +157,18 @@ def _forward_backward(job: Job, micro_batches: list[MicroBatch]) -> Sums:
         sums.count(micro)
         batch = micro.batch.to(job.accelerator.device)
         last = number == len(micro_batches) - 1
-        with job.accelerator.autocast(), _synchronised(job, last):
-            loss = job.step_module(batch)
+        with job.accelerator.autocast(), job.ranks.exchanging(last):
+            loss = job.ranks.module(batch)
             if loss.total.requires_grad:
                 job.accelerator.backward(loss.total)
         sums.add(loss)
     return sums
 
 
-def _synchronised(job: Job, last: bool) -> Any:
-    """Gradients are exchanged between ranks with the last micro-batch only."""
-    import contextlib
-
-    return contextlib.nullcontext() if last else job.accelerator.no_sync(job.step_module)
-
-
 def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: float) -> float:
-    """Divides by the weight of the whole step (DDP has averaged over ranks, so by their number less), clips, gives the norm."""
-    if weight > 0:
-        optim.scale_gradients(parameters, job.accelerator.num_processes / weight)
-    limit = job.pace.clip if job.pace.clip > 0 else float("inf")
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    """Divides by the weight of the whole step (ranks have averaged, so by their number less), clips, gives the norm."""
+    factor = job.accelerator.num_processes / weight if weight > 0 else 1.0
+    return job.ranks.scale_and_clip(parameters, factor, job.pace.clip if job.pace.clip > 0 else float("inf"))
 
 
 def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
@@ -270,7 +235,7 @@ def _evaluated(job: Job, at: Progress) -> Progress:
     random = seeds.take()
     job.model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), job.ranks.whole():
             values = job.evaluate(at)
     finally:
         job.model.train()

@@ -1,12 +1,9 @@
 """Optimiser, schedule, clipping and the finite gate."""
 
 import math
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from sightline.errors import NumericsError
 from sightline.training.stages import Stage
@@ -55,13 +52,6 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
         group["lr"] = group["peak"] * factor
         rates[group["part"]] = group["lr"]
     return rates
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], factor: Float[Tensor, ""] | float) -> None:
-    """Multiplies all gradients by `factor`."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if gradients:
-        torch._foreach_mul_(gradients, factor)
 
 
 class FiniteGate:

@@ -4,7 +4,7 @@ A frozen part has no gradient and is in `eval` mode, so that its parameters and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -115,6 +115,21 @@ def apply(
         raise ConfigError(f"stage {stage!r} trains nothing.", "Give a part a learning rate in stages.*.parts.")
     model.train()
     return Stage(stage, tuple(groups), tuple(table))
+
+
+def renewed(stage: Stage, model: nn.Module) -> Stage:
+    """The stage over the parameters that the model has now, when others were put in place of those it was applied to.
+
+    Parameters of different classes (split over ranks, or not) get groups of their own: an optimiser cannot step them in one call.
+    """
+    now = dict(model.named_parameters())
+    groups = []
+    for group in stage.groups:
+        kinds: dict[type, dict[str, nn.Parameter]] = {}
+        for name in group.parameters:
+            kinds.setdefault(type(now[name].data), {})[name] = now[name]
+        groups.extend(replace(group, parameters=parameters) for parameters in kinds.values())
+    return replace(stage, groups=tuple(groups))
 
 
 def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

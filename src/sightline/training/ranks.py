@@ -1,0 +1,266 @@
+"""How the ranks of a run share a model: each holds a whole copy (DDP), or each holds a piece of every weight (FSDP2).
+
+Both make the same step: a rank's loss is a sum, gradients are averaged over ranks, and the loop divides by the weight of all.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from sightline.errors import ConfigError
+from sightline.models.language import body
+from sightline.objectives.base import Hides, Objective
+from sightline.types import Batch, Loss
+
+
+class StepModule(nn.Module):
+    """Model and objective as one module, so that a wrapper (DDP, autocast) sees the whole forward pass.
+
+    Args:
+        model: gives hidden states.
+        objective: turns them into a loss.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Loss:
+        loss = self.objective(cast(Hides, self.model), batch)
+        if torch.is_grad_enabled() and not loss.total.requires_grad and _several():
+            # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
+            loss = replace(loss, total=loss.total + _nothing_of(self.model.parameters()))
+        return loss
+
+
+class Ranks(Protocol):
+    """What the loop asks of the way in which ranks share the model."""
+
+    module: nn.Module
+    """Called with a batch, gives its loss."""
+
+    def exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: gradients go between ranks with the `last` one of a step only."""
+        ...
+
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
+        """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`, and gives the norm before."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Around validation: the model runs on each rank without the others."""
+        ...
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors on the first rank, nothing on the others; all ranks call it."""
+        ...
+
+
+class Replicated:
+    """Every rank holds the whole model.
+
+    Args:
+        accelerator: device, precision and ranks.
+        step: model and objective.
+    """
+
+    def __init__(self, accelerator: Accelerator, step: StepModule) -> None:
+        self.accelerator = accelerator
+        self.module = accelerator.prepare_model(step)
+
+    def exchanging(self, last: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
+
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    def whole(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors) if self.accelerator.is_main_process else {}
+
+
+class Sharded:
+    """Every rank holds a piece of each weight, of its gradient and of its optimiser state (FSDP2).
+
+    A layer of the decoder is whole only while it computes; what is not in a layer (encoder, connector, embeddings, head) is whole
+    from the beginning of a step's forward pass to the end of its backward pass. The model changes in place: its parameters are
+    new ones afterwards, so the optimiser is made after this.
+
+    Args:
+        accelerator: device, precision and ranks.
+        model: on the device.
+        objective: turns its hidden states into a loss.
+        decoder: the part of `model` whose layers are split one by one.
+
+    Raises:
+        ConfigError: the decoder does not say which of its modules are layers.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, objective: Objective, decoder: PreTrainedModel) -> None:
+        self.layers = _layers(decoder)
+        self.module: nn.Module = _ShardedStep(model, objective, decoder, accelerator.device)
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        # bf16 where autocast would compute in bf16: gathering costs half, and no cast copies of all layers stay in memory.
+        bf16 = accelerator.mixed_precision == "bf16"
+        arithmetic = (
+            MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
+        )
+        for layer in self.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=arithmetic)
+        fully_shard(self.module, mesh=mesh, ignored_params=set(filter(_is_indivisible, model.parameters())))
+
+    def exchanging(self, last: bool) -> AbstractContextManager[None]:
+        cast(FSDPModule, self.module).set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
+        pieces = [parameter.grad.to_local() for parameter in parameters if isinstance(parameter.grad, DTensor)]
+        copies = [parameter for parameter in parameters if _is_indivisible(parameter)]
+        for parameter in copies:
+            if parameter.grad is None:  # this rank's rows did not reach it
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+        gradients = [*pieces, *(cast(Tensor, parameter.grad) for parameter in copies)]
+        if not gradients:
+            return 0.0
+        torch._foreach_mul_(gradients, factor)
+        square = torch.zeros((), device=gradients[0].device, dtype=gradients[0].dtype)
+        for piece in pieces:
+            square += piece.pow(2).sum()
+        dist.all_reduce(square)
+        for parameter in copies:
+            square += cast(Tensor, parameter.grad).pow(2).sum()
+        norm = float(square.sqrt())
+        if norm > limit:
+            torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # as torch's own `clip_grad_norm_`
+        return norm
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Every rank holds all weights meanwhile, but no gradient and no state of others."""
+        modules = [self.module, *self.layers]
+        for layer in self.layers:
+            layer.set_reshard_after_forward(False, recurse=False)
+        for module in modules:
+            cast(FSDPModule, module).unshard()
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.set_reshard_after_forward(True, recurse=False)
+            for module in modules:
+                cast(FSDPModule, module).reshard()
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = {}
+        for name, tensor in tensors.items():
+            value = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if dist.get_rank() == 0:
+                out[name] = value.detach().to("cpu")
+        return out
+
+
+class _ShardedStep(StepModule):
+    """Model and objective for ranks that gather each other's weights, and so must ask for them alike, whatever their rows are.
+
+    A rank may run the decoder less often than another: it has no rows, or none that CAL contrasts. So each rank announces each
+    pass, and those that have no more take part with passes over two places that hold nothing, until nobody announces one. All
+    weights outside of the layers get a gradient, if need be zero.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, decoder: PreTrainedModel, device: torch.device) -> None:
+        super().__init__(model, objective)
+        inner = body(decoder)
+        self._empty_pass = _empty_pass(inner, decoder, device)
+        self._device = device
+        self._listens = False
+        inner.register_forward_pre_hook(self._before_pass)
+
+    def forward(self, batch: Batch) -> Loss:
+        grad, passes = torch.is_grad_enabled(), 0
+        self._listens, self._passes = True, 0
+        loss = self.objective(cast(Hides, self.model), batch)
+        self._listens = False
+        total = loss.total
+        while self._announced(0):
+            with torch.set_grad_enabled(grad and self._passes + passes == 0):  # one pass with a graph, as everywhere
+                nothing = self._empty_pass()
+            total, passes = total + nothing, passes + 1
+        if grad:
+            total = total + _nothing_of(parameter for parameter in self.model.parameters() if not isinstance(parameter, DTensor))
+        return replace(loss, total=total)
+
+    def _before_pass(self, module: nn.Module, args: Any) -> None:
+        if self._listens:
+            self._passes += 1
+            self._announce(1)
+
+    def _announce(self, passes: int) -> Tensor:
+        count = torch.tensor(passes, device=self._device)
+        dist.all_reduce(count)
+        return count
+
+    def _announced(self, passes: int) -> bool:
+        return bool(self._announce(passes))
+
+
+def shards(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole value as `parameter` is kept: this rank's piece of it, or all of it, on the parameter's device."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def _layers(decoder: PreTrainedModel) -> list[Any]:
+    names = set(decoder._no_split_modules or ())
+    found = [module for module in decoder.modules() if type(module).__name__ in names]
+    if not found:
+        raise ConfigError(
+            f"{type(decoder).__name__} does not say which of its modules are layers, so that it cannot be split over ranks.",
+            "Set runtime.shard=false.",
+        )
+    return found
+
+
+def _empty_pass(inner: nn.Module, decoder: PreTrainedModel, device: torch.device) -> Callable[[], Tensor]:
+    """A pass of a decoder's body over two places that hold nothing; its value is 0."""
+    width = cast(nn.Embedding, decoder.get_input_embeddings()).embedding_dim
+
+    def run() -> Tensor:
+        nothing = torch.zeros(1, 2, width, device=device, dtype=decoder.dtype)
+        position = torch.arange(2, device=device)[None]
+        return inner(inputs_embeds=nothing, position_ids=position, use_cache=False).last_hidden_state.sum() * 0.0
+
+    return run
+
+
+def _is_indivisible(parameter: Tensor) -> bool:
+    """FSDP2 takes no scalars; every rank holds them (a learned gain), and what is empty."""
+    return parameter.ndim == 0 or not parameter.numel()
+
+
+def _nothing_of(parameters: Iterable[Tensor]) -> Tensor | float:
+    """A zero that reaches every parameter that trains."""
+    sums = [parameter.sum() for parameter in parameters if parameter.requires_grad]
+    return 0.0 * torch.stack(sums).sum() if sums else 0.0
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
