@@ -1,7 +1,7 @@
 """From a model folder and a data set to scores; batch sizes, broken pictures and kills change nothing but what they must."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def data(path: Path, first: int = 0) -> Path:
-    """Records with a picture each; `first` says which scenes they show."""
+def data(path: Path, first: int = 0, more: Sequence[dict[str, Any]] = ()) -> Path:
+    """Records with a picture each; `first` says which scenes they show, `more` are further records."""
     rows = [record(f"r{n}", f"{n}.png", "val", [f"a dog {n}", f"the dog runs {n}"]) for n in range(COUNT)]
-    rows += [record("words", None, "val", ["no picture"]), record("t", "0.png")]
+    rows += [record("words", None, "val", ["no picture"]), record("t", "0.png"), *more]
     return folder(path, rows, {f"{n}.png": png(scene(first + n, 64)) for n in range(COUNT)})
+
+
+def two_pictures(name: str) -> dict[str, Any]:
+    look = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Look."}]
+    messages = [{"role": "user", "content": look}, {"role": "assistant", "content": "a dog"}]
+    return {"id": name, "images": ["0.png", "1.png"], "messages": messages, "split": "val"}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,22 @@ def test_shuffled_answers_are_those_to_another_records_picture(
     # Scores are held against the record's own captions, not the giver's.
     assert [record.captions for record in done.records] == [record.captions for record in records]
     assert done.to_json()["control"] == "shuffled"
+
+
+def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_the_shuffled_control_and_counted(
+    model: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = data(tmp_path / "set", more=[two_pictures("pair")])
+    assert asked(model, path, tmp_path / "seen", batch_size=COUNT + 1).to_json()["ok"] == COUNT + 1
+    done = asked(model, path, tmp_path / "shuffled", control="shuffled")
+    told = done.to_json()
+    assert (told["input"], told["ok"], told["skipped"]) == (COUNT + 1, COUNT, {"not_exchangeable": 1})
+    assert json.loads((done.folder / "scores.json").read_text())["skipped"] == {"not_exchangeable": 1}
+    assert "skipped: not_exchangeable 1" in caplog.text
+    assert texts(done) == texts(asked(model, dataset, tmp_path / "alone", control="shuffled"))
+    assert all(score["n"] == COUNT for score in told["scores"].values())
+    with pytest.raises(UsageError, match="no two of 1 records can exchange their images"):
+        asked(model, path, tmp_path / "one", control="shuffled", limit=1)
 
 
 def test_pictures_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluated) -> None:

@@ -23,6 +23,7 @@ from sightline.models.text import TextModel
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.types import Record
 from tests.assembly.test_check_rows import run_config
+from tests.assembly.test_evaluate import two_pictures
 from tests.builders import decoder
 from tests.composites import stock_folder
 from tests.data.check.planted import folder, png, question, record, scene, stored
@@ -112,6 +113,16 @@ def test_foreign_gain_is_that_of_the_other_picture(made: Assembled, data: Path) 
     asked = next(record for record in exchanged.values() if record.images == records[0].images)
     assert [text.record_id for text in shown.foreign] == [asked.id]
     assert told.to_json()["separation"] == separation(told.own, told.foreign)
+
+
+def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(made: Assembled, tmp_path: Path) -> None:
+    rows = [record(name, f"{n}.png") for n, name in enumerate("abc")] + [two_pictures("pair") | {"split": "train"}]
+    path = folder(tmp_path / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(3)})
+    dataset = Dataset(path)
+    told = probe_gain(made, dataset, list(dataset.records()), pictures(made))
+    assert [text.record_id for text in told.own] == [text.record_id for text in told.foreign] == ["a", "b", "c"]
+    assert told.to_json()["skipped"] == {"not_exchangeable": 1}
+    assert told.figures()["skipped records"] == "not_exchangeable 1"
 
 
 def test_a_token_with_nothing_but_the_picture_before_it_has_no_gain(data: Path) -> None:

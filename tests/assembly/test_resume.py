@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from sightline.assembly.data import draws_of
+from sightline.assembly.schema import SourceConfig
 from sightline.cli import main
+from sightline.data.dataset import open_dataset
 from sightline.runtime import storage
 from sightline.training import checkpoint
 from tests.builders import decoder_folder, encoder_folder
@@ -29,10 +32,13 @@ def commands() -> Iterator[Commands]:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes") / "set"
-    arguments = ["-", "--format", "scenes", "--count", "24", "--seed", "3", "--level", "1", "--out", folder, "--workers", "0"]
+    return prepared_scenes(tmp_path_factory.mktemp("scenes") / "set", 24)
+
+
+def prepared_scenes(folder: Path, count: int, *options: str) -> Path:
+    arguments = ["-", "--format", "scenes", "--count", count, "--seed", "3", "--level", "1", "--out", folder, "--workers", "0"]
     with pytest.raises(SystemExit) as caught:
-        main(["data", "prepare", *map(str, arguments)])
+        main(["data", "prepare", *map(str, arguments), *options])
     assert not caught.value.code
     return folder
 
@@ -162,6 +168,38 @@ def test_a_run_that_is_killed_at_random_moments_ends_the_same(
     code, said = commands.run(arguments)
     assert code == 0, said
     assert_same_run(tmp_path / "run", reference)
+
+
+def test_a_mixture_that_is_killed_draws_from_its_sources_as_if_it_had_not_been(
+    tmp_path: Path, commands: Commands, scenes: Path
+) -> None:
+    """Of the larger source an epoch shows a part and the next goes on there; the smaller one, in shards, comes round within it."""
+    few = prepared_scenes(tmp_path / "few", 6, "--shards", "100K")
+    sizes = [open_dataset(folder).splits["train"] for folder in (scenes, few)]
+    mixture = [{"path": str(scenes), "name": "many", "weight": 1.0}, {"path": str(few), "name": "few", "weight": 2.0}]
+    drawn = draws_of([SourceConfig(**source) for source in mixture], sizes)
+    assert drawn[0] < sizes[0]
+    assert drawn[1] > 2 * sizes[1]
+    steps = -(-sum(drawn) // 8)
+    run = settings(scenes, "full")
+    run["data"] = {"mixture": mixture, "max_tokens": 96, "captions": "first", "pack": False, "validation_split": None, "workers": 1}
+    run["train"] |= {"batch_size": 8, "accumulate": 1, "steps": 2 * steps + 2, "evaluate_every": 0, "evaluate_samples": 0}
+    adapters = {"lr": 0.01, "lora": {"r": 2, "dropout": 0.2}}  # so that a random number too many changes the weights
+    run["stages"] = [{"name": "adapted", "parts": {"connector": "train", "language": adapters}}]
+    config = written(tmp_path, run)
+    code, said = commands.run(["train", "--config", config, "--out", tmp_path / "whole", "--json"])
+    assert code == 0, said
+    assert all({"nll/many", "nll/few"} & line.keys() for line in metrics(tmp_path / "whole"))
+    # Gone on from the middle of the first epoch, from its end, and from the middle of the second.
+    for plan in ("step.end=kill@3", f"step.end=kill@{steps - 1}", "checkpoint.before_publish=kill@2"):
+        code, again = commands.run(["train", "--config", config, "--out", tmp_path / "run"], plan)
+        assert code == KILL, (plan, again)
+    code, again = commands.run(["train", "--config", config, "--out", tmp_path / "run", "--json"])
+    assert code == 0, again
+    assert f"(step {steps + 2})" in again, again
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    results = [json.loads(text.splitlines()[-1]) for text in (said, again)]
+    assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
 
 
 # Stopped ----------------------------------------------------------------------------------------------------------------------

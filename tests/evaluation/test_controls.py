@@ -34,29 +34,42 @@ PICTURES = st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1,
 
 @settings(max_examples=200, deadline=None)
 @given(PICTURES, st.integers(0, 5))
-def test_every_record_gets_others_pictures_wherever_that_can_be_done(drawn: list[list[str]], seed: int) -> None:
+def test_records_get_others_pictures_and_as_few_as_possible_are_left_out(drawn: list[list[str]], seed: int) -> None:
     records = [shown(f"r{number}", *pictures) for number, pictures in enumerate(drawn)]
-    can = True
+    most = {}  # records of each number of pictures that can take part
     for count in (1, 2):
         keys = [hashes(record) for record in records if len(record.images) == count]
-        can &= not keys or 2 * max(Counter(keys).values()) <= len(keys)
-    if not can:
+        often = max(Counter(keys).values(), default=0)
+        most[count] = len(keys) - max(0, 2 * often - len(keys))
+    if any(record.images for record in records) and not sum(most.values()):
         with pytest.raises(UsageError, match="Evaluate more records"):
             exchange_images(records, seed)
         return
     out = exchange_images(records, seed)
     assert out == exchange_images(records, seed)
-    for before, after in zip(records, out, strict=True):
-        assert (after.id, after.captions, len(after.images)) == (before.id, before.captions, len(before.images))
+    by_id = {record.id: record for record in records}
+    for after in out:
+        before = by_id[after.id]
+        assert (after.captions, len(after.images)) == (before.captions, len(before.images))
         if before.images:
             assert hashes(after) != hashes(before)
             giver = next(record for record in records if record.images == after.images)  # its files and its sizes go together
             assert giver.image_info == after.image_info
         else:
             assert after == before
+    kept = {record.id for record in out}
+    assert [record.id for record in out] == [record.id for record in records if record.id in kept]
+    assert kept >= {record.id for record in records if not record.images}
     for count in (1, 2):
         given = sorted(record.images for record in out if len(record.images) == count)
-        assert given == sorted(record.images for record in records if len(record.images) == count)
+        assert len(given) == most[count]
+        assert given == sorted(record.images for record in records if len(record.images) == count and record.id in kept)
+
+
+def test_a_record_without_a_partner_does_not_change_who_gets_whose() -> None:
+    records = [shown(f"r{number}", f"p{number}") for number in range(9)]
+    with_odd = [*records[:4], shown("odd", "a", "b"), *records[4:]]
+    assert exchange_images(with_odd) == exchange_images(records)
 
 
 def test_the_seed_decides_who_gets_whose() -> None:

@@ -20,7 +20,14 @@ from sightline.data.features import open_store
 from sightline.data.order import keyed_generator
 from sightline.data.pictures import PixelPictures
 from sightline.errors import BudgetError, UsageError
-from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures, exchange_images
+from sightline.evaluation.controls import (
+    NOT_EXCHANGEABLE,
+    BlindFeatures,
+    BlindPictures,
+    Control,
+    MeanFeatures,
+    exchange_images,
+)
 from sightline.evaluation.predict import Predicted, predict
 from sightline.evaluation.probes.noise import NoisyPictures
 from sightline.evaluation.probes.words import most_used_words
@@ -122,7 +129,8 @@ def evaluate(request: Request) -> Evaluated:
     """Predicts, scores, and writes both.
 
     Raises:
-        UsageError: the task or checkpoint does not exist, or the split has no record that the task can ask about.
+        UsageError: the task or checkpoint does not exist, the split has no record that the task can ask about, or no two of them
+            can exchange their pictures.
         DataError: the data set or the split does not exist.
         BudgetError: no record could be answered.
     """
@@ -170,6 +178,9 @@ def evaluate(request: Request) -> Evaluated:
     }
     title = f"{request.task} {request.control or ''}".strip()
     predicted = predict(answers, asked, folder, settings, request.batch_size, title)
+    if len(asked) < len(records):
+        skipped = predicted.skipped | {NOT_EXCHANGEABLE: len(records) - len(asked)}
+        predicted = replace(predicted, skipped=skipped)
     if not predicted.predictions:
         raise BudgetError(f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`.")
     if shots is not None:

@@ -20,7 +20,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images import open_image
 from sightline.data.samples import Row, RowBuilder
 from sightline.errors import DataError, RecordError, UsageError
-from sightline.evaluation.controls import exchange_images
+from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
 from sightline.evaluation.probes.gain import GainFindings, Shown, TextGain
 from sightline.models.text import TextModel
 from sightline.objectives.cal import CAL, CALConfig
@@ -86,10 +86,14 @@ def probe_gain(
         bf16: arithmetic of the machine.
 
     Raises:
-        UsageError: the model takes no pictures, or there are too few different ones to exchange.
+        UsageError: the model takes no pictures, or no two records can exchange theirs.
     """
     exchanged = exchange_images(list(records))
     skipped, unseen = Counter[str](), Counter[str]()
+    if len(exchanged) < len(records):  # the same texts on both sides
+        skipped[NOT_EXCHANGEABLE] = len(records) - len(exchanged)
+        partnered = {record.id for record in exchanged}
+        records = [record for record in records if record.id in partnered]
     own = tuple(gains(made, dataset, records, pictures, skipped, bf16, len(records)))
     foreign = tuple(gains(made, dataset, exchanged, pictures, unseen, bf16, len(records)))
     return GainFindings(own, foreign, tuple(_shown(dataset, records, exchanged, own, foreign, shown)), skipped)

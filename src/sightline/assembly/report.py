@@ -1,6 +1,6 @@
 """The report of a run: what it learned over its steps, what it says of held-out pictures, and what it says without seeing them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +8,16 @@ from sightline.assembly.evaluate import Evaluated, Request, evaluate
 from sightline.assembly.locate import run_of
 from sightline.assembly.train import METRICS
 from sightline.data.dataset import Dataset, open_dataset
+from sightline.errors import BudgetError
 from sightline.evaluation.controls import Control
+from sightline.evaluation.predict import Predicted
+from sightline.evaluation.tasks import TASKS
 from sightline.reporting.run_report import Curve, Panel, RunReport, write_run_report
 from sightline.runtime import storage
+from sightline.runtime.logs import logger
 
 SEEN = "with the picture"
+NOT_COMPARED = "not_compared"
 SHOWN = 12  # pictures of each kind
 
 
@@ -26,16 +31,44 @@ def report_run(request: Request, controls: Sequence[Control], out: Path, title: 
         title: of the page; the name of the run's folder by default.
 
     Returns:
-        What was found, by condition.
+        What was found, by condition, on the records that were answered under all.
 
     Raises:
         UsageError: see `evaluate`; or the model is no run of ours.
+        BudgetError: no record was answered under all conditions.
     """
-    seen = evaluate(replace(request, control=None))
-    hidden: dict[str, Evaluated] = {control: evaluate(replace(request, control=control)) for control in controls}
+    asked: dict[str, Evaluated] = {SEEN: evaluate(replace(request, control=None))}
+    asked |= {control: evaluate(replace(request, control=control)) for control in controls}
+    found = on_common_records(asked)
+    hidden: dict[str, Evaluated] = {control: found[control] for control in controls}
     run = run_of(request.model)
-    write_run_report(out, report_of(title or run.name, run, open_dataset(request.data), seen, hidden))
-    return {SEEN: seen, **hidden}
+    write_run_report(out, report_of(title or run.name, run, open_dataset(request.data), found[SEEN], hidden))
+    return found
+
+
+def on_common_records(found: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
+    """The same evaluations, scored on the records that all of them answered, so that their scores can be compared.
+
+    A record that another condition has no answer for (its picture cannot be exchanged, the one that it got is broken) is counted as
+    skipped, under `not_compared`. What the folders of the evaluations hold stays as it is.
+
+    Raises:
+        BudgetError: no record was answered under all conditions.
+    """
+    answered = {name: {prediction.record_id for prediction in done.predicted.predictions} for name, done in found.items()}
+    common = set.intersection(*answered.values())
+    if not common:
+        raise BudgetError(f"no record was answered under all of: {', '.join(found)}.", "Evaluate more records.")
+    return {name: done if answered[name] == common else _only(done, common) for name, done in found.items()}
+
+
+def _only(done: Evaluated, common: set[str]) -> Evaluated:
+    predictions = [prediction for prediction in done.predicted.predictions if prediction.record_id in common]
+    count = len(done.predicted.predictions) - len(predictions)
+    logger.warning("%s: %d records have no answer to compare with and are left out", done.request.control or SEEN, count)
+    predicted = Predicted(predictions, done.predicted.skipped | {NOT_COMPARED: count})
+    scores = TASKS[done.request.task](done.request.resamples).score(done.records, predictions)
+    return replace(done, predicted=predicted, scores=scores)
 
 
 def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluated, controls: dict[str, Evaluated]) -> RunReport:

@@ -1,9 +1,11 @@
 """Controls: the same evaluation with the picture taken away or exchanged.
 
 `blind` shows a uniform picture of the encoder's mean colour, of the same size, in place of each image. `shuffled` gives every
-record the images of another record. A model that looks scores lower on both; one that does not, does not.
+record the images of another record; a record that no other can exchange with is left out and counted as `not_exchangeable`. A model
+that looks scores lower on both; one that does not, does not.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -21,6 +23,7 @@ from sightline.errors import UsageError
 from sightline.types import Record
 
 Control = Literal["blind", "shuffled"]
+NOT_EXCHANGEABLE = "not_exchangeable"  # reason under which records without a partner are counted
 
 
 class BlindPictures:
@@ -88,29 +91,46 @@ class MeanFeatures:
 
 
 def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:
-    """Gives every record with images those of another record with as many, never its own nor equal ones.
+    """Gives records with images those of another record with as many, never their own nor equal ones.
+
+    Returns:
+        The records in their order, without those that cannot take part: one with a number of images that no other has, and where
+        more than half of the records with as many have the same images, as few as possible of these. Records without images stay as
+        they are.
 
     Raises:
-        UsageError: there are too few different pictures to exchange.
+        UsageError: there are images, and no two records can exchange theirs.
     """
-    out = list(records)
+    out = {index: record for index, record in enumerate(records) if not record.images}
     by_count: dict[int, list[int]] = {}
     for index, record in enumerate(records):
         if record.images:
             by_count.setdefault(len(record.images), []).append(index)
-    for count, members in by_count.items():
+    for members in by_count.values():
+        members = _exchangeable(members, [_hashes(records[index]) for index in members], seed)
         keys = [_hashes(records[index]) for index in members]
-        generator = keyed_generator("shuffled", seed, len(keys))
-        partner = derangement(len(keys), lambda a, b, keys=keys: keys[a] == keys[b], generator)
-        if partner is None:
-            raise UsageError(
-                f"{len(members)} records have {count} images and cannot exchange them so that every record gets others.",
-                "Evaluate more records.",
-            )
+        partner = derangement(len(keys), lambda a, b, keys=keys: keys[a] == keys[b], keyed_generator("shuffled", seed, len(keys)))
+        assert partner is not None  # no key stands more often than all others together
         for place, index in enumerate(members):
             other = records[members[partner[place]]]
             out[index] = replace(records[index], images=other.images, image_info=other.image_info)
-    return out
+    if by_count and not any(record.images for record in out.values()):
+        raise UsageError(
+            f"no two of {sum(map(len, by_count.values()))} records can exchange their images: no other has as many that differ.",
+            "Evaluate more records.",
+        )
+    return [out[index] for index in sorted(out)]
+
+
+def _exchangeable(members: list[int], keys: list[tuple[str, ...]], seed: int) -> list[int]:
+    """Members without as many of the most frequent key as it has more than all others together."""
+    key, count = Counter(keys).most_common(1)[0]
+    surplus = 2 * count - len(keys)
+    if surplus <= 0:
+        return members
+    alike = [member for member, own in zip(members, keys, strict=True) if own == key]
+    left_out = set(keyed_generator("left out", seed, len(keys)).permutation(alike)[:surplus].tolist())
+    return [member for member in members if member not in left_out]
 
 
 def _hashes(record: Record) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import pytest
 
 from sightline.data.dataset import open_dataset
 from sightline.data.download import DownloadOptions, fetch, parse_networks
+from sightline.data.download.cache import Cache
 from sightline.data.download.fetch import Fetcher
 from sightline.data.prepare import PrepareOptions, prepare
 from sightline.data.sources import SourceOptions
@@ -370,6 +371,23 @@ def test_final_answers_are_believed_and_passing_trouble_is_asked_again(tmp_path:
         assert [server.visits.pop(path) for path in paths] == [1, 1, 1, 3, 1, 1]
         downloaded(source, tmp_path / "out")
         assert [server.visits[path] for path in paths] == [0, 0, 0, 3, 1, 1]
+
+
+def test_looking_through_what_is_there_does_not_make_servers_look_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of an earlier try are hashed while requests run: their time limits must not pass meanwhile."""
+    with serving() as server:
+        paths = ["sick", *(f"ok/{number}" for number in range(40)), "shaky?2"]
+        source = write_list(tmp_path / "list.csv", [server.url(path) for path in paths])
+        in_child(source, tmp_path / "out", "prepare.before_records=kill").communicate(timeout=60)
+        whole = Cache._is_whole
+
+        def slowly(self: Cache, url: str, sha256: str) -> bool:
+            time.sleep(0.05)  # a large file on a slow disk
+            return whole(self, url, sha256)
+
+        monkeypatch.setattr(Cache, "_is_whole", slowly)
+        downloaded(source, tmp_path / "out", quick(connect_seconds=0.5))
+    assert outcomes(tmp_path / "out") == ["http_500", *["ok"] * 41]
 
 
 def test_a_file_that_a_crash_tore_is_fetched_again(tmp_path: Path) -> None:

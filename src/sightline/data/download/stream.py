@@ -56,6 +56,7 @@ class Downloads:
         self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
         self._fetcher: Fetcher | None = None
         self._flying: dict[str, asyncio.Task[Got]] = {}
+        self._looking = asyncio.Lock()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -144,7 +145,9 @@ class Downloads:
         return await asyncio.shield(task)
 
     async def _fetched(self, url: str) -> Got:
-        got = self._cache.find(url)
+        async with self._looking:
+            got = self._cache.find(url)
+            await asyncio.sleep(0)  # requests are served before the next file is hashed, or their time limits pass unseen
         if got is None:
             assert self._fetcher is not None
             part = self._cache.part()
