@@ -16,7 +16,7 @@ from sightline.data.samples import Row, TextRules
 from sightline.data.tilings import WholeConfig
 from sightline.data.units import UnitRules, Units, check_budget, load_units, make_units, read_table
 from sightline.errors import BudgetError, ConfigError, RecordError
-from sightline.types import Record
+from sightline.types import Record, Sample
 from tests.data.check.planted import folder, png, question, record, scene
 from tests.data.kinds import builder_of
 
@@ -69,6 +69,43 @@ def table(dataset: Dataset, **rules: Any) -> Units:
 
 def corpus_of(dataset: Dataset, units: Units, draws: int | None = None) -> Corpus:
     return Corpus((Source("set", dataset, units, BUILDER, len(units) if draws is None else draws),), Sizes(), 4)
+
+
+def test_several_units_are_what_each_is_alone_and_are_read_before_a_picture_is_opened(dataset: Dataset) -> None:
+    lost = dataset.record(4).id
+    events: list[str] = []
+
+    class Told(Sizes):
+        def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+            events.append("picture")
+            if record.id == lost:
+                raise RecordError("image_missing", "it was there once")
+            return super().fill(dataset, record)
+
+    class Heard(Dataset):
+        def record(self, index: int) -> Record:
+            events.append("text")
+            return super().record(index)
+
+    heard = Heard(dataset.path)
+    units = table(heard)
+    corpus = Corpus((Source("set", heard, units, BUILDER, len(units)),), Told(), 4)
+    wanted = [unit for unit in range(len(units)) if units.members(unit)[0][0] in {0, 4, 6, 7}]
+    events.clear()
+    found = corpus.samples(wanted)
+    assert "text" not in events[events.index("picture") :]
+    for unit, sample in zip(wanted, found, strict=True):
+        if units.members(unit)[0][0] == 4:
+            assert isinstance(sample, RecordError)
+            assert sample.reason == "image_missing"
+            continue
+        assert isinstance(sample, Sample)
+        alone = corpus_of(dataset, units).sample(unit)
+        assert [part.ids.tolist() for part in sample.branches] == [part.ids.tolist() for part in alone.branches]
+        assert sample.image_slots.tolist() == alone.image_slots.tolist()
+        assert (sample.images is None) == (alone.images is None)
+        if sample.images is not None:
+            np.testing.assert_array_equal(sample.images, alone.images)
 
 
 class Watched:

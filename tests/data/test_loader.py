@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.data.corpus import Corpus, Source
 from sightline.data.dataset import Dataset
@@ -113,6 +114,13 @@ def test_workers_change_nothing(dataset: Dataset, workers: int) -> None:
     alone = [[content(micro) for micro in step] for step in read(loader_of(dataset, rules), until=7)]
     helped = [[content(micro) for micro in step] for step in read(loader_of(dataset, rules, workers=workers), until=7)]
     assert helped == alone
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_takes_no_number_out_of_the_random_state_of_the_run(dataset: Dataset, workers: int) -> None:
+    before = torch.get_rng_state()
+    read(loader_of(dataset, workers=workers), until=2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_rows_that_do_not_divide_are_refused(dataset: Dataset) -> None:

@@ -3,26 +3,14 @@
 Work is done in numpy, so that a loader worker hands plain arrays over; tensors are made in the process that trains.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from sightline.types import PADDING, Batch, Sample, Supervision, Tokens, Visual
-
-
-@dataclass
-class _Columns:
-    """Supervision as it is collected, one list per field."""
-
-    slot: list[np.ndarray]
-    target: list[np.ndarray]
-    sample: list[np.ndarray]
-    branch: list[np.ndarray]
-    turn: list[np.ndarray]
-    span: list[np.ndarray]
-    source: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,6 +24,18 @@ class Arrays:
     contrast: np.ndarray | None
     record_ids: tuple[tuple[str, ...], ...]
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def values(self) -> list[Any]:
+        """All arrays, or what stands for them, in the order that `with_values` takes."""
+        contrast = [] if self.contrast is None else [self.contrast]
+        return [*self.tokens.values(), *self.visual.values(), *self.supervision.values(), *contrast]
+
+    def with_values(self, values: Iterable[Any]) -> "Arrays":
+        """The same with others in the place of its arrays."""
+        rest = iter(values)
+        tokens, visual, supervision = ({name: next(rest) for name in part} for part in (self.tokens, self.visual, self.supervision))
+        contrast = None if self.contrast is None else next(rest)
+        return replace(self, tokens=tokens, visual=visual, supervision=supervision, contrast=contrast)
 
     def to_batch(self) -> Batch:
         """The batch on the CPU."""
@@ -68,100 +68,129 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
     """
     width = max([min_width, *(sum(sample.num_tokens for sample in row) for row in rows)])
     shape = (len(rows), width)
-    ids = np.full(shape, pad_id, dtype=np.int64)
-    position = np.tile(np.arange(width, dtype=np.int64), (len(rows), 1))  # padding counts on: see `masks` of plain rows
-    sample_of = np.full(shape, PADDING, dtype=np.int64)
-    branch_of = np.full(shape, 0, dtype=np.int64)
-    found = _Columns([], [], [], [], [], [], [])
-    slots, sources, pixels, features = [], [], [], []
-    crops_before = 0
+    tokens = {
+        "ids": np.full(shape, pad_id, dtype=np.int64),
+        "position": np.tile(np.arange(width, dtype=np.int64), (len(rows), 1)),  # padding counts on: see `masks` of plain rows
+        "sample": np.full(shape, PADDING, dtype=np.int64),
+        "branch": np.full(shape, 0, dtype=np.int64),
+    }
+    found = _Targets()
+    seen = _Pictures()
     number = 0
     for row, samples in enumerate(rows):
         column = 0
         for sample in samples:
-            size = sample.num_tokens
-            cells = slice(column, column + size)
-            own_ids, own_position, own_branch = _lay_out(sample)
-            ids[row, cells], position[row, cells], branch_of[row, cells] = own_ids, own_position, own_branch
-            sample_of[row, cells] = number
             first = row * width + column
-            _supervise(sample, first, number, found)
-            if len(sample.image_slots):
-                slots.append(first + sample.image_slots)
-                per_crop = sample.tokens_per_crop
-                sources.append(
-                    np.where(sample.image_source >= 0, sample.image_source + crops_before * per_crop, sample.image_source)
-                )
-                crops_before += sample.num_crops
-                if sample.images is not None:
-                    pixels.append(sample.images)
-                if sample.features is not None:
-                    features.append(sample.features)
+            found.add(sample, first, number)
+            seen.add(sample, first)
+            size = sample.num_tokens
+            tokens["sample"][row, column : column + size] = number
+            _lay_out(sample, {name: values[row, column : column + size] for name, values in tokens.items()})
             column += size
             number += 1
     return Arrays(
-        tokens={"ids": ids, "position": position, "sample": sample_of, "branch": branch_of},
+        tokens=tokens,
         is_plain=all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows),
-        visual=_visual(slots, sources, pixels, features),
-        supervision={name: _joined(getattr(found, name)) for name in vars(found)},
+        visual=seen.columns(),
+        supervision=found.columns(),
         contrast=_contrast(rows),
         record_ids=tuple(tuple(branch.record_id for branch in sample.branches) for row in rows for sample in row),
     )
 
 
-def _lay_out(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, positions and branch numbers of a sample's slots: the prefix once, then each branch's own tokens."""
-    if len(sample.branches) == 1:
-        ids = sample.branches[0].ids
-        return ids, np.arange(len(ids)), np.zeros(len(ids), dtype=np.int64)
-    prefix = sample.prefix
-    ids, position, branch = [sample.branches[0].ids[:prefix]], [np.arange(prefix)], [np.full(prefix, PADDING)]
+def _lay_out(sample: Sample, cells: dict[str, np.ndarray]) -> None:
+    """Fills in ids, positions and branch numbers of a sample's slots: the prefix once, then each branch's own tokens."""
+    ids, position, branch = cells["ids"], cells["position"], cells["branch"]
+    prefix, count = sample.prefix, np.arange(max(len(part.ids) for part in sample.branches))
+    ids[:prefix], position[:prefix], branch[:prefix] = sample.branches[0].ids[:prefix], count[:prefix], PADDING
+    begin = prefix
     for number, part in enumerate(sample.branches):
-        ids.append(part.ids[prefix:])
-        position.append(np.arange(prefix, len(part.ids)))
-        branch.append(np.full(len(part.ids) - prefix, number))
-    return np.concatenate(ids), np.concatenate(position), np.concatenate(branch)
+        end = begin + len(part.ids) - prefix
+        ids[begin:end], position[begin:end], branch[begin:end] = part.ids[prefix:], count[prefix : len(part.ids)], number
+        begin = end
 
 
-def _supervise(sample: Sample, first: int, number: int, found: _Columns) -> None:
-    """Adds a sample's targets; the slot of a target is the one that holds the token before it in its branch."""
-    begin = sample.prefix  # where a branch's own tokens begin in the sample
-    next_span = int(found.span[-1][-1]) + 1 if found.span else 0
-    for branch_number, branch in enumerate(sample.branches):
-        own = begin - sample.prefix  # slot of an own token at place p of the branch: own + p
-        for span in branch.spans:
-            places = np.arange(span.start, span.end)
-            before = places - 1
-            length = len(places)
-            found.slot.append(first + np.where(before < sample.prefix, before, own + before))
-            found.target.append(branch.ids[span.start : span.end])
-            for column, value in (
-                (found.sample, number),
-                (found.branch, branch_number),
-                (found.turn, span.turn),
-                (found.span, next_span),
-                (found.source, sample.source),
-            ):
-                column.append(np.full(length, value))
-            next_span += 1
-        begin += len(branch.ids) - sample.prefix
+class _Targets:
+    """Supervised tokens as they are collected: span by span, and one row of numbers for each span."""
+
+    def __init__(self) -> None:
+        self.tokens: list[np.ndarray] = []
+        self.spans: list[tuple[int, ...]] = []
+
+    def add(self, sample: Sample, first: int, number: int) -> None:
+        """Adds the spans of sample `number`, which begins at slot `first`."""
+        prefix = sample.prefix
+        begin = prefix  # where a branch's own tokens begin in the sample
+        for branch_number, branch in enumerate(sample.branches):
+            own = first + begin - prefix  # slot of an own token at place p of the branch: own + p
+            for span in branch.spans:
+                self.tokens.append(branch.ids[span.start : span.end])
+                self.spans.append(
+                    (span.end - span.start, span.start, prefix, first, own, number, branch_number, span.turn, sample.source)
+                )
+            begin += len(branch.ids) - prefix
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Supervision, one entry a target; the slot of a target is the one that holds the token before it in its branch."""
+        table = np.array(self.spans, dtype=np.int64).reshape(-1, 9).T
+        lengths, start = table[:2]
+        span = np.arange(len(lengths)).repeat(lengths)
+        prefix, first, own, sample, branch, turn, source = table[2:].repeat(lengths, axis=1)
+        before = np.arange(len(span)) + (start - 1 - lengths.cumsum() + lengths)[span]
+        return {
+            "slot": np.where(before < prefix, first, own) + before,
+            "target": _joined(self.tokens),
+            "sample": sample,
+            "branch": branch,
+            "turn": turn,
+            "span": span,
+            "source": source,
+        }
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+    return np.concatenate(parts).astype(np.int64, copy=False) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _visual(
-    slots: list[np.ndarray], sources: list[np.ndarray], pixels: list[np.ndarray], features: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    if not slots:
-        return {}
-    out = {"slot": _joined(slots), "source": _joined(sources)}
-    if pixels:
-        out["pixels"] = np.concatenate(pixels)
-    if features:
-        out["features"] = np.concatenate(features)
-    return out
+class _Pictures:
+    """Visual slots as they are collected, sample by sample, and what fills them."""
+
+    def __init__(self) -> None:
+        self.slots: list[np.ndarray] = []
+        self.sources: list[np.ndarray] = []
+        self.moves: list[tuple[int, int, int]] = []  # slots of a sample, its first slot, visual tokens of the batch before it
+        self.pixels: list[np.ndarray] = []
+        self.features: list[np.ndarray] = []
+        self.crops = 0
+
+    def add(self, sample: Sample, first: int) -> None:
+        """Adds the pictures of a sample that begins at slot `first`."""
+        if not len(sample.image_slots):
+            return
+        self.slots.append(sample.image_slots)
+        self.sources.append(sample.image_source)
+        self.moves.append((len(sample.image_slots), first, self.crops * sample.tokens_per_crop))
+        self.crops += sample.num_crops
+        if sample.images is not None:
+            self.pixels.append(sample.images)
+        if sample.features is not None:
+            self.features.append(sample.features)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One entry a visual slot; a source below 0 is a learned separator and stays as it is."""
+        if not self.slots:
+            return {}
+        lengths, firsts, before = np.array(self.moves, dtype=np.int64).T
+        sources = _joined(self.sources)
+        out = {
+            "slot": _joined(self.slots) + firsts.repeat(lengths),
+            "source": np.where(sources >= 0, sources + before.repeat(lengths), sources),
+        }
+        if self.pixels:
+            out["pixels"] = np.concatenate(self.pixels)
+        if self.features:
+            out["features"] = np.concatenate(self.features)
+        return out
 
 
 def _contrast(rows: Sequence[Sequence[Sample]]) -> np.ndarray | None:

@@ -5,10 +5,10 @@ source is an endless row of permutations from which an epoch takes its share, an
 order within a source, so that shards are still read from front to back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +20,8 @@ from sightline.data.tiling import Layout
 from sightline.data.units import Units
 from sightline.errors import ConfigError, RecordError
 from sightline.types import Record, Sample
+
+Built = TypeVar("Built")
 
 
 class Pictures(Protocol):
@@ -120,15 +122,19 @@ class Corpus:
         Raises:
             RecordError: a picture that was readable when the data set was prepared no longer is.
         """
-        text, source, record = self._text(unit)
-        if self.contrast is not None:
-            text = replace(text, contrast=self.contrast[self.first_target[unit] : self.first_target[unit + 1]])
-        if not len(text.image_slots):
-            return text
-        if self.pictures is None:
-            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        pixels, features = self.pictures.fill(source.dataset, record)
-        return replace(text, images=pixels, features=features)
+        return self._filled(unit, *self._text(unit))
+
+    def samples(self, units: Sequence[int]) -> list[Sample | RecordError]:
+        """Builds several units; where `sample` raises a RecordError it stands in the place of the sample.
+
+        All are read before the first picture is opened: by turns with decoding, which fills the processor's caches with pixels, the
+        many small steps of reading take twice as long.
+        """
+        read: list[tuple[Sample, Source, Record] | RecordError] = [_attempt(self._text, unit) for unit in units]
+        return [
+            text if isinstance(text, RecordError) else _attempt(self._filled, unit, *text)
+            for unit, text in zip(units, read, strict=True)
+        ]
 
     def text(self, unit: int) -> Sample:
         """A unit as a sample whose pictures are not filled in; its visual slots are there."""
@@ -145,6 +151,17 @@ class Corpus:
         number = int(np.searchsorted(self.first, unit, side="right")) - 1
         return number, unit - int(self.first[number])
 
+    def _filled(self, unit: int, text: Sample, source: Source, record: Record) -> Sample:
+        """A unit that was read, with its pictures and its stored logits."""
+        if self.contrast is not None:
+            text = replace(text, contrast=self.contrast[self.first_target[unit] : self.first_target[unit + 1]])
+        if not len(text.image_slots):
+            return text
+        if self.pictures is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        pixels, features = self.pictures.fill(source.dataset, record)
+        return replace(text, images=pixels, features=features)
+
     def _text(self, unit: int) -> tuple[Sample, Source, Record]:
         """A unit without its pictures, its source, and the record of its first branch, whose pictures are those of all."""
         number, place = self._place(unit)
@@ -159,6 +176,13 @@ class Corpus:
         rows = [source.builder.laid_out(text, layouts) for text in encoded]
         ids = [records[index].id for index, _ in members]
         return text_sample(rows, ids, layouts, self.tokens_per_crop, number), source, first
+
+
+def _attempt(work: Callable[..., Built], *arguments: Any) -> Built | RecordError:
+    try:
+        return work(*arguments)
+    except RecordError as error:
+        return error
 
 
 def text_sample(
@@ -177,6 +201,8 @@ def text_sample(
 
 def join_sources(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
     """Visual-token index of each slot over all pictures of a record."""
+    if len(layouts) == 1:
+        return layouts[0].source
     parts, crops = [], 0
     for layout in layouts:
         parts.append(np.where(layout.source >= 0, layout.source + crops * tokens_per_crop, layout.source))

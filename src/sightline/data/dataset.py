@@ -64,6 +64,7 @@ class Dataset:
         self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
         for number, shard in enumerate(self._shards):
             _check_size(self.path / shard["file"], shard["bytes"], lambda size, number=number: self._whole(number, size))
+        self._records = self.path / RECORDS
         self._files = _Files()
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class Dataset:
             DataError: what stands at its place is no record.
         """
         row = self.index[index]
-        file = self.path / (self._shards[row["file"]]["file"] if self._shards else RECORDS)
+        file = self.path / self._shards[row["file"]]["file"] if self._shards else self._records
         data = self._files.read(file, int(row["offset"]), int(row["size"]))
         try:
             return Record.from_json(json.loads(data))

@@ -1,9 +1,12 @@
 """Micro-batches in exact order, for any rank, any number of workers, from any step.
 
 What a step sees is decided before anything is read: the rows of an epoch are a pure function of (seed, epoch, length table), and
-rank `r` of `W` takes rows `r, r + W, ...` of a step. Workers hold no state; they get a list of units and give numpy arrays.
+rank `r` of `W` takes rows `r, r + W, ...` of a step. Workers hold no state; they get a list of units and give numpy arrays, in
+memory that this process maps as well.
 """
 
+import gc
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,11 +20,14 @@ from sightline.data.corpus import Corpus
 from sightline.data.packing import by_length, pack
 from sightline.errors import ConfigError, DistributedError, RecordError
 from sightline.runtime.ahead import ahead
+from sightline.runtime.handover import Place, Slots
 from sightline.runtime.logs import logger
 from sightline.types import Batch, Sample
 
 Rows = tuple[tuple[int, ...], ...]
+Task = tuple[Rows, int | None]  # what a worker gets: the rows of a micro-batch, and the slot for its arrays
 AHEAD = 2  # micro-batches that a thread makes while another is trained on, where there are no worker processes
+AHEAD_PER_WORKER = 4  # micro-batches asked of each worker: it has the next one to do while its last one waits
 
 
 @dataclass(frozen=True)
@@ -58,24 +64,51 @@ class MicroBatch:
     skipped: tuple[tuple[str, str], ...]
 
 
-class _Maker(Dataset[Arrays]):
-    """Makes the arrays of a list of rows; the part of the loader that workers hold."""
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the arrays of a list of rows."""
 
-    def __init__(self, corpus: Corpus, pad_id: int) -> None:
-        self.corpus, self.pad_id = corpus, pad_id
+    corpus: Corpus
+    pad_id: int
 
-    def __getitem__(self, rows: Rows) -> Arrays:  # pyrefly: ignore
+    def __call__(self, rows: Rows) -> Arrays:
+        built = iter(self.corpus.samples([unit for row in rows for unit in row]))
         made: list[list[Sample]] = []
         skipped = []
         for row in rows:
             made.append([])
             for unit in row:
-                try:
-                    made[-1].append(self.corpus.sample(unit))
-                except RecordError as error:
-                    skipped.append((str(unit), error.reason))
+                sample = next(built)
+                if isinstance(sample, RecordError):
+                    skipped.append((str(unit), sample.reason))
+                else:
+                    made[-1].append(sample)
         arrays = collate(made, self.pad_id)
         return replace(arrays, skipped=tuple(skipped))
+
+
+class _InWorker(Dataset[Arrays]):
+    """The part of the loader that workers hold: batches whose arrays lie in a slot, so that places stand for them."""
+
+    def __init__(self, make: _Maker, slots: Slots) -> None:
+        self.make, self.slots = make, slots
+
+    def __getitem__(self, task: Task) -> Arrays:  # pyrefly: ignore
+        rows, slot = task
+        arrays = self.make(rows)
+        places = None if slot is None else self.slots.lay(slot, arrays.values())
+        return arrays if places is None else arrays.with_values(places)
+
+
+def _received(answer: Arrays, slot: int | None, slots: Slots) -> Arrays:
+    """A worker's batch with its arrays where they lie."""
+    if slot is None:
+        return answer
+    values = answer.values()
+    if not isinstance(values[0], Place):
+        slots.give_back(slot)
+        return answer
+    return answer.with_values(slots.lend(slot, values))
 
 
 class Loader:
@@ -147,9 +180,9 @@ class Loader:
 
     def _make(self, plan: Iterable[Rows]) -> Iterator[Arrays]:
         """Arrays in the order of the plan. A dead worker costs one restart from the first batch that is missing."""
-        maker = _Maker(self.corpus, self.pad_id)
+        make = _Maker(self.corpus, self.pad_id)
         if self.workers == 0:
-            yield from ahead((maker[rows] for rows in plan), AHEAD)
+            yield from ahead((make(rows) for rows in plan), AHEAD)
             return
         plan = iter(plan)
         waiting: list[Rows] = []  # asked for and not yet received
@@ -161,20 +194,25 @@ class Loader:
 
         pending: Iterable[Rows] = asked()
         for attempt in (1, 2):
+            # Slots for what is asked for and for two steps in use; new ones each time, for a worker that hangs may still write.
+            slots = Slots(AHEAD_PER_WORKER * self.workers + 2 * self.rules.accumulate)
+            lent: deque[int | None] = deque()
             loader = DataLoader(
-                maker,
-                sampler=pending,  # pyrefly: ignore
+                _InWorker(make, slots),
+                sampler=_with_slots(pending, slots, lent),  # pyrefly: ignore
                 batch_size=None,
                 num_workers=self.workers,
                 timeout=self.timeout,
-                prefetch_factor=4,
+                prefetch_factor=AHEAD_PER_WORKER,
                 collate_fn=_as_is,  # pyrefly: ignore
                 worker_init_fn=_quiet_worker,
+                generator=torch.Generator(),  # else every start of workers takes a number out of the run's random state
+                multiprocessing_context="fork",  # workers share the corpus, which is not sent, and the slots
             )
             try:
-                for arrays in loader:
+                for answer in loader:
                     waiting.pop(0)
-                    yield arrays
+                    yield _received(answer, lent.popleft(), slots)
                 return
             except RuntimeError as error:
                 if attempt == 2:
@@ -193,8 +231,15 @@ def _again(missing: Sequence[Rows], rest: Iterable[Rows], waiting: list[Rows]) -
     yield from rest
 
 
+def _with_slots(pending: Iterable[Rows], slots: Slots, lent: deque[int | None]) -> Iterator[Task]:
+    for rows in pending:
+        slot = slots.take()
+        lent.append(slot)
+        yield rows, slot
+
+
 def _as_is(arrays: Arrays) -> Arrays:
-    """Keeps numpy arrays as they are: tensors would cross in shared memory, where a stopped worker defeats the timeout."""
+    """Keeps numpy arrays as they are: torch would make tensors, in whose shared memory a stopped worker defeats the timeout."""
     return arrays
 
 
@@ -204,6 +249,7 @@ def _quiet_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    gc.freeze()  # what came from the parent is never garbage here, and looking for it would copy its pages
 
 
 def supervised_tokens(corpus: Corpus) -> int:

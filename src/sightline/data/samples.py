@@ -277,14 +277,16 @@ class RowBuilder:
         self, ids: Int[np.ndarray, " T"], turn_of: np.ndarray, layouts: Sequence[Layout]
     ) -> tuple[Int[np.ndarray, " T"], np.ndarray, Int[np.ndarray, " M"]]:
         """Repeats each image marker as often as its crop has slots."""
-        markers = np.flatnonzero(ids == self.image_id)
+        (markers,) = (ids == self.image_id).nonzero()
         counts = [count for layout in layouts for count in layout.slots]
         if len(markers) != len(counts):
             raise RecordError("placeholder_count", f"{len(counts)} crops, but {len(markers)} image tokens in the row")
+        if not counts:
+            return ids, turn_of, markers
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[markers] = counts
-        expanded = np.repeat(ids, repeats)
-        return expanded, np.repeat(turn_of, repeats), np.flatnonzero(expanded == self.image_id)
+        expanded = ids.repeat(repeats)
+        return expanded, turn_of.repeat(repeats), (expanded == self.image_id).nonzero()[0]
 
     def _limit(
         self, ids: Int[np.ndarray, " T"], turn_of: Int[np.ndarray, " T"], slots: Int[np.ndarray, " M"]
@@ -320,7 +322,7 @@ def _filled(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Tu
 
 def _runs(turn_of: Int[np.ndarray, " T"]) -> tuple[Span, ...]:
     """Contiguous runs of one supervised turn."""
-    borders = [0, *(np.flatnonzero(turn_of[1:] != turn_of[:-1]) + 1).tolist(), len(turn_of)]
+    borders = [0, *((turn_of[1:] != turn_of[:-1]).nonzero()[0] + 1).tolist(), len(turn_of)]
     return tuple(Span(start, end, turn) for start, end in pairwise(borders) if end > start and (turn := int(turn_of[start])) >= 0)
 
 
@@ -330,9 +332,9 @@ def shared_prefix(rows: Sequence[Row]) -> int:
     It holds every visual slot, else it is 0 and the rows cannot share a row.
     """
     limit = min(min(len(row.ids), row.spans[0].start) for row in rows)
-    stack = np.stack([row.ids[:limit] for row in rows])
+    stack = np.array([row.ids[:limit] for row in rows])
     same = (stack == stack[0]).all(0)
-    prefix = limit if same.all() else int(np.argmin(same))
+    prefix = limit if same.all() else int(same.argmin())
     holds_images = all(len(row.slots) == 0 or row.slots[-1] < prefix for row in rows)
     return prefix if holds_images else 0
 

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -48,6 +49,8 @@ def safe_join(root: Path, relative: str) -> Path:
     if not relative or "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts:
         raise DataError(f"{relative!r} is not a relative path inside {root}.")
     path = root / pure
+    if _is_plain_file(str(root), pure.parts):
+        return path
     try:
         real = path.resolve(strict=True)
         inside = real.is_relative_to(root.resolve(strict=True))
@@ -58,6 +61,23 @@ def safe_join(root: Path, relative: str) -> Path:
     if not real.is_file():
         raise DataError(f"{path} is not a file.")
     return path
+
+
+def _is_plain_file(root: str, parts: Sequence[str]) -> bool:
+    """Whether a regular file lies there and nothing on the way from the root is a link, so that it cannot lead out of it.
+
+    Asks the system once a part, where resolving both paths asks for every part of their whole length.
+    """
+    at, mode = root, 0
+    try:
+        for part in parts:
+            at = os.path.join(at, part)
+            mode = os.lstat(at).st_mode
+            if stat.S_ISLNK(mode):
+                return False
+    except OSError:
+        return False
+    return stat.S_ISREG(mode)
 
 
 # Atomic writes --------------------------------------------------------------------------------------------------------------
