@@ -21,6 +21,7 @@ BENCHMARKS = {
     "features": "benchmarks.features",
     "memory": "benchmarks.memory",
     "packing": "benchmarks.packing",
+    "ranks": "benchmarks.ranks",
 }
 
 

@@ -1,0 +1,137 @@
+"""Ranks: memory of a process and time of a step when two processes split a decoder (FSDP2), over when each holds it whole (DDP).
+
+Both train the same decoder from a configuration with AdamW on random tokens, in processes that torchrun starts: on GPUs where there
+are as many, else on the CPU. Memory is what a process has at most during its steps, less what it had before there was a model.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.findings import Finding, say
+from benchmarks.measure import Ratio
+
+if TYPE_CHECKING:
+    from sightline.types import Batch
+
+KINDS = ("replicated", "sharded")
+STEPS = 3
+# On a CPU freed memory goes back at once, so that the resident memory is that of what lives; glibc would keep much of it.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18), "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How many processes share what."""
+    parser.add_argument("--processes", type=int, default=2, help="that share the decoder (default 2)")
+    parser.add_argument("--width", type=int, default=512, help="of the decoder (default 512)")
+    parser.add_argument("--layers", type=int, default=8, help="of the decoder (default 8)")
+    parser.add_argument("--tokens", type=int, default=256, help="of each process in a step (default 256)")
+
+
+def run(options: argparse.Namespace) -> list[Finding]:
+    """Ratios of the process that has most, and of the slowest."""
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(options.repeats):
+        for kind in KINDS:
+            found[kind].append(_measured(kind, options))
+            say(f"  {kind}: {found[kind][-1][0] / 1e6:.0f} MB, {found[kind][-1][1]:.2f} s a step")
+    ratios = [(split[0] / whole[0], split[1] / whole[1]) for whole, split in zip(*found.values(), strict=True)]
+    return [
+        Finding("sharded_over_replicated_memory", Ratio.of(memory for memory, _ in ratios), "memory of a process in a step"),
+        Finding("sharded_over_replicated_time", Ratio.of(seconds for _, seconds in ratios), "time of a step"),
+    ]
+
+
+def _measured(kind: str, options: argparse.Namespace) -> tuple[float, float]:
+    sizes = [str(size) for size in (options.width, options.layers, options.tokens, options.threads)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={options.processes}"]
+    environment = os.environ | ALLOCATOR
+    done = subprocess.run([*command, "-m", "benchmarks.ranks", kind, *sizes], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{kind} on {options.processes} processes failed:\n{done.stderr}")
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return max(memory for memory, _ in told), max(seconds for _, seconds in told)
+
+
+# In a process of its own ----------------------------------------------------------------------------------------------------------
+
+
+def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, float]:
+    """Bytes at most and seconds a step, of this process."""
+    import torch
+    from accelerate import Accelerator
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sightline.models.text import TextModel
+    from sightline.objectives import NextTokenConfig
+    from sightline.training import optim, stages
+    from sightline.training.ranks import Replicated, Sharded, StepModule
+
+    gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    accelerator = Accelerator(cpu=not gpus, mixed_precision="bf16" if gpus else "no")
+    batch = _batch(tokens).to(accelerator.device)
+    before = 0 if gpus else _resident("VmRSS")
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=8
+    )
+    torch.manual_seed(0)
+    model = TextModel(LlamaForCausalLM(config)).to(accelerator.device)
+    stage = stages.apply(model, "all", {"language": "train"}, 1e-4, 0.0)
+    objective = NextTokenConfig().build()
+    if kind == "sharded":
+        shared: Replicated | Sharded = Sharded(accelerator, model, objective, model.language)
+        stage = stages.renewed(stage, model)
+    else:
+        shared = Replicated(accelerator, StepModule(model, objective))
+    optimiser = optim.build_optimiser(stage, (0.9, 0.999), 1e-8)
+    parameters = [parameter for group in stage.groups for parameter in group.parameters.values()]
+    if gpus:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of building the model, which both do alike
+    seconds = []
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        with accelerator.autocast(), shared.exchanging(last=True):
+            accelerator.backward(shared.module(batch).total)
+        shared.scale_and_clip(parameters, 1.0, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if gpus:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated() if gpus else _resident("VmHWM") - before
+    return float(peak), min(seconds)
+
+
+def _batch(tokens: int) -> "Batch":
+    """A row of random tokens, all but the first supervised."""
+    from sightline.data.batches import collate
+    from sightline.types import Branch, Sample, Span
+
+    ids = np.random.default_rng(0).integers(3, 8192, tokens)
+    none = np.zeros(0, dtype=np.int64)
+    sample = Sample((Branch(ids, (Span(1, tokens, 0),), "0"),), prefix=0, image_slots=none, image_source=none)
+    return collate([[sample]], pad_id=0).to_batch()
+
+
+def _resident(field: str) -> int:
+    """`VmRSS` or `VmHWM` of this process in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    import torch
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    torch.set_num_threads(int(sys.argv[5]))
+    print(json.dumps(train_some(sys.argv[1], *map(int, sys.argv[2:5]))), flush=True)
+    torch.distributed.destroy_process_group()
