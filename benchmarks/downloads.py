@@ -106,13 +106,18 @@ def _over_img2dataset(here: Path, urls: list[str], command: str, repeats: int) -
 
     def theirs(source: Path, out: Path) -> "subprocess.Popen[bytes]":
         paths = ["--url_list", str(source), "--output_folder", str(out)]
-        return subprocess.Popen([command, *paths, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen([command, *paths, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def seconds(start: Callable[[Path, Path], "subprocess.Popen[bytes]"], out: Path) -> float:
         begin = time.monotonic()
-        start(source, out).communicate()
-        assert len(list(out.rglob("*.jpg"))) == len(urls)
-        return time.monotonic() - begin
+        child = start(source, out)
+        _, said = child.communicate()
+        seconds, found = time.monotonic() - begin, len(list(out.rglob("*.jpg")))
+        if found != len(urls):
+            raise RuntimeError(
+                f"{found} of {len(urls)} pictures in {out.name}, exit code {child.returncode}:\n{said.decode()[-2000:]}"
+            )
+        return seconds
 
     source = _list(here / "both.csv", urls)
     ratios = []
@@ -150,7 +155,7 @@ def _killed(here: Path, urls: list[str], kills: int) -> Finding:
 def _prepare(source: Path, out: Path) -> "subprocess.Popen[bytes]":
     words = ["data", "prepare", str(source), "--format", "urls", "--out", str(out), "--allow-network", ALLOW, "--workers", "1"]
     command = [sys.executable, "-m", "sightline", *words, "--per-host", str(CONNECTIONS)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _bytes(folder: Path) -> dict[str, str]:

@@ -202,7 +202,7 @@ def text_sample(
 def join_sources(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
     """Visual-token index of each slot over all pictures of a record."""
     if len(layouts) == 1:
-        return layouts[0].source
+        return layouts[0].source.copy()  # what a layout holds may not be written
     parts, crops = [], 0
     for layout in layouts:
         parts.append(np.where(layout.source >= 0, layout.source + crops * tokens_per_crop, layout.source))
