@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, Work, in_turn, peak_memory
-from sightline.data.batches import collate
+from sightline.data.batches.collate import collate
 from sightline.models.text import hidden_states
 from sightline.objectives.base import Objective
 from sightline.objectives.cal import CAL, CALConfig

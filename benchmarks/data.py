@@ -24,17 +24,17 @@ from PIL import Image
 from benchmarks import material
 from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, in_turn
-from sightline.assembly import data as data_of
-from sightline.assembly import model as models
-from sightline.assembly.tokenizer import texts_of
-from sightline.data.corpus import Corpus
+from sightline.assembly.model import build as models
+from sightline.assembly.model.tokenizer import texts_of
+from sightline.assembly.train import corpus as data_of
+from sightline.data.batches.corpus import Corpus
+from sightline.data.batches.loader import BatchRules, Loader
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.loader import BatchRules, Loader
-from sightline.data.pictures import PixelPictures
-from sightline.data.preparation import ImagePreparation
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.processing import Processing
-from sightline.data.tilings import WholeConfig
+from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import WholeConfig
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.samples.processing import Processing
 from sightline.models.vision import normalise
 
 SIZE = (640, 480)

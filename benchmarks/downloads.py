@@ -24,7 +24,7 @@ from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, in_turn
 from sightline.data.download import DownloadOptions, parse_networks
 from sightline.data.download.stream import Downloads
-from sightline.data.sources import FORMATS, SourceOptions, Tally
+from sightline.data.readers import FORMATS, SourceOptions, Tally
 
 ALLOW = "127.0.0.1/32"
 CONNECTIONS = 16

@@ -20,18 +20,19 @@ from accelerate import Accelerator
 from benchmarks import material
 from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, compute_clock, in_turn, seconds_of
-from sightline.assembly import data as data_of
-from sightline.assembly import model as models
-from sightline.assembly.features import EncodingRequest, encode_dataset, eye_of, open_features
-from sightline.assembly.schema import StagePlan
-from sightline.assembly.settings import plan as plan_of
-from sightline.assembly.tokenizer import texts_of
-from sightline.data.corpus import Corpus, Pictures
+from sightline.assembly.config.resolving import plan as plan_of
+from sightline.assembly.config.schema import StagePlan
+from sightline.assembly.encode.features import EncodingRequest, encode_dataset, eye_of, open_features
+from sightline.assembly.model import build as models
+from sightline.assembly.model.tokenizer import texts_of
+from sightline.assembly.train import corpus as data_of
+from sightline.data.batches.corpus import Corpus
+from sightline.data.batches.loader import Loader
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.features import NUMBERS
-from sightline.data.loader import Loader
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.processing import Processing
+from sightline.data.features.store import NUMBERS
+from sightline.data.images.pixels import Pictures
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.samples.processing import Processing
 from sightline.runtime.device import Runtime, prepare_runtime
 from sightline.training import loop, optim, ranks, stages
 from sightline.training.checkpoint import Progress

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.sources import SourceOptions
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.readers import SourceOptions
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import VisionConfig

@@ -97,14 +97,14 @@ def _files_per_record(dataset: Path, count: int) -> list[Finding]:
 
 def prepare_set(source: Path, out: Path) -> None:
     """Makes a dataset folder in tar shards; pictures are decoded in this process."""
-    from sightline.data.prepare import PrepareOptions, prepare
+    from sightline.data.prepare.run import PrepareOptions, prepare
 
     prepare(source, "records", PrepareOptions(out=out, workers=0, shards=SHARD_BYTES))
 
 
 def train_some(dataset: Path, out: Path) -> None:
     """Some steps of training on it, of one row each, so that the model takes little beside the data."""
-    from sightline.assembly.train import train
+    from sightline.assembly.train.run import train
 
     config = material.run_config(dataset, None, data={"keep_pixels": 0, "row_tokens": 512, "validation_split": None})
     few = config.train.model_copy(update={"steps": STEPS, "batch_size": 1, "checkpoint_every": 0, "evaluate_samples": 0})

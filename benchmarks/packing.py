@@ -20,15 +20,15 @@ from torch import nn
 from benchmarks import material
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, in_turn
-from sightline.assembly import data as data_of
-from sightline.assembly import model as models
-from sightline.assembly.model import Assembled
-from sightline.assembly.tokenizer import texts_of
-from sightline.data.batches import collate
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.tokenizer import texts_of
+from sightline.assembly.train import corpus as data_of
+from sightline.data.batches.collate import collate
+from sightline.data.batches.loader import BatchRules, Loader
+from sightline.data.batches.packing import pack
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.loader import BatchRules, Loader
-from sightline.data.packing import pack
-from sightline.data.processing import Processing
+from sightline.data.samples.processing import Processing
 from sightline.objectives.next_token import NextToken
 from sightline.types import Batch, Record
 

@@ -113,7 +113,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
 
 def _batch(tokens: int) -> "Batch":
     """A row of random tokens, all but the first supervised."""
-    from sightline.data.batches import collate
+    from sightline.data.batches.collate import collate
     from sightline.types import Branch, Sample, Span
 
     ids = np.random.default_rng(0).integers(3, 8192, tokens)

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sightline.assembly.gain import probe_gain
-from sightline.assembly.probe import ProbeRequest, opened
+from sightline.assembly.evaluate.gain import probe_gain
+from sightline.assembly.evaluate.probe import ProbeRequest, opened
 from sightline.evaluation.probes.gain import TextGain
 from sightline.ops.pooling import pool_within_spans
 

@@ -56,8 +56,8 @@ from transformers import (
     ViTModel,
 )
 
-from sightline.assembly.tokenizer import load_tokenizer as load_tokenizer_folder
-from sightline.data.batches import collate
+from sightline.assembly.model.tokenizer import load_tokenizer as load_tokenizer_folder
+from sightline.data.batches.collate import collate
 from sightline.models import language, vision
 from sightline.models.connectors import Connector, ConnectorConfig
 from sightline.models.connectors.mlp import MLPConfig

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.runtime.faults import VARIABLE
+from sightline.runtime.fault_injection import VARIABLE
 
 PATIENCE = 120.0
 
@@ -114,7 +114,7 @@ class Commands:
 
 
 def _serve() -> None:
-    importlib.import_module("sightline.assembly.train")
+    importlib.import_module("sightline.assembly.train.run")
     from sightline.cli import main
 
     for line in sys.stdin:

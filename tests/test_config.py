@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from sightline import config as files
-from sightline.assembly.schema import RunConfig, StagePlan
-from sightline.assembly.settings import plan, resolve
+from sightline.assembly.config.resolving import plan, resolve
+from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.config import MAX_BYTES, MAX_DEPTH, Config, Tree
 from sightline.errors import ConfigError
 from sightline.recipes import RECIPES

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
     from torch import Tensor
 
+IMAGE = "<image>"  # stands for one image in a text, before it becomes visual tokens
 PADDING = -1  # sample id of padding slots, branch id of a shared prefix
 
 
@@ -292,7 +293,7 @@ class Sample:
         prefix: number of leading tokens that the branches share; they hold every image. Equal to 0 with a single branch.
         image_slots: position of each visual token in the row.
         image_source: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
-            below 0 names a learned separator instead of a patch (see `sightline.data.tiling`).
+            below 0 names a learned separator instead of a patch (see `sightline.data.images.tilings`).
         images: prepared pixels of each crop; None when features are stored.
         features: stored outputs of a frozen encoder for each crop, instead of pixels.
         tokens_per_crop: visual tokens that the connector gives per crop (`K`).

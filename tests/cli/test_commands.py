@@ -15,12 +15,12 @@ import torch
 import typer
 
 from sightline import config as files
-from sightline.assembly.schema import RunConfig
+from sightline.assembly.config.schema import RunConfig
 from sightline.cli import main
 from sightline.cli.app import app
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
-from tests.assembly.test_check_rows import run_config
+from tests.assembly.inspect.test_rows import run_config
 from tests.data.check.planted import folder, png, record, scene
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_what_show_prints_is_a_configuration_of_the_same_run(tmp_path: Path, cap
     assert code == 0
     file = tmp_path / "run.yaml"
     file.write_text(out, "utf-8")
-    from sightline.assembly.settings import resolve
+    from sightline.assembly.config.resolving import resolve
 
     read = resolve(None, file, [])
     assert isinstance(read, RunConfig)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.cli import main
-from sightline.data.features import FeatureStore
+from sightline.data.features.store import FeatureStore
 from tests.builders import decoder_folder, encoder_folder
 from tests.data.pictures import picture, put
 

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from sightline.data import landing
+from sightline.data.prepare import image_store as landing
 from sightline.runtime.workers import TaskFailure
 
 

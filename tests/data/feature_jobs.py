@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.feature_writer import Lost, StoreNote, Wanted, write_store
-from sightline.data.features import FeatureForm, Number
+from sightline.data.features.store import FeatureForm, Number
+from sightline.data.features.writer import Lost, StoreNote, Wanted, write_store
 
 PATCHES, WIDTH = 3, 5
 

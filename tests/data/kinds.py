@@ -12,10 +12,11 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sightline.assembly.tokenizer import add_tokens
-from sightline.data.samples import RowBuilder, TextRules
-from sightline.data.templates import IMAGE, Template
-from sightline.data.tilings import SplitConfig, TilingConfig, WholeConfig
+from sightline.assembly.model.tokenizer import add_tokens
+from sightline.data.images.tilings import SplitConfig, TilingConfig, WholeConfig
+from sightline.data.samples.encoding import RowBuilder, TextRules
+from sightline.data.samples.templates import Template
+from sightline.types import IMAGE
 from tests.builders import CHATML, TEXTS
 
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

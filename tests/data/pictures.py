@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.sources import FORMATS, Item, Skip, SourceOptions, Tally
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.readers import FORMATS, Item, Skip, SourceOptions, Tally
 
 
 def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (9, 7)) -> bytes:

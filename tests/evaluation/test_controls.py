@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.dataset import Dataset
-from sightline.data.preparation import ImagePreparation
-from sightline.data.tilings import WholeConfig
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import WholeConfig
 from sightline.errors import UsageError
 from sightline.evaluation.controls import BlindPictures, exchange_images
 from sightline.types import ImageInfo, Record

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.assembly import model as models
-from sightline.assembly.model import Assembled, Processing
-from sightline.data.corpus import join_sources
-from sightline.data.prompts import Prompt
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Assembled, Processing
+from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError
 from sightline.generation.decode import DecodingConfig, Text, generate
 from sightline.types import Message, Part
-from tests.assembly.test_check_rows import run_config
+from tests.assembly.inspect.test_rows import run_config
 from tests.builders import decoder, load_tokenizer, pictures
 
 NEW = 8

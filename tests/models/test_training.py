@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.models.checkpointing import checkpoint_activations
+from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.models.language import LanguageConfig, build_decoder
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.objectives.next_token import NextToken

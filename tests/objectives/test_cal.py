@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.errors import ConfigError
 from sightline.objectives import CALConfig
 from sightline.objectives.cal import CAL, PublishedCAL
-from sightline.objectives.contrast import blur, changed_picture, mask_cells
+from sightline.objectives.changed_images import blur, changed_picture, mask_cells
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import target_logits
 from sightline.ops.pooling import pool_within_spans

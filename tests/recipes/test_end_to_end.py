@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sightline.assembly import locate, settings
-from sightline.assembly import model as models
-from sightline.assembly.evaluate import Request, evaluate
-from sightline.assembly.inference import Speaker
-from sightline.assembly.outline import outline
-from sightline.assembly.schema import RunConfig
-from sightline.assembly.train import train
-from sightline.data.processing import Processing
+from sightline.assembly.config import locate
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.evaluate.chat import Speaker
+from sightline.assembly.evaluate.evaluate import Request, evaluate
+from sightline.assembly.model import build as models
+from sightline.assembly.model.outline import outline
+from sightline.assembly.train.run import train
+from sightline.data.samples.processing import Processing
 from sightline.generation.decode import DecodingConfig
 from sightline.recipes import RECIPES
 from sightline.runtime.storage import read_json_lines

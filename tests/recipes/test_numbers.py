@@ -13,10 +13,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from sightline.assembly import sections, settings
-from sightline.assembly.costs import connector_shape, recipe_cost
-from sightline.assembly.outline import outline
-from sightline.assembly.schema import RunConfig
+from sightline.assembly.config import parts as sections
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.model.costs import connector_shape, recipe_cost
+from sightline.assembly.model.outline import outline
 from sightline.cli import main
 from sightline.models.connectors.cost import connector_cost
 from sightline.recipes import RECIPES

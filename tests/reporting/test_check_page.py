@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.check import CheckRequest, check_data
-from sightline.assembly.describe import describe_config
+from sightline.assembly.inspect.check import CheckRequest, check_data
+from sightline.assembly.model.describe import describe_config
 from sightline.data.check import CheckOptions
 from sightline.reporting.check_page import Example, check_page, shown_spots
-from tests.assembly.test_check_rows import run_config
+from tests.assembly.inspect.test_rows import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.reporting.test_html import EVIL, Reader, read
 

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline.errors import DataError, StorageError
-from sightline.runtime import faults, storage
+from sightline.runtime import fault_injection as faults
+from sightline.runtime import storage
 from sightline.runtime.storage import JsonLines, Lock, atomic_dir, atomic_file, read_json_lines, safe_join, verify_dir, write_text
 
 HEAD = "import sys; from pathlib import Path; from sightline.runtime import storage; home = Path(sys.argv[1])\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sightline import config as files
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.cli import main
 from sightline.cli.recipes import recipe_by_name
 from sightline.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from sightline.data.loader import MicroBatch
+from sightline.data.batches.loader import MicroBatch
 from sightline.errors import ConfigError, NumericsError, Stopped
 from sightline.objectives import CALConfig, NextTokenConfig, Objective
 from sightline.objectives.base import Hides

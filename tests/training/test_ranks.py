@@ -16,8 +16,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from sightline.models.checkpointing import checkpoint_activations
 from sightline.models.connectors.align import AlignConfig
+from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.objectives import CALConfig, NextTokenConfig
 from sightline.training import loop, stages
 from sightline.training.checkpoint import Progress

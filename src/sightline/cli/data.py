@@ -50,12 +50,12 @@ def prepare(
 ) -> None:
     """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
     from sightline.data.download import DownloadOptions, parse_networks
-    from sightline.data.prepare import PrepareOptions
-    from sightline.data.prepare import prepare as run
-    from sightline.data.shards import parse_size
-    from sightline.data.sources import SourceOptions
-    from sightline.data.sources.base import parse_mapping
-    from sightline.data.splitting import SplitRule, parse_shares
+    from sightline.data.prepare.run import PrepareOptions
+    from sightline.data.prepare.run import prepare as run
+    from sightline.data.prepare.shards import parse_size
+    from sightline.data.prepare.splitting import SplitRule, parse_shares
+    from sightline.data.readers import SourceOptions
+    from sightline.data.readers.base import parse_mapping
 
     options = PrepareOptions(
         out=out,

@@ -70,7 +70,7 @@ def check(
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"{path.parent} is no folder to write {path.name} in.")
 
-    from sightline.assembly.check import CheckRequest, check_data, judge
+    from sightline.assembly.inspect.check import CheckRequest, check_data, judge
     from sightline.data.check import CheckOptions
 
     options = CheckOptions(
@@ -82,7 +82,7 @@ def check(
     )
     looks = None
     if gain is not None:
-        from sightline.assembly.check_gain import GainRequest
+        from sightline.assembly.inspect.gain import GainRequest
 
         looks = GainRequest(gain, features, device)
     describe = choice.describe if choice.is_given else None

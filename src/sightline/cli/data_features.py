@@ -54,7 +54,7 @@ def features(
     if external is not None:
         if settings or config or recipe or run:
             raise UsageError("--external imports a table: --config, --recipe, --run and settings have no part in it.")
-        from sightline.data.external_tables import TableKeys, import_table
+        from sightline.data.features.tables import TableKeys, import_table
 
         summary = import_table(
             datasets, tuple(split or ()), external, TableKeys(names, values, scale, power), out, dtype, max_skipped
@@ -62,7 +62,7 @@ def features(
     else:
         if names or values or scale or power != 1.0:
             raise UsageError("--names, --values, --scale and --power describe a table.", "Name it with --external FILE.")
-        from sightline.assembly.features import EncodingRequest, encode_dataset
+        from sightline.assembly.encode.features import EncodingRequest, encode_dataset
 
         eye, runtime = _encoder(config, recipe, run, settings, device)
         default_workers = 1 if runtime.device == "cpu" else len(os.sched_getaffinity(0))
@@ -86,8 +86,8 @@ def features(
 
 def _encoder(config: Path | None, recipe: str | None, run: str | None, settings: list[str], device: str | None) -> Any:
     """The encoder that was asked for, and where it runs."""
-    from sightline.assembly.features import eye_of_config, eye_of_run
-    from sightline.assembly.settings import resolve
+    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.encode.features import eye_of_config, eye_of_run
     from sightline.runtime.device import prepare_runtime
 
     if run is not None:
@@ -108,7 +108,7 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
 
 
 def _print_stored(result: dict[str, Any]) -> None:
-    from sightline.data.features import bytes_told
+    from sightline.data.features.store import bytes_told
 
     patches, width = result["shape"]
     lines = [

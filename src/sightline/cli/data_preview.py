@@ -42,8 +42,8 @@ def preview(
     if not choice.is_given:
         raise UsageError("data preview needs to know the model.", "Give --config, --recipe or --run.")
 
-    from sightline.assembly.preview import PreviewRequest
-    from sightline.assembly.preview import preview as run_preview
+    from sightline.assembly.inspect.preview import PreviewRequest
+    from sightline.assembly.inspect.preview import preview as run_preview
 
     description = choice.describe(folders)
     chosen = split or (description.config.data.split if description.config is not None else "train")

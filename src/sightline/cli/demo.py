@@ -17,7 +17,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make pictures, train a small model on them, caption held-out ones with and without seeing them, and write a report."""
-    from sightline.assembly.settings import resolve
+    from sightline.assembly.config.resolving import resolve
     from sightline.recipes.scenes_tiny import scenes_tiny
     from sightline.studies.demo import demo as run_demo
 

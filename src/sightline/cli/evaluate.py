@@ -53,8 +53,8 @@ def evaluate(
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
     """
-    from sightline.assembly.evaluate import Request
-    from sightline.assembly.evaluate import evaluate as run_evaluation
+    from sightline.assembly.evaluate.evaluate import Request
+    from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
 
     done = run_evaluation(
         Request(

@@ -30,7 +30,7 @@ def generate(
     """
     import torch
 
-    from sightline.assembly.inference import Speaker
+    from sightline.assembly.evaluate.chat import Speaker
     from sightline.generation.decode import DecodingConfig
 
     speaker = Speaker.open(run, checkpoint, device)

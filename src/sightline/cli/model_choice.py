@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sightline.errors import UsageError
 
 if TYPE_CHECKING:
-    from sightline.assembly.describe import Description
-    from sightline.assembly.schema import RunConfig
+    from sightline.assembly.config.schema import RunConfig
+    from sightline.assembly.model.describe import Description
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -53,7 +53,7 @@ class ModelChoice:
         """
         if not self.is_given:
             raise UsageError("Give a dataset folder.", "Make one: sightline data prepare SOURCE --format FORMAT --out DIR")
-        from sightline.assembly.check_rows import folders_of
+        from sightline.assembly.inspect.rows import folders_of
 
         config = self._resolved() if self.run is None else self.describe(()).config
         if config is None:
@@ -64,8 +64,8 @@ class ModelChoice:
         """What the model makes of records; `folders` take the place of the configuration's data."""
         from dataclasses import replace
 
-        from sightline.assembly.check_rows import with_folders
-        from sightline.assembly.describe import describe_config, describe_folder
+        from sightline.assembly.inspect.rows import with_folders
+        from sightline.assembly.model.describe import describe_config, describe_folder
 
         if self.run is None:
             config = self._resolved()
@@ -76,7 +76,7 @@ class ModelChoice:
         return replace(found, config=with_folders(found.config, folders))
 
     def _resolved(self) -> "RunConfig":
-        from sightline.assembly.settings import resolve
+        from sightline.assembly.config.resolving import resolve
         from sightline.cli.recipes import recipe_by_name
 
         return resolve(None if self.recipe is None else recipe_by_name(self.recipe), self.config, self.settings)

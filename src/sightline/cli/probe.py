@@ -42,8 +42,8 @@ def probe(
 
     sightline probe runs/align --data flickr8k --what noise --sigma 1 --sigma 3
     """
-    from sightline.assembly.probe import ProbeRequest, write_page
-    from sightline.assembly.probe import probe as run_probe
+    from sightline.assembly.evaluate.probe import ProbeRequest, write_page
+    from sightline.assembly.evaluate.probe import probe as run_probe
     from sightline.evaluation.probes.noise import SIGMAS
 
     request = ProbeRequest(

@@ -9,7 +9,7 @@ from sightline.cli.app import app, emit
 from sightline.errors import SightlineError, UsageError
 
 if TYPE_CHECKING:
-    from sightline.assembly.schema import RunConfig
+    from sightline.assembly.config.schema import RunConfig
 
 
 def recipe_by_name(name: str) -> "RunConfig":
@@ -69,9 +69,9 @@ def show(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     base = recipe_by_name(name)
 
-    from sightline.assembly.costs import recipe_cost
-    from sightline.assembly.outline import outline
-    from sightline.assembly.settings import resolve
+    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.model.costs import recipe_cost
+    from sightline.assembly.model.outline import outline
     from sightline.config import to_yaml
 
     recipe = resolve(base, None, settings or [])

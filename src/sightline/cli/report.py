@@ -37,9 +37,9 @@ def report(
 
       sightline report runs/flickr --data flickr8k --split val
     """
-    from sightline.assembly.evaluate import Request
-    from sightline.assembly.locate import run_of
-    from sightline.assembly.report import report_run
+    from sightline.assembly.config.locate import run_of
+    from sightline.assembly.evaluate.evaluate import Request
+    from sightline.assembly.evaluate.report import report_run
 
     page = out or run_of(run) / "report.html"
     request = Request(

@@ -39,7 +39,7 @@ def train(
     """
     if out is None:
         raise UsageError("train needs --out.", "For example --out runs/first")
-    from sightline.assembly.settings import resolve
+    from sightline.assembly.config.resolving import resolve
     from sightline.recipes import RECIPES
 
     words = recipe_and_settings or []
@@ -55,7 +55,7 @@ def train(
         base = recipe_by_name(names[0])
     settings = resolve(base, config, arguments)
 
-    from sightline.assembly.train import train as run_training
+    from sightline.assembly.train.run import train as run_training
 
     result = run_training(settings, out, [key for key in allow_change.split(",") if key])
     if as_json:

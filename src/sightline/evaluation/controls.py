@@ -15,11 +15,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sightline.data.dataset import Dataset
-from sightline.data.features import FeatureForm, FeatureStore
-from sightline.data.order import derangement, keyed_generator
-from sightline.data.preparation import ImagePreparation
-from sightline.data.tiling import TilingConfig
+from sightline.data.features.store import FeatureForm, FeatureStore
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import TilingConfig
 from sightline.errors import UsageError
+from sightline.runtime.keyed import derangement, keyed_generator
 from sightline.types import Record
 
 Control = Literal["blind", "shuffled"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.config import Config
-from sightline.data.prompts import Prompt
+from sightline.data.samples.prompts import Prompt
 from sightline.models.stock import StockModel
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.ops.splice import splice

@@ -24,7 +24,8 @@ from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
 from transformers.utils import ModelOutput
 
-from sightline.models import checkpointing, loading
+from sightline.models import gradient_checkpointing as checkpointing
+from sightline.models import loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
 from sightline.models.text import hidden_states
 from sightline.models.vision import encode, normalise

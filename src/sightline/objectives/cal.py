@@ -29,7 +29,7 @@ from torch import Tensor
 from sightline.errors import ConfigError
 from sightline.objectives.auxiliary import with_auxiliary
 from sightline.objectives.base import Hides, Objective, ObjectiveConfig
-from sightline.objectives.contrast import Contrast, changed_picture
+from sightline.objectives.changed_images import Contrast, changed_picture
 from sightline.objectives.next_token import by_source
 from sightline.ops.cross_entropy import linear_cross_entropy, target_logits
 from sightline.ops.pooling import pool_within_spans, published_loss, published_weights

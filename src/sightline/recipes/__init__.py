@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sightline.assembly.schema import RunConfig
+from sightline.assembly.config.schema import RunConfig
 from sightline.recipes.alignvlm import alignvlm
 from sightline.recipes.alignvlm_low_resource import alignvlm_low_resource
 from sightline.recipes.alignvlm_smolvlm import alignvlm_smolvlm

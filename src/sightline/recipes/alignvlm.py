@@ -1,7 +1,7 @@
 """`alignvlm`: AlignVLM-3B, whose visual tokens are mixtures of the decoder's words, in the three stages of the paper."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.data.tilings import CoverConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.data.images.tilings import CoverConfig
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig

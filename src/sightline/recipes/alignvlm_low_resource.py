@@ -1,7 +1,7 @@
 """`alignvlm_low_resource`: AlignVLM's comparison of connectors, on the public data of LLaVA-NeXT."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.data.tilings import AnyResConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.data.images.tilings import AnyResConfig
 from sightline.models.connectors.align import AlignConfig
 from sightline.recipes.alignvlm import LANGUAGE, VISION
 

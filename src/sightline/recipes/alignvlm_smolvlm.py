@@ -1,6 +1,6 @@
 """`alignvlm_smolvlm`: the public port of AlignVLM: SmolVLM2-500M with its connector exchanged for ALIGN, trained by LoRA."""
 
-from sightline.assembly.schema import DataConfig, FromConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, FromConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.align import AlignConfig
 from sightline.training.lora import LoraRule
 from sightline.training.stages import PartConfig, PartName, PartRule

@@ -1,6 +1,6 @@
 """`caption_lm`: a small decoder pre-trained on caption text alone, so that a frozen language model knows what captions are."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig
 
 DECODER = {

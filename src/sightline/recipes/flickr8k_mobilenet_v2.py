@@ -1,6 +1,6 @@
 """`flickr8k_mobilenet_v2`: real photos, a frozen real encoder, and a small decoder that knows what captions are."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig

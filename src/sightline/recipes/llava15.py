@@ -1,6 +1,6 @@
 """`llava15`: LLaVA-1.5-7B, the connector on captions first, then connector and decoder on instructions."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig

@@ -1,6 +1,6 @@
 """`llava15_cal`: LLaVA-1.5-7B with contrastive alignment in both stages."""
 
-from sightline.assembly.schema import RunConfig
+from sightline.assembly.config.schema import RunConfig
 from sightline.objectives.cal import CALConfig
 from sightline.recipes.llava15 import llava15
 

@@ -1,7 +1,7 @@
 """`llava_next`: LLaVA-NeXT-7B, pictures in up to five crops, the encoder trained in the second stage."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.data.tilings import AnyResConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.data.images.tilings import AnyResConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.recipes.llava15 import LANGUAGE, VISION
 

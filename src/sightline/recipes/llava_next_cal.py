@@ -1,6 +1,6 @@
 """`llava_next_cal`: LLaVA-NeXT-7B with contrastive alignment, on the mixture of its authors."""
 
-from sightline.assembly.schema import RunConfig, StageConfig
+from sightline.assembly.config.schema import RunConfig, StageConfig
 from sightline.objectives.cal import CALConfig
 from sightline.recipes.llava_next import llava_next
 

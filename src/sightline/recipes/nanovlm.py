@@ -1,6 +1,6 @@
 """`nanovlm`: nanoVLM-222M, a linear connector and small backbones, all parts trained at once."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig

@@ -1,6 +1,6 @@
 """`scenes_tiny`: a small model trained from scratch on generated scenes, in minutes on two CPU cores."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import VisionConfig

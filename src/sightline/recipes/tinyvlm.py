@@ -1,6 +1,6 @@
 """`tinyvlm`: SmolLM2-135M learns to see through a SwiGLU connector, everything else frozen."""
 
-from sightline.assembly.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.swiglu import SwiGLUConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig

@@ -1,6 +1,6 @@
 """`tinyvlm_instruct`: the second stage that TinyVLM's author left open: instructions, decoder and connector trained."""
 
-from sightline.assembly.schema import DataConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import DataConfig, RunConfig, StageConfig, TrainConfig
 from sightline.recipes.tinyvlm import MODEL
 
 

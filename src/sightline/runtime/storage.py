@@ -22,7 +22,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
-from sightline.runtime import faults
+from sightline.runtime import fault_injection as faults
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -468,3 +468,12 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def dump_line(value: dict[str, Any]) -> bytes:
+    """A JSON line without spaces; NaN is refused.
+
+    Raises:
+        ValueError: a number is not finite, or a text has half a surrogate pair.
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8") + b"\n"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.evaluate import Evaluated, Request
-from sightline.assembly.report import SEEN, report_run
-from sightline.assembly.schema import RunConfig
-from sightline.assembly.train import Result, train
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.sources import SourceOptions
+from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.evaluate.evaluate import Evaluated, Request
+from sightline.assembly.evaluate.report import SEEN, report_run
+from sightline.assembly.train.run import Result, train
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.readers import SourceOptions
 from sightline.runtime.logs import logger
 
 PICTURES = 8000

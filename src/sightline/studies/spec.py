@@ -27,8 +27,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from sightline import config as files
-from sightline.assembly.schema import RunConfig
-from sightline.assembly.settings import resolve
+from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.schema import RunConfig
 from sightline.config import Config, Tree
 from sightline.errors import ConfigError, UsageError
 

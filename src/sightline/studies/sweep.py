@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly import settings
-from sightline.assembly.data import sources_of
-from sightline.assembly.evaluate import SCORES, Evaluated, Request, evaluate
-from sightline.assembly.train import CONFIG, differences, may_differ, train
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.changes import differences, may_differ
+from sightline.assembly.config.locate import CONFIG
+from sightline.assembly.config.sources import sources_of
+from sightline.assembly.evaluate.evaluate import SCORES, Evaluated, Request, evaluate
+from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError, SightlineError, Stopped, StorageError
 from sightline.runtime import storage

@@ -96,7 +96,7 @@ def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
     configs = {run.arm: run.config for run in reversed(sweep.runs)}
     if len({config.model.connector.model_dump_json() for config in configs.values()}) == 1:
         return {}
-    from sightline.assembly.costs import recipe_cost
+    from sightline.assembly.model.costs import recipe_cost
 
     out = {}
     for arm, config in configs.items():

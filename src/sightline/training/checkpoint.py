@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sightline.errors import StorageError
-from sightline.runtime import faults, storage
+from sightline.runtime import fault_injection as faults
+from sightline.runtime import storage
 from sightline.runtime.logs import logger
 from sightline.training.ranks import shards
 

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sightline.data.loader import Loader, MicroBatch
+from sightline.data.batches.loader import Loader, MicroBatch
 from sightline.errors import Stopped
-from sightline.runtime import faults, seeds
+from sightline.runtime import fault_injection as faults
+from sightline.runtime import seeds
 from sightline.runtime.logs import progress
 from sightline.training import optim
 from sightline.training.checkpoint import Progress

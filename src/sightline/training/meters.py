@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sightline.data.loader import MicroBatch
+from sightline.data.batches.loader import MicroBatch
 from sightline.types import PADDING, Loss
 
 

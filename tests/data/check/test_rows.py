@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sightline.data.batches.packing import pack
 from sightline.data.check.rows import Filling, Left, Lengths, fill_rows, measure_rows, padded
 from sightline.data.dataset import Dataset
-from sightline.data.packing import pack
-from sightline.data.samples import RowBuilder, TextRules
-from sightline.data.templates import IMAGE, Template
-from sightline.data.tilings import WholeConfig
-from sightline.data.units import UnitRules, make_units
+from sightline.data.images.tilings import WholeConfig
+from sightline.data.samples.encoding import RowBuilder, TextRules
+from sightline.data.samples.length_table import UnitRules, make_units
+from sightline.data.samples.templates import Template
+from sightline.types import IMAGE
 from tests.builders import load_tokenizer
 from tests.data.check.planted import folder, png, question, record, scene
 

@@ -19,8 +19,8 @@ from sightline.data.dataset import open_dataset
 from sightline.data.download import DownloadOptions, fetch, parse_networks
 from sightline.data.download.cache import Cache
 from sightline.data.download.fetch import Fetcher
-from sightline.data.prepare import PrepareOptions, prepare
-from sightline.data.sources import SourceOptions
+from sightline.data.prepare.run import PrepareOptions, prepare
+from sightline.data.readers import SourceOptions
 from sightline.errors import BudgetError, StorageError, UsageError
 from tests.data.download.server import BEHAVIOURS, PICTURE, WebServer, serving, write_list
 from tests.data.pictures import lines, picture, put, tree
@@ -294,7 +294,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from sightline.data.download import DownloadOptions, parse_networks
-from sightline.data.prepare import PrepareOptions, prepare
+from sightline.data.prepare.run import PrepareOptions, prepare
 allowed = parse_networks(["127.0.0.1"])
 limits = DownloadOptions(int(sys.argv[3]), 8, 3, 2.0, silence_seconds=0.5, pause_seconds=0.01, allowed=allowed)
 prepare(Path(sys.argv[1]), "urls", PrepareOptions(out=Path(sys.argv[2]), workers=0, max_skipped=1.0, download=limits))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.corpus import Pictures
 from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import Pictures
 from sightline.evaluation.probes import Seen, add_noise, probe_noise
 from sightline.evaluation.probes.noise import NoisyPictures, mean_distance
 from sightline.models.connectors import Connector, ConnectorShape

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from sightline.assembly.model import build, fit_vocabulary
-from sightline.assembly.schema import RunConfig
-from sightline.data.processing import Processing
+from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.model.build import build, fit_vocabulary
+from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models.connectors import Connector, ConnectorShape
 from sightline.models.connectors.align import Align, AlignConfig

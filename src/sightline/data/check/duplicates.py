@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sightline.data.check.examine import Pictures, Spot, short_key
-from sightline.data.check.looks import ALIKE, likeness, near_pairs
+from sightline.data.check.perceptual_hash import ALIKE, likeness, near_pairs
 from sightline.runtime.logs import logger
 from sightline.types import Record
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt64
 
-from sightline.data.check.looks import THUMBNAIL, look
+from sightline.data.check.perceptual_hash import THUMBNAIL, look
 from sightline.data.dataset import Dataset
-from sightline.data.images import ImageLimits, open_image
+from sightline.data.images.opener import ImageLimits, open_image
 from sightline.errors import DataError, RecordError
 from sightline.runtime.workers import GuardedPool, TaskFailure
 from sightline.types import ImageInfo, Record

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from sightline.data.batches.packing import by_length, pack
 from sightline.data.check.figures import spread
 from sightline.data.dataset import Dataset
-from sightline.data.order import keyed_generator
-from sightline.data.packing import by_length, pack
-from sightline.data.samples import Row, RowBuilder
-from sightline.data.tilings import Layout
-from sightline.data.units import UnitRules, Units, make_units
+from sightline.data.images.tilings import Layout
+from sightline.data.samples.encoding import Row, RowBuilder
+from sightline.data.samples.length_table import UnitRules, Units, make_units
 from sightline.errors import RecordError
+from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
 
 LISTED_PER_REASON = 25

@@ -16,9 +16,9 @@ import numpy as np
 from sightline.data.check.duplicates import Duplicates, Occurrences, Place, find_duplicates, text_key
 from sightline.data.check.examine import Examiner, Pictures, Spot, Task, examine_all, short_key
 from sightline.data.check.figures import ASPECTS, SIDES, Figures, spread
-from sightline.data.check.looks import NEAR_BITS
+from sightline.data.check.perceptual_hash import NEAR_BITS
 from sightline.data.dataset import Dataset
-from sightline.data.images import DEFAULT_LIMITS, ImageLimits
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
 from sightline.errors import DataError, RecordError
 from sightline.runtime.logs import progress
 from sightline.types import Record

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sightline.data.check.examine import Spot, Task, image_file
 from sightline.data.dataset import Dataset
-from sightline.data.images import DEFAULT_LIMITS, open_image
+from sightline.data.images.opener import DEFAULT_LIMITS, open_image
 from sightline.errors import DataError
 from sightline.runtime.workers import GuardedPool, TaskFailure
 

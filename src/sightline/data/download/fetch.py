@@ -23,7 +23,7 @@ from sightline.data.download.gate import Gate, Target, parse_url
 from sightline.data.download.hosts import Host, Hosts
 from sightline.data.download.options import MAX_BYTES, MAX_REDIRECTS, DownloadOptions
 from sightline.errors import RecordError, StorageError
-from sightline.runtime import faults
+from sightline.runtime import fault_injection as faults
 
 BUSY = frozenset({408, 425, 429, 503})  # the host as a whole wants less
 PASSING = BUSY | {500, 502, 504}

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from sightline.data.images import DEFAULT_LIMITS
+from sightline.data.images.opener import DEFAULT_LIMITS
 from sightline.errors import UsageError
 
 Network = IPv4Network | IPv6Network

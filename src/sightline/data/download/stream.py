@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Self
 
-from sightline.data.dataset_writer import dump_line
 from sightline.data.download.cache import Cache
 from sightline.data.download.fetch import Fetcher, Got
 from sightline.data.download.gate import Gate, LookUp, look_up, parse_url
 from sightline.data.download.options import MAX_URL, DownloadOptions
-from sightline.data.sources.base import ImageRef, Item, Located, Skip
-from sightline.data.sources.roots import Folder
-from sightline.data.sources.web import Web
+from sightline.data.readers.base import ImageRef, Item, Located, Skip
+from sightline.data.readers.roots import Folder
+from sightline.data.readers.web import Web
 from sightline.errors import RecordError
-from sightline.runtime import faults
+from sightline.runtime import fault_injection as faults
+from sightline.runtime.storage import dump_line
 
 AHEAD = 8192  # records that wait for their images at a time
 POLL_SECONDS = 0.2

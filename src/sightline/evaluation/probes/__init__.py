@@ -1,6 +1,6 @@
 """Probes: what a model does with a picture before it says anything. One file each.
 
-These need no more than the connector and what comes in; `sightline.assembly.probe` opens models and data for them.
+These need no more than the connector and what comes in; `sightline.assembly.evaluate.probe` opens models and data for them.
 """
 
 from sightline.evaluation.probes.base import Findings as Findings

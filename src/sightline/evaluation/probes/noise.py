@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from sightline.data.corpus import Pictures
 from sightline.data.dataset import Dataset
-from sightline.data.order import keyed_generator
+from sightline.data.images.pixels import Pictures
 from sightline.evaluation.probes.base import Seen
 from sightline.models.connectors import Connector
 from sightline.models.connectors.base import Words
 from sightline.reporting import html
 from sightline.reporting.plots import Line, line_chart
 from sightline.reporting.scales import Axis
+from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
 
 SIGMAS = (0.25, 0.5, 1.0, 2.0, 3.0)

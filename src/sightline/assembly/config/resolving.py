@@ -1,0 +1,132 @@
+"""From recipe, file and arguments to one checked configuration, with the origin of every fault."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline import config as files
+from sightline.assembly.config.schema import RunConfig, StagePlan
+from sightline.config import Tree
+from sightline.errors import ConfigError
+
+SECTIONS = ("data", "objective", "train")
+# Keys of which a section takes one: naming one anew drops the other that a lower layer gave.
+EITHER = {
+    "batch_size": "batch_tokens",
+    "batch_tokens": "batch_size",
+    "epochs": "steps",
+    "mixture": "path",
+    "path": "mixture",
+    "steps": "epochs",
+}
+ORIGINS = ("config", "external", "path")  # of a part of the model: it has one of them
+
+
+def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
+    """A run's configuration.
+
+    Args:
+        base: a recipe.
+        file: a YAML file, laid over the recipe or standing alone.
+        arguments: `key=value`, laid over both.
+
+    Raises:
+        ConfigError: lists every fault with its place.
+    """
+    tree = Tree()
+    if base is not None:
+        tree.data = json.loads(base.model_dump_json())
+        tree.origins[()] = f"recipe {base.recipe}"
+    if file is not None:
+        read = files.read_yaml(file)
+        for path in [path for path in read.origins if path]:
+            drop_alternative(tree.data, path)
+        tree.data = files.merge(tree.data, read.data)
+        tree.origins.update(read.origins)
+    for argument in arguments:
+        drop_alternative(tree.data, files.parse_override(argument)[0])
+    tree = files.override(tree, arguments, locked_paths(tree.data))
+    config = files.validate(RunConfig, tree)
+    check_stages(config, tree)
+    return config
+
+
+def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
+    """Removes from `data` what a key at `path` stands instead of; a list is entered by index or by an item's `name`."""
+    node: Any = data
+    for key in path[:-1]:
+        if isinstance(node, list):
+            named = (item for at, item in enumerate(node) if isinstance(item, dict) and key in (at, str(at), item.get("name")))
+            node = next(named, None)
+        else:
+            node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and isinstance(path[-1], str):
+        others: Sequence[str] = (EITHER.get(path[-1], ""),)
+        if path[-1] in ORIGINS and path[0] == "model":
+            others = [key for key in ORIGINS if key != path[-1]]
+            if path[-1] == "path":
+                others.append("tokenizer")  # a decoder that exists has its own; a new one would not be its language
+        for other in others:
+            node.pop(other, None)
+
+
+def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """Keys of the run's sections that every stage sets itself, so that an argument for them would change nothing."""
+    listed = data.get("stages")
+    stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed, list) else []
+    if not stages:
+        return {}
+    out: dict[tuple[str, ...], str] = {}
+    for section in SECTIONS:
+        own = [set(values) for stage in stages if isinstance(values := stage.get(section), dict)]
+        for key in set.intersection(*own) if len(own) == len(stages) else ():
+            names = ", ".join(f"stages.{stage.get('name')}.{section}.{key}=..." for stage in stages)
+            out[(section, key)] = f"Every stage sets it: say {names}"
+    return out
+
+
+def check_stages(config: RunConfig, tree: Tree) -> None:
+    """Validates every stage with its sections merged; faults point to the stage's own keys."""
+    faults = []
+    for number in range(len(config.stages)):
+        try:
+            _plan(config, number, tree)
+        except ConfigError as error:
+            faults.append(error.message)
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys("\n".join(faults).splitlines())))
+
+
+def plan(config: RunConfig, number: int) -> StagePlan:
+    """Stage `number` with its sections as they hold for it."""
+    return _plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
+
+
+def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
+    stage = config.stages[number]
+    whole = json.loads(config.model_dump_json())
+    merged = Tree({"name": stage.name, "parts": whole["stages"][number]["parts"]})
+    merged.origins[()] = tree.origin(("stages", number))
+    for section in SECTIONS:
+        own = getattr(stage, section)
+        base = dict(whole[section])
+        for key in own:
+            base.pop(EITHER.get(key, ""), None)
+        merged.data[section] = files.merge(base, own)
+        for path, origin in tree.origins.items():
+            if path[:1] == (section,):
+                merged.origins[path] = origin
+        for path, origin in tree.origins.items():
+            if path[:3] == ("stages", number, section):
+                merged.origins[path[2:]] = origin
+    for path, origin in tree.origins.items():
+        if path[:3] == ("stages", number, "parts"):
+            merged.origins[path[2:]] = origin
+    table = (whole["model"]["vision"] or {}).get("external")
+    if table is not None and merged.data["data"].get("features") is None:
+        merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
+    return files.validate(StagePlan, merged)
+
+
+Recipe = Callable[[], RunConfig]

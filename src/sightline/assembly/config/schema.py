@@ -1,0 +1,323 @@
+"""The schema of a run: every key that a recipe, a `--config` file or a `key=value` argument may set.
+
+Sections of single parts (connector, objective, tiling, a part's rate) live beside their class; here they are put together, and
+what must hold between them is checked before anything is downloaded or built.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from sightline.config import Config
+from sightline.data.images.preparation import Fit
+from sightline.data.images.tilings import AnyTiling, WholeConfig
+from sightline.data.samples.encoding import Policy
+from sightline.models.connectors import AnyConnector
+from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.language import LanguageConfig
+from sightline.models.vision import VisionConfig
+from sightline.objectives import AnyObjective
+from sightline.objectives.next_token import NextTokenConfig
+from sightline.training.optim import Schedule
+from sightline.training.stages import PartName, PartRule
+
+Part = Literal["vision", "connector", "language", "tiling"]
+
+
+class FromConfig(Config):
+    """Parts out of a whole vision-language model; what the run names itself wins."""
+
+    path: str
+    """A run, a model folder, or a Hub id of a LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM."""
+    parts: tuple[Part, ...] = Field(default=("vision", "language"), min_length=1, strict=False)
+    """What is taken: `vision` with its preparation, `language` with tokenizer and chat template, `connector` with its learned
+    separators, `tiling`."""
+
+
+class ModelConfig(Config):
+    """The parts of the model. Without `vision` it is a decoder alone, for text."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    from_: Annotated[FromConfig | None, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] = (
+        Field(default=None, alias="from")
+    )
+    """A whole vision-language model whose parts this one begins with; its path alone takes encoder and decoder."""
+    vision: VisionConfig | None = None
+    """The encoder."""
+    fit: Fit = "encoder"
+    """How a picture is fitted into the encoder's input: as its own processor does, or `squash`, `crop`, `pad`."""
+    draft: bool = False
+    """Decode JPEGs at reduced size where that is enough: quicker, not bit-equal to the encoder's processor."""
+    tiling: AnyTiling = WholeConfig()
+    """How a picture becomes crops."""
+    connector: AnyConnector = MLPConfig()
+    """From encoder to decoder."""
+    language: LanguageConfig | None = None
+    """The decoder; must be given here or by `from`."""
+
+    @model_validator(mode="after")
+    def _fits_tiling(self) -> "ModelConfig":
+        if self.tiling.kind != "whole" and self.fit != "encoder":
+            raise ValueError(f"fit={self.fit!r} says how a whole picture is fitted; tiling {self.tiling.kind!r} has its own way")
+        if self.tiling.kind != "whole" and self.draft:
+            raise ValueError(f"draft decodes pictures at the size of one crop; tiling {self.tiling.kind!r} needs all of it")
+        return self
+
+    def takes(self, part: Part) -> bool:
+        """Whether a part comes out of `from`; of a resolved section."""
+        return self.from_ is not None and part in self.from_.parts
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model has an encoder."""
+        return self.vision is not None or (self.from_ is not None and "vision" in self.from_.parts)
+
+
+class SourceConfig(Config):
+    """One data set of a mixture."""
+
+    path: str
+    """A dataset folder."""
+    split: str = "train"
+    name: str = ""
+    """Name in the log (`nll/NAME`); the folder's name by default."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the epoch, relative to the other weights; an epoch has as many samples as all sources together."""
+    epochs: float | None = Field(default=None, gt=0)
+    """How often an epoch of the run goes through this source; 1 by default."""
+    prompt: str | None = None
+    """Prompt of this source's caption records; `data.prompt` by default."""
+
+
+class DataConfig(Config):
+    """What is trained on and how it becomes rows."""
+
+    path: str | None = None
+    """A dataset folder (made by `sightline data prepare`)."""
+    mixture: tuple[SourceConfig, ...] = ()
+    """Several dataset folders instead of `path`."""
+    split: str = "train"
+    """Split of `path` to train on."""
+    validation_split: str | None = "val"
+    """Split for in-loop validation; a data set without it is trained without."""
+    features: str | None = None
+    """A feature store (made by `sightline data features`): the frozen encoder's outputs are read instead of computed."""
+    prompt: str = ""
+    """Text of the user turn of caption records, after the picture."""
+    captions: Literal["all", "first"] = "all"
+    """Train on all captions of a record, or on its first alone."""
+    drop_images: bool = False
+    """Leave the pictures out and keep the text: to pre-train a decoder, or for a model that never sees."""
+    template: str = "auto"
+    """Chat template: `auto` (the tokenizer's own, else `plain`), or `plain`, `chatml`, `vicuna`."""
+    supervise: Policy = "assistant"
+    """Which tokens are predicted."""
+    max_tokens: int = Field(default=2048, ge=8, le=1 << 20)
+    """Longest sample."""
+    too_long: Literal["skip", "truncate"] = "skip"
+    """What happens to a longer one."""
+    pack: bool = True
+    """Put several samples in one row."""
+    row_tokens: int | None = Field(default=None, ge=8, le=1 << 20)
+    """Length of a packed row; `max_tokens` by default."""
+    row_images: int = Field(default=64, ge=1)
+    """Most images (tiles) in a packed row."""
+    share_prefix: bool = True
+    """Captions or questions of one picture share its visual tokens in one row."""
+    sort_by_length: bool = True
+    """Without packing: put samples of like length together."""
+    max_skipped: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of conversations that may be left out."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only this many samples of the split, the first in the order of seed 0: for studies of data size."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Label noise, for studies: share of the records whose texts are exchanged between pictures. Never in validation or `eval`."""
+    noise_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Draws which records these are."""
+    keep_pixels: int = Field(default=512, ge=0)
+    """Megabytes of prepared pixels that are kept in memory (per process that reads), so that small sets are decoded once."""
+    workers: int = Field(default=0, ge=0, le=256)
+    """Processes that read and decode; 0 does it in the training process."""
+    worker_timeout: float = Field(default=120.0, gt=0)
+    """Seconds without a batch after which a worker counts as dead."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataConfig":
+        if self.path is not None and self.mixture:
+            raise ValueError("give either 'path' or 'mixture'")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Length of a packed row."""
+        return self.row_tokens or self.max_tokens
+
+
+class TrainConfig(Config):
+    """Length, batch, rates and rhythms of a stage."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data, instead of `steps`."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of weights, order and everything random."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows per step over all processes: samples when `data.pack` is off, packed rows when it is on."""
+    batch_tokens: int | None = Field(default=None, ge=8)
+    """Token places per step over all processes, for packed rows; instead of `batch_size`."""
+    accumulate: int = Field(default=1, ge=1)
+    """Micro-batches per step."""
+    lr: float = Field(default=1e-3, gt=0, le=10)
+    """Peak learning rate of parts that do not name their own."""
+    schedule: Schedule = "cosine"
+    warmup: float = Field(default=0.03, ge=0)
+    """Share of the steps if below 1, else a number of steps."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rate that is left at the end."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay_all: bool = False
+    """Decay biases and norms too (plain AdamW); by default only what has two or more dimensions."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float = Field(default=1.0, ge=0)
+    """Largest gradient norm; 0 does not clip."""
+    checkpoint_every: int = Field(default=500, ge=0)
+    """Steps between checkpoints; 0 saves only at the end of a stage."""
+    keep: int = Field(default=2, ge=2)
+    """Checkpoints that stay, beside the best one and the ends of stages."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between in-loop validations; 0 validates at the end of a stage."""
+    evaluate_samples: int = Field(default=64, ge=0)
+    """Samples of the validation split per in-loop validation; 0 for none."""
+    generate_samples: int = Field(default=4, ge=0)
+    """How many of them are also captioned into the log."""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "TrainConfig":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give either 'steps' or 'epochs'")
+        if self.batch_size is not None and self.batch_tokens is not None:
+            raise ValueError("give either 'batch_size' or 'batch_tokens'")
+        return self
+
+
+class StageConfig(Config):
+    """One stage: what trains, and what differs from the run's own sections."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """For the table, the log and `init: RUN@STAGE`."""
+    parts: dict[PartName, PartRule]
+    """Part -> `frozen`, `train` (at `train.lr`), a learning rate, or `{lr, weight_decay}`; a part not named is frozen."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `data` that differ in this stage."""
+    objective: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `objective` that differ in this stage."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `train` that differ in this stage."""
+
+
+class RuntimeConfig(Config):
+    """The machine. Nothing here changes what is computed beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic: bf16 autocast over fp32 weights, or fp32; `auto` is bf16 on GPUs that have it."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch; all by default."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention kernel of encoder and decoder; `auto` is sdpa."""
+    deterministic: bool | None = None
+    """Refuse GPU kernels that add in changing order, so that the same run twice is the same bit for bit; costs speed on a GPU,
+    nothing on a CPU, where it is the default."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Split weights, gradients and optimiser state over the processes (FSDP2) in stages that train the decoder, for models that do
+    not fit on each GPU. One process splits nothing."""
+    deadline: float = Field(default=600.0, gt=0)
+    """Seconds that a process waits for the others before it gives up."""
+
+
+class TrackingConfig(Config):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    trackers: tuple[Literal["mlflow", "tensorboard", "trackio", "wandb"], ...] = ()
+    project: str = "sightline"
+
+
+class RunConfig(Config):
+    """Everything that one run depends on."""
+
+    recipe: str = "custom"
+    """Name of the recipe that this began as."""
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    objective: AnyObjective = NextTokenConfig()
+    train: TrainConfig = TrainConfig()
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    init: str | None = None
+    """Run (`RUN` or `RUN@STAGE`) or model folder whose weights this run begins with."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "RunConfig":
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        if not self.model.sees:
+            odd = {part for stage in self.stages for part in stage.parts if part != "language"}
+            if odd:
+                raise ValueError(f"without model.vision there is no part {sorted(odd)[0]!r} to train")
+            if self.data.features is not None:
+                raise ValueError("data.features needs model.vision")
+        trained = ""
+        for stage in self.stages:
+            if trained and stage.data.get("features", self.data.features) is not None:
+                raise ValueError(f"stage {stage.name!r} takes data.features of an encoder that stage {trained!r} has trained")
+            if stage.parts.get("vision", "frozen") != "frozen":
+                trained = trained or stage.name
+        return self
+
+
+class StagePlan(Config):
+    """A stage with its sections as they hold for it."""
+
+    name: str
+    parts: dict[PartName, PartRule]
+    data: DataConfig
+    objective: AnyObjective
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _complete(self) -> "StagePlan":
+        if self.train.steps is None and self.train.epochs is None:
+            raise ValueError("train.steps or train.epochs must be given")
+        if self.train.batch_size is None and self.train.batch_tokens is None:
+            raise ValueError("train.batch_size or train.batch_tokens must be given")
+        if self.train.batch_tokens is not None:
+            if not self.data.pack:
+                raise ValueError("train.batch_tokens counts packed rows; with data.pack=false give train.batch_size")
+            if self.train.batch_tokens % self.data.width:
+                raise ValueError(
+                    f"train.batch_tokens={self.train.batch_tokens} is not a multiple of the row length {self.data.width}"
+                )
+        if self.data.width < self.data.max_tokens:
+            raise ValueError(f"data.row_tokens={self.data.width} is less than data.max_tokens={self.data.max_tokens}")
+        if self.data.supervise == "with_padding" and (self.data.pack or self.data.share_prefix):
+            raise ValueError("data.supervise=with_padding needs data.pack=false and data.share_prefix=false")
+        if self.objective.needs_padded_rows and (self.data.pack or self.data.share_prefix):
+            raise ValueError("this objective needs rows of one sample: data.pack=false and data.share_prefix=false")
+        if self.data.features is not None and self.parts.get("vision", "frozen") != "frozen":
+            raise ValueError("data.features holds the outputs of a frozen encoder, but this stage trains vision")
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimiser step over all processes."""
+        if self.train.batch_tokens is not None:
+            return self.train.batch_tokens // self.data.width
+        assert self.train.batch_size is not None
+        return self.train.batch_size

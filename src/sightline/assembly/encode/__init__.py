@@ -1,0 +1,1 @@
+"""Frozen encoders and feature stores."""

@@ -1,0 +1,81 @@
+"""A model of ours as something that answers records."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from sightline.assembly.model.build import Assembled
+from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import Pictures
+from sightline.data.samples.encoding import Row, RowBuilder
+from sightline.data.samples.prompts import Example, Prompt, make_prompt, prompt_row
+from sightline.errors import RecordError
+from sightline.generation.decode import DecodingConfig, Text, generate
+from sightline.models.language import position_limit
+from sightline.types import Record
+
+
+class ModelAnswers:
+    """Answers records by batched generation.
+
+    Args:
+        made: the model, on its device and in `eval` mode.
+        dataset: holds the pictures.
+        pictures: fills visual slots; a control replaces them.
+        decoding: greedy by default.
+        builder: makes prompts.
+        examples: what stands before the questions, by record id.
+    """
+
+    def __init__(
+        self,
+        made: Assembled,
+        dataset: Dataset,
+        pictures: Pictures | None,
+        decoding: DecodingConfig,
+        builder: RowBuilder,
+        bf16: bool,
+        examples: Mapping[str, Sequence[Example]] | None = None,
+    ) -> None:
+        self.made, self.dataset, self.pictures = made, dataset, pictures
+        self.decoding, self.builder, self.bf16 = decoding, builder, bf16
+        self.examples: Mapping[str, Sequence[Example]] = examples or {}
+        self.positions = position_limit(made.inner.config.get_text_config(decoder=True))
+
+    def width(self, records: Sequence[Record]) -> int:
+        """The longest prompt in tokens."""
+        longest = 0
+        for record in records:
+            try:
+                row, _ = prompt_row(record, self.builder, self.examples.get(record.id, ()))
+                self._check_length(row)
+                longest = max(longest, len(row.ids))
+            except RecordError:
+                continue
+        return longest
+
+    def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
+        """One text per record, or why there is none."""
+        made: dict[str, Prompt | RecordError] = {}
+        for record in records:
+            if record.id not in made:
+                made[record.id] = self._prompt(record)
+        prompts = [prompt for record in records if isinstance(prompt := made[record.id], Prompt)]
+        prompts += prompts[-1:] * (len(records) - len(prompts))  # one shape, whatever had to be skipped
+        device = self.made.inner.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
+            texts = iter(generate(self.made.speaker, self.made.tokenizer, prompts, self.decoding, width) if prompts else [])
+        return [next(texts) if isinstance(made[record.id], Prompt) else made[record.id] for record in records]  # type: ignore[misc]
+
+    def _prompt(self, record: Record) -> Prompt | RecordError:
+        examples, per_crop = self.examples.get(record.id, ()), self.made.tokens_per_crop
+        try:
+            self._check_length(prompt_row(record, self.builder, examples)[0])
+            return make_prompt(self.dataset, record, self.builder, self.pictures, per_crop, examples)
+        except RecordError as error:
+            return error
+
+    def _check_length(self, row: Row) -> None:
+        """Refuses a prompt behind which the decoder could not place an answer."""
+        if len(row.ids) + self.decoding.max_new_tokens > self.positions:
+            raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")

@@ -1,0 +1,123 @@
+"""One picture and one prompt in, text out: what `generate` and `chat` use."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.assembly.config import locate
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Assembled
+from sightline.data.images.opener import open_image
+from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.prompts import Prompt
+from sightline.errors import RecordError, UsageError
+from sightline.generation.decode import DecodingConfig, generate
+from sightline.models.text import TextModel
+from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.types import ImageInfo, Message, Part, Record
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated text, its tokens (end token included) and how long it took."""
+
+    text: str
+    num_tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {"text": self.text, "tokens": self.num_tokens, "seconds": round(self.seconds, 3)}
+
+
+@dataclass
+class Speaker:
+    """A model that talks about pictures.
+
+    Attributes:
+        made: the model, on its device.
+        runtime: where it runs.
+    """
+
+    made: Assembled
+    runtime: Runtime
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    @classmethod
+    def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "Speaker":
+        """Loads a run's checkpoint or a model folder."""
+        runtime = prepare_runtime(device, "auto", threads)
+        made = models.read(locate.model_folder(model, checkpoint))
+        made.model.to(torch.device(runtime.device))  # pyrefly: ignore
+        made.model.eval()
+        return cls(made, runtime)
+
+    def opening(self, num_images: int, text: str | None) -> Message:
+        """The first turn: the pictures, then the text; without a text the prompt that the model was trained with."""
+        said = self.made.processing.prompt if text is None else text
+        parts = tuple(Part() for _ in range(num_images))
+        return Message("user", (*parts, Part(said)) if said else parts)
+
+    def answer(
+        self,
+        messages: tuple[Message, ...],
+        images: list[Path],
+        decoding: DecodingConfig,
+        stream: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answers a conversation whose last turn is the user's.
+
+        Args:
+            messages: turns; image parts in the order of `images`.
+            images: files.
+            decoding: how text is drawn.
+            stream: gets pieces of text as they come.
+
+        Raises:
+            UsageError: a picture or a text cannot be used.
+        """
+        begin = time.perf_counter()
+        prompt = self._prompt(messages, images)
+        streamer = _streamer(self.made, stream) if stream is not None and decoding.num_beams == 1 else None
+        with torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16):
+            said = generate(self.made.speaker, self.made.tokenizer, [prompt], decoding, streamer=streamer)[0]
+        return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
+
+    def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
+        if images and isinstance(self.made.model, TextModel):
+            raise UsageError("this model is a decoder alone; it takes no pictures.", "Leave --image out.")
+        preparation, tiling = self.made.processing.preparation, self.made.processing.tiling
+        if images and preparation is None:
+            raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
+        builder = self.made.builder()
+        try:
+            pictures = [open_image(path) for path in images]
+            infos = tuple(ImageInfo("", picture.width, picture.height) for picture in pictures)
+            record = Record("-", tuple(str(path) for path in images), infos, messages)
+            layouts = builder.layouts(record)
+            row = builder.prompt_row(messages, layouts)
+        except RecordError as error:
+            raise UsageError(f"{error.message} ({error.reason}).") from error
+        limit = self.made.processing.max_tokens
+        if len(row.ids) >= limit:
+            raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
+        if preparation is None or not pictures:
+            return Prompt(row, join_sources([], 0))
+        import numpy as np
+
+        pixels = np.concatenate([tiling.crops(picture, preparation) for picture in pictures])
+        return Prompt(row, join_sources(layouts, self.made.tokens_per_crop), pixels)
+
+
+def _streamer(made: Assembled, stream: Callable[[str], None]) -> Any:
+    from transformers import TextStreamer
+
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            stream(text)
+
+    tokenizer: Any = made.tokenizer
+    return Pieces(tokenizer, skip_prompt=isinstance(made.model, TextModel), skip_special_tokens=True)

@@ -1,0 +1,302 @@
+"""An evaluation from what the user names: a run or model folder, a task, a data set, a control."""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.assembly.config import locate
+from sightline.assembly.encode.features import check_covered, eye_of, open_features
+from sightline.assembly.evaluate.answers import ModelAnswers
+from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
+from sightline.assembly.model import build as models
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.features.store import open_store
+from sightline.data.images.pixels import Pictures, PixelPictures
+from sightline.errors import BudgetError, UsageError
+from sightline.evaluation.controls import (
+    NOT_EXCHANGEABLE,
+    BlindFeatures,
+    BlindPictures,
+    Control,
+    MeanFeatures,
+    exchange_images,
+)
+from sightline.evaluation.predict import Predicted, predict
+from sightline.evaluation.probes.noise import NoisyPictures
+from sightline.evaluation.probes.words import most_used_words
+from sightline.evaluation.tasks import TASKS
+from sightline.generation.decode import DecodingConfig
+from sightline.models.text import TextModel
+from sightline.runtime import storage
+from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.keyed import keyed_generator
+from sightline.runtime.logs import logger
+from sightline.types import Record, Score
+
+SCORES, SHOTS = "scores.json", "shots.json"
+WORD_RECORDS = 200  # records on which an align connector's most used words are counted
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        model: a run, a model folder.
+        task: name of a task.
+        data, split: records.
+        control: `blind`, `shuffled` or None.
+        checkpoint: of a run.
+        out: folder of the results; inside the run by default.
+        batch_size: rows per batch.
+        limit: evaluate this many records, drawn with seed 0.
+        decoding: changes to greedy decoding with the task's length.
+        features: a feature store, instead of the pictures' pixels; a model of an external table needs one.
+        noise: size of Gaussian noise on the visual features, in units of their standard deviation.
+        words: allow an `align` connector only so many words: those it uses most on `words_from`, a split of the same data.
+        shots: examples before each question, with pictures and answers, drawn by `shots_seed` for each record from `shots_from`:
+            `DATA:SPLIT`, `DATA`, or a split of the same data. A control changes the picture of the question alone.
+        device, threads: the machine.
+    """
+
+    model: str
+    task: str
+    data: str
+    split: str
+    control: Control | None = None
+    checkpoint: str = "last"
+    out: Path | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    prompt: str | None = None
+    max_new_tokens: int | None = None
+    num_beams: int = 1
+    features: str | None = None
+    noise: float | None = None
+    words: int | None = None
+    words_from: str = "train"
+    shots: int = 0
+    shots_from: str = "train"
+    shots_seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    resamples: int = 1000
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome of an evaluation.
+
+    Attributes:
+        folder: holds `predictions.jsonl` and `scores.json`.
+        records: what was asked, in order.
+        predicted: texts and skips.
+        scores: by name.
+    """
+
+    request: Request
+    folder: Path
+    records: list[Record]
+    predicted: Predicted
+    scores: dict[str, Score]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `eval --json` prints it."""
+        return {
+            "task": self.request.task,
+            "split": self.request.split,
+            "control": self.request.control,
+            **({"shots": self._shots()} if self.request.shots else {}),
+            "scores": {name: score.to_json() for name, score in self.scores.items()},
+            "input": len(self.records),
+            "ok": len(self.predicted.predictions),
+            "skipped": self.predicted.skipped,
+            "folder": str(self.folder),
+        }
+
+    def _shots(self) -> dict[str, Any]:
+        data, split = origin_of(self.request.shots_from, self.request.data)
+        return {"count": self.request.shots, "data": data, "split": split, "seed": self.request.shots_seed, "examples": SHOTS}
+
+
+def evaluate(request: Request) -> Evaluated:
+    """Predicts, scores, and writes both.
+
+    Raises:
+        UsageError: the task or checkpoint does not exist, the split has no record that the task can ask about, or no two of them
+            can exchange their pictures.
+        DataError: the data set or the split does not exist.
+        BudgetError: no record could be answered.
+    """
+    if request.task not in TASKS:
+        raise UsageError(f"no task {request.task!r}.", f"There are {', '.join(TASKS)}.")
+    task = TASKS[request.task](request.resamples)
+    runtime = prepare_runtime(request.device, "auto", request.threads)
+    dataset = open_dataset(request.data)
+    records = chosen_records(list(dataset.records(request.split)), task.asks, request.limit)
+    if not records:
+        raise UsageError(f"split {request.split!r} of {request.data} has no record for task {request.task!r}.")
+    source = locate.model_folder(request.model, request.checkpoint)
+    made = models.read(source)
+    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    made.model.eval()
+    length = request.max_new_tokens or task.max_new_tokens
+    decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
+    asked = exchange_images(records) if request.control == "shuffled" else records
+    pictures = pictures_for(made, request.control, request.features, runtime)
+    if request.control != "blind":
+        check_covered(pictures, [(dataset, request.split)])
+    if request.noise is not None:
+        pictures = with_noise(made, pictures, request.noise, runtime)
+    if request.words is not None:
+        restrict_words(made, dataset, request, runtime)
+    shots = shots_for(request, made, dataset, records, task.asks, runtime) if request.shots else None
+    examples = None if shots is None else shots.of
+    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16, examples)
+    folder = request.out or default_folder(request, source)
+    settings = {
+        "model": weights_hash(source),
+        "data": dataset.fingerprint,
+        "split": request.split,
+        "control": request.control,
+        "task": request.task,
+        "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
+        "prompt": request.prompt if request.prompt is not None else made.processing.prompt,
+        "decoding": decoding.model_dump(mode="json"),
+        "batch_size": request.batch_size,
+        "features": open_store(request.features).key if request.features is not None else None,
+        **({"shots": shots.settings()} if shots is not None else {}),
+        **({"noise": request.noise} if request.noise is not None else {}),
+        **({"words": [request.words, request.words_from]} if request.words is not None else {}),
+        "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
+    }
+    title = f"{request.task} {request.control or ''}".strip()
+    predicted = predict(answers, asked, folder, settings, request.batch_size, title)
+    if len(asked) < len(records):
+        skipped = predicted.skipped | {NOT_EXCHANGEABLE: len(records) - len(asked)}
+        predicted = replace(predicted, skipped=skipped)
+    if not predicted.predictions:
+        raise BudgetError(f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`.")
+    if shots is not None:
+        storage.write_json(folder / SHOTS, shots.to_json())
+    scores = task.score(records, predicted.predictions)
+    done = Evaluated(request, folder, records, predicted, scores)
+    storage.write_json(folder / SCORES, done.to_json() | {"settings": settings})
+    if predicted.skipped:
+        logger.warning("skipped: %s", _told(predicted))
+    return done
+
+
+def _told(predicted: Predicted) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items())
+
+
+def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[Record]:
+    """The records that a task can ask about, or `limit` of them."""
+    found = [record for record in records if asks(record)]
+    if limit is not None and limit < len(found):
+        keep = set(keyed_generator("evaluate", 0).permutation(len(found))[:limit].tolist())
+        found = [record for place, record in enumerate(found) if place in keep]
+    return found
+
+
+def pictures_for(
+    made: models.Assembled, control: Control | None, features: str | None = None, runtime: Runtime | None = None
+) -> Pictures | None:
+    """What fills visual slots under a control.
+
+    Args:
+        made: the model.
+        control: `blind` shows the model a uniform picture, or of an external table its mean row.
+        features: a store to read instead of pictures.
+        runtime: where the uniform picture is encoded, once for each size, when features are stored.
+
+    Raises:
+        UsageError: the model needs a store and none is given.
+        ConfigError: the store does not belong to the model.
+    """
+    if isinstance(made.model, TextModel):
+        return None
+    preparation, tiling = made.processing.preparation, made.processing.tiling
+    if features is None:
+        if preparation is None:
+            raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
+        return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
+    stored = open_features(features, made)
+    if control != "blind":
+        return stored
+    if preparation is None:
+        return MeanFeatures(stored.store)
+    eye, machine = eye_of(made), runtime or prepare_runtime("cpu", "auto", None)
+    return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
+
+
+def shots_for(
+    request: Request, made: models.Assembled, dataset: Dataset, records: list[Record], suits: Any, runtime: Runtime
+) -> Shots:
+    """The examples of an evaluation, the same under every control; their pictures carry noise as the questions' do."""
+    pictures = pictures_for(made, None, request.features, runtime)
+    origin = origin_of(request.shots_from, request.data)
+    shots = draw_all(records, dataset, origin, request.shots, request.shots_seed, suits, pictures)
+    if request.noise is None:
+        return shots
+    noisy = with_noise(made, pictures, request.noise, runtime)
+    of = {key: tuple(replace(example, pictures=noisy) for example in found) for key, found in shots.of.items()}
+    return replace(shots, of=of)
+
+
+def with_noise(made: models.Assembled, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
+    """Pictures whose features carry noise; pixels are encoded one record at a time for it.
+
+    Raises:
+        UsageError: the model takes no pictures.
+    """
+    if pictures is None:
+        raise UsageError("the model takes text only; there are no visual features to put noise on.")
+    eye = None if made.processing.preparation is None else eye_of(made)
+    return NoisyPictures(pictures, sigma, None if eye is None else lambda pixels: eye.encode(pixels, runtime))
+
+
+def restrict_words(made: models.Assembled, dataset: Dataset, request: Request, runtime: Runtime) -> None:
+    """Leaves an `align` connector the words that it uses most, for as long as the model lives.
+
+    Raises:
+        ConfigError: the connector mixes no words.
+    """
+    from sightline.assembly.evaluate.probe import connected, seen_records
+
+    model = connected(made)
+    assert request.words is not None
+    mixer = model.connector.word_mixer
+    records = chosen_records(list(dataset.records(request.words_from)), lambda record: bool(record.images), WORD_RECORDS)
+    pictures = pictures_for(made, None, request.features, runtime)
+    check_covered(pictures, [(dataset, request.words_from)])
+    seen = seen_records(made, dataset, records, pictures, Counter())
+    mixer.restrict(most_used_words(model.connector, seen, request.words))
+
+
+def default_folder(request: Request, source: Path) -> Path:
+    """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control]-<checkpoint>`; a model outside of a run has its results beside it."""
+    parts = [Path(request.data).resolve().name, request.split, request.shots and f"shots{request.shots}", request.control]
+    parts += [request.limit and f"n{request.limit}"]
+    parts += [request.noise and f"noise{request.noise:g}", request.words and f"words{request.words}"]
+    name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
+    if source.name == "model" and source.parent.name.startswith("step-"):
+        return source.parent.parent.parent / "eval" / request.task / f"{name}-{source.parent.name}"
+    return source.parent / f"{source.name}-eval" / request.task / name
+
+
+def weights_hash(source: Path) -> str:
+    """One hash over the weight files of a model folder."""
+    files = sorted(source.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
+
+
+def with_control(request: Request, control: Control | None) -> Request:
+    """The same request under a control."""
+    return replace(request, control=control)

@@ -1,0 +1,76 @@
+"""The examples that stand before the questions of an evaluation: from what the user names to records with their pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.assembly.encode.features import check_covered
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.images.pixels import Pictures
+from sightline.data.samples.prompts import Example
+from sightline.evaluation.few_shot import draw_shots
+from sightline.types import Record
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Examples of every record of an evaluation.
+
+    Attributes:
+        pool, split: where they come from.
+        count, seed: of the draw.
+        of: examples by record id, in the order in which they stand.
+    """
+
+    pool: Dataset
+    split: str
+    count: int
+    seed: int
+    of: dict[str, tuple[Example, ...]]
+
+    def settings(self) -> dict[str, Any]:
+        """What the answers depend on."""
+        return {"count": self.count, "seed": self.seed, "data": self.pool.fingerprint, "split": self.split}
+
+    def to_json(self) -> dict[str, list[str]]:
+        """Ids of the examples by record."""
+        return {record_id: [example.record.id for example in examples] for record_id, examples in self.of.items()}
+
+
+def origin_of(text: str, data: str) -> tuple[str, str]:
+    """A dataset folder and a split from `DATA:SPLIT`, `DATA` (its split `train`), or a split of the same data."""
+    folder, colon, split = text.rpartition(":")
+    if colon and Path(folder).is_dir():
+        return folder, split
+    return (text, "train") if Path(text).is_dir() else (data, text)
+
+
+def draw_all(
+    records: Sequence[Record],
+    dataset: Dataset,
+    origin: tuple[str, str],
+    count: int,
+    seed: int,
+    suits: Callable[[Record], bool],
+    pictures: Pictures | None,
+) -> Shots:
+    """Examples of all records.
+
+    Args:
+        records, dataset: the questions.
+        origin: folder and split of the examples.
+        count, seed: how many for each record, and of the draw.
+        suits: whether a record can be an example.
+        pictures: fills the examples' visual slots; a control of the questions' pictures leaves them alone.
+
+    Raises:
+        UsageError: there are too few records for it.
+        DataError: there is no such folder or split.
+        ConfigError: a feature store lacks their pictures.
+    """
+    pool = open_dataset(origin[0])
+    check_covered(pictures, [(pool, origin[1])])
+    drawn = {record.id: draw_shots(record, dataset, pool, origin[1], count, seed, suits) for record in records}
+    of = {key: tuple(Example(pool, record, pictures) for record in found) for key, found in drawn.items()}
+    return Shots(pool, origin[1], count, seed, of)

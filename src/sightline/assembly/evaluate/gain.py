@@ -1,0 +1,175 @@
+"""Visual gain of the texts of a data set under a model: how much the picture raises the logit of each supervised token.
+
+It is the number that CAL weighs tokens by (`objectives/cal.py`). Asked of texts with another record's picture it shows what a text
+looks like that does not belong to its picture, which is what makes it a filter for noisy data.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sightline.assembly.model.bundle import Assembled
+from sightline.data.batches.collate import collate
+from sightline.data.dataset import Dataset
+from sightline.data.images.opener import open_image
+from sightline.data.images.pixels import Pictures
+from sightline.data.samples.encoding import Row, RowBuilder, text_sample
+from sightline.errors import DataError, RecordError, UsageError
+from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
+from sightline.evaluation.probes.gain import GainFindings, Shown, TextGain
+from sightline.models.text import TextModel
+from sightline.objectives.cal import CAL, CALConfig
+from sightline.ops.cross_entropy import target_logits
+from sightline.runtime.logs import progress
+from sightline.types import Record, Sample
+
+BATCH = 8  # records at a time
+SIDE = 440  # of a picture on the page, in pixels
+
+
+def gains(
+    made: Assembled,
+    dataset: Dataset,
+    records: Iterable[Record],
+    pictures: Pictures | None,
+    skipped: Counter[str],
+    bf16: bool = False,
+    count: int = 0,
+) -> Iterator[TextGain]:
+    """The gain of every supervised token of all texts of some records, in their order.
+
+    Args:
+        made: the model, on its device and in `eval` mode.
+        dataset: holds the pictures.
+        records: those with pictures are asked.
+        pictures: fills visual slots.
+        skipped: records that cannot be used are counted here, by reason.
+        bf16: arithmetic of the machine.
+        count: number of records, for the progress bar.
+
+    Raises:
+        UsageError: the model takes no pictures.
+    """
+    if isinstance(made.model, TextModel) or pictures is None:
+        raise UsageError("this model is a decoder alone; a picture raises nothing.", "Name a run of a vision-language model.")
+    builder = made.builder()
+    ready: list[tuple[Record, list[Sample]]] = []
+    with progress("gain", count) as bar:
+        for record in records:
+            bar.step(1)
+            try:
+                ready.append((record, _samples(made, dataset, record, builder, pictures)))
+            except RecordError as error:
+                skipped[error.reason] += 1
+            if len(ready) == BATCH:
+                yield from _gains_of(ready, made, builder, bf16)
+                ready = []
+        if ready:
+            yield from _gains_of(ready, made, builder, bf16)
+
+
+def probe_gain(
+    made: Assembled, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, shown: int = 12, bf16: bool = False
+) -> GainFindings:
+    """Gains of the texts of some records with their own and with exchanged pictures.
+
+    Args:
+        made: the model, on its device and in `eval` mode.
+        dataset, records: what it is shown; every record has a picture.
+        pictures: fills visual slots.
+        shown: records that are kept to be looked at.
+        bf16: arithmetic of the machine.
+
+    Raises:
+        UsageError: the model takes no pictures, or no two records can exchange theirs.
+    """
+    exchanged = exchange_images(list(records))
+    skipped, unseen = Counter[str](), Counter[str]()
+    if len(exchanged) < len(records):  # the same texts on both sides
+        skipped[NOT_EXCHANGEABLE] = len(records) - len(exchanged)
+        partnered = {record.id for record in exchanged}
+        records = [record for record in records if record.id in partnered]
+    own = tuple(gains(made, dataset, records, pictures, skipped, bf16, len(records)))
+    foreign = tuple(gains(made, dataset, exchanged, pictures, unseen, bf16, len(records)))
+    return GainFindings(own, foreign, tuple(_shown(dataset, records, exchanged, own, foreign, shown)), skipped)
+
+
+def _shown(
+    dataset: Dataset,
+    records: Sequence[Record],
+    exchanged: Sequence[Record],
+    own: Sequence[TextGain],
+    foreign: Sequence[TextGain],
+    count: int,
+) -> Iterator[Shown]:
+    """The first records with their own texts, and the first text of the record that was asked about their picture."""
+    by_id: dict[str, list[TextGain]] = {}
+    for text in own:
+        by_id.setdefault(text.record_id, []).append(text)
+    first_foreign = {text.record_id: text for text in foreign if text.text == 0}
+    asked_about = {record.images: first_foreign.get(record.id) for record in exchanged}
+    for record in [record for record in records if record.id in by_id][:count]:
+        other = asked_about.get(record.images)
+        yield Shown(record.id, _small(dataset, record), tuple(by_id[record.id]), () if other is None else (other,))
+
+
+def _small(dataset: Dataset, record: Record) -> bytes | None:
+    """The first picture as a small file; None where it is not there (features of an external table)."""
+    try:
+        picture = open_image(dataset.image_bytes(record, 0))
+    except (DataError, RecordError):
+        return None
+    is_small = max(picture.size) <= SIDE
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG") if is_small else picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _samples(made: Assembled, dataset: Dataset, record: Record, builder: RowBuilder, pictures: Pictures) -> list[Sample]:
+    """All texts of a record as branches of one sample, or each as its own where they share no prefix with the pictures."""
+    layouts = builder.layouts(record)
+    if not layouts:
+        raise RecordError("no_image", "the record has no image")
+    rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
+    pixels, features = pictures.fill(dataset, record)
+
+    def sample(rows: list[Row]) -> Sample:
+        text = text_sample(rows, [record.id] * len(rows), layouts, made.tokens_per_crop)
+        return replace(text, images=pixels, features=features)
+
+    together = sample(rows)
+    return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]
+
+
+def _gains_of(ready: list[tuple[Record, list[Sample]]], made: Assembled, builder: RowBuilder, bf16: bool) -> Iterator[TextGain]:
+    samples = [sample for _, own in ready for sample in own]
+    values = _gain_of_targets(samples, made, bf16)
+    at = 0
+    for record, own in ready:
+        layouts = builder.layouts(record)
+        branches = [branch for sample in own for branch in sample.branches]
+        for number, (branch, messages) in enumerate(zip(branches, builder.conversations(record), strict=True)):
+            pieces = builder.pieces(messages, layouts)
+            places = [place for span in branch.spans for place in range(span.start, span.end)]
+            found = values[at : at + len(places)]
+            at += len(places)
+            texts = tuple(pieces[place] if place < len(pieces) else "" for place in places)
+            yield TextGain(record.id, number, texts, tuple(map(float, found)))
+
+
+def _gain_of_targets(samples: list[Sample], made: Assembled, bf16: bool) -> np.ndarray:
+    """Gain of every target of the samples in order, NaN where there is none."""
+    device = made.inner.device
+    batch = collate([[sample] for sample in samples], made.pad_id).to_batch().to(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        blind_S, known_S = CAL(CALConfig()).blind_logits(made.model, batch)
+        hidden = made.model.hidden(batch)
+        seen_S = target_logits(hidden.states_SD, hidden.head, batch.supervision.target_S)
+    gain_S = torch.where(known_S, seen_S - blind_S, torch.full_like(seen_S, float("nan")))
+    return gain_S.float().cpu().numpy()

@@ -1,0 +1,151 @@
+"""`data check` put together: the check of the folders, what a configuration makes of them, and the page.
+
+Without a configuration nothing here needs torch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sightline import __version__
+from sightline.data.check import Checked, CheckOptions, Fault, check
+from sightline.data.check.examine import Spot
+from sightline.data.check.rows import Left
+from sightline.data.check.thumbnails import make_thumbnails
+from sightline.data.check.warnings import warnings_of
+from sightline.data.dataset import Dataset
+from sightline.errors import BudgetError, DataError, RecordError
+from sightline.reporting.check_page import Example, check_page, shown_spots
+from sightline.runtime.keyed import keyed_generator
+from sightline.runtime.logs import logger
+from sightline.runtime.storage import atomic_file, write_text
+
+if TYPE_CHECKING:
+    from sightline.assembly.inspect.gain import GainRequest
+    from sightline.assembly.model.describe import Description
+
+EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What to check and where to write about it.
+
+    Attributes:
+        folders: dataset folders.
+        against: folders that should share nothing with them.
+        options: how to check.
+        describe: makes the description of a model for these folders; None checks the data alone.
+        html: page to write.
+        listing: JSONL file of every fault to write.
+        gain: a model that says which texts their pictures contradict; None asks none.
+    """
+
+    folders: tuple[Path, ...]
+    options: CheckOptions
+    against: tuple[Path, ...] = ()
+    describe: "Callable[[tuple[Path, ...]], Description] | None" = None
+    html: Path | None = None
+    listing: Path | None = None
+    gain: "GainRequest | None" = None
+
+
+def check_data(request: CheckRequest) -> dict[str, Any]:
+    """Checks, and writes what is asked for; returns the report.
+
+    Raises:
+        DataError: a folder cannot be opened.
+        ConfigError: the configuration does not fit together.
+    """
+    description = request.describe(request.folders) if request.describe is not None else None
+    with _listing(request.listing) as write:
+        checked = check(request.folders, request.options, request.against, lambda fault: write(_line(fault, request)))
+        report = checked.to_json()
+        if description is not None:
+            from sightline.assembly.inspect.rows import training_report
+
+            report["training"] = training_report(checked, description, lambda place, left: write(_left_line(place, left)))
+        if request.gain is not None:
+            from sightline.assembly.inspect.gain import gain_report
+
+            report["gain"] = gain_report(checked, request.gain, lambda line: write(_text_line(line, request)))
+    report["warnings"] = warnings_of(report)
+    if request.html is not None:
+        _write_page(request.html, checked, report, request.options)
+    return report
+
+
+def judge(report: dict[str, Any], max_skipped: float) -> None:
+    """Refuses data of which too much is bad.
+
+    Raises:
+        BudgetError: more than `max_skipped` of the records, or more conversations than the configuration allows.
+        DataError: a file is not what was written.
+    """
+    if report["damaged_files"]:
+        raise DataError(f"the data is damaged: {'; '.join(report['damaged_files'][:10])}.", "Prepare it again.")
+    bad = sum(report["skipped"].values())
+    if bad > max_skipped * report["input"]:
+        raise BudgetError(
+            f"{bad} of {report['input']} records cannot be used, --max-skipped allows a share of {max_skipped:g}.",
+            "Prepare the data again, or allow more with --max-skipped.",
+        )
+    for stage in report.get("training", {"stages": ()})["stages"]:
+        if stage["refused"]:
+            raise BudgetError(f"stage {stage['name']}: {stage['refused']}")
+
+
+@contextmanager
+def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes lines to a file that appears when all is done; without a file they are dropped."""
+    if path is None:
+        yield lambda line: None
+        return
+    import json
+
+    with atomic_file(path) as file:
+        yield lambda line: print(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace").decode(), file=file)
+
+
+def _line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
+    return {"path": str(request.folders[fault.spot.folder]), **fault.to_json()}
+
+
+def _text_line(line: dict[str, Any], request: CheckRequest) -> dict[str, Any]:
+    return {"path": str(request.folders[line["folder"]]), **{key: value for key, value in line.items() if key != "tokens"}}
+
+
+def _left_line(place: str, left: Left) -> dict[str, Any]:
+    return {"place": place, **left.to_json()}
+
+
+# The page -------------------------------------------------------------------------------------------------------------------
+
+
+def _write_page(path: Path, checked: Checked, report: dict[str, Any], options: CheckOptions) -> None:
+    datasets = checked.datasets
+    examples = _examples(datasets[: checked.num_checked])
+    spots = [*(spot for spot, _ in examples), *(Spot(*spot) for spot in shown_spots(report))]
+    logger.info("making thumbnails of %d pictures", len(set(spots)))
+    pictures: dict[tuple[int, int, int], bytes] = {**make_thumbnails(datasets, spots, options.workers, options.image_seconds)}
+    shown = [Example(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
+    write_text(path, check_page(report, pictures, shown, __version__))
+
+
+def _examples(datasets: Sequence[Dataset]) -> list[tuple[Spot, tuple[str, ...]]]:
+    """Some records with pictures, drawn at random with a fixed seed, and their texts."""
+    out = []
+    for folder, dataset in enumerate(datasets):
+        count = max(1, EXAMPLES // len(datasets))
+        for index in keyed_generator("examples", dataset.fingerprint).permutation(len(dataset))[: 4 * count].tolist():
+            try:
+                record = dataset.record(index)
+            except (DataError, RecordError):
+                continue
+            if record.images and count:
+                count -= 1
+                texts = record.captions or tuple(f"{message.role}: {message.text}" for message in record.messages)
+                out.append((Spot(folder, index, 0), texts[:5]))
+    return out

@@ -1,0 +1,121 @@
+"""What `data check --gain` says: the texts that a model finds least supported by their pictures.
+
+Texts are ranked by the mean visual gain of their tokens. Where a picture lowers the words of its own text (a mean below 0) the two
+hardly belong together: an exchanged or machine-made caption, a wrong answer. The model must have learnt to look; whether it has
+says `probe --what gain` (how well it tells own pictures from foreign ones).
+"""
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sightline.assembly.config import locate
+from sightline.assembly.evaluate.evaluate import pictures_for
+from sightline.assembly.evaluate.gain import gains
+from sightline.assembly.model import build as models
+from sightline.data.check import Checked
+from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import Pictures
+from sightline.errors import DataError, RecordError
+from sightline.evaluation.probes.gain import PERCENTILES, TextGain, percentiles
+from sightline.runtime.device import prepare_runtime
+from sightline.types import Record
+
+LISTED = 100
+REASON = "low_gain"
+
+
+@dataclass(frozen=True)
+class GainRequest:
+    """Which model looks.
+
+    Attributes:
+        model: a run, RUN@STAGE, or a model folder.
+        features: a feature store instead of pictures.
+        device, threads: the machine.
+    """
+
+    model: str
+    features: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+def gain_report(checked: Checked, request: GainRequest, on_low: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Asks the model about every text with a picture of the checked folders.
+
+    Args:
+        checked: the folders.
+        request: the model.
+        on_low: called with each text whose mean gain is below 0.
+
+    Returns:
+        Percentiles of the texts' mean gain, how many are below 0, and the `LISTED` lowest texts, lowest first.
+
+    Raises:
+        UsageError: the model takes no pictures.
+    """
+    runtime = prepare_runtime(request.device, "auto", request.threads)
+    made = models.read(locate.model_folder(request.model, "last"))
+    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    made.model.eval()
+    pictures = pictures_for(made, None, request.features, runtime)
+    means, below, skipped = array("d"), 0, Counter[str]()
+    lowest: list[dict[str, Any]] = []
+    for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):
+        for line in _lines(made, folder, dataset, pictures, skipped, runtime.bf16):
+            means.append(line["gain"])
+            lowest.append(line)
+            if line["gain"] < 0:
+                below += 1
+                on_low(line)
+            if len(lowest) >= 4 * LISTED:
+                lowest = heapq.nsmallest(LISTED, lowest, key=_rank)
+    return {
+        "model": request.model,
+        "texts": len(means),
+        "mean": float(np.mean(means)) if means else 0.0,
+        "percentiles": percentiles(means, PERCENTILES),
+        "below_zero": below,
+        "lowest": heapq.nsmallest(LISTED, lowest, key=_rank),
+        "skipped": dict(skipped),
+    }
+
+
+def _rank(line: dict[str, Any]) -> tuple[float, int, int, int]:
+    return line["gain"], line["folder"], line["record"], line["text"]
+
+
+def _lines(
+    made: models.Assembled, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str], bf16: bool
+) -> Iterator[dict[str, Any]]:
+    """One line per text of a folder."""
+    place: dict[str, tuple[int, str]] = {}
+
+    def records() -> Iterator[Record]:
+        for index in range(len(dataset)):
+            try:
+                record = dataset.record(index)
+            except (DataError, RecordError):
+                continue  # counted by the check itself
+            if record.images:
+                place[record.id] = index, record.split
+                yield record
+
+    for text in gains(made, dataset, records(), pictures, skipped, bf16, len(dataset)):
+        index, split = place[text.record_id]
+        yield _line(text, folder, index, split)
+
+
+def _line(text: TextGain, folder: int, index: int, split: str) -> dict[str, Any]:
+    told = text.to_json()
+    return {
+        **{"id": text.record_id, "split": split, "folder": folder, "record": index, "image": 0, "reason": REASON},
+        **{"detail": text.said, "text": text.text, "gain": text.mean, "tokens": told["tokens"]},
+    }

@@ -1,0 +1,245 @@
+"""`data preview` put together: records drawn at random, made into samples by the code that trains, shown token by token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline import __version__
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.schema import DataConfig
+from sightline.assembly.config.sources import sources_of
+from sightline.assembly.model.describe import Description
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.tilings import Layout
+from sightline.data.samples.encoding import Row, RowBuilder, shared_prefix
+from sightline.data.samples.length_table import UnitRules, make_units
+from sightline.errors import RecordError, UsageError
+from sightline.reporting.html import Node, Token, TokenKind
+from sightline.reporting.preview_page import Continuation, Shown, preview_page
+from sightline.runtime.keyed import keyed_generator
+from sightline.runtime.storage import write_text
+from sightline.types import IMAGE, Record
+
+NEIGHBOURS = 256  # records about one picture that are looked for on either side
+
+
+@dataclass(frozen=True)
+class PreviewRequest:
+    """What to show.
+
+    Attributes:
+        folder: the dataset folder.
+        out: the page to write.
+        split: of the records.
+        count: how many.
+        seed: of the draw.
+        stage: name of the stage whose data section holds; the first by default.
+        ids: records to show instead of a draw.
+    """
+
+    folder: Path
+    out: Path
+    split: str
+    count: int
+    seed: int
+    stage: str | None = None
+    ids: tuple[str, ...] = ()
+
+
+def preview(request: PreviewRequest, description: Description) -> dict[str, Any]:
+    """Writes the page; returns what it shows in numbers.
+
+    Raises:
+        DataError: there is no such folder or split.
+        UsageError: there is no such stage or record, or the split is empty.
+    """
+    dataset = open_dataset(request.folder)
+    data = _data_section(description, request.stage)
+    prompt = _prompt(data, description, request.folder)
+    builder = description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
+    viewer = _Viewer(dataset, builder, UnitRules(data.share_prefix, data.width), description)
+    chosen = _chosen(dataset, request)
+    samples = viewer.samples(chosen, request.split)
+    facts: dict[str, Node] = {
+        "data": f"{request.folder}, split {request.split}, {len(chosen)} records, seed {request.seed}",
+        "recipe": description.processing.recipe,
+        "template": f"{data.template}; supervised: {data.supervise}",
+        "prompt of caption records": prompt or "none",
+        "visual tokens a crop": description.tokens_per_crop or "none",
+        "longest row": data.max_tokens,
+    }
+    write_text(request.out, preview_page(f"Data preview: {request.folder.resolve().name}", facts, samples, __version__))
+    return {
+        "out": str(request.out),
+        "split": request.split,
+        "samples": len(samples),
+        "tokens": sum(sample.num_tokens for sample in samples),
+        "supervised": sum(branch.num_supervised for sample in samples for branch in sample.branches),
+        "left_out": sum(len(sample.faults) for sample in samples),
+    }
+
+
+def _data_section(description: Description, stage: str | None) -> DataConfig:
+    config = description.config
+    if config is None:
+        if stage is not None:
+            raise UsageError(f"The model has no stages, so there is no {stage!r}.")
+        return DataConfig(max_tokens=max(8, description.processing.max_tokens), supervise=description.processing.supervise)
+    names = [entry.name for entry in config.stages]
+    if stage is not None and stage not in names:
+        raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
+    return settings.plan(config, 0 if stage is None else names.index(stage)).data
+
+
+def _prompt(data: DataConfig, description: Description, folder: Path) -> str:
+    if description.config is None:
+        return description.processing.prompt
+    sources = {Path(source.path): source for source in sources_of(data)} if data.path or data.mixture else {}
+    source = sources.get(folder)
+    return data.prompt if source is None or source.prompt is None else source.prompt
+
+
+def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
+    """Numbers of the records to show."""
+    indices = dataset.split_indices(request.split)
+    if request.ids:
+        wanted = dict.fromkeys(request.ids, -1)
+        for index in indices.tolist():
+            record_id = dataset.record(index).id
+            if record_id in wanted:
+                wanted[record_id] = index
+        missing = [name for name, index in wanted.items() if index < 0]
+        if missing:
+            raise UsageError(f"Split {request.split!r} of {dataset.path} has no record {missing[0]!r}.")
+        return list(wanted.values())
+    if not len(indices):
+        raise UsageError(f"Split {request.split!r} of {dataset.path} is empty.")
+    return indices[keyed_generator("preview", request.seed).permutation(len(indices))[: request.count]].tolist()
+
+
+# One sample -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """A watcher that keeps rows, and by record why there is none."""
+
+    rows: dict[tuple[str, int], Row] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None:
+        self.rows[record.id, branch] = row
+
+    def skip(self, record: Record, branch: int, error: RecordError) -> None:
+        told = f"conversation {branch + 1} is left out: {error.reason}: {error.message}"
+        self.faults.setdefault(record.id, []).append(told)
+
+
+class _Viewer:
+    """Makes the samples of a data set visible."""
+
+    def __init__(self, dataset: Dataset, builder: RowBuilder, rules: UnitRules, description: Description) -> None:
+        self.dataset, self.builder, self.rules = dataset, builder, rules
+        self.seen = _Seen()
+        processing = description.processing
+        self.pictures = None
+        if processing.preparation is not None:
+            self.pictures = PixelPictures(processing.preparation, processing.tiling)
+
+    def samples(self, chosen: Sequence[int], split: str) -> list[Shown]:
+        """The samples that records are part of, as training makes them; what is left out stands with its reason."""
+        around = [self._neighbours(index, split) for index in chosen]
+        units = make_units(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.seen)
+        unit_of = {index: units.members(unit) for unit in reversed(range(len(units))) for index, _ in units.members(unit)}
+        told: dict[tuple[object, ...], Shown] = {}  # two records of one sample are shown once
+        for index in chosen:
+            members = unit_of.get(index, [])
+            key = tuple(members) or (index,)
+            if key not in told:
+                told[key] = self._sample(index, members)
+        return list(told.values())
+
+    def _sample(self, index: int, members: Sequence[tuple[int, int]]) -> Shown:
+        record = self.dataset.record(index)
+        crops, faults = self._crops(record)
+        faults = [*self.seen.faults.get(record.id, ()), *faults]
+        if not members:
+            return Shown(record.id, crops, (), (), 0, faults)
+        records = [self.dataset.record(at) for at, _ in members]
+        rows = [self.seen.rows[own.id, branch] for own, (_, branch) in zip(records, members, strict=True)]
+        prefix = shared_prefix(rows) if len(rows) > 1 else 0
+        ids = list(dict.fromkeys(own.id for own in records))
+        branches, first = [], ()
+        for own, (_, branch), row in zip(records, members, rows, strict=True):
+            tokens = self._tokens(own, branch, row)
+            first = first or tokens[:prefix]
+            title = own.id if len(ids) > 1 else f"{branch + 1}"
+            branches.append(Continuation(title, _blocks(tokens[prefix:]), len(row.ids), row.num_supervised))
+        total = prefix + sum(len(row.ids) - prefix for row in rows)
+        return Shown(", ".join(ids), crops, _blocks(first), branches, total, faults)
+
+    def _neighbours(self, index: int, split: str) -> list[int]:
+        """The record with those beside it in its split that have the same pictures: together they may be one sample."""
+        indices = self.dataset.split_indices(split)
+        place = int(np.searchsorted(indices, index))
+        names = self.dataset.record(index).images
+        if not names:
+            return [index]
+        first = last = place
+        while first > 0 and place - first < NEIGHBOURS and self.dataset.record(int(indices[first - 1])).images == names:
+            first -= 1
+        while last + 1 < len(indices) and last - place < NEIGHBOURS and self.dataset.record(int(indices[last + 1])).images == names:
+            last += 1
+        return indices[first : last + 1].tolist()
+
+    def _crops(self, record: Record) -> tuple[np.ndarray | None, list[str]]:
+        if self.pictures is None or not record.images:
+            return None, []
+        try:
+            return self.pictures.fill(self.dataset, record)[0], []
+        except RecordError as error:
+            return None, [f"its picture cannot be shown: {error.reason}: {error.message}"]
+
+    def _tokens(self, record: Record, branch: int, row: Row) -> list[Token]:
+        """Every token of a row with its text, its kind and its id."""
+        messages = self.builder.conversations(record)[branch]
+        pieces = self.builder.pieces(messages, self.builder.layouts(record))
+        pieces += [""] * (len(row.ids) - len(pieces))  # padding
+        supervised = np.zeros(len(row.ids), dtype=bool)
+        for span in row.spans:
+            supervised[span.start : span.end] = True
+        names = self.builder.tokenizer.convert_ids_to_tokens(row.ids.tolist())
+        return [
+            self._token(int(id_), str(name), piece, bool(is_label), place)
+            for place, (id_, name, piece, is_label) in enumerate(zip(row.ids, names, pieces, supervised, strict=False))
+        ]
+
+    def _token(self, id_: int, name: str, piece: str, is_supervised: bool, place: int) -> Token:
+        if id_ == self.builder.image_id:
+            return Token(IMAGE, "visual", f"id {id_}")
+        is_special = id_ in self.builder.special_ids
+        kind: TokenKind = "supervised" if is_supervised else "special" if is_special else "plain"
+        text = piece or (name if is_special else "")
+        return Token(text, kind, f"{place}: id {id_} {name}", is_markup=is_special)
+
+
+def _blocks(row: Sequence[Token]) -> list[Token]:
+    """The row with neighbouring visual tokens as one block, and pieces of one character as one token.
+
+    Signs between the pieces would tear letters apart that are written together.
+    """
+    out: list[Token] = []
+    for token in row:
+        last = out[-1] if out else None
+        if last is not None and last.kind == token.kind == "visual":
+            out[-1] = replace(last, count=last.count + 1)
+        elif last is not None and last.kind == token.kind and not (last.text and token.text) and not last.is_markup:
+            out[-1] = replace(last, text=last.text + token.text, title=f"{last.title}\n{token.title}", count=last.count + 1)
+        else:
+            out.append(token)
+    return out

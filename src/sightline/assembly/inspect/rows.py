@@ -1,0 +1,162 @@
+"""What each stage of a run makes of checked folders: lengths, what is left out, how rows fill, how many steps an epoch has."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig, StageConfig, StagePlan
+from sightline.assembly.model.describe import Description
+from sightline.assembly.train import corpus as assembly_data
+from sightline.data.batches.corpus import mixture_order
+from sightline.data.check import Checked
+from sightline.data.check.rows import Filling, Left, Lengths, RowFigures, fill_rows, measure_rows
+from sightline.data.dataset import Dataset
+from sightline.data.samples.length_table import UnitRules, check_budget
+from sightline.errors import BudgetError
+from sightline.runtime.keyed import keyed_generator
+
+OnSkip = Callable[[str, Left], None]
+
+
+def with_folders(config: RunConfig, folders: Sequence[Path]) -> RunConfig:
+    """The configuration with other data: one folder, or several as a mixture; what stages say of their data's place is dropped."""
+    if len(folders) == 1:
+        data = config.data.model_copy(update={"path": str(folders[0]), "mixture": ()})
+    else:
+        sources = tuple(SourceConfig(path=str(folder), split=config.data.split) for folder in folders)
+        data = config.data.model_copy(update={"path": None, "mixture": sources})
+    stages = tuple(
+        stage.model_copy(update={"data": {key: value for key, value in stage.data.items() if key not in ("path", "mixture")}})
+        for stage in config.stages
+    )
+    return config.model_copy(update={"data": data, "stages": stages})
+
+
+def folders_of(config: RunConfig) -> tuple[Path, ...]:
+    """The dataset folders of all stages.
+
+    Raises:
+        ConfigError: none is named.
+    """
+    plans = [settings.plan(config, number) for number in range(len(config.stages))]
+    return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in assembly_data.sources_of(plan.data)))
+
+
+def training_report(checked: Checked, description: Description, on_skip: OnSkip) -> dict[str, Any]:
+    """Rows of every split, and an epoch of every stage.
+
+    Args:
+        checked: the folders.
+        description: the model.
+        on_skip: called with the place and each conversation that is left out.
+    """
+    measured = _Measured(checked, description, on_skip)
+    if description.config is None:  # a model folder alone: rows as it was trained on, no stages
+        plain = DataConfig(max_tokens=max(8, description.processing.max_tokens))
+        rows = {
+            name: measured.rows(plain, dataset, split, description.processing.prompt) for name, dataset, split in measured.places()
+        }
+        return {"model": description.facts(), "rows": _told(rows), "stages": []}
+    rows: dict[str, RowFigures] = {}
+    stages = []
+    for number, stage in enumerate(description.config.stages):
+        plan = settings.plan(description.config, number)
+        own = {name: measured.of_place(plan.data, dataset, split) for name, dataset, split in measured.places()}
+        is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
+        rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
+        stages.append(_stage(stage, plan, measured))
+    return {"model": description.facts(), "rows": _told(rows), "stages": stages}
+
+
+def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
+    return {name: figures.to_json() for name, figures in rows.items()}
+
+
+class _Measured:
+    """The rows of each split under each set of rules, measured once."""
+
+    def __init__(self, checked: Checked, description: Description, on_skip: OnSkip) -> None:
+        self.checked, self.description, self.on_skip = checked, description, on_skip
+        self._known: dict[tuple[object, ...], RowFigures] = {}
+        self.datasets = {str(dataset.path): dataset for dataset in checked.datasets[: checked.num_checked]}
+
+    def places(self) -> list[tuple[str, Dataset, str]]:
+        """Name, folder and split of everything that is checked."""
+        several = len(self.datasets) > 1
+        return [
+            (f"{dataset.path.resolve().name}:{split}" if several else split, dataset, split)
+            for dataset in self.datasets.values()
+            for split in dataset.splits
+        ]
+
+    def of_place(self, data: DataConfig, dataset: Dataset, split: str) -> RowFigures:
+        """The rows of a split with the prompt of the source that it is."""
+        sources = {Path(source.path): source for source in assembly_data.sources_of(data)}
+        source = sources.get(dataset.path)
+        return self.rows(data, dataset, split, data.prompt if source is None or source.prompt is None else source.prompt)
+
+    def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
+        """The rows of a split."""
+        rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
+        key = (dataset.path, split, prompt, data.max_tokens, data.too_long, data.supervise, data.captions, rules)
+        if key not in self._known:
+            builder = self.description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
+            folder = list(self.datasets.values()).index(dataset)
+            indices = [i for i in dataset.split_indices(split).tolist() if (folder, i) not in self.checked.unreadable]
+            name = next(name for name, other, part in self.places() if other is dataset and part == split)
+            self._known[key] = measure_rows(dataset, indices, builder, rules, lambda left: self.on_skip(name, left))
+        return self._known[key]
+
+
+def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str, Any]:
+    """What a stage trains on."""
+    data = plan.data
+    sources = assembly_data.sources_of(data)
+    out: dict[str, Any] = {
+        "name": stage.name,
+        "sources": [{"path": source.path, "split": source.split} for source in sources],
+        "pack": data.pack,
+        "row_tokens": data.width,
+        "row_images": data.row_images,
+        "steps": plan.train.steps,
+        "epochs": plan.train.epochs,
+        "epoch": None,
+        "why": "",
+        "refused": "",
+    }
+    missing = [source for source in sources if source.split not in measured.datasets[str(Path(source.path))].splits]
+    if missing:
+        return out | {"why": f"{missing[0].path} has no split {missing[0].split!r}"}
+    figures = [measured.of_place(data, measured.datasets[str(Path(source.path))], source.split) for source in sources]
+    try:
+        for source, own in zip(sources, figures, strict=True):
+            assert own.units is not None
+            check_budget(own.units, data.max_skipped, source.split)
+    except BudgetError as error:
+        out["refused"] = str(error)
+    if not all(own.units for own in figures):
+        return out | {"why": "no conversation is left"}
+    windowed = [measured.datasets[str(Path(source.path))].is_sharded for source in sources]
+    order = _epoch(data, sources, figures, windowed, plan.train.seed)
+    filling = Filling(data.pack, data.width, data.row_images, plan.rows_per_step, plan.train.accumulate, data.sort_by_length)
+    epoch = fill_rows(order, Lengths.of(figures), filling)
+    steps = plan.train.steps if plan.train.steps is not None else round((plan.train.epochs or 0) * epoch["steps_per_epoch"])
+    return out | {"epoch": epoch, "steps": steps, "epochs": steps / epoch["steps_per_epoch"]}
+
+
+def _epoch(
+    data: DataConfig, sources: Sequence[SourceConfig], figures: Sequence[RowFigures], windowed: Sequence[bool], seed: int
+) -> np.ndarray:
+    """The units of the first epoch in the order of training, numbered over all sources."""
+    sizes = [len(own.units) for own in figures if own.units is not None]
+    chosen = [np.arange(size) for size in sizes]
+    if data.limit is not None:
+        chosen = [np.sort(keyed_generator("limit", 0).permutation(size)[: data.limit]) for size in sizes]
+    starts = np.cumsum([0, *sizes[:-1]])
+    units = np.concatenate([own + start for own, start in zip(chosen, starts, strict=True)])
+    counts = [len(own) for own in chosen]
+    draws = assembly_data.draws_of(sources, counts)
+    return units[mixture_order(counts, draws, seed, 0, windowed)]

@@ -1,0 +1,1 @@
+"""One model from a configuration or a folder."""

@@ -1,0 +1,122 @@
+"""Tokenizers: the decoder's own, one from a folder, or a byte-level BPE trained on the texts of the training split."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
+
+from sightline.data.dataset import Dataset
+from sightline.data.samples.templates import Template
+from sightline.errors import ConfigError
+from sightline.models import loading
+from sightline.models.composites import COMPOSITES
+from sightline.models.language import LanguageConfig, TokenizerConfig
+from sightline.models.loading import first_line
+from sightline.types import IMAGE, Message, Part
+
+PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+
+
+def build_tokenizer(config: LanguageConfig, texts: Iterable[str] | None) -> PreTrainedTokenizerBase:
+    """The decoder's tokenizer.
+
+    Args:
+        config: says where it comes from.
+        texts: what a new one is trained on.
+
+    Raises:
+        ConfigError: there is none, or it gives no character offsets.
+    """
+    if isinstance(config.tokenizer, TokenizerConfig):
+        if texts is None:
+            raise ConfigError("model.language.tokenizer is to be trained, but there is no training text.", "Give data.path.")
+        return train_tokenizer(texts, config.tokenizer)
+    if config.tokenizer is None and config.path is not None and loading.read_config(config.path).model_type in COMPOSITES:
+        return load_composite_tokenizer(config.path)
+    return load_tokenizer(config.tokenizer or config.path or "")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or Hub id.
+
+    Raises:
+        ConfigError: there is none, or it gives no character offsets.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"no tokenizer at {path!r}: {first_line(error)}", "Give model.language.tokenizer.") from error
+    if tokenizer is None or not tokenizer.is_fast:
+        raise ConfigError(f"the tokenizer at {path!r} gives no character offsets.", "Give a folder with a tokenizer.json.")
+    return tokenizer
+
+
+def load_composite_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a stock vision-language model, with a chat template that says all that the model's processor would.
+
+    Processors keep their template in a file of their own, and put the begin token before a text that lacks it; here the template
+    does both.
+
+    Raises:
+        ConfigError: as in `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(path)
+    if tokenizer.chat_template is None:
+        found = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
+        tokenizer.chat_template = found.get("default") if isinstance(found, dict) else found
+    template, begin = tokenizer.chat_template, tokenizer.bos_token
+    adds_begin = begin is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if isinstance(template, str) and adds_begin:
+        text = Template(tokenizer).render((Message("user", (Part("a"),)),))
+        if not text.startswith(str(begin)):
+            tokenizer.chat_template = "{{ bos_token }}" + template
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back (up to case, if folded)."""
+    core = Tokenizer(models.BPE())
+    if config.lowercase:
+        core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=[PAD, BEGIN, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, bos_token=BEGIN, eos_token=END)
+
+
+def texts_of(datasets: Sequence[tuple[Dataset, str]]) -> Iterator[str]:
+    """All texts of some splits."""
+    for dataset, split in datasets:
+        for record in dataset.records(split):
+            yield from record.captions
+            for message in record.messages:
+                yield message.text
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Adds special tokens that the tokenizer does not know yet."""
+    known = tokenizer.get_vocab()
+    new = [token for token in tokens if token not in known]
+    if new:
+        tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
+
+
+def num_words(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Entries that are words of the decoder.
+
+    A tokenizer that knows `<image>` already is that of a vision-language model: the block of special tokens at its end, where
+    `<image>` stands, was added to the decoder's own.
+    """
+    size, vocabulary = len(tokenizer), tokenizer.get_vocab()
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    words = size
+    while words > 1 and words - 1 in special:
+        words -= 1
+    return words if vocabulary.get(IMAGE, -1) >= words else size

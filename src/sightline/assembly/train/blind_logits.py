@@ -1,0 +1,104 @@
+"""Image-free logits of a frozen decoder, computed once per supervised token before the first step.
+
+They depend on the text alone, so they are the same in every epoch; filling them on the way would make a resumed run differ from
+one that was never stopped. The pass runs on rows of text only and asks for one logit per token.
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from sightline.assembly.model.build import Assembled
+from sightline.data.batches.collate import collate
+from sightline.data.batches.corpus import Corpus
+from sightline.data.batches.packing import pack
+from sightline.ops.cross_entropy import target_logits
+from sightline.runtime.logs import logger, progress
+from sightline.runtime.storage import atomic_file
+
+ROW_TOKENS, ROWS = 2048, 4
+
+
+def with_contrast(corpus: Corpus, made: Assembled, accelerator: Accelerator, cache: Path) -> Corpus:
+    """The corpus with its stored contrast, from `cache` or computed and cached there.
+
+    Args:
+        corpus: the units of a stage.
+        made: the model, with a frozen decoder in `eval` mode.
+        accelerator: ranks share the work.
+        cache: a file of the run folder.
+    """
+    key = contrast_key(corpus, made)
+    found = _read(cache, key)
+    if found is None:
+        found = _compute(corpus, made, accelerator)
+        if accelerator.is_main_process:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(cache, "wb") as file:
+                np.savez(file, key=np.array(key), logits=found)
+        accelerator.wait_for_everyone()
+    return replace(corpus, contrast=found)
+
+
+def contrast_key(corpus: Corpus, made: Assembled) -> str:
+    """What the logits depend on: the decoder's weights, and the texts of all units."""
+    digest = hashlib.sha256()
+    for name, value in made.inner.state_dict().items():
+        if "language" in name:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for source in corpus.sources:
+        digest.update(f"{source.dataset.fingerprint} {source.builder.rules} {source.builder.template.source}".encode())
+        digest.update(source.units.record.tobytes() + source.units.branch.tobytes())
+    return digest.hexdigest()
+
+
+def _read(cache: Path, key: str) -> np.ndarray | None:
+    if not cache.exists():
+        return None
+    try:
+        with np.load(cache, allow_pickle=False) as stored:
+            return stored["logits"] if str(stored["key"]) == key else None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        logger.info("the stored contrast %s is torn (%s); it is computed again", cache, error)
+        return None
+
+
+def _compute(corpus: Corpus, made: Assembled, accelerator: Accelerator) -> np.ndarray:
+    logits = np.full(int(corpus.first_target[-1]), np.nan, dtype=np.float32)
+    units = np.arange(len(corpus.tokens))
+    text_tokens = np.minimum(corpus.tokens, ROW_TOKENS)  # visual slots count too, which only makes rows shorter
+    rows = pack(units, text_tokens, np.zeros_like(units), ROW_TOKENS, 1).rows
+    own = rows[accelerator.process_index :: accelerator.num_processes]
+    mine: list[tuple[int, np.ndarray]] = []
+    with progress("contrast", len(own), show=accelerator.is_main_process) as bar:
+        for begin in range(0, len(own), ROWS):
+            group = own[begin : begin + ROWS]
+            mine.extend(_logits_of(group, corpus, made, accelerator))
+            bar.step(len(group))
+    parts = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+    for part in parts:
+        for unit, values in part:
+            logits[corpus.first_target[unit] : corpus.first_target[unit + 1]] = values
+    return logits
+
+
+def _logits_of(
+    rows: tuple[tuple[int, ...], ...], corpus: Corpus, made: Assembled, accelerator: Accelerator
+) -> list[tuple[int, np.ndarray]]:
+    samples = [[corpus.text(unit) for unit in row] for row in rows]
+    batch = collate(samples, made.pad_id).to_batch().to(accelerator.device)
+    text = batch.text_only()
+    # In a packed row several samples stand side by side, so the mask is needed even where no picture was.
+    with torch.no_grad(), accelerator.autocast():
+        hidden = made.model.hidden(text)
+        values = target_logits(hidden.states_SD, hidden.head, text.supervision.target_S)
+    values = torch.where(text.supervision.slot_S >= 0, values, torch.full_like(values, float("nan"))).float().cpu().numpy()
+    order = [unit for row in rows for unit in row]
+    sizes = [int(corpus.supervised[unit]) for unit in order]
+    return list(zip(order, np.split(values, np.cumsum(sizes)[:-1]), strict=True))

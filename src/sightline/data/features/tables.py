@@ -1,0 +1,358 @@
+"""Tables of features that somebody else computed (.npz, .npy, .h5), imported as feature stores of kind `external`.
+
+A row belongs to a picture by name: the whole name, or else its last part, or else that without suffix, as long as it is the name of
+one row only. Rows are read from front to back, a stretch at a time, so the store holds them in the table's order.
+"""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.dataset import Dataset
+from sightline.data.features.store import FeatureForm, Number
+from sightline.data.features.writer import Lost, StoreNote, Wanted, gather, write_store
+from sightline.errors import BudgetError, DataError, UsageError
+from sightline.runtime.logs import logger
+from sightline.runtime.optional import require
+from sightline.runtime.storage import sha256_file
+from sightline.types import Record
+
+CHUNK_BYTES = 8 << 20
+MAX_NAMES = 1 << 28  # bytes of a file of names
+
+
+@dataclass(frozen=True)
+class TableKeys:
+    """Where things stand in a table.
+
+    Attributes:
+        names: key of the names; for .npy a file of names: .txt with one a line, .npy, or .jsonl as `FILE:FIELD`.
+        values: key of the features `[rows, E]` or `[rows, P, E]`; a .npy has no keys.
+        scale: key of a factor: one number, one per row, or one per row and token.
+        power: the features are `sign(v) |v|^power` of the scaled values `v` (2 for tables of square roots).
+    """
+
+    names: str | None = None
+    values: str | None = None
+    scale: str | None = None
+    power: float = 1.0
+
+
+class _Column(NamedTuple):
+    """An array that is read in stretches, in ascending order."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+
+
+def import_table(
+    datasets: Sequence[Dataset],
+    splits: Sequence[str],
+    path: Path,
+    keys: TableKeys,
+    out: Path,
+    number: Number,
+    max_lost: float,
+) -> dict[str, Any]:
+    """Makes a store of a table's rows for the pictures of some data sets; returns its `store.json`.
+
+    Args:
+        datasets, splits: whose pictures are wanted.
+        path: the table.
+        keys: where things stand in it.
+        out, number: the store, and how its numbers are stored.
+        max_lost: share of the pictures that may have no row.
+
+    Raises:
+        UsageError: a key is not given, or does not exist.
+        DataError: the table cannot be read, its parts do not fit together, or a name stands twice.
+        BudgetError: too many pictures have no row.
+        StorageError, NumericsError, Stopped: as in `write_store`.
+    """
+    if path.suffix not in OPENERS:
+        raise UsageError(f"{path}: a table is one of {', '.join(OPENERS)}.")
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.", "Give the file of the table.")
+    with _opened(path) as table:
+        with _readable(path):
+            values = table.column(keys.values, "--values")
+            names = table.names(keys.names)
+            scale = table.column(keys.scale, "--scale") if keys.scale else None
+        shape = _checked_shape(path, values, scale, len(names))
+        wanted = gather(datasets, splits, lambda info: 1)
+        rows = _match(wanted, datasets, names, path)
+        found = np.flatnonzero(rows >= 0)
+        _check_found(wanted, rows, datasets, names, max_lost)
+        order = found[np.argsort(rows[found], kind="stable")]
+        logger.info("%s: %d of %d rows belong to %d pictures", path, len(np.unique(rows[found])), len(names), len(found))
+        form = FeatureForm(number, *shape)
+        parts = {"file": sha256_file(path), "values": keys.values, "scale": keys.scale, "power": keys.power}
+        note = StoreNote("external", parts, (1, shape[0]), {"table": path.name})
+        supply = _Rows(path, values, scale, keys.power, rows[order])
+        return write_store(out, form, note, wanted.chosen(order), supply, max_lost)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what libraries raise on damaged files into one error.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Is the file whole?") from error
+
+
+def _opened(path: Path) -> "_Hdf5 | _Npy | _Npz":
+    with _readable(path):
+        return OPENERS[path.suffix](path)
+
+
+def _checked_shape(path: Path, values: _Column, scale: _Column | None, names: int) -> tuple[int, int]:
+    """Tokens and width of a row."""
+    if len(values.shape) not in (2, 3) or values.dtype.kind not in "fiu" or 0 in values.shape:
+        raise DataError(f"{path}: features are [rows, E] or [rows, P, E] numbers, found {values.shape} of {values.dtype}.")
+    if values.shape[0] != names:
+        raise DataError(f"{path}: {values.shape[0]} rows of features and {names} names.")
+    patches, width = (1, values.shape[1]) if len(values.shape) == 2 else (values.shape[1], values.shape[2])
+    fits = scale is None or scale.shape in ((), (1,), (names,), (names, 1), (names, patches), (names, patches, 1))
+    if scale is not None and (not fits or scale.dtype.kind not in "fiu"):
+        raise DataError(f"{path}: a scale is one number, one per row, or one per row and token; found {scale.shape}.")
+    return patches, width
+
+
+# Names ----------------------------------------------------------------------------------------------------------------------
+
+
+def _forms(name: str) -> tuple[str, str, str]:
+    """A name, its last part, and that without suffix."""
+    last = PurePosixPath(name.replace("\\", "/")).name
+    return name, last, last.rpartition(".")[0] or last
+
+
+def _match(wanted: Wanted, datasets: Sequence[Dataset], names: Sequence[str], path: Path) -> np.ndarray:
+    """The table's row of each picture, -1 where it has none."""
+    known: tuple[dict[str, int], ...] = ({}, {}, {})
+    for row, name in enumerate(names):
+        if known[0].setdefault(name, row) != row:
+            raise DataError(f"{path}: the name {name!r} stands in rows {known[0][name]} and {row}.", "A picture has one row.")
+        for form, place in zip(_forms(name)[1:], known[1:], strict=True):
+            place[form] = row if form not in place else -1  # of several rows: says nothing
+    rows = np.full(len(wanted), -1, dtype=np.int64)
+    for place in range(len(wanted)):
+        record = datasets[int(wanted.dataset[place])].record(int(wanted.record[place]))
+        rows[place] = _row_of(record, int(wanted.image[place]), known)
+    return rows
+
+
+def _row_of(record: Record, k: int, known: tuple[dict[str, int], ...]) -> int:
+    """By hash of the picture, by its name, or, of the only picture of a record, by the record's id."""
+    row = known[0].get(record.image_info[k].sha256, -1)
+    candidates = [record.images[k], record.id] if len(record.images) == 1 else [record.images[k]]
+    for name in candidates:
+        for form, place in zip(_forms(name), known, strict=True):
+            row = place.get(form, -1) if row < 0 else row
+    return row
+
+
+def _check_found(wanted: Wanted, rows: np.ndarray, datasets: Sequence[Dataset], names: Sequence[str], max_lost: float) -> None:
+    lost = np.flatnonzero(rows < 0)
+    if not len(lost):
+        return
+    record = datasets[int(wanted.dataset[lost[0]])].record(int(wanted.record[lost[0]]))
+    name = record.images[int(wanted.image[lost[0]])]
+    what = f"{len(lost)} of {len(wanted)} pictures have no row in the table, for example {name!r} of record {record.id!r}"
+    if len(lost) > max_lost * len(wanted) or len(lost) == len(wanted):
+        raise BudgetError(
+            f"{what}; the table's first name is {names[0]!r}, --max-skipped allows a share of {max_lost:g}.",
+            "Names must agree: prepare the data set with --without-images (keeps its image names), or with --map id=KEY.",
+        )
+    logger.warning("%s; records that need them are skipped when they are asked for", what)
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """Features of chosen rows, in ascending order."""
+
+    def __init__(self, path: Path, values: _Column, scale: _Column | None, power: float, rows: np.ndarray) -> None:
+        self.path, self.values, self.scale, self.power, self.rows = path, values, scale, power, rows
+        self.factor = np.float32(1)
+        if scale is not None and scale.shape in ((), (1,)):
+            with _readable(path):
+                self.factor = np.float32(scale.read(0, 1).reshape(-1)[0])
+            self.scale = None
+        self.per_chunk = max(1, CHUNK_BYTES // max(1, int(np.prod(values.shape[1:])) * 4))
+
+    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, Sequence[Lost]]]:
+        """Features of a range of pictures, a stretch of the table at a time."""
+        at = first
+        while at < end:
+            begin = int(self.rows[at])
+            stop = int(np.searchsorted(self.rows[:end], begin + self.per_chunk, side="left"))
+            chosen = self.rows[at:stop]
+            with _readable(self.path):
+                raw = self.values.read(begin, int(chosen[-1]) + 1).astype(np.float32)
+                factors = self._factors(begin, int(chosen[-1]) + 1)
+            features = raw.reshape(len(raw), -1, raw.shape[-1]) * factors
+            if self.power != 1.0:
+                features = np.sign(features) * np.abs(features) ** np.float32(self.power)
+            yield features[chosen - begin], ()
+            at = stop
+
+    def _factors(self, begin: int, end: int) -> np.ndarray | np.float32:
+        if self.scale is None:
+            return self.factor
+        factors = self.scale.read(begin, end).astype(np.float32)
+        return factors.reshape(len(factors), -1, 1)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Npz:
+    """Arrays of a zip of .npy files, each read as a stream: none is held whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = zipfile.ZipFile(path)
+        self._open: list[IO[bytes]] = []
+
+    def __enter__(self) -> "_Npz":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._open:
+            file.close()
+        self._zip.close()
+
+    def column(self, key: str | None, option: str) -> _Column:
+        keys = [name.removesuffix(".npy") for name in self._zip.namelist()]
+        stream = self._zip.open(f"{_known_key(key, keys, option, self.path)}.npy")
+        self._open.append(stream)
+        return _stream_column(stream)
+
+    def names(self, key: str | None) -> list[str]:
+        column = self.column(key, "--names")
+        return _as_texts(column.read(0, column.shape[0] if column.shape else 1), self.path)
+
+
+class _Npy:
+    """One array, memory-mapped; its names are in a file of their own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "_Npy":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def column(self, key: str | None, option: str) -> _Column:
+        if key is not None:
+            raise UsageError(f"{option} {key}: {self.path.name} is one array and has no keys.", f"Leave {option} out.")
+        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        return _Column(array.dtype, array.shape, lambda begin, end: np.asarray(array[begin:end]))
+
+    def names(self, key: str | None) -> list[str]:
+        file, _, field = (key or "").partition(":")
+        if not file:
+            raise UsageError("--names must be given.", "For .npy it is a file: names.txt, names.npy, or rows.jsonl:FIELD.")
+        path = Path(file) if Path(file).exists() else self.path.parent / file
+        if not path.is_file() or path.stat().st_size > MAX_NAMES:
+            raise UsageError(f"--names {file}: there is no such file (of at most {MAX_NAMES >> 20} MB).")
+        if path.suffix == ".npy":
+            return _as_texts(np.load(path, allow_pickle=False), path)
+        lines = path.read_text("utf-8").splitlines()
+        if path.suffix != ".jsonl":
+            return lines
+        rows = [json.loads(line) for line in lines]
+        if not field or any(not isinstance(row, dict) or not isinstance(row.get(field), str) for row in rows):
+            raise UsageError(f"--names {key}: say which field of each line is the name.", f"For example --names {file}:image")
+        return [row[field] for row in rows]
+
+
+class _Hdf5:
+    """Arrays of an HDF5 file, read in slices."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._h5py = require("h5py", "data", "reading .h5 tables")
+        self._file = self._h5py.File(path, "r")
+
+    def __enter__(self) -> "_Hdf5":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def column(self, key: str | None, option: str) -> _Column:
+        keys: list[str] = []
+        self._file.visititems(lambda name, item: keys.append(name) if isinstance(item, self._h5py.Dataset) else None)
+        data = self._file[_known_key(key, keys, option, self.path)]
+        return _Column(data.dtype, data.shape, lambda begin, end: np.asarray(data[begin:end] if data.shape else data[()]))
+
+    def names(self, key: str | None) -> list[str]:
+        column = self.column(key, "--names")
+        return _as_texts(column.read(0, column.shape[0] if column.shape else 1), self.path)
+
+
+OPENERS: dict[str, Callable[[Path], _Hdf5 | _Npy | _Npz]] = {".h5": _Hdf5, ".hdf5": _Hdf5, ".npy": _Npy, ".npz": _Npz}
+
+
+def _known_key(key: str | None, keys: Sequence[str], option: str, path: Path) -> str:
+    if key is None:
+        raise UsageError(f"{option} must be given.", f"{path.name} has {', '.join(keys)}.")
+    if key not in keys:
+        raise UsageError(f"{option} {key}: {path.name} has no such array.", f"It has {', '.join(keys)}.")
+    return key
+
+
+def _stream_column(stream: IO[bytes]) -> _Column:
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject or (fortran and len(shape) > 1):
+        raise ValueError("an array of Python objects, or in Fortran order; save it as plain numbers or texts in C order")
+    row = int(np.prod(shape[1:])) * dtype.itemsize
+    at = 0
+
+    def read(begin: int, end: int) -> np.ndarray:
+        nonlocal at
+        assert begin >= at, "rows are read in ascending order"
+        _skip(stream, (begin - at) * row)
+        data = stream.read((end - begin) * row)
+        at = end
+        if len(data) < (end - begin) * row:
+            raise EOFError(f"it ends in row {begin + len(data) // max(row, 1)}")
+        return np.frombuffer(data, dtype=dtype).reshape(end - begin, *shape[1:])
+
+    return _Column(dtype, shape, read)
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    while count > 0:
+        data = stream.read(min(count, 1 << 20))
+        if not data:
+            return
+        count -= len(data)
+
+
+def _as_texts(array: np.ndarray, path: Path) -> list[str]:
+    values = array.reshape(-1).tolist()
+    texts = [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
+    if any(not isinstance(text, str) for text in texts):
+        raise DataError(f"{path}: the names are {array.dtype}, texts are expected.")
+    return texts

@@ -1,0 +1,1 @@
+"""Opening, preparing and tiling images."""

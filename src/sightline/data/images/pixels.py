@@ -1,0 +1,77 @@
+"""What fills visual slots: the pixels of a record's images, opened, cropped and prepared."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sightline.data.dataset import Dataset
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import TilingConfig
+from sightline.errors import DataError, RecordError
+from sightline.types import Record
+
+
+class PixelPictures:
+    """Opens, tiles and prepares pictures.
+
+    Args:
+        preparation: how a crop is fitted into the encoder's input.
+        tiling: how a picture becomes crops.
+        keep_bytes: prepared pixels that are kept in memory; in later epochs these pictures are not opened again.
+        limits: what a file may claim.
+    """
+
+    def __init__(
+        self, preparation: ImagePreparation, tiling: TilingConfig, keep_bytes: int = 0, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> None:
+        self.preparation, self.tiling, self.limits = preparation, tiling, limits
+        self.left = keep_bytes
+        self._kept: dict[tuple[Path, tuple[str, ...]], np.ndarray] = {}
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Prepared pixels `[crops, h, w, 3]` of all images of a record, and no features.
+
+        Raises:
+            RecordError: an image is missing, cannot be opened, or has not the size that its tokens were counted for.
+        """
+        key = (dataset.path, record.images)
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept, None
+        pixels = self._prepared(dataset, record)
+        if pixels.nbytes <= self.left:
+            self.left -= pixels.nbytes
+            self._kept[key] = pixels
+        return pixels, None
+
+    def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
+        crops, draft = [], self.tiling.draft_side(self.preparation)
+        for k in range(len(record.images)):
+            try:
+                data = dataset.image_bytes(record, k)
+            except DataError as error:
+                raise RecordError("image_missing", error.message) from error
+            image = open_image(data, self.limits, draft)
+            info = record.image_info[k] if record.image_info else None
+            if draft is None and info is not None and image.size != (info.width, info.height):
+                raise RecordError(
+                    "image_changed",
+                    f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
+                )
+            crops.append(self.tiling.crops(image, self.preparation))
+        whole = len(crops) == 1 and crops[0].flags.writeable  # a view of a Pillow picture is not, which torch does not take
+        return crops[0] if whole else np.concatenate(crops)
+
+
+class Pictures(Protocol):
+    """What fills the visual slots of a record: prepared pixels, or stored features."""
+
+    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Pixels `uint8 [crops, h, w, 3]` and features `[crops, P, E]` of a record's images; one of them is None.
+
+        Raises:
+            RecordError: an image cannot be opened, or its features are not stored.
+        """
+        ...

@@ -1,0 +1,21 @@
+"""How a picture becomes crops for the encoder and slots in the row: the one truth of the visual-token count. One file each."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sightline.data.images.tilings.anyres import AnyResConfig as AnyResConfig
+from sightline.data.images.tilings.base import Layout as Layout
+from sightline.data.images.tilings.base import TilingConfig as TilingConfig
+from sightline.data.images.tilings.cover import CoverConfig as CoverConfig
+from sightline.data.images.tilings.split import SplitConfig as SplitConfig
+from sightline.data.images.tilings.whole import WholeConfig as WholeConfig
+
+TILINGS: dict[str, type[TilingConfig]] = {
+    "anyres": AnyResConfig,
+    "cover": CoverConfig,
+    "split": SplitConfig,
+    "whole": WholeConfig,
+}
+
+AnyTiling = Annotated[AnyResConfig | CoverConfig | SplitConfig | WholeConfig, Field(discriminator="kind")]

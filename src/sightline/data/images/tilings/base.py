@@ -1,0 +1,133 @@
+"""What every tiling states: crops, slots and which visual token fills each slot, all from the picture's size alone.
+
+A tiling is a pure function of the picture's size, so token counts are known before any pixel is read; training, the length
+table, evaluation and `generate` all ask here. One visual token of a crop is `crop * K + k`; learned separators count from -1 down.
+"""
+
+import hashlib
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+from pydantic import Field
+
+from sightline.config import Config
+from sightline.data.images.preparation import FILTERS, MAX_SIDE, ImagePreparation
+from sightline.errors import ConfigError
+
+CACHED_LAYOUTS = 512  # the largest takes about 170 kB
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one picture takes.
+
+    Attributes:
+        text: what replaces the picture's marker in the conversation: markers, and tokens of rows and columns around them.
+        slots: for each marker in `text` the number of slots it expands to.
+        source: for each slot, in order, the index of its visual token among this picture's crops (`crop * K + k`); below 0 a
+            learned separator.
+        num_crops: crops that the encoder sees.
+    """
+
+    text: str
+    slots: tuple[int, ...]
+    source: "Int[np.ndarray, ' M']"
+    num_crops: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual slots of the picture, the tokens of `text` around them not counted."""
+        return len(self.source)
+
+
+class TilingConfig(Config):
+    """What every way of tiling has to say."""
+
+    @property
+    def num_separators(self) -> int:
+        """Learned visual tokens that the layout uses between tiles."""
+        return 0
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Text tokens that the layout uses, to be added to the tokenizer."""
+        return ()
+
+    def fitted(self, height: int, width: int) -> Self:
+        """The tiling for an encoder that takes pictures of `height x width` pixels.
+
+        Raises:
+            ConfigError: it cannot work with that size.
+        """
+        return self
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Refuses a connector whose tokens the layout cannot place.
+
+        Args:
+            grid: rows and columns of visual tokens of a crop.
+
+        Raises:
+            ConfigError: the layout needs a grid and the connector keeps none.
+        """
+
+    def draft_side(self, preparation: ImagePreparation) -> int | None:
+        """The reduced size at which a JPEG may be decoded; None where the crops need every pixel."""
+        return None
+
+    @abstractmethod
+    def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
+        """The layout of a picture of this size (as shown), with `grid` rows and columns of visual tokens per crop."""
+
+    @abstractmethod
+    def crops(self, image: Image.Image, preparation: ImagePreparation) -> UInt8[np.ndarray, "N h w 3"]:
+        """The crops of a picture, prepared for the encoder, in the order of the layout."""
+
+    def key(self) -> str:
+        """Identifies the tiling in caches and feature stores."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class TiledConfig(TilingConfig):
+    """A tiling that cuts pictures into squares of the encoder's input size."""
+
+    tile: int | None = Field(default=None, ge=1, le=MAX_SIDE)
+    """Side of a tile in pixels; by default the encoder's input, which is the only size that works."""
+
+    def fitted(self, height: int, width: int) -> Self:
+        kind = type(self).model_fields["kind"].default
+        if height != width:
+            raise ConfigError(f"model.tiling {kind!r} cuts squares, this encoder takes {height} x {width} pixels.", "Use whole.")
+        if self.tile not in (None, height):
+            raise ConfigError(f"model.tiling.tile={self.tile}, but the encoder takes {height} x {width} pixels.", "Leave it out.")
+        return self.model_copy(update={"tile": height})
+
+    @property
+    def side(self) -> int:
+        """The tile's side, known once the tiling is fitted to an encoder."""
+        if self.tile is None:
+            raise ConfigError("the side of the tiles is not known yet.", "Give model.tiling.tile.")
+        return self.tile
+
+
+def resized(image: Image.Image, width: int, height: int, preparation: ImagePreparation) -> Image.Image:
+    """The picture at another size, with the encoder's own filter."""
+    return image.resize((width, height), Image.Resampling(FILTERS.index(preparation.resample)))
+
+
+def cut(image: Image.Image, side: int) -> UInt8[np.ndarray, "N side side 3"]:
+    """The squares of a picture whose sides are multiples of `side`, in raster order."""
+    rows, columns = image.height // side, image.width // side
+    squares = np.asarray(image).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return squares.reshape(rows * columns, side, side, 3)
+
+
+def fixed(source: np.ndarray) -> "Int[np.ndarray, ' M']":
+    """The array, which from now on nobody changes: layouts are cached."""
+    source = np.ascontiguousarray(source, dtype=np.int64)
+    source.flags.writeable = False
+    return source

@@ -1,0 +1,67 @@
+"""`cover`: AlignVLM's tiles, with the grid that the picture covers best."""
+
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import Field
+
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, fixed, resized
+from sightline.types import IMAGE
+
+
+class CoverConfig(TiledConfig):
+    """AlignVLM (Masry et al. 2025, section 3.1): at most 9 tiles, the aspect chosen by coverage ratio, `F = concat_t F_t`.
+
+    The paper says no more. Chosen here: the coverage of a grid is the share of it that the picture fills when it is scaled into
+    it, aspect kept. Of grids with equal coverage (1x1, 2x2 and 3x3, say) the smallest that does not shrink the picture is taken,
+    else the largest. The picture is then stretched to the whole grid, so that no token shows padding, and the tiles' tokens follow
+    each other in raster order with nothing between them.
+    """
+
+    kind: Literal["cover"] = "cover"
+    max_tiles: int = Field(default=9, ge=1, le=64)
+    """Most tiles of a grid."""
+    with_global: bool = False
+    """Add the picture squashed to one tile, at the end, where there is more than one tile; the paper has tiles alone."""
+
+    def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
+        return _layout(self, width, height, grid[0] * grid[1])
+
+    def crops(self, image: Image.Image, preparation: ImagePreparation) -> UInt8[np.ndarray, "N h w 3"]:
+        side = self.side
+        rows, columns = best_cover(image.width, image.height, self.max_tiles, side)
+        tiles = cut(resized(image, columns * side, rows * side, preparation), side)
+        if not self.with_global or rows * columns == 1:
+            return np.ascontiguousarray(tiles)
+        return np.concatenate([tiles, np.asarray(resized(image, side, side, preparation))[None]])
+
+
+@lru_cache(maxsize=CACHED_LAYOUTS)
+def _layout(config: CoverConfig, width: int, height: int, per_crop: int) -> Layout:
+    rows, columns = best_cover(width, height, config.max_tiles, config.side)
+    crops = rows * columns
+    crops += config.with_global and crops > 1
+    return Layout(IMAGE, (crops * per_crop,), fixed(np.arange(crops * per_crop)), crops)
+
+
+def best_cover(width: int, height: int, max_tiles: int, side: int) -> tuple[int, int]:
+    """Rows and columns of the grid of at most `max_tiles` tiles that the picture covers best."""
+
+    def rank(grid: tuple[int, int]) -> tuple[Fraction, bool, int]:
+        holds = grid[0] * side >= height and grid[1] * side >= width
+        tiles = grid[0] * grid[1]
+        return coverage(width, height, *grid), holds, -tiles if holds else tiles
+
+    grids = [(rows, columns) for rows in range(1, max_tiles + 1) for columns in range(1, max_tiles // rows + 1)]
+    return max(grids, key=rank)
+
+
+def coverage(width: int, height: int, rows: int, columns: int) -> Fraction:
+    """Share of a grid that a picture fills when it is scaled into it, aspect kept; exact, so that equals are equal."""
+    across, down = columns * height, rows * width
+    return Fraction(min(across, down), max(across, down))

@@ -1,0 +1,1 @@
+"""Making a dataset folder: read, verify and store images, split, write shards."""

@@ -1,0 +1,247 @@
+"""Checks images in child processes and stores the good ones under the name of their content.
+
+`check_images` runs in a child that may crash, hang or eat its memory; what it finds goes into a `Slot`, which all records that
+name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
+each content once, and keeps a journal, so that a prepare that was killed does not decode again what it had done.
+"""
+
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.data.images.opener import DEFAULT_LIMITS, inspect_image, open_image, read_image_file
+from sightline.errors import RecordError
+from sightline.runtime.storage import JsonLines, sha256_file
+from sightline.runtime.workers import TaskFailure
+from sightline.types import ImageInfo
+
+SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
+NAME_DIGITS = 16  # of sha256; two different images of one name are told apart by their whole hash
+REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that names them
+AHEAD = 1024  # journal lines within which an image is looked for
+
+
+class Checked(NamedTuple):
+    """What a child found of a good image; width and height as shown."""
+
+    sha256: str
+    width: int
+    height: int
+    suffix: str
+
+
+def check_image(source: Path | bytes) -> Checked:
+    """Decodes an image completely.
+
+    Raises:
+        RecordError: the reasons of `open_image`.
+    """
+    data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
+    kind = inspect_image(data, DEFAULT_LIMITS).format
+    width, height = open_image(data, DEFAULT_LIMITS).size
+    return Checked(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
+
+
+def check_images(sources: tuple[Path | bytes, ...]) -> tuple[Checked | TaskFailure, ...]:
+    """Several images at a time: handing over a small one costs as much as decoding it."""
+    found: list[Checked | TaskFailure] = []
+    for source in sources:
+        try:
+            found.append(check_image(source))
+        except RecordError as error:
+            found.append(TaskFailure(error.reason, error.message))
+    return tuple(found)
+
+
+@dataclass(slots=True)
+class Slot:
+    """The state of one image: unknown, good, or failed; and where it is stored."""
+
+    key: str
+    checked: Checked | None = None
+    failure: TaskFailure | None = None
+    stored: str = ""
+    is_sent: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return self.checked is not None or self.failure is not None
+
+
+def image_key(source: Path | bytes) -> str:
+    """Tells whether an image is the one of an earlier look: path, size and time of change, or the hash of bytes.
+
+    Raises:
+        RecordError: reason `image_missing`.
+    """
+    if isinstance(source, bytes):
+        return f"sha256:{hashlib.sha256(source).hexdigest()}"
+    try:
+        status = source.stat()
+    except OSError as error:
+        raise RecordError("image_missing", f"{source}: {error.strerror}") from error
+    return f"{source}|{status.st_size}|{status.st_mtime_ns}"
+
+
+class Slots:
+    """The slots of the images seen lately, by key."""
+
+    def __init__(self) -> None:
+        self._slots: OrderedDict[str, Slot] = OrderedDict()
+
+    def get(self, key: str) -> Slot:
+        """The slot of a key."""
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = Slot(key)
+            if len(self._slots) > REMEMBERED:
+                self._slots.popitem(last=False)
+        else:
+            self._slots.move_to_end(key)
+        return slot
+
+
+class ImageStore:
+    """The `images/` folder of an unfinished dataset, with the journal of what is in it. A context.
+
+    Args:
+        folder: the dataset folder to be.
+        work: where the journal lies.
+    """
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder = folder
+        self._landing = work / "landing"
+        self._landing.unlink(missing_ok=True)
+        self._journal = JsonLines(work / "journal.jsonl")  # cuts a torn last line off
+        self._earlier = _Journal(work / "journal.jsonl")
+
+    def __enter__(self) -> "ImageStore":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._journal.close()
+        self._earlier.close()
+
+    def recall(self, slot: Slot) -> bool:
+        """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
+        entry = self._earlier.find(slot.key)
+        if entry is None:
+            return False
+        checked, name = Checked(*entry["checked"]), entry["name"]
+        try:
+            if sha256_file(self.folder / name) != checked.sha256:
+                return False
+        except OSError:
+            return False
+        slot.checked, slot.stored = checked, name
+        return True
+
+    def land(self, slot: Slot, source: Path | bytes) -> tuple[str, ImageInfo]:
+        """Stores a good image; returns its name in the dataset folder and what is known of it.
+
+        Raises:
+            RecordError: reason `image_changed`: the file is not the one that was checked.
+        """
+        assert slot.checked is not None
+        checked = slot.checked
+        if not slot.stored:
+            slot.stored = self._store(source, slot)
+            self._journal.write({"key": slot.key, "checked": list(checked), "name": slot.stored})
+        return slot.stored, ImageInfo(checked.sha256, checked.width, checked.height)
+
+    def keep_only(self, used: np.ndarray) -> int:
+        """Removes images that no record names (left over from an earlier try); returns the number of those that stay.
+
+        Args:
+            used: sorted `name_number` of every image in use.
+        """
+        count = 0
+        for file in (self.folder / "images").glob("*/*"):
+            number = name_number(file.name)
+            place = int(np.searchsorted(used, number))
+            if place < len(used) and used[place] == number:
+                count += 1
+            else:
+                file.unlink()
+        return count
+
+    def _store(self, source: Path | bytes, slot: Slot) -> str:
+        assert slot.checked is not None
+        sha256, suffix = slot.checked.sha256, slot.checked.suffix
+        try:
+            _bring(source, self._landing)
+            if isinstance(source, Path) and not _is_unchanged(source, self._landing, slot.key):
+                raise RecordError("image_changed", f"{source} changed while it was read")
+            for digits in (NAME_DIGITS, 64):
+                name = f"images/{sha256[:2]}/{sha256[:digits]}.{suffix}"
+                target = self.folder / name
+                if not target.exists() or sha256_file(target)[:digits] != sha256[:digits]:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._landing.replace(target)  # also over a torn file of a try that the power failed
+                    return name
+                if filecmp.cmp(self._landing, target, shallow=False):
+                    self._landing.unlink()
+                    return name
+            raise AssertionError("two files of one sha256")
+        except BaseException:
+            self._landing.unlink(missing_ok=True)
+            raise
+
+
+def _bring(source: Path | bytes, target: Path) -> None:
+    """Bytes, a hard link, or where none can be made a copy, under a name that must be free.
+
+    Were the name taken by a link to another image, a copy would write into that image.
+    """
+    if isinstance(source, Path):
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links
+    with target.open("xb") as file:
+        if isinstance(source, bytes):
+            file.write(source)
+        else:
+            with source.open("rb") as original:
+                shutil.copyfileobj(original, file, 1 << 20)
+
+
+def _is_unchanged(source: Path, landed: Path, key: str) -> bool:
+    return image_key(source) == key and landed.stat().st_size == int(key.split("|")[-2])
+
+
+def name_number(name: str) -> np.uint64:
+    """The first 16 digits of a sha256, or of a name made of one, as a number: 8 bytes an image, where a text takes 100."""
+    return np.uint64(int(name[:NAME_DIGITS], 16))
+
+
+class _Journal:
+    """The journal of an earlier try, read from front to back a stretch at a time: images come in the same order again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._end = path.stat().st_size  # what follows is written in this try
+        self._window: deque[dict[str, Any]] = deque()
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        while len(self._window) < AHEAD and self._file.tell() < self._end:
+            self._window.append(json.loads(self._file.readline()))
+        for place, entry in enumerate(self._window):
+            if entry["key"] == key:
+                for _ in range(place + 1):
+                    self._window.popleft()
+                return entry
+        return None
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,406 @@
+"""`data prepare`: any source format in, a checked dataset folder out.
+
+A source names records and where their images are; every image is decoded completely in a child process and stored under its
+content; what cannot be used is skipped with a reason, so that `input = ok + sum(skipped)`. The work goes on in `OUT.preparing`
+and becomes OUT by a rename at the end: OUT is complete or not there. A prepare that was stopped goes on where it was when the same
+command is given again: images that were stored are not decoded a second time.
+"""
+
+import contextlib
+import difflib
+import heapq
+import re
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
+from sightline.data.download import DownloadOptions
+from sightline.data.prepare.image_store import ImageStore, Slot, Slots, check_images, image_key
+from sightline.data.prepare.name_only import named_record
+from sightline.data.prepare.shards import remove_unsharded, write_shards
+from sightline.data.prepare.skip_limit import Budget
+from sightline.data.prepare.splitting import SplitRule
+from sightline.data.prepare.writer import Written, file_entry, write_records
+from sightline.data.readers import FORMATS, Item, Located, Skip, SourceOptions, Tally
+from sightline.data.readers.base import Format, uniform
+from sightline.data.readers.boxes import kept_boxes, pixel_fractions
+from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
+from sightline.runtime import fault_injection as faults
+from sightline.runtime.logs import Bar, progress
+from sightline.runtime.optional import require
+from sightline.runtime.signals import watch_signals
+from sightline.runtime.storage import Lock, atomic_file, dump_line, publish_dir, sweep, write_json
+from sightline.runtime.workers import GuardedPool, TaskFailure
+from sightline.types import ImageInfo, Message, Record
+
+BATCH = 8  # images that a child checks at a time
+BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
+MAX_WAITING = 64  # records after which a task is sent, were it empty, to keep the stream moving
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")  # it becomes part of a folder's name
+CHECKED = "checked.jsonl"
+FETCHED = "fetched"  # folder of downloaded files, until they are images of the dataset
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What to make of a source.
+
+    Attributes:
+        out: the dataset folder to write; must not exist.
+        source: how to read.
+        split: which records are held out.
+        sample: number of records to draw at random; None takes all.
+        workers: child processes that decode.
+        max_skipped: share of records that may be skipped; 0 stops at the first one.
+        shards: bytes of a tar shard; None writes image files.
+        licence: of the data; empty takes what is known of the format.
+        image_seconds, image_memory: limits of a child on one image.
+        download: limits of downloads, for a source whose images are URLs.
+    """
+
+    out: Path
+    source: SourceOptions = field(default_factory=SourceOptions)
+    split: SplitRule = field(default_factory=SplitRule)
+    sample: int | None = None
+    workers: int = 1
+    max_skipped: float = 0.01
+    shards: int | None = None
+    licence: str = ""
+    image_seconds: float = 60.0
+    image_memory: int = 2 << 30
+    download: DownloadOptions = field(default_factory=DownloadOptions)
+
+
+def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, Any]:
+    """Makes a dataset folder; returns `dataset.json`.
+
+    Raises:
+        UsageError: an option cannot work, or `out` exists.
+        DataError: the source as a whole is damaged or empty.
+        BudgetError: too much of it had to be skipped.
+        StorageError: the disk refuses.
+        Stopped: a signal arrived; what was done is kept.
+    """
+    chosen = _chosen_format(path, format_name, options)
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists already; nothing is overwritten.", "Choose another --out, or remove it.")
+    work = out.with_name(out.name + UNFINISHED)
+    try:
+        with Lock(work / "lock.json"), watch_signals() as stopped:
+            try:
+                summary = _Preparation(path, format_name, chosen, options, work, stopped).run()
+            except BaseException:
+                if not any(work.glob("dataset/images/*/*")) and not any(work.glob(f"{FETCHED}/*/*")):
+                    shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
+                raise
+            shutil.rmtree(work, ignore_errors=True)
+            return summary
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or work}: {error.strerror or error}.", "Free space or choose another folder."
+        ) from error
+
+
+def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        meant = f"Did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"There is no format {name!r}.", f"{meant}Formats are {', '.join(FORMATS)}.")
+    chosen = FORMATS[name]
+    if (str(path) == "-") != (chosen.takes == "-"):
+        want = "makes its own data: give - as its source" if chosen.takes == "-" else "needs a file or folder, not -"
+        raise UsageError(f"Format {name!r} {want}.")
+    if chosen.is_remote:
+        require("httpx", "data", f"Format {name}")
+        if options.source.without_images:
+            raise UsageError("--without-images keeps names of files, and a URL is none.", "Use --text-only, or fetch the images.")
+    if chosen.takes == "path" and not path.exists():
+        raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
+    chosen.check_mapping(options.source.mapping, name)
+    if options.source.without_images and (options.source.text_only or options.shards is not None):
+        other = "--text-only" if options.source.text_only else "--shards"
+        raise UsageError(f"--without-images and {other} do not go together.", "Give one of them.")
+    if not 0 <= options.max_skipped <= 1 or (options.sample is not None and options.sample < 1) or options.workers < 0:
+        raise UsageError("--max-skipped is a share from 0 to 1, --sample at least 1, --workers at least 0.")
+    return chosen
+
+
+# The stream -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A record whose images are being checked."""
+
+    item: Item
+    slots: list[Slot]
+    sources: list[Path | bytes]
+
+
+class _Preparation:
+    """One run of `prepare`: the source is pulled by the pool's appetite, and outcomes leave in the source's order."""
+
+    def __init__(
+        self, path: Path, name: str, chosen: Format, options: PrepareOptions, work: Path, stopped: Callable[[], str]
+    ) -> None:
+        self.path, self.name, self.format, self.options, self.stopped = path, name, chosen, options, stopped
+        self.work, self.folder = work, work / "dataset"
+        self.tally = Tally()
+        self.budget = Budget(options.max_skipped, work)
+        self._queue: deque[_Waiting | Skip] = deque()
+        self._sent: deque[list[tuple[Slot, Path | bytes]]] = deque()
+        self._slots = Slots()
+        self._ids: set[int] = set()
+
+    def run(self) -> dict[str, Any]:
+        self.folder.mkdir(exist_ok=True)
+        for folder in (self.work, self.folder):
+            sweep(folder)
+        with ImageStore(self.folder, self.work) as store:
+            with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.folder / SKIPPED, "wb") as skipped:
+                self._check_all(store, checked, skipped)
+            self.budget.finish()
+            faults.hit("prepare.before_records")
+            written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split, self._poll)
+            num_images = store.keep_only(written.image_numbers)
+            shards = None
+            if self.options.shards is not None:
+                shards = write_shards(self.folder, self.work, self.options.shards, self.options.workers, self._poll)
+            summary = self._summary(written, num_images, shards)
+        if shards is not None:
+            remove_unsharded(self.folder)
+        write_json(self.folder / DATASET, summary)
+        publish_dir(self.folder, self.options.out)
+        return summary
+
+    def _summary(self, written: Written, num_images: int, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
+        files = (RECORDS, INDEX, SKIPPED) if shards is None else (INDEX, IMAGE_INDEX, SKIPPED)
+        files += (DOWNLOADS,) if self._is_fetched else ()
+        return {
+            "schema": SCHEMA,
+            "format": self.name,
+            "source": _source_name(self.path, self.name, self.format),
+            "licence": self.options.licence or self.format.licence,
+            "options": _told(self.options),
+            "input": self.budget.input,
+            "ok": self.budget.ok,
+            "skipped": dict(sorted(self.budget.skipped.items())),
+            "splits": written.splits,
+            "images": num_images,
+            "image_places": written.image_places,
+            "ignored": dict(sorted(self.tally.ignored.items())),
+            "notes": dict(sorted(self.tally.notes.items())),
+            "files": {name: file_entry(self.folder / name) for name in files},
+            **({} if shards is None else {"shards": shards}),
+            **({"without_images": True} if self.options.source.without_images else {}),
+            "fingerprint": written.fingerprint,
+        }
+
+    def _check_all(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes]) -> None:
+        options = self.options
+        with (
+            self._entries() as entries,
+            GuardedPool(check_images, options.workers, options.image_seconds, options.image_memory) as pool,
+            progress("preparing", None) as bar,
+        ):
+            for outcome in pool.map(self._tasks(store, entries)):
+                faults.hit("prepare.checked")
+                batch = self._sent.popleft()
+                if isinstance(outcome, TaskFailure):  # one of them broke the child: find out which
+                    alone = (pool.run((source,)) for _, source in batch)
+                    outcome = tuple(found if isinstance(found, TaskFailure) else found[0] for found in alone)
+                for (slot, _), found in zip(batch, outcome, strict=True):
+                    slot.failure, slot.checked = (found, None) if isinstance(found, TaskFailure) else (None, found)
+                self._finish_ready(store, checked, skipped, bar)
+                self._poll()
+            self._finish_ready(store, checked, skipped, bar)
+        assert not self._queue
+
+    def _poll(self) -> None:
+        if signal := self.stopped():
+            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
+
+    @property
+    def _is_fetched(self) -> bool:
+        """Whether images come from the network."""
+        return self.format.is_remote and not self.options.source.text_only
+
+    @contextlib.contextmanager
+    def _entries(self) -> Iterator[Iterator[Item | Skip]]:
+        """The source with its images at hand."""
+        if not self._is_fetched:
+            yield self._drawn()
+            return
+        from sightline.data.download.stream import Downloads
+
+        with (
+            atomic_file(self.folder / DOWNLOADS, "wb") as log,
+            Downloads(self.work / FETCHED, self.options.download, self._poll, log) as downloads,
+        ):
+            yield downloads.bring(self._drawn())
+
+    def _drawn(self) -> Iterator[Item | Skip]:
+        """The source, or a random part of it that the seed decides."""
+        source = self.options.source
+        if self.options.sample is None:
+            return self.format.read(self.path, source, self.tally)
+        places = (
+            (-uniform(source.seed, "sample", place), place) for place, _ in enumerate(self.format.read(self.path, source, Tally()))
+        )
+        drawn = {place for _, place in heapq.nlargest(self.options.sample, places)}
+        entries = enumerate(self.format.read(self.path, source, self.tally))
+        return (entry for place, entry in entries if place in drawn)
+
+    def _tasks(self, store: ImageStore, entries: Iterator[Item | Skip]) -> Iterator[tuple[Path | bytes, ...]]:
+        """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
+        batch: list[tuple[Slot, Path | bytes]] = []
+        idle = 0
+        for entry in entries:
+            waiting = entry if isinstance(entry, Skip) else self._begun(entry)
+            self._queue.append(waiting)
+            idle += 1
+            for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _Waiting) else ():
+                if not slot.is_known and not slot.is_sent and not store.recall(slot):
+                    slot.is_sent = True
+                    batch.append((slot, source))
+            size = sum(len(source) for _, source in batch if isinstance(source, bytes))
+            if len(batch) >= BATCH or size >= BATCH_BYTES or idle >= MAX_WAITING:
+                yield self._send(batch)
+                batch, idle = [], 0
+        if batch:
+            yield self._send(batch)
+
+    def _send(self, batch: list[tuple[Slot, Path | bytes]]) -> tuple[Path | bytes, ...]:
+        self._sent.append(batch)
+        return tuple(source for _, source in batch)
+
+    def _begun(self, item: Item) -> _Waiting | Skip:
+        """Everything that can be said of a record without its images."""
+        try:
+            item = _normalised(item, self.options.source.text_only, self.tally)
+            known = hash(item.record.id)
+            if known in self._ids:
+                raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
+            self._ids.add(known)
+            if self.options.source.without_images:
+                return _Waiting(replace(item, record=named_record(item, self.tally), images=()), [], [])
+            sources = [ref.root.fetch(ref.name) if isinstance(ref, Located) else ref for ref in item.images]
+            slots = [self._slots.get(image_key(source)) for source in sources]
+            return _Waiting(item, slots, sources)
+        except RecordError as error:
+            return Skip(item.where, item.record.id, error.reason, error.message)
+
+    def _finish_ready(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes], bar: Bar) -> None:
+        while self._queue:
+            head = self._queue[0]
+            if isinstance(head, _Waiting) and not all(slot.is_known for slot in head.slots):
+                return
+            self._queue.popleft()
+            outcome = head if isinstance(head, Skip) else self._finished(head, store)
+            if isinstance(outcome, Skip):
+                skipped.write(dump_line(_skip_line(outcome)))
+            else:
+                checked.write(dump_line(outcome.to_json()))
+            self.budget.add(outcome if isinstance(outcome, Skip) else None)
+            bar.step(1, f"{self.budget.ok} ok, {sum(self.budget.skipped.values())} skipped")
+
+    def _finished(self, waiting: _Waiting, store: ImageStore) -> Record | Skip:
+        """The record with its images stored, or why it is skipped: one bad image drops the record."""
+        item = waiting.item
+        if self.options.source.without_images:
+            return item.record
+        try:
+            for slot in waiting.slots:
+                if slot.failure is not None:
+                    raise RecordError(slot.failure.reason, slot.failure.detail)
+            found = [slot.checked for slot in waiting.slots if slot.checked is not None]
+            for claimed, checked in zip(item.hashes, found, strict=False):
+                if claimed != checked.sha256:
+                    raise RecordError("hash_mismatch", "an image is not the one that the record was written with")
+            if any(claimed != (checked.width, checked.height) for claimed, checked in zip(item.sizes, found, strict=False)):
+                self.tally.notes["size_differs"] += 1
+            landed = [store.land(slot, source) for slot, source in zip(waiting.slots, waiting.sources, strict=True)]
+        except RecordError as error:
+            return Skip(item.where, item.record.id, error.reason, error.message)
+        names: list[str] = [name for name, _ in landed]
+        infos: list[ImageInfo] = [info for _, info in landed]
+        boxes = item.record.boxes
+        if item.pixel_boxes and infos:
+            size = (infos[0].width, infos[0].height)
+            boxes += kept_boxes([(label, pixel_fractions(box, size), False) for label, box in item.pixel_boxes], self.tally)[0]
+        return replace(item.record, images=tuple(names), image_info=tuple(infos), boxes=boxes)
+
+
+def _source_name(path: Path, format_name: str, chosen: Format) -> str:
+    """Never an absolute path: the same source gives the same bytes wherever it lies."""
+    if chosen.takes == "-":
+        return format_name
+    return path.resolve().name if path.exists() else str(path)
+
+
+def _skip_line(skip: Skip) -> dict[str, Any]:
+    line = {"id": skip.id, "where": skip.where, "reason": skip.reason, "detail": skip.detail}
+    return {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _told(options: PrepareOptions) -> dict[str, Any]:
+    """The options that decide what the folder holds."""
+    source, rule = options.source, options.split
+    told: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
+    if rule.shares:
+        told |= {"split": dict(rule.shares), "by": rule.by}
+    if source.without_images:
+        told["without_images"] = True
+    told |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
+    if options.sample is not None:
+        told["sample"] = options.sample
+    if options.download.allowed:
+        told["allow_networks"] = [str(network) for network in options.download.allowed]
+    return told
+
+
+# Records --------------------------------------------------------------------------------------------------------------------
+
+
+def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
+    """The item with a record that may be kept if its images are good.
+
+    Raises:
+        RecordError: see `docs/data.md` for the reasons.
+    """
+    record = item.record
+    if text_only:
+        item = replace(item, images=(), sizes=(), hashes=(), pixel_boxes=())
+        record = replace(record, boxes=(), messages=tuple(_without_images(message) for message in record.messages))
+    captions = tuple(caption for caption in record.captions if caption.strip())
+    if record.captions and not captions:
+        raise RecordError("empty_caption", "every caption is empty")
+    if lost := len(record.captions) - len(captions):
+        tally.notes["empty_caption"] += lost
+    _check_messages(record)
+    if not _SPLIT.match(record.split):
+        raise RecordError("bad_split", f"split {record.split!r} must be made of letters, digits, '_', '-' and '.'")
+    record = replace(record, captions=captions, images=tuple(map(str, range(len(item.images)))), image_info=())
+    record.check()
+    try:
+        dump_line(record.to_json())
+    except (UnicodeEncodeError, TypeError, ValueError) as error:
+        raise RecordError("bad_text", f"cannot be written as JSON: {error}") from error
+    return replace(item, record=record)
+
+
+def _without_images(message: Message) -> Message:
+    return Message(message.role, tuple(part for part in message.content if not part.is_image))
+
+
+def _check_messages(record: Record) -> None:
+    answers = [message for message in record.messages if message.role == "assistant"]
+    if record.messages and not answers and not record.answers:
+        raise RecordError("no_answer", "the conversation has no turn of the assistant")
+    if any(not message.text.strip() for message in answers):
+        raise RecordError("empty_answer", "a turn of the assistant is empty")

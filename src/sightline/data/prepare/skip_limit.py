@@ -1,0 +1,76 @@
+"""How many records may be skipped before work on a source is not worth going on with.
+
+A few broken records are normal in any large set; many mean that a path, a column or a download is wrong, and then hours of work
+would end in a folder that nobody wants.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from sightline.data.readers.base import Skip
+from sightline.errors import BudgetError, DataError
+
+GRACE = 200  # records before the budget for skips is looked at
+MAX_IN_A_ROW = 100
+EXAMPLES = 10
+
+
+class Budget:
+    """Counts what was kept and skipped, and stops when too much is skipped.
+
+    While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
+    deviations), from the 200th record on; at the end the share itself decides.
+    """
+
+    def __init__(self, share: float, where: Path) -> None:
+        self.share, self._where = share, where
+        self.ok = 0
+        self.skipped: Counter[str] = Counter()
+        self._in_a_row = 0
+        self._examples: list[Skip] = []
+
+    @property
+    def input(self) -> int:
+        return self.ok + sum(self.skipped.values())
+
+    def add(self, skip: Skip | None) -> None:
+        """Counts one record, kept (None) or skipped.
+
+        Raises:
+            BudgetError: too many.
+        """
+        if skip is None:
+            self.ok += 1
+            self._in_a_row = 0
+            return
+        self.skipped[skip.reason] += 1
+        self._in_a_row += 1
+        if len(self._examples) < EXAMPLES:
+            self._examples.append(skip)
+        allowed = self.share * self.input
+        is_over = sum(self.skipped.values()) > allowed + 3 * (allowed * (1 - self.share)) ** 0.5
+        if self.share == 0 or (self.input >= GRACE and self.share < 1 and (is_over or self._in_a_row >= MAX_IN_A_ROW)):
+            self._stop()
+
+    def finish(self) -> None:
+        """Judges the whole.
+
+        Raises:
+            BudgetError: too many were skipped, or nothing is left.
+            DataError: there was nothing.
+        """
+        if self.input == 0:
+            raise DataError("the source has no records.")
+        if self.ok == 0 or (self.input >= GRACE and sum(self.skipped.values()) > self.share * self.input):
+            self._stop()
+
+    def _stop(self) -> None:
+        lost = sum(self.skipped.values())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common(5))
+        examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
+        ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
+        raise BudgetError(
+            f"{lost} of {self.input} records had to be skipped, --max-skipped allows a share of {self.share:g}: "
+            f"{reasons}.{examples}\n",
+            f"Repair the source, or allow more with --max-skipped.{ids} What was done is kept in {self._where}.",
+        )

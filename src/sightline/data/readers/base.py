@@ -1,0 +1,202 @@
+"""What every source format shares: items, skips, options, and the few decisions that must be made once.
+
+A source is a function `read(path, options, tally)` that yields an `Item` for each record it finds and a `Skip` for each it
+cannot use; a file that is damaged as a whole raises DataError. It never opens an image: it names where the bytes are. Fields
+that a format does not use are counted in `tally.ignored` under their name, never guessed at.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sightline.data.readers.roots import ImageRoot
+from sightline.errors import RecordError, UsageError
+from sightline.types import Record
+
+DEFAULT_SPLIT = "train"
+SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}  # one name for the held-out split, whatever the source says
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """An image by its name under a root (a folder or an archive)."""
+
+    root: ImageRoot
+    name: str
+
+
+ImageRef = Located | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A record before its images are checked and stored.
+
+    Attributes:
+        record: complete but for `images` and `image_info`.
+        images: where the bytes are, in the order of the record's image places.
+        where: `file:line` or `file[row]`, for messages.
+        sizes: width and height that the source claims for each image; empty when it claims none.
+        hashes: sha256 that the source claims for each image; empty when it claims none.
+        pixel_boxes: label and `[x, y, width, height]` in pixels of the first image, for sources that do not know its size.
+    """
+
+    record: Record
+    images: tuple[ImageRef, ...]
+    where: str
+    sizes: tuple[tuple[int, int], ...] = ()
+    hashes: tuple[str, ...] = ()
+    pixel_boxes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A record that cannot be used: one line of `skipped.jsonl`."""
+
+    where: str
+    id: str | None
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a reading: `ignored` fields by name, and `notes` on repairs inside records that were kept."""
+
+    ignored: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What the command line says about a source.
+
+    Attributes:
+        images: folder, zip or tar that image names are relative to; None for the format's own place.
+        mapping: our field -> the source's key, as in `--map caption=text`; an empty key switches the field off.
+        subset, revision: of a data set of the Hub.
+        text_only: leave images out and keep the text of captions.
+        without_images: keep the names of images and look for no file.
+        seed, count, level, size, questions, novel: for generators.
+    """
+
+    images: Path | None = None
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    subset: str = ""
+    revision: str = ""
+    text_only: bool = False
+    without_images: bool = False
+    seed: int = 0
+    count: int = 1000
+    level: int = 1
+    size: int = 64
+    questions: bool = False
+    novel: bool = False
+
+
+Reader = Callable[[Path, SourceOptions, Tally], Iterator[Item | Skip]]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An entry of the registry.
+
+    Attributes:
+        read: the source.
+        fields: our fields that `--map` may point at another key.
+        licence: what is known of the licence of the published set.
+        takes: a path that exists, a name (or path) that the reader looks up itself, or `-` for a generator.
+        is_remote: images are URLs.
+    """
+
+    read: Reader
+    fields: tuple[str, ...] = ("id",)
+    licence: str = ""
+    takes: Literal["path", "name", "-"] = "path"
+    is_remote: bool = False
+
+    def check_mapping(self, mapping: Mapping[str, str], name: str) -> None:
+        """Refuses `--map` of a field that this format does not have.
+
+        Raises:
+            UsageError: names the fields there are.
+        """
+        for key in mapping:
+            if key not in self.fields:
+                raise UsageError(f"--map {key}=...: format {name!r} has no field {key!r}.", f"It has {', '.join(self.fields)}.")
+
+
+# Decisions made once --------------------------------------------------------------------------------------------------------
+
+
+def parse_mapping(arguments: Iterable[str]) -> dict[str, str]:
+    """`field=key` arguments as our field -> the source's key.
+
+    Raises:
+        UsageError: one is not of this form, or a field comes twice.
+    """
+    mapping: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, key = argument.partition("=")
+        if not equals or not name or name in mapping:
+            raise UsageError(f"--map {argument!r} is not FIELD=KEY, or names a field twice.", "For example: --map caption=text")
+        mapping[name] = key
+    return mapping
+
+
+def refuse_mapping(options: SourceOptions, what: str) -> None:
+    """For files whose names are fixed.
+
+    Raises:
+        UsageError: `--map` was given.
+    """
+    if options.mapping:
+        name, key = next(iter(options.mapping.items()))
+        raise UsageError(f"--map {name}={key}: the names in {what} are fixed.", "Leave --map out.")
+
+
+def make_id(value: Any, row: int) -> str:
+    """A record's id: the source's own when it is a text or a whole number, else its place in the source.
+
+    Raises:
+        RecordError: reason `bad_id`.
+    """
+    if value is None:
+        return f"row-{row}"
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise RecordError("bad_id", f"an id is a text or a whole number, got {value!r}")
+    return str(value)
+
+
+def split_name(value: Any) -> str:
+    """The split a source names; "dev", "valid" and "validation" are called "val", none at all "train".
+
+    Raises:
+        RecordError: reason `bad_split`.
+    """
+    if value is None or value == "":
+        return DEFAULT_SPLIT
+    if not isinstance(value, str):
+        raise RecordError("bad_split", f"a split is a text, got {value!r}")
+    return SPLIT_NAMES.get(value, value)
+
+
+def count_ignored(row: Mapping[str, Any], used: Iterable[str], tally: Tally, prefix: str = "") -> None:
+    """Counts the fields of a row that nothing reads."""
+    for name in row.keys() - set(used):
+        tally.ignored[f"{prefix}{name}"] += 1
+
+
+def uniform(seed: int, *keys: object) -> float:
+    """A number in [0, 1) that depends on the seed and the keys alone: the same on every machine and for any order."""
+    digest = hashlib.sha256("\0".join(map(str, (seed, *keys))).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def shown(value: Any) -> str:
+    """A value for a message, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

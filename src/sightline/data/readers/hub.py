@@ -1,0 +1,65 @@
+"""Any data set that the `datasets` library opens: a name on the Hub, a folder that it saved, or a folder of data files.
+
+Rows are streamed and images are left as they are stored; `--map` says which column is what. Splits are those of the data set.
+Nothing is fetched unless the name is no local folder.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
+from sightline.data.readers.rows import Keys, Numbered, Row, image_root, items, require_columns
+from sightline.data.readers.tables import GENERAL
+from sightline.errors import DataError
+from sightline.runtime.optional import require
+
+KEYS: Keys = {**GENERAL, "caption": ("caption", "text")}
+SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+
+def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+    """Items of all splits, or of the one part that `--subset` and `--revision` name."""
+    root = image_root(options, path if path.is_dir() else path.parent)
+    number = 0
+    for split, rows in _splits(path, options):
+
+        def build(values: dict[str, Any], row_number: int, where: str, split: str = split) -> Item:
+            return Row(values, KEYS, options).item(row_number, where, root, tally, split=split)
+
+        for entry in items(_numbered(rows, split, number, path, options), build):
+            yield entry
+            number += 1
+
+
+def _numbered(rows: Any, split: str, first: int, path: Path, options: SourceOptions) -> Iterator[Numbered]:
+    place = 0
+    try:
+        for row in rows:
+            if place == 0:
+                require_columns(row, KEYS, options, f"{path}: split {split!r}")
+            yield first + place, f"{split}[{place}]", row
+            place += 1
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: split {split!r}, row {place}: {_told(error)}.") from error
+
+
+def _splits(path: Path, options: SourceOptions) -> Iterator[tuple[str, Any]]:
+    datasets = require("datasets", "data", "Format hf")
+    try:
+        if any((path / name).is_file() for name in SAVED):
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.load_dataset(
+                str(path), options.subset or None, revision=options.revision or None, streaming=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: {_told(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
+    splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+    for name, rows in splits.items():
+        stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
+        yield str(name), stream.decode(False)
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

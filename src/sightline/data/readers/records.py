@@ -1,0 +1,53 @@
+"""Our own format: `records.jsonl` with its images beside it, or a whole dataset folder (also one of shards).
+
+Images are checked and stored anew. A hash that the records carry must still be true of the image: this is where silent damage
+is found.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sightline.data.dataset import DATASET, RECORDS, Dataset
+from sightline.data.readers.base import Item, Located, Skip, SourceOptions, Tally, make_id, refuse_mapping
+from sightline.data.readers.rows import find_file, image_root, items, json_rows
+from sightline.types import Record
+
+
+def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
+    """Items of a records file, or of the folder that holds one."""
+    if (path / DATASET).is_file() and not (path / RECORDS).exists():
+        return _sharded(Dataset(path), options)
+    file = find_file(path, (RECORDS,), (".jsonl",))
+    root = image_root(options, file.parent)
+
+    def build(values: dict[str, Any], number: int, where: str) -> Item:
+        captions = values.get("captions")
+        if isinstance(captions, list) and len(captions) > 1:  # one empty caption among several costs itself alone
+            told = [caption for caption in captions if not isinstance(caption, str) or caption.strip()]
+            if told and len(told) < len(captions):
+                values["captions"] = told
+                tally.notes["empty_caption"] += len(captions) - len(told)
+        if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
+            values["id"] = make_id(values.pop(options.mapping["id"], None), number)
+        record = Record.from_json(values)
+        return Item(
+            record,
+            tuple(Located(root, name) for name in record.images),
+            where,
+            sizes=tuple((info.width, info.height) for info in record.image_info),
+            hashes=tuple(info.sha256 for info in record.image_info),
+        )
+
+    return items(json_rows(file), build)
+
+
+def _sharded(dataset: Dataset, options: SourceOptions) -> Iterator[Item | Skip]:
+    refuse_mapping(options, "a dataset folder")
+    for number, record in enumerate(dataset.records()):
+        yield Item(
+            record,
+            tuple(dataset.image_bytes(record, k) for k in range(len(record.images))),
+            f"{dataset.path.name}[{number}]",
+            hashes=tuple(info.sha256 for info in record.image_info),
+        )

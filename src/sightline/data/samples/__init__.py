@@ -1,0 +1,1 @@
+"""From records to token ids: templates, label mask, prompts, length table."""

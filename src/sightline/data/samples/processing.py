@@ -1,0 +1,53 @@
+"""`sightline.json` of a model's folder: how records become inputs of the model."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sightline.config import Config
+from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import AnyTiling, WholeConfig
+from sightline.data.samples.encoding import Policy
+from sightline.errors import StorageError
+from sightline.runtime.storage import read_json
+
+PROCESSING = "sightline.json"
+
+
+class Processing(Config):
+    """How records become inputs of a model; `sightline.json` of its folder."""
+
+    schema_version: int = 1
+    prompt: str = ""
+    template: str = "auto"
+    supervise: Policy = "assistant"
+    max_tokens: int = 2048
+    tiling: AnyTiling = WholeConfig()
+    preparation: ImagePreparation | None = None
+    recipe: str = "custom"
+    run: dict[str, Any] = Field(default_factory=dict)
+    """Where the weights come from: recipe, stage, step."""
+
+
+def is_ours(folder: str | Path) -> bool:
+    """Whether a folder holds a model that Sightline wrote."""
+    return (Path(folder) / PROCESSING).is_file()
+
+
+def read_processing(folder: str | Path) -> Processing:
+    """How records become inputs of the model in a folder.
+
+    Raises:
+        StorageError: the folder is no model of Sightline, or its file is damaged.
+    """
+    file = Path(folder) / PROCESSING
+    if not file.is_file():
+        raise StorageError(
+            f"{folder} is no model of Sightline: it has no {PROCESSING}.", "Give a run, or a checkpoint's model folder."
+        )
+    try:
+        return Processing.model_validate(read_json(file), strict=False)
+    except ValueError as error:
+        fault = str(error).splitlines()[0]
+        raise StorageError(f"{file}: not how this version writes it ({fault}).", "Use the version that wrote it.") from error

@@ -1,0 +1,94 @@
+"""What `generate` is fed for a record: the row up to the answer, and what fills its visual slots."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import Pictures
+from sightline.data.images.tilings import Layout
+from sightline.data.samples.encoding import Row, RowBuilder, join_sources
+from sightline.errors import RecordError
+from sightline.types import Message, Record
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row to continue.
+
+    Attributes:
+        row: ids with image tokens at the visual slots.
+        source: visual-token index of each slot, over this prompt's crops.
+        pixels: prepared crops, or None.
+        features: stored features instead of pixels, or None.
+    """
+
+    row: Row
+    source: Int[np.ndarray, " M"]
+    pixels: np.ndarray | None = None
+    features: np.ndarray | None = None
+
+    @property
+    def num_crops(self) -> int:
+        stack = self.pixels if self.pixels is not None else self.features
+        return 0 if stack is None else len(stack)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record that stands before a question with its pictures and its answer: its conversation, or its first caption.
+
+    Attributes:
+        dataset: that it is of.
+        pictures: fills its visual slots.
+    """
+
+    dataset: Dataset
+    record: Record
+    pictures: Pictures | None
+
+
+def prompt_row(record: Record, builder: RowBuilder, examples: Sequence[Example] = ()) -> tuple[Row, list[Layout]]:
+    """The row of a record's prompt after its examples, and the layouts of all their pictures, which need not be opened for it.
+
+    Raises:
+        RecordError: a text or a picture cannot be used.
+    """
+    messages: list[Message] = []
+    layouts: list[Layout] = []
+    for example in examples:
+        messages.extend(builder.conversations(example.record)[0])
+        layouts.extend(builder.layouts(example.record))
+    messages.extend(builder.prompt_messages(record))
+    layouts.extend(builder.layouts(record))
+    return builder.prompt_row(messages, layouts), layouts
+
+
+def make_prompt(
+    dataset: Dataset,
+    record: Record,
+    builder: RowBuilder,
+    pictures: Pictures | None,
+    tokens_per_crop: int,
+    examples: Sequence[Example] = (),
+) -> Prompt:
+    """The prompt of a record, after examples if there are any.
+
+    Raises:
+        RecordError: its text or a picture cannot be used.
+    """
+    row, layouts = prompt_row(record, builder, examples)
+    source = join_sources(layouts, tokens_per_crop)
+    if not layouts:
+        return Prompt(row, source)
+    stacks = []
+    for shown in (*examples, Example(dataset, record, pictures)):
+        if not builder.layouts(shown.record):
+            continue
+        if shown.pictures is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        stacks.append(shown.pictures.fill(shown.dataset, shown.record))
+    pixels, features = ([stack for stack in side if stack is not None] for side in zip(*stacks, strict=True))
+    return Prompt(row, source, np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)

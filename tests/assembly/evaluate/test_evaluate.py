@@ -1,0 +1,220 @@
+"""From a model folder and a data set to scores; batch sizes, broken pictures and kills change nothing but what they must."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.assembly.evaluate import answers
+from sightline.assembly.evaluate.evaluate import Evaluated, Request, evaluate
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Processing
+from sightline.data.dataset import Dataset
+from sightline.errors import BudgetError, DataError, SightlineError, UsageError
+from sightline.evaluation.controls import exchange_images
+from sightline.metrics.caption import score_captions
+from tests.assembly.inspect.test_rows import run_config
+from tests.data.check.planted import folder, png, record, scene, stored
+from tests.data.pictures import lines
+
+COUNT = 11
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings_of_torch_are_given_back() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model"
+    path.mkdir()
+    models.write(models.build(run_config(), Processing(prompt="Look.", max_tokens=120), None), path)
+    return path
+
+
+def data(path: Path, first: int = 0, more: Sequence[dict[str, Any]] = ()) -> Path:
+    """Records with a picture each; `first` says which scenes they show, `more` are further records."""
+    rows = [record(f"r{n}", f"{n}.png", "val", [f"a dog {n}", f"the dog runs {n}"]) for n in range(COUNT)]
+    rows += [record("words", None, "val", ["no picture"]), record("t", "0.png"), *more]
+    return folder(path, rows, {f"{n}.png": png(scene(first + n, 64)) for n in range(COUNT)})
+
+
+def two_pictures(name: str) -> dict[str, Any]:
+    look = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Look."}]
+    messages = [{"role": "user", "content": look}, {"role": "assistant", "content": "a dog"}]
+    return {"id": name, "images": ["0.png", "1.png"], "messages": messages, "split": "val"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return data(tmp_path_factory.mktemp("data") / "set")
+
+
+def asked(source: Path, dataset: Path, out: Path, **changes: Any) -> Evaluated:
+    request = Request(
+        str(source), "caption", str(dataset), "val", out=out, batch_size=4, max_new_tokens=6, resamples=20, device="cpu"
+    )
+    return evaluate(replace(request, **changes))
+
+
+def texts(done: Evaluated) -> dict[str, str]:
+    return {prediction.record_id: prediction.text for prediction in done.predicted.predictions}
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    return asked(model, dataset, tmp_path_factory.mktemp("plain"))
+
+
+def test_every_batch_size_gives_the_same_texts(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+    assert len(set(texts(plain).values())) > 4  # the model says different things of different pictures
+    for size in (1, 7, 32):
+        assert texts(asked(model, dataset, tmp_path / str(size), batch_size=size)) == texts(plain)
+
+
+def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluated) -> None:
+    told = plain.to_json()
+    assert json.loads((plain.folder / "scores.json").read_text()).items() >= told.items()
+    assert (told["input"], told["ok"], told["skipped"]) == (COUNT, COUNT, {})
+    assert (told["task"], told["split"], told["control"]) == ("caption", "val", None)
+    said = [texts(plain)[f"r{n}"] for n in range(COUNT)]
+    references = [[f"a dog {n}", f"the dog runs {n}"] for n in range(COUNT)]
+    direct = score_captions(said, references, resamples=20, seed=0)
+    assert set(told["scores"]) == {*direct, "exact"} >= {"cider_d", "bleu_4", "rouge_l"}
+    for name, score in told["scores"].items():
+        assert score.keys() == {"value", "low", "high", "n"}
+        assert score["n"] == COUNT
+        assert score["low"] <= score["value"] <= score["high"]
+        if name in direct:
+            assert score["value"] == pytest.approx(direct[name].value, rel=1e-12)
+    assert [line["id"] for line in lines(plain.folder / "predictions.jsonl")] == [f"r{n}" for n in range(COUNT)]
+
+
+def test_blind_answers_do_not_depend_on_the_pictures(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+    other = data(tmp_path / "other", first=50)
+    blind = [texts(asked(model, path, tmp_path / path.name, control="blind")) for path in (dataset, other)]
+    assert blind[0] == blind[1]
+    assert len(set(blind[0].values())) == 1  # one size of picture, one prompt: one answer
+    seen = texts(asked(model, other, tmp_path / "seen"))
+    assert seen != texts(plain)
+
+
+def test_shuffled_answers_are_those_to_another_records_picture(
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluated
+) -> None:
+    done = asked(model, dataset, tmp_path / "shuffled", control="shuffled")
+    records = [record for record in Dataset(dataset).records("val") if record.images]
+    owner = {record.images: record.id for record in records}
+    for before, after in zip(records, exchange_images(records), strict=True):
+        giver = owner[after.images]
+        assert giver != before.id
+        assert texts(done)[before.id] == texts(plain)[giver]
+    # Scores are held against the record's own captions, not the giver's.
+    assert [record.captions for record in done.records] == [record.captions for record in records]
+    assert done.to_json()["control"] == "shuffled"
+
+
+def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_the_shuffled_control_and_counted(
+    model: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = data(tmp_path / "set", more=[two_pictures("pair")])
+    assert asked(model, path, tmp_path / "seen", batch_size=COUNT + 1).to_json()["ok"] == COUNT + 1
+    done = asked(model, path, tmp_path / "shuffled", control="shuffled")
+    told = done.to_json()
+    assert (told["input"], told["ok"], told["skipped"]) == (COUNT + 1, COUNT, {"not_exchangeable": 1})
+    assert json.loads((done.folder / "scores.json").read_text())["skipped"] == {"not_exchangeable": 1}
+    assert "skipped: not_exchangeable 1" in caplog.text
+    assert texts(done) == texts(asked(model, dataset, tmp_path / "alone", control="shuffled"))
+    assert all(score["n"] == COUNT for score in told["scores"].values())
+    with pytest.raises(UsageError, match="no two of 1 records can exchange their images"):
+        asked(model, path, tmp_path / "one", control="shuffled", limit=1)
+
+
+def test_pictures_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluated) -> None:
+    path = data(tmp_path / "set")
+    stored(path, 2).write_bytes(b"broken")
+    stored(path, 7).unlink()
+    done = asked(model, path, tmp_path / "out")
+    told = done.to_json()
+    assert (told["input"], told["ok"]) == (COUNT, COUNT - 2)
+    assert told["skipped"] == {"image_format": 1, "image_missing": 1}
+    assert texts(done) == {name: text for name, text in texts(plain).items() if name not in ("r2", "r7")}
+    assert all(score["n"] == COUNT - 2 for score in told["scores"].values())
+
+
+def test_nothing_to_score_is_said_in_words(model: Path, tmp_path: Path) -> None:
+    path = data(tmp_path / "set")
+    for index in range(COUNT):
+        stored(path, index).write_bytes(b"broken")
+    with pytest.raises(BudgetError, match=r"none of 11 records could be answered \(image_format 11\)"):
+        asked(model, path, tmp_path / "out")
+
+
+def test_an_evaluation_that_is_killed_goes_on_and_ends_the_same(
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    real = answers.generate
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise OSError("killed")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(answers, "generate", counted)
+    with pytest.raises(OSError, match="killed"):
+        asked(model, dataset, tmp_path)
+    assert not (tmp_path / "scores.json").exists()
+    log = tmp_path / "predictions.jsonl"
+    log.write_bytes(log.read_bytes()[:-3])
+    done = asked(model, dataset, tmp_path)
+    assert calls == [4, 4, 4, 4]  # 3 of the first batch were kept: 8 more records in two batches of the same shape
+    assert texts(done) == texts(plain)
+    assert {name: score.value for name, score in done.scores.items()} == {name: score.value for name, score in plain.scores.items()}
+    assert asked(model, dataset, tmp_path).scores == done.scores
+    assert len(calls) == 4  # nothing is asked twice
+
+
+def test_some_records_are_drawn_at_random_and_always_the_same(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+    first = asked(model, dataset, tmp_path / "a", limit=5)
+    assert list(texts(first)) == list(texts(asked(model, dataset, tmp_path / "b", limit=5)))
+    assert list(texts(first)) != [f"r{n}" for n in range(5)]
+    assert texts(first).items() <= texts(plain).items()
+
+
+def test_another_prompt_is_another_evaluation(model: Path, dataset: Path, tmp_path: Path) -> None:
+    first = texts(asked(model, dataset, tmp_path, limit=4))
+    second = texts(asked(model, dataset, tmp_path, limit=4, prompt="What colour is it?"))
+    assert first.keys() == second.keys()
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"task": "dance"}, UsageError, "no task 'dance'"),
+        ({"split": "test"}, DataError, "has no split 'test'; it has"),
+        ({"data": "NONE"}, DataError, "NONE"),
+        ({"model": "NONE"}, SightlineError, "NONE"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    model: Path, dataset: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        asked(model, dataset, tmp_path, **changes)
+
+
+def test_results_of_a_folder_stand_beside_it(model: Path, dataset: Path) -> None:
+    done = asked(model, dataset, None, control="blind", limit=3)  # pyrefly: ignore
+    assert done.folder == model.parent / "model-eval/caption/set-val-blind-n3"
+    assert np.isfinite([score.value for score in done.scores.values()]).all()

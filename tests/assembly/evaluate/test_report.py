@@ -1,0 +1,62 @@
+"""The page of a run holds its scores against those of the controls on the same records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.assembly.config.resolving import resolve
+from sightline.assembly.evaluate.evaluate import Request
+from sightline.assembly.evaluate.report import SEEN, on_common_records, report_run
+from sightline.assembly.train.run import train
+from sightline.data.dataset import Dataset
+from sightline.errors import BudgetError
+from sightline.evaluation.predict import Predicted
+from sightline.evaluation.tasks import TASKS
+from tests.assembly.evaluate.test_evaluate import COUNT, data, stored, two_pictures
+from tests.assembly.inspect.test_rows import run_config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings_of_torch_are_given_back() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Left out: a record whose pictures cannot be exchanged, and for a broken picture one record seeing and another shuffled."""
+    path = data(tmp_path / "set", more=[two_pictures("pair")])
+    config = run_config(path=str(path), train={"epochs": None, "steps": 1, "evaluate_samples": 0})
+    run = tmp_path / "run"
+    train(resolve(config, None, ["runtime.device=cpu", "data.split=val"]), run)
+    stored(path, 5).write_bytes(b"broken")
+    page = tmp_path / "page.html"
+    found = report_run(
+        Request(str(run), "caption", str(path), "val", max_new_tokens=4, resamples=20, device="cpu"), ["shuffled", "blind"], page
+    )
+    answered = {name: {p.record_id for p in done.predicted.predictions} for name, done in found.items()}
+    assert answered[SEEN] == answered["shuffled"] == answered["blind"]
+    assert len(answered[SEEN]) == COUNT - 2
+    assert "r5" not in answered[SEEN]
+    assert "pair" not in answered[SEEN]
+    told = {name: done.to_json() for name, done in found.items()}
+    assert all(one["input"] == one["ok"] + sum(one["skipped"].values()) == COUNT + 1 for one in told.values())
+    assert told[SEEN]["skipped"] == {"image_format": 1, "not_compared": 2}
+    assert told["shuffled"]["skipped"] == {"image_format": 1, "not_exchangeable": 1, "not_compared": 1}
+    assert told["blind"]["skipped"] == {"not_compared": 3}
+    assert "blind: 3 records have no answer to compare with" in caplog.text
+    for done in found.values():
+        direct = TASKS["caption"](20).score(list(Dataset(path).records("val")), done.predicted.predictions)
+        assert done.scores == direct
+        assert all(score.n == COUNT - 2 for score in done.scores.values())
+    assert "image_format 1, not_compared 2" in page.read_text("utf-8")
+
+    nobody = {name: done.__class__(done.request, done.folder, done.records, Predicted([], {}), {}) for name, done in found.items()}
+    with pytest.raises(BudgetError, match="no record was answered under all of: with the picture, shuffled, blind"):
+        on_common_records(nobody)
+    plain = {SEEN: found[SEEN], "blind": found["blind"]}
+    assert on_common_records(plain) == plain

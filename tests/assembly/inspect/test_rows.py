@@ -1,0 +1,173 @@
+"""What the check says of a run's stages is what the run would do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
+from sightline.assembly.inspect.check import CheckRequest, check_data, judge
+from sightline.assembly.inspect.rows import folders_of, training_report, with_folders
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Processing
+from sightline.assembly.model.describe import describe_config
+from sightline.assembly.train import corpus as assembly_data
+from sightline.data.batches.loader import Loader
+from sightline.data.check import CheckOptions, check
+from sightline.data.check.rows import Left
+from sightline.errors import BudgetError, ConfigError, DataError
+from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.language import LanguageConfig
+from sightline.models.vision import VisionConfig
+from tests.builders import decoder_folder, encoder_folder
+from tests.data.check.planted import folder, png, question, record, scene, stored
+
+HERE = CheckOptions(workers=0, near_bits=None)
+
+
+def pictures(count: int) -> dict[str, bytes]:
+    return {f"{index}.png": png(scene(index, 64)) for index in range(count)}
+
+
+def data(path: Path, count: int = 12) -> Path:
+    rows = [
+        record(f"r{n}", f"{n % 5}.png", captions=[f"picture {n}, the {k}. caption" for k in range(1 + n % 4)]) for n in range(count)
+    ]
+    rows += [question(f"q{n}", "4.png", f"question {n}?", ["yes"]) for n in range(4)]
+    rows += [record("v", "0.png", "val")]
+    return folder(path, rows, pictures(5))
+
+
+def run_config(stages: tuple[StageConfig, ...] = (), train: dict[str, Any] | None = None, **section: Any) -> RunConfig:
+    section = {"max_tokens": 120, "row_tokens": 240, "path": None, **section}
+    return RunConfig(
+        model=ModelConfig(
+            vision=VisionConfig(path=str(encoder_folder("siglip"))),
+            connector=MLPConfig(shuffle=2),
+            language=LanguageConfig(path=str(decoder_folder("llama"))),
+        ),
+        data=DataConfig.model_validate(section, strict=False),
+        train=TrainConfig.model_validate({"epochs": 3.0, "batch_size": 2, "seed": 5} | (train or {}), strict=False),
+        stages=stages or (StageConfig(name="align", parts={"connector": "train"}),),
+    )
+
+
+def report(config: RunConfig, *folders: Path) -> dict[str, Any]:
+    return training_report(check(folders, HERE), describe_config(config), lambda place, left: None)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"pack": False},
+        {"share_prefix": False},
+        {"captions": "first", "limit": 7},
+        {"pack": False, "share_prefix": False, "sort_by_length": False},
+    ],
+)
+def test_steps_and_rows_of_an_epoch_are_those_of_the_loader(tmp_path: Path, section: dict[str, Any]) -> None:
+    config = run_config(path=str(data(tmp_path / "data")), **section)
+    (stage,) = report(config, tmp_path / "data")["stages"]
+    made = models.build(config, Processing(max_tokens=120), None)
+    plan = settings.plan(config, 0)
+    corpus = assembly_data.build_corpus(made, plan.data, None)
+    loader = Loader(corpus, assembly_data.batch_rules(plan), made.pad_id)
+    rows = loader.epoch_rows(0)
+    assert stage["epoch"]["samples"] == sum(map(len, rows))
+    assert stage["epoch"]["rows"] == len(rows)
+    assert stage["epoch"]["tokens"] == sum(int(corpus.tokens[unit]) for row in rows for unit in row)
+    assert stage["epoch"]["steps_per_epoch"] == loader.steps_in_epoch(0)
+    assert stage["steps"] == 3 * loader.steps_in_epoch(0)
+
+
+def test_a_mixture_draws_as_training_draws(tmp_path: Path) -> None:
+    first, second = data(tmp_path / "a"), folder(tmp_path / "b", [record(f"x{n}", "0.png") for n in range(6)], pictures(1))
+    sources = (SourceConfig(path=str(first), weight=1.0), SourceConfig(path=str(second), weight=3.0, prompt="What is it?"))
+    config = run_config(mixture=sources)
+    assert folders_of(config) == (first, second)
+    told = report(config, first, second)
+    made = models.build(config, Processing(max_tokens=120), None)
+    plan = settings.plan(config, 0)
+    corpus = assembly_data.build_corpus(made, plan.data, None)
+    loader = Loader(corpus, assembly_data.batch_rules(plan), made.pad_id)
+    (stage,) = told["stages"]
+    assert stage["epoch"]["rows"] == len(loader.epoch_rows(0))
+    assert stage["epoch"]["samples"] == sum(source.draws for source in corpus.sources)
+    assert set(told["rows"]) == {"a:train", "a:val", "b:train"}
+    assert told["rows"]["b:train"]["tokens_shared"] == corpus.sources[1].units.tokens.sum()
+
+
+def test_each_stage_is_looked_at_and_rows_are_told_again_only_where_they_differ(tmp_path: Path) -> None:
+    stages = (
+        StageConfig(name="align", parts={"connector": "train"}),
+        StageConfig(name="same", parts={"connector": "train"}, train={"batch_size": 4}),
+        StageConfig(name="prompted", parts={"connector": "train"}, data={"prompt": "Describe the picture."}, train={"steps": 7}),
+    )
+    told = report(run_config(stages, path=str(data(tmp_path / "data"))), tmp_path / "data")
+    assert set(told["rows"]) == {"train", "val", "train (prompted)", "val (prompted)"}
+    assert told["rows"]["train (prompted)"]["tokens"]["mean"] > told["rows"]["train"]["tokens"]["mean"] + 3
+    first, second, third = told["stages"]
+    assert first["epoch"]["rows"] == second["epoch"]["rows"] < third["epoch"]["rows"]
+    assert second["epoch"]["steps_per_epoch"] == -(-second["epoch"]["rows"] // 4)
+    assert (third["steps"], third["epochs"]) == (7, 7 / third["epoch"]["steps_per_epoch"])
+
+
+def test_folders_take_the_place_of_the_configurations_data(tmp_path: Path) -> None:
+    stage = StageConfig(name="align", parts={"connector": "train"}, data={"path": "elsewhere", "prompt": "x"})
+    config = run_config((stage,), path="nowhere")
+    one = with_folders(config, [tmp_path])
+    assert folders_of(one) == (tmp_path,)
+    assert one.stages[0].data == {"prompt": "x"}
+    several = with_folders(config, [tmp_path / "a", tmp_path / "b"])
+    assert folders_of(several) == (tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"data\.path is not set"):
+        folders_of(run_config())
+
+
+def test_a_split_that_is_not_there_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    (stage,) = report(run_config(path=str(data(tmp_path / "data")), split="nothing"), tmp_path / "data")["stages"]
+    assert stage["epoch"] is None
+    assert "has no split 'nothing'" in stage["why"]
+
+
+def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", [record("long", "0.png", captions=["word " * 90, "fine"]), record("b", "1.png")], pictures(2))
+    config = run_config(path=str(path))
+    told: list[tuple[str, Left]] = []
+    found = training_report(check([path], HERE), describe_config(config), lambda place, left: told.append((place, left)))
+    assert [(place, left.id, left.conversation, left.reason) for place, left in told] == [("train", "long", 0, "too_long")]
+    (stage,) = found["stages"]
+    assert stage["refused"].startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
+    made = models.build(config, Processing(max_tokens=120), None)
+    with pytest.raises(BudgetError) as caught:
+        assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
+    assert str(caught.value) == stage["refused"]
+
+
+def request(path: Path, **changes: Any) -> CheckRequest:
+    return CheckRequest(**{"folders": (path,), "options": HERE, **changes})
+
+
+def test_the_budget_decides_over_records_conversations_and_changed_files(tmp_path: Path) -> None:
+    path = data(tmp_path / "data")
+    stored(path, 0).write_bytes(b"broken")
+    told = check_data(request(path))
+    bad = sum(told["skipped"].values())
+    judge(told, bad / told["input"])
+    with pytest.raises(BudgetError, match=f"{bad} of 17 records cannot be used, --max-skipped allows a share of 0"):
+        judge(told, 0.0)
+    with pytest.raises(DataError, match=r"records\.jsonl is not what"):
+        judge({**told, "damaged_files": ["records.jsonl is not what was written"]}, 1.0)
+    with pytest.raises(BudgetError, match="stage align: too many"):
+        judge({**told, "training": {"stages": [{"name": "align", "refused": "too many"}]}}, 1.0)
+
+
+def test_records_that_cannot_be_read_do_not_stop_the_rows(tmp_path: Path) -> None:
+    path = data(tmp_path / "data")
+    lines = (path / "records.jsonl").read_bytes()
+    (path / "records.jsonl").write_bytes(lines.replace(b'"picture 0, the 0. caption"', b'                          "'))
+    told = check_data(request(path, describe=lambda folders: describe_config(run_config(path=str(path)))))
+    assert told["skipped"] == {"record_damaged": 1}
+    assert told["training"]["rows"]["train"]["kept"] == sum(1 + n % 4 for n in range(1, 12)) + 4

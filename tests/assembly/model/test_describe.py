@@ -1,0 +1,139 @@
+"""A model described without weights says what the model itself says: grid, visual tokens, rows."""
+
+from pathlib import Path
+
+import pytest
+
+from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Assembled, Processing
+from sightline.assembly.model.describe import Description, describe_config, describe_folder
+from sightline.errors import ConfigError, StorageError, UsageError
+from sightline.models.connectors.linear import LinearConfig
+from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.language import LanguageConfig, TokenizerConfig
+from sightline.models.vision import VisionConfig
+from sightline.types import ImageInfo, Message, Part, Record
+from tests.builders import composite_folder, decoder_folder, encoder_folder
+from tests.composites import stock_folder
+from tests.data.check.planted import folder, png, record, scene
+
+PLAIN = MLPConfig()
+RECORD = Record(
+    "r",
+    images=("a.png",),
+    image_info=(ImageInfo("0" * 64, 70, 40),),
+    messages=(
+        Message("user", (Part(), Part("What colour is it?"))),
+        Message("assistant", (Part("It is blue."),)),
+        Message("user", (Part("Sure?"),)),
+        Message("assistant", (Part("Yes, 東京."),)),
+    ),
+)
+
+
+def run_config(
+    vision: VisionConfig | None, language: LanguageConfig, connector: MLPConfig | LinearConfig = PLAIN, **data: object
+) -> RunConfig:
+    part = "language" if vision is None else "connector"
+    return RunConfig(
+        model=ModelConfig(vision=vision, connector=connector, language=language),
+        data=DataConfig.model_validate({"max_tokens": 200, **data}, strict=False),
+        train=TrainConfig(steps=3, batch_size=2),
+        stages=(StageConfig(name="align", parts={part: "train"}),),
+    )
+
+
+def built(config: RunConfig) -> Assembled:
+    return models.build(
+        config, Processing(prompt=config.data.prompt, template=config.data.template, max_tokens=config.data.max_tokens), None
+    )
+
+
+def assert_same(described: Description, made: Assembled) -> None:
+    assert described.tokens_per_crop == made.tokens_per_crop
+    assert (described.grid or (1, 1)) == made.token_grid
+    assert described.processing.preparation == made.processing.preparation
+    assert described.processing.tiling == made.processing.tiling
+    assert described.tokenizer.get_vocab() == made.tokenizer.get_vocab()
+    ours, theirs = described.builder("Look."), made.builder("Look.")
+    assert ours.rules == theirs.rules
+    rows = [builder.row(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
+    assert rows[0].ids.tolist() == rows[1].ids.tolist()
+    assert rows[0].spans == rows[1].spans
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2_registers", "mobilenet_v2", "siglip"])
+def test_the_tokens_of_an_encoder_are_known_without_its_weights(kind: str) -> None:
+    eye = VisionConfig(path=str(encoder_folder(kind)))
+    config = run_config(eye, LanguageConfig(path=str(decoder_folder("llama"))))
+    assert_same(describe_config(config), built(config))
+
+
+@pytest.mark.parametrize(
+    ("eye", "connector"),
+    [
+        (VisionConfig(path=str(encoder_folder("siglip")), layer=-2), MLPConfig(shuffle=2)),
+        (VisionConfig(path=str(encoder_folder("clip")), drop_class_token=False), LinearConfig()),
+        (VisionConfig(path=str(composite_folder("siglip"))), LinearConfig(shuffle=4, merge="raster")),
+    ],
+)
+def test_layers_class_tokens_and_folding_count(eye: VisionConfig, connector: MLPConfig | LinearConfig) -> None:
+    config = run_config(eye, LanguageConfig(path=str(decoder_folder("gpt2"))), connector)
+    assert_same(describe_config(config), built(config))
+
+
+def test_a_decoder_alone_has_no_grid() -> None:
+    config = run_config(None, LanguageConfig(path=str(decoder_folder("qwen2"))))
+    described = describe_config(config)
+    assert (described.grid, described.tokens_per_crop) == (None, 0)
+    assert described.builder().rules.tiling is None
+    assert described.facts()["image_size"] is None
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "llava", "llava_next"])
+def test_a_stock_model_is_described_by_its_parts(kind: str) -> None:
+    path = str(stock_folder(kind))
+    assert_same(describe_folder(path), models.read(path))
+
+
+def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
+    config = run_config(
+        VisionConfig(path=str(encoder_folder("siglip"))), LanguageConfig(path=str(decoder_folder("llama"))), MLPConfig(shuffle=2)
+    )
+    made = built(config)
+    (tmp_path / "model").mkdir()
+    models.write(made, tmp_path / "model")
+    described = describe_folder(str(tmp_path / "model"))
+    assert_same(described, made)
+    assert described.config is None
+    with pytest.raises(UsageError, match=r"no configuration that 'data.prompt=x'"):
+        describe_folder(str(tmp_path / "model"), ["data.prompt=x"])
+
+
+def test_a_new_tokenizer_is_trained_on_the_data_as_the_run_would(tmp_path: Path) -> None:
+    data = folder(
+        tmp_path / "data", [record(f"r{i}", "a.png", captions=[f"a red bicycle {i}"]) for i in range(9)], {"a.png": png(scene(0))}
+    )
+    sizes = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    language = LanguageConfig(config={**sizes, "max_position_embeddings": 256}, tokenizer=TokenizerConfig(vocabulary=300))
+    config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language, path=str(data))
+    described = describe_config(config)
+    texts = models.tokenizers.texts_of([(models.tokenizers.Dataset(data), "train")])
+    made = models.build(config, Processing(max_tokens=200), texts)
+    assert_same(described, made)
+    assert described.facts()["vocabulary"] == len(made.tokenizer)
+
+
+def test_what_training_would_refuse_is_refused_here(tmp_path: Path) -> None:
+    eye = VisionConfig(path=str(encoder_folder("siglip")))
+    language = LanguageConfig(path=str(decoder_folder("llama")))
+    with pytest.raises(ConfigError, match=r"data\.max_tokens=300, but the decoder has 256 positions"):
+        describe_config(run_config(eye, language, max_tokens=300))
+    with pytest.raises(ConfigError, match="shuffle=3 does not divide"):
+        describe_config(run_config(eye, language, MLPConfig(shuffle=3)))
+    kept = VisionConfig(path=str(encoder_folder("clip")), drop_class_token=False)
+    with pytest.raises(ConfigError, match="class token has no place"):
+        describe_config(run_config(kept, language, MLPConfig(shuffle=2)))
+    with pytest.raises((ConfigError, StorageError)):
+        describe_folder(str(tmp_path))

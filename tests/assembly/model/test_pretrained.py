@@ -1,0 +1,271 @@
+"""Stock models of transformers are asked as they are: same ids, same pixels, same words as with their own processors."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.assembly.evaluate.answers import ModelAnswers
+from sightline.assembly.evaluate.chat import Speaker
+from sightline.assembly.model import build as models
+from sightline.assembly.model.bundle import Assembled
+from sightline.cli import main
+from sightline.data.dataset import open_dataset
+from sightline.data.images.pixels import PixelPictures
+from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.prompts import Prompt
+from sightline.errors import ConfigError, RecordError, SightlineError
+from sightline.evaluation.controls import BlindPictures
+from sightline.generation.decode import DecodingConfig, generate
+from sightline.models.stock import StockModel
+from sightline.types import ImageInfo, Message, Part, Record
+from tests.builders import Exact, batch_of
+from tests.composites import STOCK, reference, stock, stock_folder
+from tests.data.pictures import picture, prepared, put
+
+SIZES = [(40, 30), (32, 32), (20, 90), (100, 35), (7, 8), (64, 65)]
+GREEDY = DecodingConfig(max_new_tokens=8)
+
+
+@pytest.fixture(scope="module", params=STOCK)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(kind: str) -> Assembled:
+    return models.read(stock_folder(kind))
+
+
+def noise(number: int) -> Image.Image:
+    width, height = SIZES[number % len(SIZES)]
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def question(*pictures: int, text: str = "What colour is the dog?") -> Record:
+    infos = tuple(ImageInfo(str(number), *noise(number).size) for number in pictures)
+    message = Message("user", (*[Part() for _ in pictures], Part(text)))
+    return Record("-".join(map(str, pictures)), tuple(map(str, pictures)), infos, (message,))
+
+
+def prompt(made: Assembled, record: Record) -> Prompt:
+    builder = made.builder()
+    layouts = builder.layouts(record)
+    row = builder.prompt_row(record.messages, layouts)
+    if not record.images:
+        return Prompt(row, join_sources([], 0))
+    preparation, tiling = made.processing.preparation, made.processing.tiling
+    assert preparation is not None
+    pixels = np.concatenate([tiling.crops(noise(int(name)), preparation) for name in record.images])
+    return Prompt(row, join_sources(layouts, made.tokens_per_crop), pixels)
+
+
+def inputs(kind: str, made: Assembled, record: Record) -> dict[str, Any]:
+    """The same through transformers: its template, its processor."""
+    conversation = [
+        {"type": "image"} if part.is_image else {"type": "text", "text": part.text} for part in record.messages[0].content
+    ]
+    text = made.tokenizer.apply_chat_template(
+        [{"role": "user", "content": conversation}], add_generation_prompt=True, tokenize=False
+    )
+    assert isinstance(text, str)
+    if made.tokenizer.bos_token and text.startswith(made.tokenizer.bos_token) and kind.startswith("llava"):
+        text = text.removeprefix(made.tokenizer.bos_token)  # their tokenizer puts it there
+    return reference(kind, text, [noise(int(name)) for name in record.images])
+
+
+RECORDS = [question(0), question(1, 2), question(3, 4, 5), question(2, text="Café — naïve?")]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
+def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, made: Assembled, record: Record) -> None:
+    ours, theirs = prompt(made, record), inputs(kind, made, record)
+    assert ours.row.ids.tolist() == theirs["input_ids"][0].tolist()
+    assert isinstance(made.model, StockModel)
+    pixels = made.model.normalise(torch.from_numpy(ours.pixels))
+    reference_pixels = theirs["pixel_values"].flatten(0, -4)
+    if kind == "llava_next":  # pictures of fewer tiles are filled up
+        counts = [layout.num_crops for layout in made.builder().layouts(record)]
+        reference_pixels = torch.cat([rows[:count] for rows, count in zip(theirs["pixel_values"], counts, strict=True)])
+    # two orders of float32 roundings: measured 4.8e-7
+    torch.testing.assert_close(pixels, reference_pixels, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
+def test_the_words_are_those_of_transformers_own_generate(kind: str, made: Assembled, record: Record) -> None:
+    theirs = inputs(kind, made, record)
+    model = stock(kind)
+    settings = made.model.generation_config  # pyrefly: ignore
+    said = model.generate(**theirs, max_new_tokens=8, do_sample=False, generation_config=settings)
+    new = said[0, theirs["input_ids"].shape[1] :]
+    expected = made.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    assert generate(made.speaker, made.tokenizer, [prompt(made, record)], GREEDY)[0].text == expected
+
+
+def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(made: Assembled) -> None:
+    """Left padding, several pictures, none at all: rows do not see each other."""
+    records = [*RECORDS, question(text="No picture here.")]
+    alone = [generate(made.speaker, made.tokenizer, [prompt(made, record)], GREEDY)[0] for record in records]
+    together = generate(made.speaker, made.tokenizer, [prompt(made, record) for record in records], GREEDY, width=400)
+    assert together == alone
+    assert len({text.text for text in alone}) > 1
+
+
+def test_beams_keep_the_crops_of_their_row(made: Assembled) -> None:
+    decoding = DecodingConfig(max_new_tokens=6, num_beams=3)
+    records = [question(3, 4), question(1)]
+    alone = [generate(made.speaker, made.tokenizer, [prompt(made, record)], decoding)[0] for record in records]
+    assert generate(made.speaker, made.tokenizer, [prompt(made, record) for record in records], decoding) == alone
+
+
+def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(kind: str) -> None:
+    """Two samples in one row, one with two pictures, against `forward` of the model itself on each."""
+    made = models.read(stock_folder(kind))
+    made.model.double()
+    records, builder = [question(0), question(1, 3)], made.builder()
+    samples, logits = [], []
+    with Exact(), torch.no_grad():
+        for record in records:
+            ours, theirs = prompt(made, record), inputs(kind, made, record)
+            samples.append(sample_of(made, ours))
+            theirs = {name: value.double() if value.is_floating_point() else value for name, value in theirs.items()}
+            logits.append(stock(kind).double()(**theirs, use_cache=False).logits[0, -3:])
+        batch = batch_of(samples)
+        hidden = made.model.hidden(batch)
+        ours_SV = hidden.states_SD @ hidden.head.weight_VD.T
+    assert builder.image_id == made.inner.config.image_token_id
+    for number, expected in enumerate(logits):
+        found = ours_SV[batch.supervision.sample_S == number][-3:]
+        # pixels are normalised in float32 by two routes: measured 6e-7 of the largest logit
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def sample_of(made: Assembled, ours: Prompt) -> Any:
+    """A sample whose last three tokens are supervised, each predicted from the token before; one more token than the prompt."""
+    from sightline.types import Branch, Sample, Span
+
+    ids = np.concatenate([ours.row.ids, [5]])
+    spans = (Span(len(ids) - 3, len(ids), 0),)
+    return Sample(
+        branches=(Branch(ids, spans, "r"),),
+        prefix=0,
+        image_slots=ours.row.slots,
+        image_source=ours.source,
+        images=ours.pixels,
+        tokens_per_crop=made.tokens_per_crop,
+    )
+
+
+# Commands -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of several sizes with two captions each."""
+    root = tmp_path_factory.mktemp("captions")
+    rows = []
+    for number in range(8):
+        put(root / f"in/{number}.png", picture(number, size=SIZES[number % len(SIZES)]))
+        captions = [f"A dog {number} runs.", "Two children play."]
+        rows.append({"id": f"r{number}", "images": [f"{number}.png"], "captions": captions, "split": "val"})
+    put(root / "in/records.jsonl", rows)
+    prepared("records", root / "in", root / "set")
+    return root / "set"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 0, err
+    return json.loads(out)
+
+
+def test_eval_and_its_controls_run_on_a_stock_folder(
+    kind: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["eval", str(stock_folder(kind)), "--task", "caption", "--data", str(dataset), "--max-new-tokens", "6"]
+    texts = {}
+    for control in (None, "blind", "shuffled"):
+        out = tmp_path / str(control)
+        more = [] if control is None else ["--control", control]
+        result = run(capsys, *asked, *more, "--out", str(out), "--batch-size", "3")
+        assert result["control"] == control
+        assert result["scores"]["cider_d"]["n"] == 8
+        assert not result["skipped"]
+        texts[control] = [json.loads(line)["text"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert texts[None] != texts["blind"]
+    assert texts[None] != texts["shuffled"]
+
+
+def test_generate_answers_from_a_stock_folder(
+    kind: str, made: Assembled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(2).save(tmp_path / "a.png")
+    noise(3).save(tmp_path / "b.png")
+    asked = ["--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.png"), "--prompt", "What is it?"]
+    said = run(capsys, "generate", str(stock_folder(kind)), *asked, "--max-new-tokens", "8")
+    expected = generate(made.speaker, made.tokenizer, [prompt(made, question(2, 3, text="What is it?"))], GREEDY)[0]
+    assert (said["text"], said["tokens"]) == (expected.text, expected.num_tokens)
+    with_default = run(capsys, "generate", str(stock_folder(kind)), "--image", str(tmp_path / "a.png"), "--max-new-tokens", "8")
+    asked_default = question(2, text="Provide a one-sentence caption for the provided image.")
+    assert with_default["text"] == generate(made.speaker, made.tokenizer, [prompt(made, asked_default)], GREEDY)[0].text
+
+
+def test_answers_skip_a_record_whose_picture_is_gone(made: Assembled, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "set")
+    opened = open_dataset(tmp_path / "set")
+    records = list(opened.records("val"))
+    (tmp_path / "set" / records[1].images[0]).unlink()
+    assert made.processing.preparation is not None
+    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)
+    answers = ModelAnswers(made, opened, pictures, GREEDY, made.builder(), bf16=False)
+    said = answers.answer(records[:3], answers.width(records))
+    assert isinstance(said[1], RecordError)
+    assert said[1].reason == "image_missing"
+    blind = BlindPictures(made.processing.preparation, made.processing.tiling)
+    unseen = ModelAnswers(made, opened, blind, GREEDY, made.builder(), bf16=False).answer(records[:3], 0)
+    assert not any(isinstance(text, RecordError) for text in unseen)
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------------------
+
+
+def changed(kind: str, target: Path, file: str, **values: Any) -> Path:
+    shutil.copytree(stock_folder(kind), target)
+    content = json.loads((target / file).read_text())
+    (target / file).write_text(json.dumps({**content, **values}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "values", "fault"),
+    [
+        ("llava", "config.json", {"image_token_index": 5}, "the model's image token is 5"),
+        ("llava_next", "config.json", {"image_grid_pinpoints": [[32, 64]]}, "'image_grid_pinpoints' of config.json and of the"),
+        ("idefics3", "config.json", {"model_type": "qwen2_vl"}, "holds a qwen2_vl model, whose parts are not known"),
+        ("idefics3", "config.json", {"model_type": "llama"}, "holds a llama model"),
+        ("idefics3", "preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor"),
+    ],
+)
+def test_a_folder_at_odds_with_itself_is_refused(kind: str, file: str, values: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        models.read(changed(kind, tmp_path / "model", file, **values))
+
+
+@pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer.json", "preprocessor_config.json", "config.json"])
+def test_a_folder_without_one_of_its_files_is_refused(gone: str, tmp_path: Path) -> None:
+    shutil.copytree(stock_folder("smolvlm"), tmp_path / "model")
+    (tmp_path / "model" / gone).unlink()
+    with pytest.raises(SightlineError):
+        models.read(tmp_path / "model")
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no usable model configuration"):
+        Speaker.open(str(tmp_path))

@@ -1,0 +1,237 @@
+"""Texts with any number of pictures between them, in several turns, with every tiling: from the dataset folder to hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.assembly.config.schema import DataConfig, RunConfig
+from sightline.assembly.model import build as models
+from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.train.corpus import build_corpus, pictures_of
+from sightline.config import Tree, validate
+from sightline.data.batches.collate import collate
+from sightline.data.batches.corpus import Corpus
+from sightline.data.samples.encoding import RowBuilder
+from sightline.data.samples.processing import Processing
+from sightline.models.vlm import SightlineForConditionalGeneration
+from sightline.objectives.next_token import NextToken
+from sightline.types import IMAGE, Batch, Record, Sample, Visual
+from tests.builders import Exact, apart, decoder_folder, encoder_folder
+from tests.data.pictures import picture, prepared, put
+
+TILINGS: dict[str, dict[str, Any]] = {
+    "anyres": {"kind": "anyres", "grids": [[1, 2], [2, 1], [1, 1]]},
+    "cover": {"kind": "cover", "max_tiles": 3, "with_global": True},
+    "split": {"kind": "split", "longest_edge": 64},
+    "whole": {"kind": "whole"},
+}
+SIZES = {"a": (40, 30), "b": (20, 70), "c": (64, 64), "d": (90, 25), "e": (9, 8)}
+
+
+def say(*parts: str | None) -> list[dict[str, str]]:
+    """Content parts; None is a picture."""
+    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+
+
+def turns(*contents: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[number % 2], "content": content} for number, content in enumerate(contents)]
+
+
+RECORDS: list[dict[str, Any]] = [
+    {
+        "id": "between",
+        "images": ["a", "b", "c"],
+        "messages": turns(say("First ", None, " then ", None, None, " What is new?"), say("A brown dog.")),
+    },
+    {
+        "id": "two-turns",
+        "images": ["d", "a", "e"],
+        "messages": turns(
+            say(None, "What colour is it?"), say("It is blue."), say("And ", None, None, "?"), say("Two children on the beach.")
+        ),
+    },
+    {"id": "text", "messages": turns(say("Who waits?"), say("The woman in a white coat."))},
+    {"id": "one", "images": ["e"], "messages": turns(say(None), say("A red ball."))},
+    {"id": "q1", "images": ["b", "d"], "messages": turns(say(None, None, "What runs?"), say("A dog."))},
+    {"id": "q2", "images": ["b", "d"], "messages": turns(say(None, None, "Where?"), say("Across the green field."))},
+    {
+        "id": "q3",
+        "images": ["b", "d"],
+        "messages": turns(say(None, None, "Who?"), say("Two children."), say("How many?"), say("3 people.")),
+    },
+    {"id": "captions", "images": ["c", "e"], "captions": ["Two children play.", "A red ball on the beach.", "A dog."]},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("interleaved")
+    for number, (name, size) in enumerate(SIZES.items()):
+        put(root / f"in/{name}.png", picture(number, size=size))
+    rows = [{**record, "images": [f"{name}.png" for name in record.get("images", [])]} for record in RECORDS]
+    put(root / "in/records.jsonl", rows)
+    prepared("records", root / "in", root / "set")
+    return root / "set"
+
+
+@pytest.fixture(scope="module", params=TILINGS)
+def made(request: pytest.FixtureRequest) -> Assembled:
+    run = {
+        "model": {
+            "vision": {"path": str(encoder_folder("siglip"))},
+            "language": {"path": str(decoder_folder("llama"))},
+            "connector": {"kind": "mlp", "shuffle": 2},
+            "tiling": TILINGS[request.param],
+        },
+        "data": {"max_tokens": 256},
+        "train": {"steps": 1, "batch_size": 1},
+        "stages": [{"name": "align", "parts": {"connector": "train"}}],
+    }
+    made = models.build(validate(RunConfig, Tree(run)), Processing(max_tokens=256, prompt="Say it."), None)
+    made.model.eval()
+    with torch.no_grad():  # new rows begin as the mean of all rows: told apart here, so that an exchange would be seen
+        for end in (made.inner.get_input_embeddings(), made.inner.get_output_embeddings()):
+            end.weight.add_(torch.randn_like(end.weight) * 0.1)  # pyrefly: ignore
+    made.model.double()
+    return made
+
+
+def corpus_of(made: Assembled, folder: Path, share: bool = True) -> Corpus:
+    data = DataConfig(path=str(folder), max_tokens=256, row_tokens=1024, prompt="Say it.", share_prefix=share, max_skipped=0.0)
+    return build_corpus(made, data, pictures_of(made, data))
+
+
+def samples_of(corpus: Corpus) -> list[Sample]:
+    return [corpus.sample(unit) for unit in range(len(corpus.tokens))]
+
+
+def batch_of(made: Assembled, rows: Sequence[Sequence[Sample]]) -> Batch:
+    return collate(rows, made.pad_id).to_batch()
+
+
+def outcome(made: Assembled, batch: Batch) -> dict[tuple[str, int, tuple[int, ...]], list[float]]:
+    """Losses of each supervised answer, by record, turn and tokens: the order of batches does not matter."""
+    with torch.no_grad(), Exact():
+        hidden = made.model.hidden(batch)
+        logits = hidden.states_SD @ hidden.head.weight_VD.T
+        nll = torch.nn.functional.cross_entropy(logits, batch.supervision.target_S, reduction="none")
+        loss = NextToken()(made.model, batch)
+    assert torch.allclose(loss.total, nll.sum(), rtol=1e-9)
+    found, plan = {}, batch.supervision
+    for span in plan.span_S.unique():
+        inside = plan.span_S == span
+        sample, branch, turn = (int(values[inside][0]) for values in (plan.sample_S, plan.branch_S, plan.turn_S))
+        found[batch.record_ids[sample][branch], turn, tuple(plan.target_S[inside].tolist())] = nll[inside].tolist()
+    return found
+
+
+def answers(found: dict[tuple[str, int, tuple[int, ...]], list[float]], record: str, turn: int) -> list[float]:
+    """The losses of one answer."""
+    return next(values for key, values in found.items() if key[:2] == (record, turn))
+
+
+def test_packed_rows_of_many_pictures_equal_separate_rows_in_float64(made: Assembled, folder: Path) -> None:
+    """Shared prefixes, several turns, text alone and pictures of all sizes in two rows, against every branch in its own row."""
+    shared, separate = samples_of(corpus_of(made, folder)), samples_of(corpus_of(made, folder, share=False))
+    assert len(shared) < len(separate) == 10
+    packed = outcome(made, batch_of(made, [shared[::2], shared[1::2], []]))
+    for others in ([[sample] for sample in separate], [[part] for sample in shared for part in apart(sample)]):
+        alone = outcome(made, batch_of(made, others))
+        assert packed.keys() == alone.keys()
+        assert len(packed) == 12
+        for key, values in packed.items():
+            np.testing.assert_allclose(values, alone[key], rtol=1e-10, err_msg=str(key))
+
+
+def test_lengths_and_crops_are_known_before_any_picture_is_opened(made: Assembled, folder: Path) -> None:
+    corpus = corpus_of(made, folder)
+    for unit, sample in enumerate(samples_of(corpus)):
+        assert corpus.tokens[unit] == sample.num_tokens
+        assert corpus.crops[unit] == sample.num_crops
+        assert corpus.supervised[unit] == sum(span.end - span.start for part in sample.branches for span in part.spans)
+
+
+def test_questions_about_the_same_pictures_share_them_and_no_others(made: Assembled, folder: Path) -> None:
+    shared = {tuple(part.record_id for part in sample.branches): sample for sample in samples_of(corpus_of(made, folder))}
+    assert ("q1", "q2", "q3") in shared
+    assert ("captions",) * 3 in shared
+    assert {("between",), ("two-turns",), ("text",), ("one",)} <= set(shared)
+    for names in [("q1", "q2", "q3"), ("captions",) * 3]:
+        sample = shared[names]
+        assert sample.prefix > sample.image_slots.max()
+        assert len(sample.image_slots) == len(sample.image_source)
+
+
+def test_every_slot_holds_the_token_of_its_own_picture(made: Assembled, folder: Path) -> None:
+    """Pictures encoded one by one fill the slots as the whole batch does, whatever stands before them in the row."""
+    model = made.model
+    assert isinstance(model, SightlineForConditionalGeneration)
+    corpus = corpus_of(made, folder)
+    samples = samples_of(corpus)
+    batch = batch_of(made, [samples[::-1]])
+    assert batch.visual is not None
+    with torch.no_grad():
+        table = model.visual_tokens(model.features(batch.visual))
+        filled = table[batch.visual.source_M]
+        expected = []
+        for unit in reversed(range(len(samples))):
+            source, record = corpus.first_member(unit)
+            if record.images:
+                expected.extend(alone(made, source.builder, corpus, record))
+    torch.testing.assert_close(filled, torch.cat(expected), rtol=1e-9, atol=1e-9)
+
+
+def alone(made: Assembled, builder: RowBuilder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
+    """What fills the slots of each picture of a record, encoded by itself."""
+    model, out = made.model, []
+    assert isinstance(model, SightlineForConditionalGeneration)
+    for number, layout in enumerate(builder.layouts(record)):
+        one = replace(record, images=record.images[number : number + 1], image_info=record.image_info[number : number + 1])
+        assert corpus.pictures is not None
+        pixels, _ = corpus.pictures.fill(corpus.sources[0].dataset, one)
+        assert pixels is not None
+        visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long())
+        out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.source)])
+    return out
+
+
+def test_a_picture_changes_nothing_before_its_place_and_everything_after(made: Assembled, folder: Path) -> None:
+    """The second picture of `two-turns` stands behind the first answer: that answer cannot know it."""
+    sample = next(s for s in samples_of(corpus_of(made, folder)) if s.branches[0].record_id == "two-turns")
+    assert sample.images is not None
+    layouts = made.builder().layouts(next(r for r in corpus_of(made, folder).sources[0].dataset.records() if r.id == "two-turns"))
+    first = layouts[0].num_crops
+    changed = sample.images.copy()
+    changed[first:] = 255 - changed[first:]
+    before = outcome(made, batch_of(made, [[sample]]))
+    after = outcome(made, batch_of(made, [[replace(sample, images=changed)]]))
+    # The encoder's convolution rounds by where its buffers lie in memory (1e-15 of a loss); the answer after moves by 1e-6 or more.
+    np.testing.assert_allclose(answers(after, "two-turns", 1), answers(before, "two-turns", 1), rtol=1e-12)
+    changes = zip(answers(before, "two-turns", 3), answers(after, "two-turns", 3), strict=True)
+    assert all(abs(one - other) > 1e-6 for one, other in changes)
+
+
+def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(made: Assembled, folder: Path) -> None:
+    builder = made.builder(prompt="Say it.")
+    for record in corpus_of(made, folder).sources[0].dataset.records():
+        layouts, conversation = builder.layouts(record), builder.conversations(record)[0]
+        row = builder.row(conversation, layouts, verify=True)
+        shown = sum(message.num_images for message in conversation[:-1])
+        fed = builder.prompt_row(conversation[:-1], layouts[:shown])
+        assert row.spans[-1].start == len(fed.ids)
+        assert row.ids[: len(fed.ids)].tolist() == fed.ids.tolist()
+
+
+def test_tokens_of_rows_and_columns_are_single_and_never_said(made: Assembled) -> None:
+    tokens = made.processing.tiling.tokens
+    for token in (IMAGE, *tokens):
+        assert len(made.tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
+    ids = {made.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, *tokens)}
+    assert made.inner.generation_config is not None
+    assert ids <= set(made.inner.generation_config.suppress_tokens)  # pyrefly: ignore
+    assert made.inner.get_input_embeddings().weight.shape[0] >= len(made.tokenizer)  # pyrefly: ignore

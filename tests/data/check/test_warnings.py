@@ -1,0 +1,105 @@
+"""What the numbers say in words, and when nothing is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.data.check import CheckOptions, check
+from sightline.data.check.warnings import _percent, warnings_of
+from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
+
+
+def told(*folders: Path, against: tuple[Path, ...] = (), **changes: Any) -> list[str]:
+    return warnings_of(check(list(folders), CheckOptions(workers=0), against).to_json() | changes)
+
+
+def test_whole_data_has_nothing_to_warn_of(tmp_path: Path) -> None:
+    rows = [record(f"r{index}", f"{index}.png", "val" if index == 3 else "train") for index in range(4)]
+    assert told(folder(tmp_path / "data", rows, {f"{index}.png": png(scene(index)) for index in range(4)})) == []
+
+
+def test_each_finding_is_a_sentence(tmp_path: Path) -> None:
+    pictures = {f"{index}.png": png(scene(index)) for index in range(6)} | {
+        "leak.jpg": jpeg(scene(0)),
+        "tiny.png": png(scene(9).resize((4, 4))),
+    }
+    rows = [record(f"t{index}", f"{index}.png") for index in range(5)]
+    rows += [record("again", "4.png", captions=["caption of t4"]), record("broken", "5.png")]
+    rows += [record("v0", "leak.jpg", "val", ["CAPTION of t1"]), record("v1", "1.png", "val"), record("v2", "tiny.png", "val")]
+    path = folder(tmp_path / "data", rows, pictures)
+    stored(path, 6).write_bytes(b"")
+    found = told(path)
+    assert found == [
+        "1 of 10 records cannot be used (10 %): image_empty 1.",
+        "33 % of the pictures of val also stand in train (1, the same file); 33 % more look like one there (1).",
+        "1 record of train repeats another one: the same pictures and the same captions or question.",
+        "33 % of the records of val (1) have the captions or the question of a record of train, word for word.",
+        "1 picture is very small (12 %).",
+    ]
+
+
+def test_pictures_alike_alone_are_not_called_the_same(tmp_path: Path) -> None:
+    rows = [record("a", "a.png"), record("b", "b.jpg", "val")]
+    found = told(folder(tmp_path / "data", rows, {"a.png": png(scene(0)), "b.jpg": jpeg(scene(0))}))
+    assert found == ["100 % of the pictures of val look like one of train (1, other files)."]
+
+
+def test_a_frequent_answer_is_told_and_a_rare_one_not(tmp_path: Path) -> None:
+    rows = [question(f"q{index}", "a.png", f"what {index}?", ["yes" if index < 4 else f"answer {index}"]) for index in range(10)]
+    path = folder(tmp_path / "data", rows, {"a.png": png(scene(0))})
+    assert told(path) == [
+        "The answer 'yes' is right for 40 % of the questions of train: so much is reached without a look at the pictures."
+    ]
+
+
+def training(**rows: Any) -> dict[str, Any]:
+    base = {"skipped": {}, "conversations": 100, "kept": 100, "too_long": None, "longest": {"tokens": 50, "id": "x"}}
+    base |= {"max_tokens": 60, "supervised_share": 0.4}
+    epoch = {"fill": 0.97, "rows": 50, "rows_full_of_images": 0}
+    stage = {"name": "align", "pack": True, "row_tokens": 512, "epoch": epoch, "why": "", "refused": ""}
+    return {"rows": {"train": base | rows}, "stages": [stage]}
+
+
+def test_what_training_would_lose_is_told(tmp_path: Path) -> None:
+    path = folder(tmp_path / "data", [record("a", "a.png")], {"a.png": png(scene(0))})
+    assert told(path, training=training()) == []
+    lost = training(skipped={"too_long": 3}, too_long={"max": 90}, longest={"tokens": 90, "id": "x"}, supervised_share=0.02)
+    lost["stages"][0]["epoch"] |= {"fill": 0.5, "rows_full_of_images": 20}
+    lost["stages"][0]["refused"] = "3 of 100 conversations cannot be trained on."
+    assert told(path, training=lost) == [
+        "3 % of the conversations of train are left out in training: too_long 3.",
+        "The longest conversation of train has 90 tokens; the limit is 60 (data.max_tokens).",
+        "Only 2.0 % of the tokens of train are supervised; the rest is read and not learned.",
+        "The rows of stage align are only 50 % full; longer rows (data.row_tokens) fill better. "
+        "20 of 50 hold as many pictures as a row may (data.row_images).",
+        "Training would stop: 3 of 100 conversations cannot be trained on.",
+    ]
+    nothing = training()
+    nothing["stages"][0] |= {"epoch": None, "why": "data has no split 'train'"}
+    assert told(path, training=nothing) == ["Stage align has nothing to train on: data has no split 'train'."]
+
+
+def test_what_was_lost_before_and_what_changed_since_is_told(tmp_path: Path) -> None:
+    rows = [record("a", "a.png"), record("b", "missing.png")]
+    path = folder(tmp_path / "data", rows, {"a.png": png(scene(0))})
+    assert told(path, damaged_files=["records.jsonl is not what was written"]) == [
+        "A file of the folder was changed after it was written: records.jsonl is not what was written.",
+        f"When {path} was prepared, 1 record was left out (50 %); see its skipped.jsonl.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [
+        (0, 5, "0 %"),
+        (1, 3, "33 %"),
+        (1, 30, "3.3 %"),
+        (1, 100, "1 %"),
+        (1, 5000, "less than 0.1 %"),
+        (999, 1000, "more than 99 %"),
+        (5, 5, "100 %"),
+    ],
+)
+def test_shares_never_say_none_or_all_when_it_is_not_so(part: int, whole: int, shown: str) -> None:
+    assert _percent(part, whole) == shown
