@@ -235,7 +235,11 @@ def compare(step: Step, case: str, suffix: str, repeats: int, with_memory: bool)
         "ce": step.objective(NextTokenConfig().build()),
         "cal": step.objective(CALConfig().build()),
         "again": step.objective(NextTokenConfig().build()),
-        **({} if is_trained else {"stored": step.objective(CALConfig().build(), replace(step.batch, contrast_S=step.contrast()))}),
+        **(
+            {}
+            if is_trained
+            else {"stored": step.objective(CALConfig().build(), replace(step.batch, blind_logits_S=step.contrast()))}
+        ),
         **({"published": step.authors(), "stock": step.stock()} if is_trained and is_long else {}),
     }
     seconds = in_turn(works, repeats)

@@ -22,7 +22,7 @@ from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, compute_clock, in_turn, seconds_of
 from sightline.assembly.config.resolving import plan as plan_of
 from sightline.assembly.config.schema import StagePlan
-from sightline.assembly.encode.features import EncodingRequest, encode_dataset, eye_of, open_features
+from sightline.assembly.encode.features import EncodingRequest, encode_dataset, feature_encoder_of, open_features
 from sightline.assembly.model import build as models
 from sightline.assembly.model.tokenizer import texts_of
 from sightline.assembly.train import corpus as data_of
@@ -114,7 +114,7 @@ class Arm:
             stage=self.measure.stage,
             optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
             loader=loader,
-            pace=loop.Pace(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
+            pace=loop.StageSchedule(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
             log=lines,
             save=lambda _: None,
             evaluate=None,
@@ -170,7 +170,7 @@ class _Measure:
         repeats = self.options.repeats
         say(f"  {self.dataset.splits[self.options.split]} records; encoding them once")
         request = EncodingRequest((self.dataset,), self.store, (self.options.split,), self.options.dtype, max_skipped=1.0)
-        eye = eye_of(self.made)
+        eye = feature_encoder_of(self.made)
         encoding = seconds_of(lambda: encode_dataset(eye, request, self.runtime), compute_clock())
 
         say("  first epochs")

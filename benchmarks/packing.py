@@ -21,7 +21,7 @@ from benchmarks import material
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, in_turn
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.assembly.model.tokenizer import texts_of
 from sightline.assembly.train import corpus as data_of
 from sightline.data.batches.collate import collate
@@ -153,10 +153,10 @@ class Corpora:
         data = {"split": options.split, "row_tokens": ROW, "max_skipped": 1.0}
         config = material.run_config(path, None, PROMPT, data, {"hidden_size": options.width, "num_hidden_layers": options.layers})
         texts = texts_of([(open_dataset(path), options.split)])
-        self.made: Assembled = models.build(config, Processing(prompt=PROMPT, max_tokens=512), texts)
-        pictures = NoisePictures(self.made.token_grid[0] * self.made.token_grid[1], material.VIT["hidden_size"])
-        self.shared = data_of.build_corpus(self.made, config.data, pictures)
-        self.single = data_of.build_corpus(self.made, config.data.model_copy(update={"share_prefix": False}), pictures)
+        self.bundle: ModelBundle = models.build(config, Processing(prompt=PROMPT, max_tokens=512), texts)
+        pictures = NoisePictures(self.bundle.token_grid[0] * self.bundle.token_grid[1], material.VIT["hidden_size"])
+        self.shared = data_of.build_corpus(self.bundle, config.data, pictures)
+        self.single = data_of.build_corpus(self.bundle, config.data.model_copy(update={"share_prefix": False}), pictures)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class Steps:
 
 def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
     """Supervised tokens per second of packed rows, without and with sharing, over those of padded batches."""
-    made = corpora.made
-    made.model.vision.requires_grad_(False)  # type: ignore[union-attr]
+    bundle = corpora.bundle
+    bundle.model.vision.requires_grad_(False)  # type: ignore[union-attr]
     say(f"  training steps of about {options.tokens} token places")
     plain = BatchRules(pack=False, row_tokens=ROW, row_images=64, rows_per_step=1, accumulate=1, sort_by_length=False, seed=0)
     longest = int(np.median(corpora.single.tokens)) * 3 // 2  # of a padded batch, roughly
@@ -200,12 +200,12 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
     }
     steps = {}
     for name, (corpus, rule) in rules.items():
-        loader = Loader(corpus, rule, made.pad_id)
+        loader = Loader(corpus, rule, bundle.pad_id)
         batches = []
         for number in range(min(BATCHES, loader.steps_in_epoch(0))):
             rows = loader.rows_of_step(0, number)[0]
-            batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], made.pad_id).to_batch())
-        steps[name] = Steps(made.model, tuple(batches))
+            batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], bundle.pad_id).to_batch())
+        steps[name] = Steps(bundle.model, tuple(batches))
         say(f"    {name}: {steps[name].places} places, {steps[name].supervised} supervised tokens")
     seconds = in_turn(steps, max(options.repeats, 7))
 

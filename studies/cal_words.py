@@ -107,7 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     asked = ProbeRequest(options.run, options.data, "gain", options.split, count=options.count, features=options.features)
     it = opened(asked)
-    found = probe_gain(it.made, it.dataset, it.records, it.pictures, shown=0, bf16=it.bf16)
+    found = probe_gain(it.bundle, it.dataset, it.records, it.pictures, shown=0, bf16=it.bf16)
     clamp = options.low, options.high, options.window
     own, foreign = (np.concatenate([weights_of(text, *clamp) for text in texts]).mean() for texts in (found.own, found.foreign))
     print(json.dumps({"clamp": clamp, "foreign_over_own": foreign / own, "kinds": table(found.own, *clamp)}, indent=1))

@@ -46,7 +46,7 @@ class DataError(SightlineError):
     code = "data"
 
 
-class BudgetError(SightlineError):
+class SkipLimitError(SightlineError):
     """More records were skipped than the budget allows."""
 
     code = "data-budget"

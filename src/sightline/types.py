@@ -410,7 +410,7 @@ class Batch:
     tokens: Tokens
     visual: Visual | None
     supervision: Supervision
-    contrast_S: "Float[Tensor, ' S'] | None" = None
+    blind_logits_S: "Float[Tensor, ' S'] | None" = None
     record_ids: tuple[tuple[str, ...], ...] = ()
 
     def to(self, device: Any) -> Self:
@@ -457,7 +457,7 @@ class Batch:
             tokens=short,
             visual=None,
             supervision=replace(supervision, slot_S=_last_text_slot(tokens, keep, new_slot, supervision.slot_S)),
-            contrast_S=None,
+            blind_logits_S=None,
         )
 
 

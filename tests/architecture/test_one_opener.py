@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "sightline"
-OPENER = Path("data/images.py")
+OPENER = Path("data/images/opener.py")
 WRITER = Path("runtime/storage.py")
 CODE_RUNNING = {"cloudpickle", "dill", "jsonpickle", "marshal", "pickle", "shelve"}
 

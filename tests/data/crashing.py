@@ -9,7 +9,7 @@ from sightline.data.prepare import image_store as landing
 from sightline.runtime.workers import TaskFailure
 
 
-def check_images(sources: tuple[Path | bytes, ...]) -> tuple[landing.Checked | TaskFailure, ...]:
+def check_images(sources: tuple[Path | bytes, ...]) -> tuple[landing.ImageFacts | TaskFailure, ...]:
     for source in sources:
         name = source.name if isinstance(source, Path) else ""
         if name.startswith("crash"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.features.store import FeatureForm, Number
-from sightline.data.features.writer import Lost, StoreNote, Wanted, write_store
+from sightline.data.features.writer import MissingImage, StoreNote, Wanted, write_store
 
 PATCHES, WIDTH = 3, 5
 
@@ -39,11 +39,11 @@ class Made:
         self.of, self.lost, self.all = of, lost, numbers(of)
         self.asked: list[int] = []
 
-    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[Lost]]]:
+    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[MissingImage]]]:
         self.asked += range(first, end)
         for picture in range(first, end):
             begin = int(self.of.crops[:picture].sum())
-            failed = [Lost(picture, "image_broken", f"picture {picture}")] if picture in self.lost else []
+            failed = [MissingImage(picture, "image_broken", f"picture {picture}")] if picture in self.lost else []
             yield self.all[begin : begin + int(self.of.crops[picture])], failed
 
 

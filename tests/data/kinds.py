@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sightline.assembly.model.tokenizer import add_tokens
 from sightline.data.images.tilings import SplitConfig, TilingConfig, WholeConfig
-from sightline.data.samples.encoding import RowBuilder, TextRules
+from sightline.data.samples.encoding import ConversationEncoder, TextRules
 from sightline.data.samples.templates import Template
 from sightline.types import IMAGE
 from tests.builders import CHATML, TEXTS
@@ -211,8 +211,8 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def builder_of(kind: str, rules: TextRules | None = None, tiling: TilingConfig | None = None) -> RowBuilder:
+def builder_of(kind: str, rules: TextRules | None = None, tiling: TilingConfig | None = None) -> ConversationEncoder:
     """Makes rows as a model with this tokenizer would; 2 x 2 visual tokens a picture by default."""
     tokenizer = tokenizer_of(kind)
     wanted = rules or TextRules(grid=(2, 2), tiling=tiling or WholeConfig())
-    return RowBuilder(tokenizer, Template(tokenizer, KINDS[kind][1]), wanted)
+    return ConversationEncoder(tokenizer, Template(tokenizer, KINDS[kind][1]), wanted)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Assembled, Processing
+from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.data.samples.encoding import join_sources
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError
@@ -23,100 +23,100 @@ GREEDY = DecodingConfig(max_new_tokens=NEW)
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Assembled]:
+def bundle() -> Iterator[ModelBundle]:
     assembled = models.build(run_config(), Processing(max_tokens=120), None)
     assembled.model.eval()
     return assembled
 
 
-def prompt(made: Assembled, seed: int, num_images: int, words: int) -> Prompt:
+def prompt(bundle: ModelBundle, seed: int, num_images: int, words: int) -> Prompt:
     """A question of a number of words about pictures of noise."""
-    builder, tiling, preparation = made.builder(), made.processing.tiling, made.processing.preparation
+    builder, tiling, preparation = bundle.builder(), bundle.processing.tiling, bundle.processing.preparation
     assert preparation is not None
     text = " ".join(np.random.default_rng(seed).choice(["dog", "field", "What", "red", "ball"], words))
     grid = builder.rules.grid
     layouts = [tiling.layout(32, 32, grid) for _ in range(num_images)]
     row = builder.prompt_row((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
     pixels = pictures(seed, num_images) if num_images else None
-    return Prompt(row, join_sources(layouts, made.tokens_per_crop), pixels)
+    return Prompt(row, join_sources(layouts, bundle.tokens_per_crop), pixels)
 
 
-def prompts(made: Assembled) -> list[Prompt]:
-    return [prompt(made, seed, seed % 3, 1 + seed % 5) for seed in range(12)]
+def prompts(bundle: ModelBundle) -> list[Prompt]:
+    return [prompt(bundle, seed, seed % 3, 1 + seed % 5) for seed in range(12)]
 
 
-def said(made: Assembled, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[Text]:
-    return generate(made.speaker, made.tokenizer, asked, decoding, width)
+def said(bundle: ModelBundle, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[Text]:
+    return generate(bundle.speaker, bundle.tokenizer, asked, decoding, width)
 
 
-def test_texts_are_the_same_in_batches_of_any_size_and_width(made: Assembled) -> None:
-    asked = prompts(made)
-    alone = [said(made, [one])[0] for one in asked]
+def test_texts_are_the_same_in_batches_of_any_size_and_width(bundle: ModelBundle) -> None:
+    asked = prompts(bundle)
+    alone = [said(bundle, [one])[0] for one in asked]
     assert len({text.text for text in alone}) > 6
     longest = max(len(one.row.ids) for one in asked)
     for size, width in ((5, 0), (12, 0), (12, longest + 9), (1, longest)):
-        found = [text for at in range(0, 12, size) for text in said(made, asked[at : at + size], width)]
+        found = [text for at in range(0, 12, size) for text in said(bundle, asked[at : at + size], width)]
         assert found == alone
-    assert said(made, asked[::-1]) == alone[::-1]
+    assert said(bundle, asked[::-1]) == alone[::-1]
 
 
-def test_every_answer_is_about_its_own_pictures(made: Assembled) -> None:
-    one, other = prompt(made, 1, 1, 2), prompt(made, 1, 1, 2)
+def test_every_answer_is_about_its_own_pictures(bundle: ModelBundle) -> None:
+    one, other = prompt(bundle, 1, 1, 2), prompt(bundle, 1, 1, 2)
     other = replace(other, pixels=pictures(99, 1))
-    apart = [said(made, [shown])[0].text for shown in (one, other)]
+    apart = [said(bundle, [shown])[0].text for shown in (one, other)]
     assert apart[0] != apart[1]
-    assert [text.text for text in said(made, [one, other, one])] == [apart[0], apart[1], apart[0]]
+    assert [text.text for text in said(bundle, [one, other, one])] == [apart[0], apart[1], apart[0]]
 
 
-def test_stored_features_say_what_pixels_say(made: Assembled) -> None:
-    asked = [one for one in prompts(made) if one.num_crops]
-    model = made.speaker
+def test_stored_features_say_what_pixels_say(bundle: ModelBundle) -> None:
+    asked = [one for one in prompts(bundle) if one.num_crops]
+    model = bundle.speaker
     stored = []
     for one in asked:
         assert one.pixels is not None
         with torch.no_grad():
             features = model.encode_pixels(model.normalise(torch.from_numpy(one.pixels))).numpy()  # pyrefly: ignore
         stored.append(replace(one, pixels=None, features=features))
-    assert said(made, stored) == said(made, asked)
+    assert said(bundle, stored) == said(bundle, asked)
 
 
-def test_a_text_ends_at_an_end_token_which_is_counted_and_not_said(made: Assembled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_ends_at_an_end_token_which_is_counted_and_not_said(bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[int]] = []
-    decode = made.tokenizer.decode
+    decode = bundle.tokenizer.decode
 
     def remembered(ids: list[int], **options: Any) -> Any:
         told.append(ids)
         return decode(ids, **options)
 
-    monkeypatch.setattr(made.tokenizer, "decode", remembered)
-    asked = prompt(made, 4, 1, 3)
-    (free,) = said(made, [asked])
+    monkeypatch.setattr(bundle.tokenizer, "decode", remembered)
+    asked = prompt(bundle, 4, 1, 3)
+    (free,) = said(bundle, [asked])
     ids = told[0]
     assert free.num_tokens == len(ids) == NEW
-    config = made.speaker.generation_config
+    config = bundle.speaker.generation_config
     assert config is not None
     ends = config.eos_token_id
     assert isinstance(ends, list)
     place = next(place for place in range(NEW - 1, 0, -1) if ids[place] not in ids[:place])
     monkeypatch.setattr(config, "eos_token_id", [*ends, ids[place]])
-    (cut, *_) = said(made, [asked, prompt(made, 5, 0, 2)])
+    (cut, *_) = said(bundle, [asked, prompt(bundle, 5, 0, 2)])
     assert told[1] == ids[:place]
     assert cut.num_tokens == place + 1
     assert cut.text == decode(ids[:place], skip_special_tokens=True).strip()
 
 
-def test_image_tokens_are_never_said(made: Assembled) -> None:
-    config = made.speaker.generation_config
+def test_image_tokens_are_never_said(bundle: ModelBundle) -> None:
+    config = bundle.speaker.generation_config
     assert config is not None
-    assert config.suppress_tokens == [made.tokenizer.convert_tokens_to_ids("<image>")]
+    assert config.suppress_tokens == [bundle.tokenizer.convert_tokens_to_ids("<image>")]
 
 
-def test_samples_are_drawn_by_the_seed(made: Assembled) -> None:
+def test_samples_are_drawn_by_the_seed(bundle: ModelBundle) -> None:
     drawn = DecodingConfig(max_new_tokens=NEW, do_sample=True, temperature=3.0, top_p=0.9)
     texts = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        texts.append(said(made, [prompt(made, 3, 1, 3)], decoding=drawn)[0].text)
+        texts.append(said(bundle, [prompt(bundle, 3, 1, 3)], decoding=drawn)[0].text)
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -127,10 +127,10 @@ def test_settings_are_those_that_transformers_takes() -> None:
     assert drawn == plain | {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
 
 
-def test_a_text_model_answers_texts_and_refuses_pictures(made: Assembled) -> None:
+def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) -> None:
     tokenizer = load_tokenizer("chatml")
     ids = np.array(tokenizer("<|im_start|>user\nWhat runs?<|im_end|>\n")["input_ids"])
-    row = replace(prompt(made, 1, 0, 1).row, ids=ids)
+    row = replace(prompt(bundle, 1, 0, 1).row, ids=ids)
     text = Prompt(row, join_sources([], 0))
     model = decoder("llama")
     (answer,) = generate(model, tokenizer, [text], GREEDY)
@@ -138,7 +138,7 @@ def test_a_text_model_answers_texts_and_refuses_pictures(made: Assembled) -> Non
         alone = model.generate(input_ids=torch.from_numpy(ids)[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :]  # pyrefly: ignore
     assert answer.text == str(tokenizer.decode(alone, skip_special_tokens=True)).strip()
     with pytest.raises(ValueError, match="takes text only"):
-        generate(model, tokenizer, [replace(prompt(made, 1, 1, 1))], GREEDY)
+        generate(model, tokenizer, [replace(prompt(bundle, 1, 1, 1))], GREEDY)
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def test_the_gain_of_an_image_that_nobody_can_see_is_0() -> None:
     batch = batch_of([sample(1, [4, 2]), sample(2, [5], num_images=2)])
     with Exact(), torch.no_grad():
         blind, counts = CAL(CALConfig()).blind_logits(model, batch)
-        loss = CAL(CALConfig(low=0.0, high=9.0))(model, replace(with_masked_images(batch), contrast_S=blind))
+        loss = CAL(CALConfig(low=0.0, high=9.0))(model, replace(with_masked_images(batch), blind_logits_S=blind))
         hidden = model.hidden(with_masked_images(batch))
         gain = target_logits(hidden.states_SD, hidden.head, batch.supervision.target_S) - blind
     assert counts.all()
@@ -307,7 +307,7 @@ def test_stored_logits_give_the_loss_of_computed_ones_and_nan_means_none() -> No
         blind, counts = CAL(CALConfig()).blind_logits(model, batch)
         stored = torch.where(counts, blind, torch.full_like(blind, float("nan")))
         assert calls == [True, False]
-        again = CAL(CALConfig())(Counted(), replace(batch, contrast_S=stored))
+        again = CAL(CALConfig())(Counted(), replace(batch, blind_logits_S=stored))
         assert calls == [True, False, False]
     assert torch.equal(computed.total, again.total)
     assert torch.equal(computed.weight, again.weight)
@@ -390,8 +390,8 @@ def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], message
 
 def test_only_what_depends_on_the_text_alone_is_stored() -> None:
     build: Callable[..., CALConfig] = CALConfig
-    assert build().stores_contrast
-    assert not build(stored=False).stores_contrast
-    assert not build(contrast="masked").stores_contrast
-    assert not build(mode="published").stores_contrast
+    assert build().stores_blind_logits
+    assert not build(stored=False).stores_blind_logits
+    assert not build(contrast="masked").stores_blind_logits
+    assert not build(mode="published").stores_blind_logits
     assert build(mode="published").needs_padded_rows

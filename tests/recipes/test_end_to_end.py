@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from sightline.assembly.config import locate
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.evaluate.chat import Speaker
-from sightline.assembly.evaluate.evaluate import Request, evaluate
+from sightline.assembly.evaluate.chat import ChatModel
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
 from sightline.assembly.model import build as models
 from sightline.assembly.model.outline import outline
 from sightline.assembly.train.run import train
@@ -159,11 +159,13 @@ def test_the_table_before_the_run_is_the_table_of_the_run(ran: Ran) -> None:
 def test_the_saved_folder_is_evaluated_and_answers(ran: Ran, root: Path) -> None:
     folder = locate.model_folder(ran.path)
     done = evaluate(
-        Request(model=str(ran.path), task="caption", data=str(ran.data), split="val", batch_size=2, max_new_tokens=4, threads=1)
+        EvaluationRequest(
+            model=str(ran.path), task="caption", data=str(ran.data), split="val", batch_size=2, max_new_tokens=4, threads=1
+        )
     )
     assert done.scores["cider_d"].n == 2
     assert not done.predicted.skipped
-    speaker = Speaker.open(str(folder), threads=1)
+    speaker = ChatModel.open(str(folder), threads=1)
     image = next((root / "captions").glob("*.png"))
     answer = speaker.answer((speaker.opening(1, "What is it?"),), [image], DecodingConfig(max_new_tokens=4))
     assert 1 <= answer.num_tokens <= 4

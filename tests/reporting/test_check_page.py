@@ -6,7 +6,7 @@ from typing import Any
 from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.model.describe import describe_config
 from sightline.data.check import CheckOptions
-from sightline.reporting.check_page import Example, check_page, shown_spots
+from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
 from tests.assembly.inspect.test_rows import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.reporting.test_html import EVIL, Reader, read
@@ -97,7 +97,7 @@ def test_a_page_without_pictures_at_hand_still_says_what_it_would_show(tmp_path:
     report, _ = made(tmp_path, [record("a", "a.png"), record("b", "a.png", "val")], {"a.png": png(scene(0))})
     spots = list(shown_spots(report))
     assert spots == [(0, 0, 0), (0, 1, 0)]
-    page = check_page(report, {}, [Example(("x" * 500,), png(scene(1)))], "1.2.3")
+    page = check_page(report, {}, [ExampleRecord(("x" * 500,), png(scene(1)))], "1.2.3")
     assert "a and b" in page
     assert "x" * 201 not in page
     assert "sightline 1.2.3" in page

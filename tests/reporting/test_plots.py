@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.reporting.html import Html
-from sightline.reporting.plots import Bars, Line, bar_chart, histogram, line_chart, standalone
+from sightline.reporting.plots import Bars, LineSeries, bar_chart, histogram, line_chart, standalone
 from sightline.reporting.scales import Axis, between, decimate, make_scale, short, ticks
 
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -34,7 +34,7 @@ def curves(chart: Html, colour: int = 0) -> list[np.ndarray]:
 
 def test_a_line_passes_through_its_points() -> None:
     x, y = [0.0, 1.0, 2.0, 4.0], [0.0, 10.0, 5.0, 20.0]
-    (curve,) = curves(line_chart([Line("a", x, y)]))
+    (curve,) = curves(line_chart([LineSeries("a", x, y)]))
     for axis, values in ((0, x), (1, y)):
         slope, offset = np.polyfit(values, curve[:, axis], 1)
         assert np.abs(np.array(values) * slope + offset - curve[:, axis]).max() < 0.11  # coordinates have one decimal
@@ -42,7 +42,7 @@ def test_a_line_passes_through_its_points() -> None:
 
 
 def test_a_logarithmic_axis_spaces_powers_of_ten_evenly_and_leaves_out_what_has_no_logarithm() -> None:
-    chart = line_chart([Line("a", [1, 10, 100, 1000], [1, 0.1, 0.01, 0.0])], Axis(is_log=True), Axis(is_log=True))
+    chart = line_chart([LineSeries("a", [1, 10, 100, 1000], [1, 0.1, 0.01, 0.0])], Axis(is_log=True), Axis(is_log=True))
     (curve,) = curves(chart)
     assert len(curve) == 3
     assert np.ptp(np.diff(curve[:, 0])) < 0.21
@@ -50,13 +50,13 @@ def test_a_logarithmic_axis_spaces_powers_of_ten_evenly_and_leaves_out_what_has_
 
 
 def test_values_that_are_not_finite_interrupt_a_line() -> None:
-    chart = line_chart([Line("a", [0, 1, 2, 3, 4, 5], [1, 2, math.nan, 4, math.inf, 6])])
+    chart = line_chart([LineSeries("a", [0, 1, 2, 3, 4, 5], [1, 2, math.nan, 4, math.inf, 6])])
     assert [len(curve) for curve in curves(chart)] == [2]
     assert len(parts(chart, "circle")) == 2  # 4 and 6 stand alone
 
 
 def test_a_band_lies_between_its_bounds() -> None:
-    chart = line_chart([Line("a", [0, 1, 2], [5, 5, 5], low=[4, 3, 4], high=[6, 7, 6])], y=Axis(low=0, high=10))
+    chart = line_chart([LineSeries("a", [0, 1, 2], [5, 5, 5], low=[4, 3, 4], high=[6, 7, 6])], y=Axis(low=0, high=10))
     (band,) = [points(path) for path in parts(chart, "path") if path.attrib["class"].startswith("band")]
     (line,) = curves(chart)
     assert len(band) == 6
@@ -65,14 +65,14 @@ def test_a_band_lies_between_its_bounds() -> None:
     assert band[4, 1] == pytest.approx(line[1, 1] + 2 * per_unit, abs=0.2)
 
 
-@pytest.mark.parametrize("lines", [[], [Line("a", [], [])], [Line("a", [1], [math.nan])]])
-def test_without_values_the_chart_says_so(lines: list[Line]) -> None:
+@pytest.mark.parametrize("lines", [[], [LineSeries("a", [], [])], [LineSeries("a", [1], [math.nan])]])
+def test_without_values_the_chart_says_so(lines: list[LineSeries]) -> None:
     assert texts(line_chart(lines))[-1:] == ["no values"]
 
 
 def test_a_single_or_constant_value_is_drawn() -> None:
-    assert len(parts(line_chart([Line("a", [3], [7])]), "circle")) == 1
-    (curve,) = curves(line_chart([Line("a", [1, 2], [5, 5])]))
+    assert len(parts(line_chart([LineSeries("a", [3], [7])]), "circle")) == 1
+    (curve,) = curves(line_chart([LineSeries("a", [1, 2], [5, 5])]))
     assert curve[0, 1] == curve[1, 1]
 
 
@@ -84,7 +84,7 @@ def test_long_curves_are_thinned_but_keep_every_extreme_and_both_ends() -> None:
     assert len(kept) <= 5 * 640
     assert {0, 77, 123_456, 150_000, len(y) - 1} <= set(kept)
     assert kept == sorted(set(kept))
-    chart = line_chart([Line("loss", list(range(len(y))), y.tolist())])
+    chart = line_chart([LineSeries("loss", list(range(len(y))), y.tolist())])
     assert len(chart) < 100_000
     everything = np.concatenate(curves(chart))
     height = np.polyfit([40.0, -50.0], [everything[:, 1].min(), everything[:, 1].max()], 1)
@@ -183,7 +183,7 @@ def test_numbers_on_axes_are_short(value: float, shown: str) -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="line 'a': 2 x, 1 y"):
-        line_chart([Line("a", [1, 2], [1])])
+        line_chart([LineSeries("a", [1, 2], [1])])
     with pytest.raises(ValueError, match="1 values for 2 categories"):
         bar_chart(["a", "b"], [Bars("s", [1])])
     with pytest.raises(ValueError, match="2 counts need 3 rising edges"):
@@ -195,7 +195,7 @@ def test_wrong_shapes_are_refused() -> None:
 def test_names_cannot_become_markup() -> None:
     evil = "</text><script>alert(1)</script>"
     charts = [
-        line_chart([Line(evil, [1, 2], [1, 2], is_marked=True)], Axis(evil), Axis(evil), title=evil),
+        line_chart([LineSeries(evil, [1, 2], [1, 2], is_marked=True)], Axis(evil), Axis(evil), title=evil),
         bar_chart([evil], [Bars(evil, [1], [0], [2]), Bars("b", [1])], title=evil),
         histogram([0, 1], [1], evil, evil, {evil: 0.5}, evil),
     ]
@@ -205,7 +205,7 @@ def test_names_cannot_become_markup() -> None:
 
 
 def test_a_standalone_chart_is_xml_with_its_own_colours_for_light_and_dark() -> None:
-    made = standalone(line_chart([Line("a", [1, 2], [1, 2])], title="Loss"))
+    made = standalone(line_chart([LineSeries("a", [1, 2], [1, 2])], title="Loss"))
     root = ElementTree.fromstring(made)
     assert root.tag == SPACE + "svg"
     style = root.findtext(SPACE + "style") or ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sightline.runtime.prefetch import ahead
+from sightline.runtime.prefetch import prefetched
 
 
 def threads() -> int:
@@ -14,8 +14,8 @@ def threads() -> int:
 
 
 def test_items_come_in_their_order_and_all_of_them() -> None:
-    assert list(ahead(iter(range(1000)), 3)) == list(range(1000))
-    assert list(ahead([], 1)) == []
+    assert list(prefetched(iter(range(1000)), 3)) == list(range(1000))
+    assert list(prefetched([], 1)) == []
     assert threads() == 0
 
 
@@ -27,7 +27,7 @@ def test_items_are_made_while_another_is_used_and_no_more_than_wanted() -> None:
             made.append(number)
             yield number
 
-    reader = ahead(items(), 2)
+    reader = prefetched(items(), 2)
     assert next(reader) == 0
     deadline = time.monotonic() + 5
     while len(made) < 4 and time.monotonic() < deadline:
@@ -43,7 +43,7 @@ def test_what_the_iterator_raises_is_raised_after_the_items_before_it() -> None:
         yield 2
         raise KeyError("broken")
 
-    reader = ahead(items(), 5)
+    reader = prefetched(items(), 5)
     assert [next(reader), next(reader)] == [1, 2]
     with pytest.raises(KeyError, match="broken"):
         next(reader)
@@ -62,7 +62,7 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_closes_the_iterator(how:
             closed.set()
 
     def read() -> None:
-        reader = ahead(items(), 2)
+        reader = prefetched(items(), 2)
         next(reader)
         if how == "close":
             reader.close()

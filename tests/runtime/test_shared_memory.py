@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sightline.runtime import shared_memory as handover
-from sightline.runtime.shared_memory import Place, Slots
+from sightline.runtime.shared_memory import ArrayPlace, SharedSlots
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files without a name in memory")
 
@@ -26,7 +26,7 @@ def _no_descriptor_is_left() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def in_child(slots: Slots, arrays: list[np.ndarray], slot: int) -> tuple[Place, ...]:
+def in_child(slots: SharedSlots, arrays: list[np.ndarray], slot: int) -> tuple[ArrayPlace, ...]:
     """The places of arrays that a forked child laid down."""
     ours, theirs = Pipe()
     pid = os.fork()
@@ -40,13 +40,13 @@ def in_child(slots: Slots, arrays: list[np.ndarray], slot: int) -> tuple[Place, 
     return places
 
 
-def taken(slots: Slots) -> int:
+def taken(slots: SharedSlots) -> int:
     slot = slots.take()
     assert slot is not None
     return slot
 
 
-def used(slots: Slots, *arrays: np.ndarray) -> list[np.ndarray]:
+def used(slots: SharedSlots, *arrays: np.ndarray) -> list[np.ndarray]:
     """Arrays on the way through a slot."""
     slot = taken(slots)
     places = slots.lay(slot, arrays)
@@ -68,7 +68,7 @@ def drawn(seed: int, size: int) -> list[np.ndarray]:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_what_a_child_lays_down_is_what_the_parent_reads() -> None:
-    slots = Slots(2)
+    slots = SharedSlots(2)
     for seed, size in ((0, 10), (1, 100_000), (2, 3)):  # the slot grows, and is used again
         slot = taken(slots)
         found = slots.lend(slot, in_child(slots, drawn(seed, size), slot))
@@ -82,7 +82,7 @@ def test_what_a_child_lays_down_is_what_the_parent_reads() -> None:
 
 
 def test_a_slot_is_taken_again_only_when_the_last_of_its_arrays_is_gone() -> None:
-    slots = Slots(1)
+    slots = SharedSlots(1)
     first, second = used(slots, np.arange(6), np.ones(3))
     part = torch.from_numpy(first)[2:4].view(1, 2)
     other = second[1:].reshape(2, 1)
@@ -96,7 +96,7 @@ def test_a_slot_is_taken_again_only_when_the_last_of_its_arrays_is_gone() -> Non
 
 
 def test_arrays_that_do_not_fit_have_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    slots = Slots(1)
+    slots = SharedSlots(1)
     monkeypatch.setattr(handover, "SLOT_BYTES", 40)
     slot = taken(slots)
     assert slots.lay(slot, [np.arange(6)]) is None
@@ -110,19 +110,19 @@ def test_a_system_without_such_memory_has_no_slots(monkeypatch: pytest.MonkeyPat
         raise OSError("not here")
 
     monkeypatch.setattr(os, "memfd_create", refused)
-    assert Slots(3).take() is None
-    assert Slots(0).take() is None
+    assert SharedSlots(3).take() is None
+    assert SharedSlots(0).take() is None
 
 
 def test_arrays_outlive_the_slots_they_lie_in() -> None:
-    slots = Slots(1)
+    slots = SharedSlots(1)
     (found,) = used(slots, np.arange(5000))
     del slots
     assert found.sum() == 4999 * 2500
 
 
 def test_memory_is_taken_as_results_need_it_and_not_more_with_each_of_them() -> None:
-    slots = Slots(3)
+    slots = SharedSlots(3)
     for number in range(12):
         (found,) = used(slots, np.full(1 << 20, number, dtype=np.uint8))
         assert int(found[-1]) == number

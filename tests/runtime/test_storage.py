@@ -255,7 +255,7 @@ def directory(tmp_path: Path) -> Path:
         (folder / "sub").mkdir()
         (folder / "sub/a").write_bytes(bytes(range(256)))
         (folder / "b").write_bytes(b"bbbb")
-    assert storage.looks_valid(tmp_path / "d")
+    assert storage.has_all_files(tmp_path / "d")
     return tmp_path / "d"
 
 
@@ -317,7 +317,7 @@ def test_any_manifest_is_the_right_one_or_a_storage_error(directory: Path, conte
     (directory / "manifest.json").write_bytes(content)
     with pytest.raises(StorageError):
         verify_dir(directory)
-    assert not storage.looks_valid(directory) or json.loads(content)["files"] == {}
+    assert not storage.has_all_files(directory) or json.loads(content)["files"] == {}
 
 
 def test_known_hashes_of_linked_files_are_taken_over_and_still_verified(tmp_path: Path, directory: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 from sightline.data.batches.loader import MicroBatch
 from sightline.errors import ConfigError, NumericsError, Stopped
 from sightline.objectives import CALConfig, NextTokenConfig, Objective
-from sightline.objectives.base import Hides
+from sightline.objectives.base import HiddenStateModel
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import cross_entropy_reference
 from sightline.runtime import seeds
@@ -66,7 +66,7 @@ def job(model: nn.Module, batches: Sequence[Sequence[Batch]], objective: Objecti
         "stage": stage,
         "optimiser": torch.optim.SGD(groups, lr=1.0),
         "loader": Batches(batches),
-        "pace": loop.Pace(**pace),
+        "pace": loop.StageSchedule(**pace),
         "log": Lines(),
         "save": lambda at: None,
         "evaluate": None,
@@ -340,7 +340,7 @@ class Broken:
     def __init__(self, what: str, steps: set[int]) -> None:
         self.what, self.steps, self.count = what, steps, 0
 
-    def __call__(self, model: Hides, batch: Batch) -> Loss:
+    def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         loss = NextToken()(model, batch)
         self.count += 1
         if self.count not in self.steps:

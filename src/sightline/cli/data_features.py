@@ -87,13 +87,13 @@ def features(
 def _encoder(config: Path | None, recipe: str | None, run: str | None, settings: list[str], device: str | None) -> Any:
     """The encoder that was asked for, and where it runs."""
     from sightline.assembly.config.resolving import resolve
-    from sightline.assembly.encode.features import eye_of_config, eye_of_run
+    from sightline.assembly.encode.features import feature_encoder_of_config, feature_encoder_of_run
     from sightline.runtime.device import prepare_runtime
 
     if run is not None:
         if config or recipe or settings:
             raise UsageError("--run takes the encoder of a run as it is.", "Leave --config, --recipe and settings out.")
-        return eye_of_run(run), prepare_runtime(device or "auto", "auto", None)
+        return feature_encoder_of_run(run), prepare_runtime(device or "auto", "auto", None)
     if config is None and recipe is None:
         raise UsageError("data features needs an encoder.", "Give --config FILE, --recipe NAME or --run RUN, or --external FILE.")
     base = None
@@ -104,7 +104,7 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
     resolved = resolve(base, config, settings)
     wanted = resolved.runtime
     runtime = prepare_runtime(device or wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
-    return eye_of_config(resolved), runtime
+    return feature_encoder_of_config(resolved), runtime
 
 
 def _print_stored(result: dict[str, Any]) -> None:

@@ -53,11 +53,11 @@ def evaluate(
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
     """
-    from sightline.assembly.evaluate.evaluate import Request
+    from sightline.assembly.evaluate.evaluate import EvaluationRequest
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
 
     done = run_evaluation(
-        Request(
+        EvaluationRequest(
             model=run,
             task=task,
             data=data,

@@ -30,10 +30,10 @@ def generate(
     """
     import torch
 
-    from sightline.assembly.evaluate.chat import Speaker
+    from sightline.assembly.evaluate.chat import ChatModel
     from sightline.generation.decode import DecodingConfig
 
-    speaker = Speaker.open(run, checkpoint, device)
+    speaker = ChatModel.open(run, checkpoint, device)
     torch.manual_seed(seed)
     decoding = DecodingConfig(
         max_new_tokens=max_new_tokens,

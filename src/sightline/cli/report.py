@@ -9,7 +9,7 @@ import typer
 from sightline.cli.app import app, emit
 
 
-class Shown(StrEnum):
+class ReportControl(StrEnum):
     """Controls that stand beside a run."""
 
     blind = "blind"
@@ -21,7 +21,9 @@ def report(
     run: Annotated[str, typer.Argument(help="A run, or RUN@STAGE.")],
     data: Annotated[str, typer.Option(help="A dataset folder.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
-    control: Annotated[list[Shown] | None, typer.Option(help="Shown beside it; both by default; may be given again.")] = None,
+    control: Annotated[
+        list[ReportControl] | None, typer.Option(help="Shown beside it; both by default; may be given again.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many records, drawn at random with a fixed seed.")] = None,
@@ -38,11 +40,11 @@ def report(
       sightline report runs/flickr --data flickr8k --split val
     """
     from sightline.assembly.config.locate import run_of
-    from sightline.assembly.evaluate.evaluate import Request
+    from sightline.assembly.evaluate.evaluate import EvaluationRequest
     from sightline.assembly.evaluate.report import report_run
 
     page = out or run_of(run) / "report.html"
-    request = Request(
+    request = EvaluationRequest(
         model=run,
         task="caption",
         data=data,
@@ -54,7 +56,7 @@ def report(
         device=device,
         threads=threads,
     )
-    found = report_run(request, [shown.value for shown in dict.fromkeys(control or Shown)], page)
+    found = report_run(request, [shown.value for shown in dict.fromkeys(control or ReportControl)], page)
     if as_json:
         emit({"report": str(page), **{name: done.to_json() for name, done in found.items()}})
         return

@@ -49,7 +49,7 @@ class Text:
     num_tokens: int
 
 
-Seeing = SightlineForConditionalGeneration | StockModel
+VisionLanguageModel = SightlineForConditionalGeneration | StockModel
 
 
 def generate(
@@ -88,7 +88,7 @@ def generate(
     with torch.no_grad():
         if not shown:
             inputs = {"input_ids": ids}
-        elif isinstance(model, Seeing):
+        elif isinstance(model, VisionLanguageModel):
             inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)}
         else:
             raise ValueError(f"{type(model).__name__} takes text only, but the prompts hold pictures")
@@ -103,7 +103,7 @@ def generate(
     return [_text(tokenizer, row, end_ids) for row in new.tolist()]
 
 
-def embeddings(model: Seeing, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
+def embeddings(model: VisionLanguageModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
     """Embeddings of left-padded rows with their visual tokens in place."""
     table = model.visual_tokens(_features(model, prompts))
     per_crop = model.tokens_per_crop if isinstance(model, StockModel) else model.connector.tokens_per_crop
@@ -120,7 +120,7 @@ def embeddings(model: Seeing, ids_BT: Tensor, prompts: Sequence[Prompt], length:
     return splice(model.get_input_embeddings()(ids_BT), table, slot_M, source_M)
 
 
-def _features(model: Seeing, prompts: Sequence[Prompt]) -> Tensor:
+def _features(model: VisionLanguageModel, prompts: Sequence[Prompt]) -> Tensor:
     """Encoder outputs of all crops in order, stored ones or those of the pixels."""
     stored = [prompt.features for prompt in prompts if prompt.features is not None]
     if stored:

@@ -7,7 +7,7 @@ from sightline.config import Config
 from sightline.types import Batch, Hidden, Loss
 
 
-class Hides(Protocol):
+class HiddenStateModel(Protocol):
     """The one surface of a model that an objective uses."""
 
     def hidden(self, batch: Batch) -> Hidden:
@@ -18,7 +18,7 @@ class Hides(Protocol):
 class Objective(Protocol):
     """Turns a batch into a loss."""
 
-    def __call__(self, model: Hides, batch: Batch) -> Loss:
+    def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         """The sum to back-propagate and its weight."""
         ...
 
@@ -27,7 +27,7 @@ class ObjectiveConfig(Config):
     """Fields of an objective; `build` makes it."""
 
     @property
-    def stores_contrast(self) -> bool:
+    def stores_blind_logits(self) -> bool:
         """Whether image-free logits of a frozen decoder are computed once, before the first step."""
         return False
 

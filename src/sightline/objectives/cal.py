@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sightline.errors import ConfigError
 from sightline.objectives.auxiliary import with_auxiliary
-from sightline.objectives.base import Hides, Objective, ObjectiveConfig
+from sightline.objectives.base import HiddenStateModel, Objective, ObjectiveConfig
 from sightline.objectives.changed_images import Contrast, changed_picture
 from sightline.objectives.next_token import by_source
 from sightline.ops.cross_entropy import linear_cross_entropy, target_logits
@@ -69,7 +69,7 @@ class CALConfig(ObjectiveConfig):
         return self
 
     @property
-    def stores_contrast(self) -> bool:
+    def stores_blind_logits(self) -> bool:
         """Whether the contrast of a frozen decoder is worth storing: it depends on the text alone."""
         return self.stored and self.mode == "clean" and self.contrast == "removed"
 
@@ -91,7 +91,7 @@ class CAL:
     def __init__(self, config: CALConfig) -> None:
         self.config = config
 
-    def __call__(self, model: Hides, batch: Batch) -> Loss:
+    def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         blind_S, counts_S = self.blind_logits(model, batch)
         hidden = model.hidden(batch)
         nll_S, logit_S = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
@@ -102,15 +102,15 @@ class CAL:
         parts |= by_source(nll_S.detach(), batch, weight_S)
         return with_auxiliary(Loss(total=(nll_S * weight_S).sum(), weight=weight_S.sum(), parts=parts), hidden)
 
-    def blind_logits(self, model: Hides, batch: Batch) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
+    def blind_logits(self, model: HiddenStateModel, batch: Batch) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
         """Logit of each target in the contrast pass, and which targets have a gain at all.
 
         A target has none when its sample has no image, or when nothing but the image precedes it.
         """
         target_S = batch.supervision.target_S
         has_image_S = with_image(batch)
-        if batch.contrast_S is not None:
-            return batch.contrast_S.nan_to_num(), has_image_S & ~batch.contrast_S.isnan()
+        if batch.blind_logits_S is not None:
+            return batch.blind_logits_S.nan_to_num(), has_image_S & ~batch.blind_logits_S.isnan()
         lone = self.config.contrast == "shuffled" and batch.visual is not None and batch.visual.num_crops < 2
         if lone or not bool(has_image_S.any()):  # an epoch's last batch may hold one picture, which has none to change with
             return torch.zeros(len(target_S), device=target_S.device), torch.zeros_like(has_image_S)
@@ -135,7 +135,7 @@ class PublishedCAL:
     def __init__(self, config: CALConfig) -> None:
         self.config = config
 
-    def __call__(self, model: Hides, batch: Batch) -> Loss:
+    def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         if not batch.tokens.is_plain:
             raise ConfigError(
                 "objective.mode=published needs one sample per row.", "Set data.pack=false and data.share_prefix=false."
@@ -184,7 +184,7 @@ def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
 def supervised_at(batch: Batch, slot_S: Int[Tensor, " S"], target_S: Int[Tensor, " S"]) -> Batch:
     """The batch with these targets instead of its own; of no sample, span or source."""
     zeros = torch.zeros_like(target_S)
-    return replace(batch, supervision=Supervision(slot_S, target_S, zeros, zeros, zeros, zeros, zeros), contrast_S=None)
+    return replace(batch, supervision=Supervision(slot_S, target_S, zeros, zeros, zeros, zeros, zeros), blind_logits_S=None)
 
 
 def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from sightline.objectives.auxiliary import with_auxiliary
-from sightline.objectives.base import Hides, Objective, ObjectiveConfig
+from sightline.objectives.base import HiddenStateModel, Objective, ObjectiveConfig
 from sightline.ops.cross_entropy import linear_cross_entropy
 from sightline.types import Batch, Loss
 
@@ -22,7 +22,7 @@ class NextTokenConfig(ObjectiveConfig):
 class NextToken:
     """The plain language-model loss; `total` is the sum over supervised tokens, `weight` their number."""
 
-    def __call__(self, model: Hides, batch: Batch) -> Loss:
+    def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         hidden = model.hidden(batch)
         nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
         weight = torch.tensor(float(len(nll_S)), device=nll_S.device)

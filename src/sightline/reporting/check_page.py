@@ -19,7 +19,7 @@ Pictures = Mapping[Spot, bytes]
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleRecord:
     """A record to look at: its texts and its first picture."""
 
     texts: tuple[str, ...]
@@ -48,7 +48,7 @@ def _worth_showing(item: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]
     return pairs[:SHOWN_PAIRS]
 
 
-def check_page(report: Report, pictures: Pictures, examples: Sequence[Example], version: str) -> str:
+def check_page(report: Report, pictures: Pictures, examples: Sequence[ExampleRecord], version: str) -> str:
     """The page.
 
     Args:
@@ -102,7 +102,7 @@ def _remarks(report: Report) -> Iterator[Html]:
         yield html.paragraph("Files were not compared with their stored hashes; --check-hash does it.")
 
 
-def _examples(examples: Sequence[Example]) -> Html:
+def _examples(examples: Sequence[ExampleRecord]) -> Html:
     return html.gallery(html.figure(_picture(example.picture, ""), _lines(example.texts)) for example in examples)
 
 

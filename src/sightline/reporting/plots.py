@@ -20,7 +20,7 @@ _TEXT_WIDTH = 6.3  # of a character at 11 px, on average
 
 
 @dataclass(frozen=True)
-class Line:
+class LineSeries:
     """A curve. Values that are not finite interrupt it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Bars:
 
 
 def line_chart(
-    lines: Sequence[Line], x: Axis = PLAIN, y: Axis = PLAIN, title: str = "", width: int = WIDTH, height: int = HEIGHT
+    lines: Sequence[LineSeries], x: Axis = PLAIN, y: Axis = PLAIN, title: str = "", width: int = WIDTH, height: int = HEIGHT
 ) -> Html:
     """Curves over a common axis.
 
@@ -248,7 +248,7 @@ class _Frame:
         return element("svg", element("title", title) if title else None, *parts, attributes=box)
 
 
-def _visible(line: Line, x: Axis, y: Axis) -> Line:
+def _visible(line: LineSeries, x: Axis, y: Axis) -> LineSeries:
     """The line with the points that can be drawn, thinned to the width of a chart."""
     holds = [place for place, value in enumerate(line.x) if math.isfinite(value) and (value > 0 or not x.is_log)]
 
@@ -261,10 +261,10 @@ def _visible(line: Line, x: Axis, y: Axis) -> Line:
     def thin(values: Sequence[float]) -> list[float]:
         return [values[place] for place in keep] if values else []
 
-    return Line(line.name, thin(xs), thin(ys), thin(low), thin(high), line.colour, line.is_marked)
+    return LineSeries(line.name, thin(xs), thin(ys), thin(low), thin(high), line.colour, line.is_marked)
 
 
-def _curve(frame: _Frame, line: Line, colour: int, place: int) -> list[Html]:
+def _curve(frame: _Frame, line: LineSeries, colour: int, place: int) -> list[Html]:
     parts = []
     for run in _runs(line, lambda i: bool(line.low) and math.isfinite(line.low[i]) and math.isfinite(line.high[i])):
         there = [f"{_n(frame.x(line.x[i]))} {_n(frame.y(line.high[i]))}" for i in run]
@@ -283,7 +283,7 @@ def _curve(frame: _Frame, line: Line, colour: int, place: int) -> list[Html]:
     return parts
 
 
-def _runs(line: Line, holds: Callable[[int], bool]) -> list[list[int]]:
+def _runs(line: LineSeries, holds: Callable[[int], bool]) -> list[list[int]]:
     """Neighbouring points that hold, in one piece each."""
     runs: list[list[int]] = []
     for i in range(len(line.x)):
@@ -312,7 +312,7 @@ def _bar(frame: _Frame, bars: Bars, place: int, left: float, size: float, colour
     return parts
 
 
-def _colour(line: Line, place: int) -> int:
+def _colour(line: LineSeries, place: int) -> int:
     return (place if line.colour is None else line.colour) % COLOURS
 
 

@@ -30,7 +30,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewedSample:
     """A sample, or a record that gives none.
 
     Attributes:
@@ -50,7 +50,7 @@ class Shown:
     faults: Sequence[str] = ()
 
 
-def preview_page(title: str, facts: dict[str, html.Node], shown: Sequence[Shown], version: str) -> str:
+def preview_page(title: str, facts: dict[str, html.Node], shown: Sequence[PreviewedSample], version: str) -> str:
     """The page.
 
     Args:
@@ -75,7 +75,7 @@ def _legend() -> Html:
     )
 
 
-def _card(number: int, sample: Shown) -> Html:
+def _card(number: int, sample: PreviewedSample) -> Html:
     notes = [html.note(fault, "bad") for fault in sample.faults]
     texts: list[html.Node] = [_counts(sample)] if sample.branches else []
     if sample.prefix:
@@ -86,7 +86,7 @@ def _card(number: int, sample: Shown) -> Html:
     return html.element("article", html.element("h3", f"{number}. {sample.title}"), *notes, body, attributes={"class": "card"})
 
 
-def _crops(sample: Shown) -> Html | None:
+def _crops(sample: PreviewedSample) -> Html | None:
     if sample.crops is None:
         return None
     height, width = sample.crops.shape[1:3]
@@ -96,7 +96,7 @@ def _crops(sample: Shown) -> Html | None:
     return html.figure(html.element("div", *crops, attributes={"class": "pair"}), f"{told}, {width} x {height} pixels")
 
 
-def _counts(sample: Shown) -> Html:
+def _counts(sample: PreviewedSample) -> Html:
     alone = sum(branch.num_tokens for branch in sample.branches)
     told = f"{sample.num_tokens:,} tokens in a row"
     if len(sample.branches) > 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline.reporting import html
 from sightline.reporting.html import Html
-from sightline.reporting.plots import Bars, Line, bar_chart, line_chart
+from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart
 from sightline.reporting.scales import Axis
 from sightline.runtime.storage import write_text
 
@@ -133,7 +133,9 @@ def _score_chart(report: RunReport) -> Html:
 
 
 def _curves(report: RunReport) -> Html:
-    lines = [Line(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in report.curves if curve.steps]
+    lines = [
+        LineSeries(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in report.curves if curve.steps
+    ]
     return line_chart(lines, Axis("optimiser step"), Axis("loss per token", is_log=True))
 
 

@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 POLL_SECONDS = 0.1
 
 
-def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
     """The same items in the same order, up to `depth` of them made before they are asked for.
 
     What the iterator raises is raised here, after the items before it. When the reader stops early (an error, a `close`), the

@@ -256,7 +256,7 @@ def _compare(path: Path, manifest: Mapping[str, Any]) -> None:
             raise StorageError(f"{file}: its hash is not that of the manifest.")
 
 
-def looks_valid(path: Path) -> bool:
+def has_all_files(path: Path) -> bool:
     """Whether a directory has a manifest and every file in it has its size; hashes are left to `verify_dir`."""
     try:
         entries = read_manifest(path)["files"]

@@ -101,7 +101,7 @@ def difference(first: Scored, second: Scored, resamples: int = RESAMPLES) -> Dif
 
 
 @dataclass(frozen=True)
-class Lost:
+class ShareLost:
     """What an arm loses from a reference cell to another, and how that compares with what the baseline loses.
 
     Attributes:
@@ -122,7 +122,7 @@ class Lost:
         }
 
 
-def lost(reference: Scored, cell: Scored, base: tuple[Scored, Scored] | None, resamples: int = RESAMPLES) -> Lost | None:
+def lost(reference: Scored, cell: Scored, base: tuple[Scored, Scored] | None, resamples: int = RESAMPLES) -> ShareLost | None:
     """Compares losses on the seeds that all have.
 
     Args:
@@ -138,12 +138,12 @@ def lost(reference: Scored, cell: Scored, base: tuple[Scored, Scored] | None, re
     nothing, _ = mean_by_cluster(np.zeros_like(means[0]), reference.cluster_N)
     own = paired_bootstrap(mine, nothing, num, resamples=resamples)
     if base is None:
-        return Lost(own, None, None)
+        return ShareLost(own, None, None)
     theirs, _ = mean_by_cluster(means[2] - means[3], reference.cluster_N)
     less = paired_bootstrap(theirs, mine, num, resamples=resamples)
     clear = paired_bootstrap(theirs, nothing, num, resamples=resamples).low > 0
     ratio = bootstrap(lambda draws: mine(draws) / theirs(draws), num, resamples=resamples) if clear else None
-    return Lost(own, ratio, less)
+    return ShareLost(own, ratio, less)
 
 
 def interval_json(interval: Interval | Difference) -> dict[str, float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.evaluate.evaluate import Evaluated, Request
+from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest
 from sightline.assembly.evaluate.report import SEEN, report_run
-from sightline.assembly.train.run import Result, train
+from sightline.assembly.train.run import TrainResult, train
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.readers import SourceOptions
 from sightline.runtime.logs import logger
@@ -30,9 +30,9 @@ class Demo:
     """
 
     report: Path
-    run: Result
-    seen: Evaluated
-    blind: Evaluated
+    run: TrainResult
+    seen: Evaluation
+    blind: Evaluation
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -62,7 +62,9 @@ def demo(recipe: RunConfig, out: Path, resolve: Callable[[RunConfig, list[str]],
     logger.info("2/3 training")
     run = train(config, out / "run")
     logger.info("3/3 captioning held-out pictures, with and without seeing them; writing the report")
-    request = Request(model=str(out / "run"), task="caption", data=str(scenes), split="test", batch_size=BATCH, max_new_tokens=24)
+    request = EvaluationRequest(
+        model=str(out / "run"), task="caption", data=str(scenes), split="test", batch_size=BATCH, max_new_tokens=24
+    )
     report = out / "report.html"
     found = report_run(request, ("blind",), report, recipe.recipe)
     return Demo(report, run, found[SEEN], found["blind"])

@@ -212,7 +212,7 @@ def read_sweep(path: str | Path, recipe_by_name: Callable[[str], RunConfig], arg
         for seed, cell, arm in product(block.seeds, cells, arms):
             cell = {key: value for key, value in cell.items() if value is not None}
             name = run_name(arm, cell, seed)
-            given = _Given(tree)
+            given = _SweepArguments(tree)
             given.section(config.settings, ("settings",))
             given.words(arguments)
             given.section(config.arms[arm], ("arms", arm))
@@ -263,7 +263,7 @@ def _fits(arm: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(arm, pattern) for pattern in patterns)
 
 
-class _Given:
+class _SweepArguments:
     """Settings as arguments of `resolve`, and where each stands in the sweep file."""
 
     def __init__(self, tree: Tree) -> None:

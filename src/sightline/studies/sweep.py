@@ -23,7 +23,7 @@ from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.changes import differences, may_differ
 from sightline.assembly.config.locate import CONFIG
 from sightline.assembly.config.sources import sources_of
-from sightline.assembly.evaluate.evaluate import SCORES, Evaluated, Request, evaluate
+from sightline.assembly.evaluate.evaluate import SCORES, Evaluation, EvaluationRequest, evaluate
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError, SightlineError, Stopped, StorageError
@@ -140,11 +140,11 @@ def asked_settings(run: PlannedRun, asked: Asked) -> dict[str, Any]:
     return {name: getattr(request, name) for name in names}
 
 
-def request_of(run: PlannedRun, asked: Asked, folder: Path) -> Request:
+def request_of(run: PlannedRun, asked: Asked, folder: Path) -> EvaluationRequest:
     """An evaluation of a run in `folder`."""
     last = settings.plan(run.config, len(run.config.stages) - 1).data
     data = asked.config.data or sources_of(last)[0].path
-    return Request(
+    return EvaluationRequest(
         model=str(folder),
         task=asked.config.task,
         data=data,
@@ -178,7 +178,7 @@ def _ask(run: PlannedRun, asked: Asked, folder: Path) -> None:
     logger.info("%s %s: %s", run.name, asked.key, values or f"{len(done.scores)} scores")
 
 
-def items_of(done: Evaluated) -> dict[str, Any]:
+def items_of(done: Evaluation) -> dict[str, Any]:
     """Scores record by record; `picture` says which records have the same pictures and belong together in a bootstrap."""
     said = {prediction.record_id for prediction in done.predicted.predictions}
     records = [record for record in done.records if record.id in said]
@@ -199,7 +199,7 @@ def weights_of(folder: Path) -> str:
     """Hash of the weights that a run ended with, as its last checkpoint's manifest has it; empty where there is none."""
     steps = checkpoint.steps(folder)
     path = checkpoint.path_of(folder, steps[-1]) if steps else None
-    return checkpoint.weights_sha256(storage.read_manifest(path)) if path is not None and storage.looks_valid(path) else ""
+    return checkpoint.weights_sha256(storage.read_manifest(path)) if path is not None and storage.has_all_files(path) else ""
 
 
 def is_finished(run: PlannedRun, out: Path) -> bool:

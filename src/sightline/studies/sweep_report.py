@@ -13,7 +13,7 @@ from typing import Any
 from sightline.errors import SightlineError, StorageError
 from sightline.metrics.statistics import Difference, Interval
 from sightline.reporting.html import Html
-from sightline.reporting.plots import Bars, Line, bar_chart, line_chart, standalone
+from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart, standalone
 from sightline.reporting.scales import Axis
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
@@ -27,7 +27,7 @@ BAR = 110  # pixels of a category
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmRow:
     """An arm in a cell.
 
     Attributes:
@@ -54,7 +54,7 @@ class Table:
     metric: str
     records: int
     pictures: int
-    rows: tuple[Row, ...]
+    rows: tuple[ArmRow, ...]
     losses: tuple[dict[str, Any], ...]
 
     @property
@@ -148,9 +148,9 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Tab
     return out_tables
 
 
-def _row(place: Place, cell: Mapping[str, Value], kinds: Mapping[str, Scored], base: Mapping[str, Scored] | None) -> Row:
+def _row(place: Place, cell: Mapping[str, Value], kinds: Mapping[str, Scored], base: Mapping[str, Scored] | None) -> ArmRow:
     others = {kind: value for kind, value in kinds.items() if kind}
-    return Row(place[0], cell, kinds[""], others, difference(kinds[""], base[""]) if base is not None else None)
+    return ArmRow(place[0], cell, kinds[""], others, difference(kinds[""], base[""]) if base is not None else None)
 
 
 def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, Mapping[str, Value]]) -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ def _state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: ArmRow) -> dict[str, Any]:
     return {
         "arm": row.arm,
         "cell": dict(row.cell),
@@ -223,9 +223,9 @@ def charts_of(table: Table) -> list[tuple[str, Html]]:
     return out
 
 
-def _alike_rows(table: Table) -> list[Row]:
+def _alike_rows(table: Table) -> list[ArmRow]:
     """The rows of one cell: that without varied settings, else the one with most arms."""
-    cells: dict[str, list[Row]] = {}
+    cells: dict[str, list[ArmRow]] = {}
     for row in table.rows:
         cells.setdefault(cell_name(row.cell), []).append(row)
     return cells.get("") or max(cells.values(), key=len)
@@ -237,7 +237,7 @@ def _bars(name: str, found: Sequence[Scored | None]) -> Bars:
     return Bars(name, [item.value for item in intervals], [item.low for item in intervals], [item.high for item in intervals])
 
 
-def _lines_over(table: Table, key: str) -> list[Line]:
+def _lines_over(table: Table, key: str) -> list[LineSeries]:
     points: dict[str, list[tuple[float, Interval]]] = {}
     for row in table.rows:
         value = row.cell.get(key)
@@ -247,18 +247,18 @@ def _lines_over(table: Table, key: str) -> list[Line]:
     return [_line(name, found) for name, found in points.items() if len(found) > 1]
 
 
-def _noise_line(row: Row) -> Line | None:
+def _noise_line(row: ArmRow) -> LineSeries | None:
     points = [(float(kind.removeprefix("noise")), value) for kind, value in row.others.items() if kind.startswith("noise")]
     if not points:
         return None
     return _line(row.name, [(sigma, value.interval()) for sigma, value in [(0.0, row.plain), *points]])
 
 
-def _line(name: str, points: Sequence[tuple[float, Interval]]) -> Line:
+def _line(name: str, points: Sequence[tuple[float, Interval]]) -> LineSeries:
     there = sorted(points, key=lambda point: point[0])
     values = [value for _, value in there]
     bands = [value.low for value in values], [value.high for value in values]
-    return Line(name, [x for x, _ in there], [value.value for value in values], *bands, is_marked=True)
+    return LineSeries(name, [x for x, _ in there], [value.value for value in values], *bands, is_marked=True)
 
 
 # Words ----------------------------------------------------------------------------------------------------------------------------

@@ -214,7 +214,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter
 
 def prune(run: Path, keep: int, protected: set[int]) -> None:
     """Deletes old checkpoints; the newest `keep` valid ones (at least two) stay, and those of `protected` steps."""
-    valid = [step for step in steps(run) if storage.looks_valid(path_of(run, step))]
+    valid = [step for step in steps(run) if storage.has_all_files(path_of(run, step))]
     for step in valid[: -max(keep, 2)]:
         if step not in protected:
             storage.remove(path_of(run, step))

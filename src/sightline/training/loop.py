@@ -32,7 +32,7 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageSchedule:
     """Lengths and rhythms of a stage, in optimiser steps.
 
     Attributes:
@@ -78,7 +78,7 @@ class Job:
     stage: Stage
     optimiser: torch.optim.Optimizer
     loader: Loader
-    pace: Pace
+    pace: StageSchedule
     log: Log
     save: Callable[[Progress], None]
     evaluate: Callable[[Progress], dict[str, Any]] | None

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from sightline.errors import ConfigError
 from sightline.models.language import body
-from sightline.objectives.base import Hides, Objective
+from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.types import Batch, Loss
 
 
@@ -37,7 +37,7 @@ class StepModule(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> Loss:
-        loss = self.objective(cast(Hides, self.model), batch)
+        loss = self.objective(cast(HiddenStateModel, self.model), batch)
         if torch.is_grad_enabled() and not loss.total.requires_grad and _several():
             # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
             loss = replace(loss, total=loss.total + _nothing_of(self.model.parameters()))
@@ -196,7 +196,7 @@ class _ShardedStep(StepModule):
     def forward(self, batch: Batch) -> Loss:
         grad, passes = torch.is_grad_enabled(), 0
         self._listens, self._passes = True, 0
-        loss = self.objective(cast(Hides, self.model), batch)
+        loss = self.objective(cast(HiddenStateModel, self.model), batch)
         self._listens = False
         total = loss.total
         while self._announced(0):

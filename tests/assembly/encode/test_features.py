@@ -16,14 +16,14 @@ from sightline.assembly.config.resolving import plan, resolve
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.encode.features import (
     EncodingRequest,
-    Eye,
+    FeatureEncoder,
     check_covered,
     encode_dataset,
-    eye_of_config,
-    eye_of_run,
+    feature_encoder_of_config,
+    feature_encoder_of_run,
     open_features,
 )
-from sightline.assembly.evaluate.evaluate import Request, evaluate, pictures_for
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, pictures_for
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, pictures_of
 from sightline.assembly.train.run import train
@@ -83,17 +83,17 @@ def machine() -> Runtime:
     return prepare_runtime("cpu", "fp32", 1)
 
 
-def stored(eye: Eye, dataset: Path, out: Path, number: Number = "fp32", **options: Any) -> Path:
+def stored(eye: FeatureEncoder, dataset: Path, out: Path, number: Number = "fp32", **options: Any) -> Path:
     encode_dataset(eye, EncodingRequest((open_dataset(dataset),), out, number=number, **options), machine())
     return out
 
 
 @functools.cache
-def siglip() -> Eye:
-    return eye_of_config(config(Path("none")))
+def siglip() -> FeatureEncoder:
+    return feature_encoder_of_config(config(Path("none")))
 
 
-def built(settings: RunConfig) -> models.Assembled:
+def built(settings: RunConfig) -> models.ModelBundle:
     return models.build(settings, Processing(max_tokens=64), None)
 
 
@@ -110,7 +110,7 @@ def test_stored_numbers_are_those_of_the_encoder(tmp_path: Path, made_set: Path,
     """fp32 rows equal the encoder's outputs but for the batch they were computed in: sums of another order, 1e-6 of the scale."""
     model = MODEL.model_copy(update={"vision": VisionConfig(path=str(encoder_folder(kind)), layer=layer)})
     settings = config(made_set, model=model)
-    store = FeatureStore(stored(eye_of_config(settings), made_set, tmp_path / "s", batch_size=5))
+    store = FeatureStore(stored(feature_encoder_of_config(settings), made_set, tmp_path / "s", batch_size=5))
     assembled = built(settings)
     dataset = open_dataset(made_set)
     pixels = pictures_of(assembled, settings.data)
@@ -167,7 +167,9 @@ def test_evaluation_reads_the_store_under_every_control(tmp_path: Path, made_set
     store = stored(siglip(), made_set, tmp_path / "s")
     train(config(made_set, store), tmp_path / "run")
     shutil.copytree(made_set, tmp_path / "set")
-    request = Request(str(tmp_path / "run"), "caption", str(tmp_path / "set"), "val", batch_size=4, max_new_tokens=6, resamples=5)
+    request = EvaluationRequest(
+        str(tmp_path / "run"), "caption", str(tmp_path / "set"), "val", batch_size=4, max_new_tokens=6, resamples=5
+    )
     for control in (None, "blind", "shuffled"):
         texts = []
         for features in (None, str(store)):
@@ -305,9 +307,9 @@ def test_pictures_that_the_store_lacks_are_missed_before_the_first_step(tmp_path
 
 def test_a_run_gives_its_encoder_too_and_the_key_is_the_same(tmp_path: Path, made_set: Path) -> None:
     train(config(made_set, stages=(StageConfig(name="a", parts={"connector": "train"}, train={"steps": 1}),)), tmp_path / "run")
-    assert eye_of_run(str(tmp_path / "run")).parts == siglip().parts
+    assert feature_encoder_of_run(str(tmp_path / "run")).parts == siglip().parts
     begun = config(made_set).model_copy(update={"init": str(tmp_path / "run")})
-    assert eye_of_config(begun).parts == siglip().parts
+    assert feature_encoder_of_config(begun).parts == siglip().parts
 
 
 def test_an_encoder_from_sizes_is_the_one_that_the_run_will_build(tmp_path: Path, made_set: Path) -> None:
@@ -321,7 +323,7 @@ def test_an_encoder_from_sizes_is_the_one_that_the_run_will_build(tmp_path: Path
         "num_attention_heads": 2,
     }
     settings = config(made_set, model=MODEL.model_copy(update={"vision": VisionConfig(config=sizes)}))
-    store = stored(eye_of_config(settings), made_set, tmp_path / "s")
+    store = stored(feature_encoder_of_config(settings), made_set, tmp_path / "s")
     open_features(str(store), built(settings))
 
 
@@ -332,10 +334,10 @@ def test_what_has_no_encoder_cannot_be_encoded(tmp_path: Path, made_set: Path) -
         stages=(StageConfig(name="t", parts={"language": "train"}),),
     )
     with pytest.raises(ConfigError, match="nothing to encode"):
-        eye_of_config(text)
+        feature_encoder_of_config(text)
     trains = config(made_set, stages=(StageConfig(name="full", parts={"vision": "train"}),))
     with pytest.raises(ConfigError, match="stage 'full' trains vision"):
-        eye_of_config(trains)
+        feature_encoder_of_config(trains)
 
 
 # External tables ------------------------------------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ def test_records_without_photos_train_and_are_evaluated_from_a_table(tmp_path: P
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-    request = Request(str(tmp_path / "run"), "caption", str(table[0]), "val", batch_size=4, max_new_tokens=4, resamples=5)
+    request = EvaluationRequest(str(tmp_path / "run"), "caption", str(table[0]), "val", batch_size=4, max_new_tokens=4, resamples=5)
     with pytest.raises(UsageError, match=r"external table.*--features STORE"):
         evaluate(request)
     for control in (None, "blind", "shuffled"):

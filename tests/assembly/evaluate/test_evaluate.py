@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sightline.assembly.evaluate import answers
-from sightline.assembly.evaluate.evaluate import Evaluated, Request, evaluate
+from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest, evaluate
 from sightline.assembly.model import build as models
 from sightline.assembly.model.build import Processing
 from sightline.data.dataset import Dataset
-from sightline.errors import BudgetError, DataError, SightlineError, UsageError
+from sightline.errors import DataError, SightlineError, SkipLimitError, UsageError
 from sightline.evaluation.controls import exchange_images
 from sightline.metrics.caption import score_captions
 from tests.assembly.inspect.test_rows import run_config
@@ -58,29 +58,29 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data(tmp_path_factory.mktemp("data") / "set")
 
 
-def asked(source: Path, dataset: Path, out: Path, **changes: Any) -> Evaluated:
-    request = Request(
+def asked(source: Path, dataset: Path, out: Path, **changes: Any) -> Evaluation:
+    request = EvaluationRequest(
         str(source), "caption", str(dataset), "val", out=out, batch_size=4, max_new_tokens=6, resamples=20, device="cpu"
     )
     return evaluate(replace(request, **changes))
 
 
-def texts(done: Evaluated) -> dict[str, str]:
+def texts(done: Evaluation) -> dict[str, str]:
     return {prediction.record_id: prediction.text for prediction in done.predicted.predictions}
 
 
 @pytest.fixture(scope="module")
-def plain(model: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def plain(model: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     return asked(model, dataset, tmp_path_factory.mktemp("plain"))
 
 
-def test_every_batch_size_gives_the_same_texts(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+def test_every_batch_size_gives_the_same_texts(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
     assert len(set(texts(plain).values())) > 4  # the model says different things of different pictures
     for size in (1, 7, 32):
         assert texts(asked(model, dataset, tmp_path / str(size), batch_size=size)) == texts(plain)
 
 
-def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluated) -> None:
+def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluation) -> None:
     told = plain.to_json()
     assert json.loads((plain.folder / "scores.json").read_text()).items() >= told.items()
     assert (told["input"], told["ok"], told["skipped"]) == (COUNT, COUNT, {})
@@ -98,7 +98,7 @@ def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluat
     assert [line["id"] for line in lines(plain.folder / "predictions.jsonl")] == [f"r{n}" for n in range(COUNT)]
 
 
-def test_blind_answers_do_not_depend_on_the_pictures(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+def test_blind_answers_do_not_depend_on_the_pictures(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
     other = data(tmp_path / "other", first=50)
     blind = [texts(asked(model, path, tmp_path / path.name, control="blind")) for path in (dataset, other)]
     assert blind[0] == blind[1]
@@ -108,7 +108,7 @@ def test_blind_answers_do_not_depend_on_the_pictures(model: Path, dataset: Path,
 
 
 def test_shuffled_answers_are_those_to_another_records_picture(
-    model: Path, dataset: Path, tmp_path: Path, plain: Evaluated
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluation
 ) -> None:
     done = asked(model, dataset, tmp_path / "shuffled", control="shuffled")
     records = [record for record in Dataset(dataset).records("val") if record.images]
@@ -138,7 +138,7 @@ def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_the_shuffled_
         asked(model, path, tmp_path / "one", control="shuffled", limit=1)
 
 
-def test_pictures_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluated) -> None:
+def test_pictures_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluation) -> None:
     path = data(tmp_path / "set")
     stored(path, 2).write_bytes(b"broken")
     stored(path, 7).unlink()
@@ -154,12 +154,12 @@ def test_nothing_to_score_is_said_in_words(model: Path, tmp_path: Path) -> None:
     path = data(tmp_path / "set")
     for index in range(COUNT):
         stored(path, index).write_bytes(b"broken")
-    with pytest.raises(BudgetError, match=r"none of 11 records could be answered \(image_format 11\)"):
+    with pytest.raises(SkipLimitError, match=r"none of 11 records could be answered \(image_format 11\)"):
         asked(model, path, tmp_path / "out")
 
 
 def test_an_evaluation_that_is_killed_goes_on_and_ends_the_same(
-    model: Path, dataset: Path, tmp_path: Path, plain: Evaluated, monkeypatch: pytest.MonkeyPatch
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     real = answers.generate
@@ -184,7 +184,9 @@ def test_an_evaluation_that_is_killed_goes_on_and_ends_the_same(
     assert len(calls) == 4  # nothing is asked twice
 
 
-def test_some_records_are_drawn_at_random_and_always_the_same(model: Path, dataset: Path, tmp_path: Path, plain: Evaluated) -> None:
+def test_some_records_are_drawn_at_random_and_always_the_same(
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluation
+) -> None:
     first = asked(model, dataset, tmp_path / "a", limit=5)
     assert list(texts(first)) == list(texts(asked(model, dataset, tmp_path / "b", limit=5)))
     assert list(texts(first)) != [f"r{n}" for n in range(5)]

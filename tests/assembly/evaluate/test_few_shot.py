@@ -10,7 +10,7 @@ import pytest
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import draw_all, origin_of
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made() -> Assembled:
+def bundle() -> ModelBundle:
     return models.read(stock_folder("idefics3"))
 
 
@@ -59,15 +59,15 @@ def asked(dataset: Dataset) -> list[Record]:
     return list(dataset.records("val"))
 
 
-def test_prompts_are_those_of_the_models_own_processor(made: Assembled, folder: Path) -> None:
+def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, folder: Path) -> None:
     """Two examples with pictures, then the question: ids and pixels of Idefics3's processor for the same conversation."""
-    dataset, builder = open_dataset(folder), made.builder("What is it?")
-    assert made.processing.preparation is not None
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)
+    dataset, builder = open_dataset(folder), bundle.builder("What is it?")
+    assert bundle.processing.preparation is not None
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
     shots = draw_all(asked(dataset), dataset, (str(folder), "train"), 2, 0, captioned, pictures)
     for record in asked(dataset):
         examples = shots.of[record.id]
-        prompt = make_prompt(dataset, record, builder, pictures, made.tokens_per_crop, examples)
+        prompt = make_prompt(dataset, record, builder, pictures, bundle.tokens_per_crop, examples)
         shown = [*(example.record for example in examples), record]
         said = "".join(
             f"User:<image>What is it?<end_of_utterance>\nAssistant: {example.record.captions[0]}<end_of_utterance>\n"
@@ -77,21 +77,21 @@ def test_prompts_are_those_of_the_models_own_processor(made: Assembled, folder: 
         images = [open_image(dataset.image_bytes(one)) for one in shown]
         wanted = reference("idefics3", text, images)
         assert prompt.row.ids.tolist() == wanted["input_ids"][0].tolist()
-        counts = [made.processing.tiling.layout(*image.size, made.token_grid).num_crops for image in images]
+        counts = [bundle.processing.tiling.layout(*image.size, bundle.token_grid).num_crops for image in images]
         assert prompt.num_crops == sum(counts)
         alone = [pixels for one in shown if (pixels := pictures.fill(dataset, one)[0]) is not None]
         np.testing.assert_array_equal(prompt.pixels, np.concatenate(alone))
-        assert prompt.source.tolist() == list(range(prompt.num_crops * made.tokens_per_crop))
+        assert prompt.source.tolist() == list(range(prompt.num_crops * bundle.tokens_per_crop))
 
 
-def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(made: Assembled, folder: Path) -> None:
+def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelBundle, folder: Path) -> None:
     dataset = open_dataset(folder)
     record = asked(dataset)[0]
-    length = len(prompt_row(record, made.builder("What?"))[0].ids)
+    length = len(prompt_row(record, bundle.builder("What?"))[0].ids)
     decoding = DecodingConfig(max_new_tokens=4096 - length + 1)
-    assert made.processing.preparation is not None
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)
-    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder("What?"), False)
+    assert bundle.processing.preparation is not None
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder("What?"), False)
     (said,) = answers.answer([record], 0)
     assert isinstance(said, RecordError)
     assert said.reason == "too_long"

@@ -11,7 +11,7 @@ import torch
 
 from sightline.assembly.evaluate.gain import gains, probe_gain
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelPictures
@@ -32,7 +32,7 @@ CLOSE = 1e-4  # worst seen 2.4e-6, of gains around 3: the same products in rows 
 
 
 @pytest.fixture(scope="module")
-def made() -> Assembled:
+def bundle() -> ModelBundle:
     built = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     built.model.eval()
     return built
@@ -49,21 +49,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("gain") / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(8)})
 
 
-def pictures(made: Assembled) -> PixelPictures:
-    assert made.processing.preparation is not None
-    return PixelPictures(made.processing.preparation, made.processing.tiling)
+def pictures(bundle: ModelBundle) -> PixelPictures:
+    assert bundle.processing.preparation is not None
+    return PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
 
 
-def found(made: Assembled, dataset: Dataset, records: list[Record], skipped: Counter[str] | None = None) -> list[TextGain]:
-    return list(gains(made, dataset, records, pictures(made), Counter() if skipped is None else skipped))
+def found(bundle: ModelBundle, dataset: Dataset, records: list[Record], skipped: Counter[str] | None = None) -> list[TextGain]:
+    return list(gains(bundle, dataset, records, pictures(bundle), Counter() if skipped is None else skipped))
 
 
-def by_hand(made: Assembled, dataset: Dataset, record: Record, text: int) -> list[float]:
+def by_hand(bundle: ModelBundle, dataset: Dataset, record: Record, text: int) -> list[float]:
     """Two calls of the model's own forward: ids with pixels, and the same ids without the image tokens at their positions."""
-    model, builder = made.model, made.builder()
+    model, builder = bundle.model, bundle.builder()
     assert isinstance(model, SightlineForConditionalGeneration)
     row = builder.row(builder.conversations(record)[text], builder.layouts(record))
-    pixels, _ = pictures(made).fill(dataset, record)
+    pixels, _ = pictures(bundle).fill(dataset, record)
     ids, position = torch.from_numpy(row.ids), torch.arange(len(row.ids))
     is_text = torch.ones(len(ids), dtype=torch.bool)
     is_text[torch.from_numpy(row.slots)] = False
@@ -81,31 +81,31 @@ def by_hand(made: Assembled, dataset: Dataset, record: Record, text: int) -> lis
     return out
 
 
-def test_gain_is_the_difference_of_two_forward_passes_for_every_text(made: Assembled, data: Path) -> None:
+def test_gain_is_the_difference_of_two_forward_passes_for_every_text(bundle: ModelBundle, data: Path) -> None:
     dataset = Dataset(data)
     records = list(dataset.records())
-    texts = found(made, dataset, records)
+    texts = found(bundle, dataset, records)
     assert [(text.record_id, text.text) for text in texts[:7]] == [*(("five", n) for n in range(5)), ("asked", 0), ("one", 0)]
     by_id = {record.id: record for record in records}
     largest = 0.0
     for text in texts:
-        expected = by_hand(made, dataset, by_id[text.record_id], text.text)
+        expected = by_hand(bundle, dataset, by_id[text.record_id], text.text)
         np.testing.assert_allclose(text.gains, expected, atol=CLOSE)
         largest = max(largest, *map(abs, expected))
     assert largest > 1  # the pictures do change the logits
     assert texts[1].said == "a red ball on the beach<|im_end|>"
 
 
-def test_foreign_gain_is_that_of_the_other_picture(made: Assembled, data: Path) -> None:
+def test_foreign_gain_is_that_of_the_other_picture(bundle: ModelBundle, data: Path) -> None:
     dataset = Dataset(data)
     records = list(dataset.records())
-    told = probe_gain(made, dataset, records, pictures(made), shown=3)
+    told = probe_gain(bundle, dataset, records, pictures(bundle), shown=3)
     exchanged = {record.id: record for record in exchange_images(records)}
     assert [text.record_id for text in told.foreign] == [text.record_id for text in told.own]
     for text in told.foreign[4:7]:
         other = exchanged[text.record_id]
         assert other.images != next(record.images for record in records if record.id == text.record_id)
-        np.testing.assert_allclose(text.gains, by_hand(made, dataset, other, text.text), atol=CLOSE)
+        np.testing.assert_allclose(text.gains, by_hand(bundle, dataset, other, text.text), atol=CLOSE)
     shown = told.shown[0]
     assert (shown.record_id, len(shown.own)) == ("five", 5)
     assert shown.image is not None
@@ -115,11 +115,11 @@ def test_foreign_gain_is_that_of_the_other_picture(made: Assembled, data: Path) 
     assert told.to_json()["separation"] == separation(told.own, told.foreign)
 
 
-def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(made: Assembled, tmp_path: Path) -> None:
+def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(bundle: ModelBundle, tmp_path: Path) -> None:
     rows = [record(name, f"{n}.png") for n, name in enumerate("abc")] + [two_pictures("pair") | {"split": "train"}]
     path = folder(tmp_path / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(3)})
     dataset = Dataset(path)
-    told = probe_gain(made, dataset, list(dataset.records()), pictures(made))
+    told = probe_gain(bundle, dataset, list(dataset.records()), pictures(bundle))
     assert [text.record_id for text in told.own] == [text.record_id for text in told.foreign] == ["a", "b", "c"]
     assert told.to_json()["skipped"] == {"not_exchangeable": 1}
     assert told.figures()["skipped records"] == "not_exchangeable 1"
@@ -136,8 +136,8 @@ def test_a_token_with_nothing_but_the_picture_before_it_has_no_gain(data: Path) 
     assert text.mean == pytest.approx(np.mean(text.gains[1:]))
 
 
-def test_texts_that_cannot_share_a_prefix_are_asked_one_by_one(made: Assembled, data: Path) -> None:
-    everything = replace(made, processing=made.processing.model_copy(update={"supervise": "all_text"}))
+def test_texts_that_cannot_share_a_prefix_are_asked_one_by_one(bundle: ModelBundle, data: Path) -> None:
+    everything = replace(bundle, processing=bundle.processing.model_copy(update={"supervise": "all_text"}))
     dataset = Dataset(data)
     first = next(dataset.records())
     texts = found(everything, dataset, [first])
@@ -146,18 +146,18 @@ def test_texts_that_cannot_share_a_prefix_are_asked_one_by_one(made: Assembled, 
         np.testing.assert_allclose(text.gains, by_hand(everything, dataset, first, text.text), atol=CLOSE)
 
 
-def test_records_that_cannot_be_used_are_counted(made: Assembled, tmp_path: Path) -> None:
+def test_records_that_cannot_be_used_are_counted(bundle: ModelBundle, tmp_path: Path) -> None:
     rows = [record("a", "0.png"), record("b", "1.png"), record("c", "2.png"), record("text", None)]
     path = folder(tmp_path / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(3)})
     stored(path, 1).write_bytes(b"broken")
     dataset, skipped = Dataset(path), Counter[str]()
-    texts = found(made, dataset, list(dataset.records()), skipped)
+    texts = found(bundle, dataset, list(dataset.records()), skipped)
     assert [text.record_id for text in texts] == ["a", "c"]
     assert skipped == {"image_format": 1, "no_image": 1}
 
 
-def test_a_decoder_alone_is_refused(made: Assembled, data: Path) -> None:
-    alone = replace(made, model=TextModel(decoder("llama")))
+def test_a_decoder_alone_is_refused(bundle: ModelBundle, data: Path) -> None:
+    alone = replace(bundle, model=TextModel(decoder("llama")))
     with pytest.raises(UsageError, match="decoder alone"):
         list(gains(alone, Dataset(data), [], None, Counter()))
 

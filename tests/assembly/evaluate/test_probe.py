@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.assembly.evaluate.evaluate import Request, evaluate
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
 from sightline.assembly.evaluate.probe import seen_records
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelPictures
@@ -34,12 +34,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("probe") / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(COUNT)})
 
 
-def built(**fields: Any) -> Assembled:
+def built(**fields: Any) -> ModelBundle:
     config = run_config()
     section = config.model.model_copy(update={"connector": AlignConfig(shuffle=2, **fields)})
-    made = models.build(config.model_copy(update={"model": section}), Processing(prompt="Look.", max_tokens=200), None)
-    made.model.eval()
-    return made
+    bundle = models.build(config.model_copy(update={"model": section}), Processing(prompt="Look.", max_tokens=200), None)
+    bundle.model.eval()
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,13 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     assert (told["what"], told["records"], told["tokens"], told["split"]) == ("words", 3, 12, "val")
     assert len(told["pictures"]) == 2
 
-    made = models.read(align)
-    model = made.model
+    bundle = models.read(align)
+    model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     mixer = model.connector.project
     assert isinstance(mixer, Align)
     dataset = Dataset(data)
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)  # pyrefly: ignore
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     p = []
     with torch.no_grad():
         for each in dataset.records("val"):
@@ -90,7 +90,7 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     assert told["words_above_threshold"] == pytest.approx(float((everything > 1e-6).sum(1).double().mean()), abs=0.5)
     assert told["mean_largest_probability"] == pytest.approx(float(everything.amax(1).mean()), rel=1e-4)
     assert told["gain"] == pytest.approx(2.7)
-    top = made.tokenizer.decode([int(p[0][0].argmax())])
+    top = bundle.tokenizer.decode([int(p[0][0].argmax())])
     assert told["pictures"][0]["crops"][0]["words"][0][0][0] == top or "\ufffd" in top
     assert page.read_text().count("data:image/png;base64,") == 2
 
@@ -118,9 +118,9 @@ def test_pictures_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp
         tmp_path / "broken", [record(f"r{n}", f"{n}.png") for n in range(3)], {f"{n}.png": png(scene(n, 64)) for n in range(3)}
     )
     stored(path, 1).write_bytes(b"broken")
-    made, dataset, skipped = models.read(align), Dataset(path), Counter[str]()
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)  # pyrefly: ignore
-    seen = list(seen_records(made, dataset, list(dataset.records("train")), pictures, skipped))
+    bundle, dataset, skipped = models.read(align), Dataset(path), Counter[str]()
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
+    seen = list(seen_records(bundle, dataset, list(dataset.records("train")), pictures, skipped))
     assert [each.record_id for each in seen] == ["r0", "r2"]
     assert skipped == {"image_format": 1}
 
@@ -147,7 +147,7 @@ def test_an_unknown_probe_and_a_split_without_pictures_are_refused(
 
 
 def answers(model: Path, data: Path, out: Path, **more: Any) -> tuple[list[str], dict[str, Any]]:
-    done = evaluate(Request(str(model), "caption", str(data), "val", out=out, max_new_tokens=6, resamples=10, **more))
+    done = evaluate(EvaluationRequest(str(model), "caption", str(data), "val", out=out, max_new_tokens=6, resamples=10, **more))
     return [text.text for text in done.predicted.predictions], json.loads((out / "scores.json").read_text())["settings"]
 
 
@@ -173,14 +173,14 @@ def test_one_word_turns_every_visual_token_into_the_word_that_is_used_most(
 
     monkeypatch.setattr(Align, "forward", noted)
     answers(align, data, tmp_path / "one", words=1)
-    made = models.read(align)
-    model = made.model
+    bundle = models.read(align)
+    model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     dataset = Dataset(data)
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)  # pyrefly: ignore
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     total = torch.zeros(model.config.num_words, dtype=torch.float64)
     with torch.no_grad():
-        for each in seen_records(made, dataset, list(dataset.records("train")), pictures, Counter()):
+        for each in seen_records(bundle, dataset, list(dataset.records("train")), pictures, Counter()):
             total += model.connector.word_mixer.distribution(model.connector.merged(each.features_NPE), 1, 1e-6).mean_V
         word = model.words()[int(total.argmax())]
     assert found
@@ -205,7 +205,7 @@ def test_the_command_restricts_words_and_adds_noise(
 
 
 def test_another_connector_has_no_words_to_leave_out(data: Path, tmp_path: Path) -> None:
-    made = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
-    models.write(made, tmp_path / "mlp")
+    bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    models.write(bundle, tmp_path / "mlp")
     with pytest.raises(ConfigError, match="connector 'mlp' mixes no words"):
         answers(tmp_path / "mlp", data, tmp_path / "out", words=3)

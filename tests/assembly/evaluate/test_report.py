@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sightline.assembly.config.resolving import resolve
-from sightline.assembly.evaluate.evaluate import Request
+from sightline.assembly.evaluate.evaluate import EvaluationRequest
 from sightline.assembly.evaluate.report import SEEN, on_common_records, report_run
 from sightline.assembly.train.run import train
 from sightline.data.dataset import Dataset
-from sightline.errors import BudgetError
+from sightline.errors import SkipLimitError
 from sightline.evaluation.predict import Predicted
 from sightline.evaluation.tasks import TASKS
 from tests.assembly.evaluate.test_evaluate import COUNT, data, stored, two_pictures
@@ -36,7 +36,9 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     stored(path, 5).write_bytes(b"broken")
     page = tmp_path / "page.html"
     found = report_run(
-        Request(str(run), "caption", str(path), "val", max_new_tokens=4, resamples=20, device="cpu"), ["shuffled", "blind"], page
+        EvaluationRequest(str(run), "caption", str(path), "val", max_new_tokens=4, resamples=20, device="cpu"),
+        ["shuffled", "blind"],
+        page,
     )
     answered = {name: {p.record_id for p in done.predicted.predictions} for name, done in found.items()}
     assert answered[SEEN] == answered["shuffled"] == answered["blind"]
@@ -56,7 +58,7 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     assert "image_format 1, not_compared 2" in page.read_text("utf-8")
 
     nobody = {name: done.__class__(done.request, done.folder, done.records, Predicted([], {}), {}) for name, done in found.items()}
-    with pytest.raises(BudgetError, match="no record was answered under all of: with the picture, shuffled, blind"):
+    with pytest.raises(SkipLimitError, match="no record was answered under all of: with the picture, shuffled, blind"):
         on_common_records(nobody)
     plain = {SEEN: found[SEEN], "blind": found["blind"]}
     assert on_common_records(plain) == plain

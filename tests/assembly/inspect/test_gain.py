@@ -31,10 +31,10 @@ EXCHANGED = {"r2": "G", "r5": "R", "r7": "B"}  # record -> the letter that its c
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
-    made.model.eval()
-    words = made.tokenizer.convert_tokens_to_ids(list(LETTERS))
-    vocabulary = len(made.tokenizer)
+    bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    bundle.model.eval()
+    words = bundle.tokenizer.convert_tokens_to_ids(list(LETTERS))
+    vocabulary = len(bundle.tokenizer)
 
     def hidden(batch: Batch) -> Hidden:
         logits = torch.zeros(len(batch.supervision), vocabulary)
@@ -43,14 +43,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
             colour = batch.visual.pixels_NHWC.float().mean((1, 2)).argmax(1)
             value = torch.full((len(colour), 3), -1.0)
             value[torch.arange(len(colour)), colour] = 1.0
-            crop = batch.visual.source_M // made.tokens_per_crop
+            crop = batch.visual.source_M // bundle.tokens_per_crop
             crop_of = dict(zip(batch.tokens.sample_BT.flatten()[batch.visual.slot_M].tolist(), crop.tolist(), strict=True))
             for place, sample in enumerate(batch.supervision.sample_S.tolist()):
                 logits[place, words] = value[crop_of[sample]]
         return Hidden(logits, Head(torch.eye(vocabulary)))
 
-    monkeypatch.setattr(made.model, "hidden", hidden)
-    monkeypatch.setattr(check_gain.models, "read", lambda path: made)
+    monkeypatch.setattr(bundle.model, "hidden", hidden)
+    monkeypatch.setattr(check_gain.models, "read", lambda path: bundle)
 
 
 def colour(number: int) -> bytes:

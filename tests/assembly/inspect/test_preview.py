@@ -16,12 +16,12 @@ from sightline.assembly.train import corpus as assembly_data
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelPictures
 from sightline.data.images.tilings import WholeConfig
-from sightline.data.samples.encoding import RowBuilder, TextRules
-from sightline.data.samples.length_table import UnitRules
+from sightline.data.samples.encoding import ConversationEncoder, TextRules
+from sightline.data.samples.length_table import LengthTableRules
 from sightline.data.samples.templates import Template
 from sightline.errors import DataError, UsageError
 from sightline.reporting.html import Token
-from sightline.reporting.preview_page import Shown
+from sightline.reporting.preview_page import PreviewedSample
 from sightline.types import IMAGE, Message, Part
 from tests.assembly.inspect.test_rows import run_config
 from tests.builders import load_tokenizer
@@ -43,13 +43,13 @@ def data(path: Path) -> Path:
     return folder(path, rows, {name: png(scene(index)) for index, name in enumerate(("a.png", "b.png", "c.png"))})
 
 
-def viewer(path: Path, **section: Any) -> tuple[_Viewer, models.Assembled, Any]:
+def viewer(path: Path, **section: Any) -> tuple[_Viewer, models.ModelBundle, Any]:
     config = run_config(path=str(path), max_skipped=1.0, row_tokens=400, **section)
     described = describe_config(config)
     plan = settings.plan(config, 0).data
     builder = described.builder(plan.prompt, plan.max_tokens, plan.too_long, plan.supervise, plan.captions)
-    made = models.build(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
-    return _Viewer(Dataset(path), builder, UnitRules(plan.share_prefix, plan.width), described), made, plan
+    bundle = models.build(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
+    return _Viewer(Dataset(path), builder, LengthTableRules(plan.share_prefix, plan.width), described), bundle, plan
 
 
 def spelled(row: list[Token] | tuple[Token, ...]) -> list[tuple[str, int]]:
@@ -57,14 +57,14 @@ def spelled(row: list[Token] | tuple[Token, ...]) -> list[tuple[str, int]]:
     return [(token.kind, token.count) for token in row]
 
 
-def labels(shown: Shown) -> list[int]:
+def labels(shown: PreviewedSample) -> list[int]:
     return [sum(token.count for token in branch.own if token.kind == "supervised") for branch in shown.branches]
 
 
 def test_samples_are_those_of_training(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    view, made, plan = viewer(path, prompt="Look.")
-    corpus = assembly_data.build_corpus(made, plan, None)
+    view, bundle, plan = viewer(path, prompt="Look.")
+    corpus = assembly_data.build_corpus(bundle, plan, None)
     shown = view.samples([0, 1, 3], "train")
     assert [sample.title for sample in shown] == ["five", "q1, q2", "text"]
     for unit, sample in enumerate(shown):
@@ -83,11 +83,11 @@ def test_samples_are_those_of_training(tmp_path: Path) -> None:
 
 def test_pictures_are_those_that_the_encoder_gets(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    view, made, _ = viewer(path)
+    view, bundle, _ = viewer(path)
     (sample,) = view.samples([0], "train")
-    preparation = made.processing.preparation
+    preparation = bundle.processing.preparation
     assert preparation is not None
-    expected = PixelPictures(preparation, made.processing.tiling).fill(Dataset(path), Dataset(path).record(0))[0]
+    expected = PixelPictures(preparation, bundle.processing.tiling).fill(Dataset(path), Dataset(path).record(0))[0]
     assert sample.crops is not None
     assert (sample.crops == expected).all()
 
@@ -121,7 +121,7 @@ TEXTS = [*CAPTIONS, "  two  spaces \n\n and lines ", "zero\u200bwidth\u202e", "Ã
 def test_pieces_join_to_the_text_that_was_tokenised(kind: str, text: str) -> None:
     tokenizer = load_tokenizer(kind)
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
-    builder = RowBuilder(tokenizer, Template(tokenizer), TextRules(max_tokens=500, grid=(2, 2), tiling=WholeConfig()))
+    builder = ConversationEncoder(tokenizer, Template(tokenizer), TextRules(max_tokens=500, grid=(2, 2), tiling=WholeConfig()))
     messages = (Message("user", (Part(), Part("Say it."))), Message("assistant", (Part(text),)))
     layout = WholeConfig().layout(10, 10, (2, 2))
     pieces = builder.pieces(messages, [layout])
@@ -143,8 +143,8 @@ def test_pieces_of_one_character_and_visual_slots_are_told_together() -> None:
         Token("y", "supervised", "6"),
         Token("</s>", "supervised", "7", is_markup=True),
     ]
-    made = _blocks(row)
-    assert [(token.text, token.kind, token.count) for token in made] == [
+    bundle = _blocks(row)
+    assert [(token.text, token.kind, token.count) for token in bundle] == [
         ("<s>", "special", 1),
         (IMAGE, "visual", 4),
         ("ç‹—", "plain", 3),
@@ -152,7 +152,7 @@ def test_pieces_of_one_character_and_visual_slots_are_told_together() -> None:
         ("y", "supervised", 1),
         ("</s>", "supervised", 1),
     ]
-    assert made[2].title == "1\n2\n3"
+    assert bundle[2].title == "1\n2\n3"
 
 
 def request(path: Path, out: Path, **changes: Any) -> PreviewRequest:

@@ -16,7 +16,7 @@ from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.loader import Loader
 from sightline.data.check import CheckOptions, check
 from sightline.data.check.rows import Left
-from sightline.errors import BudgetError, ConfigError, DataError
+from sightline.errors import ConfigError, DataError, SkipLimitError
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
@@ -141,7 +141,7 @@ def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(t
     (stage,) = found["stages"]
     assert stage["refused"].startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
     made = models.build(config, Processing(max_tokens=120), None)
-    with pytest.raises(BudgetError) as caught:
+    with pytest.raises(SkipLimitError) as caught:
         assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
     assert str(caught.value) == stage["refused"]
 
@@ -156,11 +156,11 @@ def test_the_budget_decides_over_records_conversations_and_changed_files(tmp_pat
     told = check_data(request(path))
     bad = sum(told["skipped"].values())
     judge(told, bad / told["input"])
-    with pytest.raises(BudgetError, match=f"{bad} of 17 records cannot be used, --max-skipped allows a share of 0"):
+    with pytest.raises(SkipLimitError, match=f"{bad} of 17 records cannot be used, --max-skipped allows a share of 0"):
         judge(told, 0.0)
     with pytest.raises(DataError, match=r"records\.jsonl is not what"):
         judge({**told, "damaged_files": ["records.jsonl is not what was written"]}, 1.0)
-    with pytest.raises(BudgetError, match="stage align: too many"):
+    with pytest.raises(SkipLimitError, match="stage align: too many"):
         judge({**told, "training": {"stages": [{"name": "align", "refused": "too many"}]}}, 1.0)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Assembled, Processing
+from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.model.describe import Description, describe_config, describe_folder
 from sightline.errors import ConfigError, StorageError, UsageError
 from sightline.models.connectors.linear import LinearConfig
@@ -44,19 +44,19 @@ def run_config(
     )
 
 
-def built(config: RunConfig) -> Assembled:
+def built(config: RunConfig) -> ModelBundle:
     return models.build(
         config, Processing(prompt=config.data.prompt, template=config.data.template, max_tokens=config.data.max_tokens), None
     )
 
 
-def assert_same(described: Description, made: Assembled) -> None:
-    assert described.tokens_per_crop == made.tokens_per_crop
-    assert (described.grid or (1, 1)) == made.token_grid
-    assert described.processing.preparation == made.processing.preparation
-    assert described.processing.tiling == made.processing.tiling
-    assert described.tokenizer.get_vocab() == made.tokenizer.get_vocab()
-    ours, theirs = described.builder("Look."), made.builder("Look.")
+def assert_same(described: Description, bundle: ModelBundle) -> None:
+    assert described.tokens_per_crop == bundle.tokens_per_crop
+    assert (described.grid or (1, 1)) == bundle.token_grid
+    assert described.processing.preparation == bundle.processing.preparation
+    assert described.processing.tiling == bundle.processing.tiling
+    assert described.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
+    ours, theirs = described.builder("Look."), bundle.builder("Look.")
     assert ours.rules == theirs.rules
     rows = [builder.row(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
     assert rows[0].ids.tolist() == rows[1].ids.tolist()
@@ -101,11 +101,11 @@ def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
     config = run_config(
         VisionConfig(path=str(encoder_folder("siglip"))), LanguageConfig(path=str(decoder_folder("llama"))), MLPConfig(shuffle=2)
     )
-    made = built(config)
+    bundle = built(config)
     (tmp_path / "model").mkdir()
-    models.write(made, tmp_path / "model")
+    models.write(bundle, tmp_path / "model")
     described = describe_folder(str(tmp_path / "model"))
-    assert_same(described, made)
+    assert_same(described, bundle)
     assert described.config is None
     with pytest.raises(UsageError, match=r"no configuration that 'data.prompt=x'"):
         describe_folder(str(tmp_path / "model"), ["data.prompt=x"])
@@ -120,9 +120,9 @@ def test_a_new_tokenizer_is_trained_on_the_data_as_the_run_would(tmp_path: Path)
     config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language, path=str(data))
     described = describe_config(config)
     texts = models.tokenizers.texts_of([(models.tokenizers.Dataset(data), "train")])
-    made = models.build(config, Processing(max_tokens=200), texts)
-    assert_same(described, made)
-    assert described.facts()["vocabulary"] == len(made.tokenizer)
+    bundle = models.build(config, Processing(max_tokens=200), texts)
+    assert_same(described, bundle)
+    assert described.facts()["vocabulary"] == len(bundle.tokenizer)
 
 
 def test_what_training_would_refuse_is_refused_here(tmp_path: Path) -> None:

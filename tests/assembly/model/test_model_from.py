@@ -14,7 +14,7 @@ from sightline.assembly.config import parts as sections
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.config import Tree, read_yaml, to_yaml, validate
 from sightline.data.samples.encoding import join_sources
@@ -41,10 +41,10 @@ def configured(**model: Any) -> RunConfig:
     return validate(RunConfig, Tree(run))
 
 
-def built(**model: Any) -> Assembled:
-    made = models.build(configured(**model), Processing(max_tokens=256), None)
-    made.model.eval()
-    return made
+def built(**model: Any) -> ModelBundle:
+    bundle = models.build(configured(**model), Processing(max_tokens=256), None)
+    bundle.model.eval()
+    return bundle
 
 
 def same(ours: nn.Module, theirs: nn.Module) -> bool:
@@ -58,11 +58,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(kind: str) -> Assembled:
+def whole(kind: str) -> ModelBundle:
     return built(**{"from": {"path": str(stock_folder(kind)), "parts": WHOLE}})
 
 
-def test_every_part_is_the_composites_bit_for_bit(kind: str, whole: Assembled) -> None:
+def test_every_part_is_the_composites_bit_for_bit(kind: str, whole: ModelBundle) -> None:
     theirs, ours = stock(kind), whole.model
     assert isinstance(ours, SightlineForConditionalGeneration)
     assert same(ours.vision, composites.vision_of(theirs))
@@ -89,21 +89,21 @@ COMPOSITE_CONNECTOR = {
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
 def test_all_parts_together_give_the_stock_models_logits_in_float64(kind: str, record: Any) -> None:
     """Everything between pixels and logits: encoder layer, class token, pixel shuffle, order of tiles, newlines, head."""
-    made = built(**{"from": {"path": str(stock_folder(kind)), "parts": WHOLE}})
-    model = made.model.double()
-    theirs = {name: value.double() if value.is_floating_point() else value for name, value in inputs(kind, made, record).items()}
-    layouts = made.builder().layouts(record)
+    bundle = built(**{"from": {"path": str(stock_folder(kind)), "parts": WHOLE}})
+    model = bundle.model.double()
+    theirs = {name: value.double() if value.is_floating_point() else value for name, value in inputs(kind, bundle, record).items()}
+    layouts = bundle.builder().layouts(record)
     rows = theirs["pixel_values"]
     if kind == "llava_next":
         rows = torch.cat([crops[: layout.num_crops] for crops, layout in zip(rows, layouts, strict=True)])
     pixels = rows.reshape(-1, *rows.shape[-3:])
-    assert prompt(made, record).row.ids.tolist() == theirs["input_ids"][0].tolist()
+    assert prompt(bundle, record).row.ids.tolist() == theirs["input_ids"][0].tolist()
     with Exact(), torch.no_grad():
         expected = stock(kind).double()(**theirs, use_cache=False).logits
         ours = model(
             input_ids=theirs["input_ids"],
             pixel_values=pixels,
-            visual_sources=torch.from_numpy(join_sources(layouts, made.tokens_per_crop)),
+            visual_sources=torch.from_numpy(join_sources(layouts, bundle.tokens_per_crop)),
             use_cache=False,
         ).logits
     assert ours.dtype == torch.float64
@@ -111,7 +111,7 @@ def test_all_parts_together_give_the_stock_models_logits_in_float64(kind: str, r
     assert (ours - expected).abs().max() <= 1e-12 * expected.abs().max()
 
 
-def test_preparation_template_and_tokenizer_come_along(kind: str, whole: Assembled) -> None:
+def test_preparation_template_and_tokenizer_come_along(kind: str, whole: ModelBundle) -> None:
     known = models.read(stock_folder(kind))
     assert whole.processing.preparation == known.processing.preparation
     assert whole.processing.tiling == known.processing.tiling
@@ -121,7 +121,7 @@ def test_preparation_template_and_tokenizer_come_along(kind: str, whole: Assembl
     assert prompt(whole, RECORDS[2]).row.ids.tolist() == prompt(known, RECORDS[2]).row.ids.tolist()
 
 
-def test_tokens_that_the_composite_added_are_no_words(kind: str, whole: Assembled) -> None:
+def test_tokens_that_the_composite_added_are_no_words(kind: str, whole: ModelBundle) -> None:
     """Convex combinations of words (ALIGN) must not reach into `<image>` and the tokens of rows and columns."""
     plain = load_tokenizer("sentencepiece" if kind.startswith("llava") else "chatml")
     assert isinstance(whole.model, SightlineForConditionalGeneration)
@@ -129,7 +129,7 @@ def test_tokens_that_the_composite_added_are_no_words(kind: str, whole: Assemble
     assert whole.model.words().shape[0] == len(plain)
 
 
-def test_a_model_of_taken_parts_is_saved_and_read_back(kind: str, whole: Assembled, tmp_path: Path) -> None:
+def test_a_model_of_taken_parts_is_saved_and_read_back(kind: str, whole: ModelBundle, tmp_path: Path) -> None:
     models.write(whole, tmp_path)
     again = models.read(tmp_path)
     assert isinstance(again.model, SightlineForConditionalGeneration)
@@ -142,7 +142,7 @@ def test_a_model_of_taken_parts_is_saved_and_read_back(kind: str, whole: Assembl
     assert prompt(again, RECORDS[1]).row.ids.tolist() == prompt(whole, RECORDS[1]).row.ids.tolist()
 
 
-def test_parts_come_out_of_a_model_of_ours_too(whole: Assembled, tmp_path: Path) -> None:
+def test_parts_come_out_of_a_model_of_ours_too(whole: ModelBundle, tmp_path: Path) -> None:
     models.write(whole, tmp_path)
     again = built(**{"from": {"path": str(tmp_path), "parts": WHOLE}})
     assert same(again.model, whole.model)
@@ -159,25 +159,25 @@ def test_parts_come_out_of_a_model_of_ours_too(whole: Assembled, tmp_path: Path)
 
 
 def test_a_path_alone_takes_encoder_and_decoder_for_a_connector_of_ones_own(kind: str) -> None:
-    made = built(**{"from": str(stock_folder(kind)), "connector": {"kind": "linear"}})
+    bundle = built(**{"from": str(stock_folder(kind)), "connector": {"kind": "linear"}})
     theirs = stock(kind)
-    assert isinstance(made.model, SightlineForConditionalGeneration)
-    assert same(made.model.vision, composites.vision_of(theirs))
-    assert same(made.model.language.base_model, composites.language_of(theirs).base_model)
-    assert made.processing.tiling.kind == "whole"
-    assert list(made.model.connector.state_dict()) == ["project.linear.weight", "project.linear.bias"]
+    assert isinstance(bundle.model, SightlineForConditionalGeneration)
+    assert same(bundle.model.vision, composites.vision_of(theirs))
+    assert same(bundle.model.language.base_model, composites.language_of(theirs).base_model)
+    assert bundle.processing.tiling.kind == "whole"
+    assert list(bundle.model.connector.state_dict()) == ["project.linear.weight", "project.linear.bias"]
 
 
 def test_what_is_named_wins() -> None:
     path = str(stock_folder("idefics3"))
-    made = built(**{"from": path, "vision": {"path": str(encoder_folder("siglip"))}})
-    assert isinstance(made.model, SightlineForConditionalGeneration)
-    assert made.model.vision.config.model_type == "siglip_vision_model"
-    assert same(made.model.language.base_model, composites.language_of(stock("idefics3")).base_model)
-    made = built(**{"from": path, "language": {"path": str(decoder_folder("qwen3"))}})
-    assert isinstance(made.model, SightlineForConditionalGeneration)
-    assert made.model.language.config.model_type == "qwen3"
-    assert same(made.model.vision, composites.vision_of(stock("idefics3")))
+    bundle = built(**{"from": path, "vision": {"path": str(encoder_folder("siglip"))}})
+    assert isinstance(bundle.model, SightlineForConditionalGeneration)
+    assert bundle.model.vision.config.model_type == "siglip_vision_model"
+    assert same(bundle.model.language.base_model, composites.language_of(stock("idefics3")).base_model)
+    bundle = built(**{"from": path, "language": {"path": str(decoder_folder("qwen3"))}})
+    assert isinstance(bundle.model, SightlineForConditionalGeneration)
+    assert bundle.model.language.config.model_type == "qwen3"
+    assert same(bundle.model.vision, composites.vision_of(stock("idefics3")))
 
 
 def test_a_section_is_resolved_without_weights(tmp_path: Path) -> None:

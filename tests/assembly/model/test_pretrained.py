@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from sightline.assembly.evaluate.answers import ModelAnswers
-from sightline.assembly.evaluate.chat import Speaker
+from sightline.assembly.evaluate.chat import ChatModel
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.data.images.pixels import PixelPictures
@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(kind: str) -> Assembled:
+def bundle(kind: str) -> ModelBundle:
     return models.read(stock_folder(kind))
 
 
@@ -53,29 +53,29 @@ def question(*pictures: int, text: str = "What colour is the dog?") -> Record:
     return Record("-".join(map(str, pictures)), tuple(map(str, pictures)), infos, (message,))
 
 
-def prompt(made: Assembled, record: Record) -> Prompt:
-    builder = made.builder()
+def prompt(bundle: ModelBundle, record: Record) -> Prompt:
+    builder = bundle.builder()
     layouts = builder.layouts(record)
     row = builder.prompt_row(record.messages, layouts)
     if not record.images:
         return Prompt(row, join_sources([], 0))
-    preparation, tiling = made.processing.preparation, made.processing.tiling
+    preparation, tiling = bundle.processing.preparation, bundle.processing.tiling
     assert preparation is not None
     pixels = np.concatenate([tiling.crops(noise(int(name)), preparation) for name in record.images])
-    return Prompt(row, join_sources(layouts, made.tokens_per_crop), pixels)
+    return Prompt(row, join_sources(layouts, bundle.tokens_per_crop), pixels)
 
 
-def inputs(kind: str, made: Assembled, record: Record) -> dict[str, Any]:
+def inputs(kind: str, bundle: ModelBundle, record: Record) -> dict[str, Any]:
     """The same through transformers: its template, its processor."""
     conversation = [
         {"type": "image"} if part.is_image else {"type": "text", "text": part.text} for part in record.messages[0].content
     ]
-    text = made.tokenizer.apply_chat_template(
+    text = bundle.tokenizer.apply_chat_template(
         [{"role": "user", "content": conversation}], add_generation_prompt=True, tokenize=False
     )
     assert isinstance(text, str)
-    if made.tokenizer.bos_token and text.startswith(made.tokenizer.bos_token) and kind.startswith("llava"):
-        text = text.removeprefix(made.tokenizer.bos_token)  # their tokenizer puts it there
+    if bundle.tokenizer.bos_token and text.startswith(bundle.tokenizer.bos_token) and kind.startswith("llava"):
+        text = text.removeprefix(bundle.tokenizer.bos_token)  # their tokenizer puts it there
     return reference(kind, text, [noise(int(name)) for name in record.images])
 
 
@@ -83,69 +83,69 @@ RECORDS = [question(0), question(1, 2), question(3, 4, 5), question(2, text="Caf
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
-def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, made: Assembled, record: Record) -> None:
-    ours, theirs = prompt(made, record), inputs(kind, made, record)
+def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, bundle: ModelBundle, record: Record) -> None:
+    ours, theirs = prompt(bundle, record), inputs(kind, bundle, record)
     assert ours.row.ids.tolist() == theirs["input_ids"][0].tolist()
-    assert isinstance(made.model, StockModel)
-    pixels = made.model.normalise(torch.from_numpy(ours.pixels))
+    assert isinstance(bundle.model, StockModel)
+    pixels = bundle.model.normalise(torch.from_numpy(ours.pixels))
     reference_pixels = theirs["pixel_values"].flatten(0, -4)
     if kind == "llava_next":  # pictures of fewer tiles are filled up
-        counts = [layout.num_crops for layout in made.builder().layouts(record)]
+        counts = [layout.num_crops for layout in bundle.builder().layouts(record)]
         reference_pixels = torch.cat([rows[:count] for rows, count in zip(theirs["pixel_values"], counts, strict=True)])
     # two orders of float32 roundings: measured 4.8e-7
     torch.testing.assert_close(pixels, reference_pixels, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
-def test_the_words_are_those_of_transformers_own_generate(kind: str, made: Assembled, record: Record) -> None:
-    theirs = inputs(kind, made, record)
+def test_the_words_are_those_of_transformers_own_generate(kind: str, bundle: ModelBundle, record: Record) -> None:
+    theirs = inputs(kind, bundle, record)
     model = stock(kind)
-    settings = made.model.generation_config  # pyrefly: ignore
+    settings = bundle.model.generation_config  # pyrefly: ignore
     said = model.generate(**theirs, max_new_tokens=8, do_sample=False, generation_config=settings)
     new = said[0, theirs["input_ids"].shape[1] :]
-    expected = made.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    assert generate(made.speaker, made.tokenizer, [prompt(made, record)], GREEDY)[0].text == expected
+    expected = bundle.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+    assert generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0].text == expected
 
 
-def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(made: Assembled) -> None:
+def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(bundle: ModelBundle) -> None:
     """Left padding, several pictures, none at all: rows do not see each other."""
     records = [*RECORDS, question(text="No picture here.")]
-    alone = [generate(made.speaker, made.tokenizer, [prompt(made, record)], GREEDY)[0] for record in records]
-    together = generate(made.speaker, made.tokenizer, [prompt(made, record) for record in records], GREEDY, width=400)
+    alone = [generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0] for record in records]
+    together = generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record) for record in records], GREEDY, width=400)
     assert together == alone
     assert len({text.text for text in alone}) > 1
 
 
-def test_beams_keep_the_crops_of_their_row(made: Assembled) -> None:
+def test_beams_keep_the_crops_of_their_row(bundle: ModelBundle) -> None:
     decoding = DecodingConfig(max_new_tokens=6, num_beams=3)
     records = [question(3, 4), question(1)]
-    alone = [generate(made.speaker, made.tokenizer, [prompt(made, record)], decoding)[0] for record in records]
-    assert generate(made.speaker, made.tokenizer, [prompt(made, record) for record in records], decoding) == alone
+    alone = [generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], decoding)[0] for record in records]
+    assert generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record) for record in records], decoding) == alone
 
 
 def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(kind: str) -> None:
     """Two samples in one row, one with two pictures, against `forward` of the model itself on each."""
-    made = models.read(stock_folder(kind))
-    made.model.double()
-    records, builder = [question(0), question(1, 3)], made.builder()
+    bundle = models.read(stock_folder(kind))
+    bundle.model.double()
+    records, builder = [question(0), question(1, 3)], bundle.builder()
     samples, logits = [], []
     with Exact(), torch.no_grad():
         for record in records:
-            ours, theirs = prompt(made, record), inputs(kind, made, record)
-            samples.append(sample_of(made, ours))
+            ours, theirs = prompt(bundle, record), inputs(kind, bundle, record)
+            samples.append(sample_of(bundle, ours))
             theirs = {name: value.double() if value.is_floating_point() else value for name, value in theirs.items()}
             logits.append(stock(kind).double()(**theirs, use_cache=False).logits[0, -3:])
         batch = batch_of(samples)
-        hidden = made.model.hidden(batch)
+        hidden = bundle.model.hidden(batch)
         ours_SV = hidden.states_SD @ hidden.head.weight_VD.T
-    assert builder.image_id == made.inner.config.image_token_id
+    assert builder.image_id == bundle.inner.config.image_token_id
     for number, expected in enumerate(logits):
         found = ours_SV[batch.supervision.sample_S == number][-3:]
         # pixels are normalised in float32 by two routes: measured 6e-7 of the largest logit
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
-def sample_of(made: Assembled, ours: Prompt) -> Any:
+def sample_of(bundle: ModelBundle, ours: Prompt) -> Any:
     """A sample whose last three tokens are supervised, each predicted from the token before; one more token than the prompt."""
     from sightline.types import Branch, Sample, Span
 
@@ -157,7 +157,7 @@ def sample_of(made: Assembled, ours: Prompt) -> Any:
         image_slots=ours.row.slots,
         image_source=ours.source,
         images=ours.pixels,
-        tokens_per_crop=made.tokens_per_crop,
+        tokens_per_crop=bundle.tokens_per_crop,
     )
 
 
@@ -204,32 +204,32 @@ def test_eval_and_its_controls_run_on_a_stock_folder(
 
 
 def test_generate_answers_from_a_stock_folder(
-    kind: str, made: Assembled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, bundle: ModelBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     noise(2).save(tmp_path / "a.png")
     noise(3).save(tmp_path / "b.png")
     asked = ["--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.png"), "--prompt", "What is it?"]
     said = run(capsys, "generate", str(stock_folder(kind)), *asked, "--max-new-tokens", "8")
-    expected = generate(made.speaker, made.tokenizer, [prompt(made, question(2, 3, text="What is it?"))], GREEDY)[0]
+    expected = generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, question(2, 3, text="What is it?"))], GREEDY)[0]
     assert (said["text"], said["tokens"]) == (expected.text, expected.num_tokens)
     with_default = run(capsys, "generate", str(stock_folder(kind)), "--image", str(tmp_path / "a.png"), "--max-new-tokens", "8")
     asked_default = question(2, text="Provide a one-sentence caption for the provided image.")
-    assert with_default["text"] == generate(made.speaker, made.tokenizer, [prompt(made, asked_default)], GREEDY)[0].text
+    assert with_default["text"] == generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, asked_default)], GREEDY)[0].text
 
 
-def test_answers_skip_a_record_whose_picture_is_gone(made: Assembled, dataset: Path, tmp_path: Path) -> None:
+def test_answers_skip_a_record_whose_picture_is_gone(bundle: ModelBundle, dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "set")
     opened = open_dataset(tmp_path / "set")
     records = list(opened.records("val"))
     (tmp_path / "set" / records[1].images[0]).unlink()
-    assert made.processing.preparation is not None
-    pictures = PixelPictures(made.processing.preparation, made.processing.tiling)
-    answers = ModelAnswers(made, opened, pictures, GREEDY, made.builder(), bf16=False)
+    assert bundle.processing.preparation is not None
+    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    answers = ModelAnswers(bundle, opened, pictures, GREEDY, bundle.builder(), bf16=False)
     said = answers.answer(records[:3], answers.width(records))
     assert isinstance(said[1], RecordError)
     assert said[1].reason == "image_missing"
-    blind = BlindPictures(made.processing.preparation, made.processing.tiling)
-    unseen = ModelAnswers(made, opened, blind, GREEDY, made.builder(), bf16=False).answer(records[:3], 0)
+    blind = BlindPictures(bundle.processing.preparation, bundle.processing.tiling)
+    unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.builder(), bf16=False).answer(records[:3], 0)
     assert not any(isinstance(text, RecordError) for text in unseen)
 
 
@@ -268,4 +268,4 @@ def test_a_folder_without_one_of_its_files_is_refused(gone: str, tmp_path: Path)
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no usable model configuration"):
-        Speaker.open(str(tmp_path))
+        ChatModel.open(str(tmp_path))

@@ -189,7 +189,7 @@ def test_stored_contrast_gives_the_same_loss(make: Callable[[Sequence[Sample]], 
     batch = make(the_samples())
     with torch.no_grad():
         blind_S, known_S = CAL(NARROW).blind_logits(model, batch)
-    stored = replace(batch, contrast_S=torch.where(known_S, blind_S, torch.full_like(blind_S, float("nan"))))
+    stored = replace(batch, blind_logits_S=torch.where(known_S, blind_S, torch.full_like(blind_S, float("nan"))))
     one, other = loss_of(model, batch), loss_of(model, stored)
     assert torch.equal(one.total, other.total)
     assert torch.equal(one.weight, other.weight)

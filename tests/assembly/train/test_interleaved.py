@@ -11,12 +11,12 @@ import torch
 
 from sightline.assembly.config.schema import DataConfig, RunConfig
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.train.corpus import build_corpus, pictures_of
 from sightline.config import Tree, validate
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
-from sightline.data.samples.encoding import RowBuilder
+from sightline.data.samples.encoding import ConversationEncoder
 from sightline.data.samples.processing import Processing
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.objectives.next_token import NextToken
@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=TILINGS)
-def made(request: pytest.FixtureRequest) -> Assembled:
+def bundle(request: pytest.FixtureRequest) -> ModelBundle:
     run = {
         "model": {
             "vision": {"path": str(encoder_folder("siglip"))},
@@ -92,35 +92,35 @@ def made(request: pytest.FixtureRequest) -> Assembled:
         "train": {"steps": 1, "batch_size": 1},
         "stages": [{"name": "align", "parts": {"connector": "train"}}],
     }
-    made = models.build(validate(RunConfig, Tree(run)), Processing(max_tokens=256, prompt="Say it."), None)
-    made.model.eval()
+    bundle = models.build(validate(RunConfig, Tree(run)), Processing(max_tokens=256, prompt="Say it."), None)
+    bundle.model.eval()
     with torch.no_grad():  # new rows begin as the mean of all rows: told apart here, so that an exchange would be seen
-        for end in (made.inner.get_input_embeddings(), made.inner.get_output_embeddings()):
+        for end in (bundle.inner.get_input_embeddings(), bundle.inner.get_output_embeddings()):
             end.weight.add_(torch.randn_like(end.weight) * 0.1)  # pyrefly: ignore
-    made.model.double()
-    return made
+    bundle.model.double()
+    return bundle
 
 
-def corpus_of(made: Assembled, folder: Path, share: bool = True) -> Corpus:
+def corpus_of(bundle: ModelBundle, folder: Path, share: bool = True) -> Corpus:
     data = DataConfig(path=str(folder), max_tokens=256, row_tokens=1024, prompt="Say it.", share_prefix=share, max_skipped=0.0)
-    return build_corpus(made, data, pictures_of(made, data))
+    return build_corpus(bundle, data, pictures_of(bundle, data))
 
 
 def samples_of(corpus: Corpus) -> list[Sample]:
     return [corpus.sample(unit) for unit in range(len(corpus.tokens))]
 
 
-def batch_of(made: Assembled, rows: Sequence[Sequence[Sample]]) -> Batch:
-    return collate(rows, made.pad_id).to_batch()
+def batch_of(bundle: ModelBundle, rows: Sequence[Sequence[Sample]]) -> Batch:
+    return collate(rows, bundle.pad_id).to_batch()
 
 
-def outcome(made: Assembled, batch: Batch) -> dict[tuple[str, int, tuple[int, ...]], list[float]]:
+def outcome(bundle: ModelBundle, batch: Batch) -> dict[tuple[str, int, tuple[int, ...]], list[float]]:
     """Losses of each supervised answer, by record, turn and tokens: the order of batches does not matter."""
     with torch.no_grad(), Exact():
-        hidden = made.model.hidden(batch)
+        hidden = bundle.model.hidden(batch)
         logits = hidden.states_SD @ hidden.head.weight_VD.T
         nll = torch.nn.functional.cross_entropy(logits, batch.supervision.target_S, reduction="none")
-        loss = NextToken()(made.model, batch)
+        loss = NextToken()(bundle.model, batch)
     assert torch.allclose(loss.total, nll.sum(), rtol=1e-9)
     found, plan = {}, batch.supervision
     for span in plan.span_S.unique():
@@ -135,29 +135,29 @@ def answers(found: dict[tuple[str, int, tuple[int, ...]], list[float]], record: 
     return next(values for key, values in found.items() if key[:2] == (record, turn))
 
 
-def test_packed_rows_of_many_pictures_equal_separate_rows_in_float64(made: Assembled, folder: Path) -> None:
+def test_packed_rows_of_many_pictures_equal_separate_rows_in_float64(bundle: ModelBundle, folder: Path) -> None:
     """Shared prefixes, several turns, text alone and pictures of all sizes in two rows, against every branch in its own row."""
-    shared, separate = samples_of(corpus_of(made, folder)), samples_of(corpus_of(made, folder, share=False))
+    shared, separate = samples_of(corpus_of(bundle, folder)), samples_of(corpus_of(bundle, folder, share=False))
     assert len(shared) < len(separate) == 10
-    packed = outcome(made, batch_of(made, [shared[::2], shared[1::2], []]))
+    packed = outcome(bundle, batch_of(bundle, [shared[::2], shared[1::2], []]))
     for others in ([[sample] for sample in separate], [[part] for sample in shared for part in apart(sample)]):
-        alone = outcome(made, batch_of(made, others))
+        alone = outcome(bundle, batch_of(bundle, others))
         assert packed.keys() == alone.keys()
         assert len(packed) == 12
         for key, values in packed.items():
             np.testing.assert_allclose(values, alone[key], rtol=1e-10, err_msg=str(key))
 
 
-def test_lengths_and_crops_are_known_before_any_picture_is_opened(made: Assembled, folder: Path) -> None:
-    corpus = corpus_of(made, folder)
+def test_lengths_and_crops_are_known_before_any_picture_is_opened(bundle: ModelBundle, folder: Path) -> None:
+    corpus = corpus_of(bundle, folder)
     for unit, sample in enumerate(samples_of(corpus)):
         assert corpus.tokens[unit] == sample.num_tokens
         assert corpus.crops[unit] == sample.num_crops
         assert corpus.supervised[unit] == sum(span.end - span.start for part in sample.branches for span in part.spans)
 
 
-def test_questions_about_the_same_pictures_share_them_and_no_others(made: Assembled, folder: Path) -> None:
-    shared = {tuple(part.record_id for part in sample.branches): sample for sample in samples_of(corpus_of(made, folder))}
+def test_questions_about_the_same_pictures_share_them_and_no_others(bundle: ModelBundle, folder: Path) -> None:
+    shared = {tuple(part.record_id for part in sample.branches): sample for sample in samples_of(corpus_of(bundle, folder))}
     assert ("q1", "q2", "q3") in shared
     assert ("captions",) * 3 in shared
     assert {("between",), ("two-turns",), ("text",), ("one",)} <= set(shared)
@@ -167,13 +167,13 @@ def test_questions_about_the_same_pictures_share_them_and_no_others(made: Assemb
         assert len(sample.image_slots) == len(sample.image_source)
 
 
-def test_every_slot_holds_the_token_of_its_own_picture(made: Assembled, folder: Path) -> None:
+def test_every_slot_holds_the_token_of_its_own_picture(bundle: ModelBundle, folder: Path) -> None:
     """Pictures encoded one by one fill the slots as the whole batch does, whatever stands before them in the row."""
-    model = made.model
+    model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
-    corpus = corpus_of(made, folder)
+    corpus = corpus_of(bundle, folder)
     samples = samples_of(corpus)
-    batch = batch_of(made, [samples[::-1]])
+    batch = batch_of(bundle, [samples[::-1]])
     assert batch.visual is not None
     with torch.no_grad():
         table = model.visual_tokens(model.features(batch.visual))
@@ -182,13 +182,13 @@ def test_every_slot_holds_the_token_of_its_own_picture(made: Assembled, folder: 
         for unit in reversed(range(len(samples))):
             source, record = corpus.first_member(unit)
             if record.images:
-                expected.extend(alone(made, source.builder, corpus, record))
+                expected.extend(alone(bundle, source.builder, corpus, record))
     torch.testing.assert_close(filled, torch.cat(expected), rtol=1e-9, atol=1e-9)
 
 
-def alone(made: Assembled, builder: RowBuilder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
+def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
     """What fills the slots of each picture of a record, encoded by itself."""
-    model, out = made.model, []
+    model, out = bundle.model, []
     assert isinstance(model, SightlineForConditionalGeneration)
     for number, layout in enumerate(builder.layouts(record)):
         one = replace(record, images=record.images[number : number + 1], image_info=record.image_info[number : number + 1])
@@ -200,25 +200,27 @@ def alone(made: Assembled, builder: RowBuilder, corpus: Corpus, record: Record) 
     return out
 
 
-def test_a_picture_changes_nothing_before_its_place_and_everything_after(made: Assembled, folder: Path) -> None:
+def test_a_picture_changes_nothing_before_its_place_and_everything_after(bundle: ModelBundle, folder: Path) -> None:
     """The second picture of `two-turns` stands behind the first answer: that answer cannot know it."""
-    sample = next(s for s in samples_of(corpus_of(made, folder)) if s.branches[0].record_id == "two-turns")
+    sample = next(s for s in samples_of(corpus_of(bundle, folder)) if s.branches[0].record_id == "two-turns")
     assert sample.images is not None
-    layouts = made.builder().layouts(next(r for r in corpus_of(made, folder).sources[0].dataset.records() if r.id == "two-turns"))
+    layouts = bundle.builder().layouts(
+        next(r for r in corpus_of(bundle, folder).sources[0].dataset.records() if r.id == "two-turns")
+    )
     first = layouts[0].num_crops
     changed = sample.images.copy()
     changed[first:] = 255 - changed[first:]
-    before = outcome(made, batch_of(made, [[sample]]))
-    after = outcome(made, batch_of(made, [[replace(sample, images=changed)]]))
+    before = outcome(bundle, batch_of(bundle, [[sample]]))
+    after = outcome(bundle, batch_of(bundle, [[replace(sample, images=changed)]]))
     # The encoder's convolution rounds by where its buffers lie in memory (1e-15 of a loss); the answer after moves by 1e-6 or more.
     np.testing.assert_allclose(answers(after, "two-turns", 1), answers(before, "two-turns", 1), rtol=1e-12)
     changes = zip(answers(before, "two-turns", 3), answers(after, "two-turns", 3), strict=True)
     assert all(abs(one - other) > 1e-6 for one, other in changes)
 
 
-def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(made: Assembled, folder: Path) -> None:
-    builder = made.builder(prompt="Say it.")
-    for record in corpus_of(made, folder).sources[0].dataset.records():
+def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(bundle: ModelBundle, folder: Path) -> None:
+    builder = bundle.builder(prompt="Say it.")
+    for record in corpus_of(bundle, folder).sources[0].dataset.records():
         layouts, conversation = builder.layouts(record), builder.conversations(record)[0]
         row = builder.row(conversation, layouts, verify=True)
         shown = sum(message.num_images for message in conversation[:-1])
@@ -227,11 +229,11 @@ def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(made: Assembl
         assert row.ids[: len(fed.ids)].tolist() == fed.ids.tolist()
 
 
-def test_tokens_of_rows_and_columns_are_single_and_never_said(made: Assembled) -> None:
-    tokens = made.processing.tiling.tokens
+def test_tokens_of_rows_and_columns_are_single_and_never_said(bundle: ModelBundle) -> None:
+    tokens = bundle.processing.tiling.tokens
     for token in (IMAGE, *tokens):
-        assert len(made.tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
-    ids = {made.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, *tokens)}
-    assert made.inner.generation_config is not None
-    assert ids <= set(made.inner.generation_config.suppress_tokens)  # pyrefly: ignore
-    assert made.inner.get_input_embeddings().weight.shape[0] >= len(made.tokenizer)  # pyrefly: ignore
+        assert len(bundle.tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
+    ids = {bundle.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, *tokens)}
+    assert bundle.inner.generation_config is not None
+    assert ids <= set(bundle.inner.generation_config.suppress_tokens)  # pyrefly: ignore
+    assert bundle.inner.get_input_embeddings().weight.shape[0] >= len(bundle.tokenizer)  # pyrefly: ignore

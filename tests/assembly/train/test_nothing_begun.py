@@ -14,7 +14,7 @@ from sightline import config as files
 from sightline.assembly.config.resolving import resolve
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.train import run as training
-from sightline.errors import BudgetError, ConfigError, DataError, SightlineError, StorageError
+from sightline.errors import ConfigError, DataError, SightlineError, SkipLimitError, StorageError
 from sightline.runtime import fault_injection as faults
 from sightline.runtime.storage import Lock
 from tests.assembly.inspect.test_rows import run_config
@@ -53,7 +53,7 @@ WRONG = [
     ("model.vision.path=NONE", SightlineError, "NONE"),
     ("init=NONE", SightlineError, "NONE"),
     ("model.connector.shuffle=3", ConfigError, "does not divide"),
-    ("data.max_tokens=12 data.row_tokens=12", BudgetError, "nothing of split 'train'"),
+    ("data.max_tokens=12 data.row_tokens=12", SkipLimitError, "nothing of split 'train'"),
     ("stages.align.parts={nothing: train}", SightlineError, "nothing"),
 ]
 

@@ -10,7 +10,7 @@ import torch
 
 from sightline.assembly.config.resolving import plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.assembly.evaluate.evaluate import Request, evaluate, pictures_for, restrict_words, with_noise
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, pictures_for, restrict_words, with_noise
 from sightline.assembly.evaluate.probe import connected, seen_records
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, validation_corpus
@@ -69,31 +69,31 @@ def config(folder: Path, **data: float) -> RunConfig:
     )
 
 
-def texts(made: models.Assembled, folder: Path, validation: bool, **data: float) -> dict[str, list[str]]:
+def texts(bundle: models.ModelBundle, folder: Path, validation: bool, **data: float) -> dict[str, list[str]]:
     """The supervised text of each training or validation sample, by record, through the whole way of data."""
     section = plan(config(folder, **data), 0).data
-    corpus = validation_corpus(made, section, None, 100) if validation else build_corpus(made, section, None)
+    corpus = validation_corpus(bundle, section, None, 100) if validation else build_corpus(bundle, section, None)
     assert corpus is not None
     out: dict[str, list[str]] = {}
     for unit in range(len(corpus.tokens)):
         for branch in corpus.text(unit).branches:
             spans = [branch.ids[span.start : span.end] for span in branch.spans]
             out.setdefault(branch.record_id, []).append(
-                made.tokenizer.decode(np.concatenate(spans), skip_special_tokens=True).strip()
+                bundle.tokenizer.decode(np.concatenate(spans), skip_special_tokens=True).strip()
             )
     return out
 
 
 def test_label_noise_reaches_training_and_never_validation(folder: Path) -> None:
-    made = models.build(config(folder), Processing(max_tokens=64), None)
+    bundle = models.build(config(folder), Processing(max_tokens=64), None)
     own = {record.id: list(record.captions) for record in open_dataset(folder).records("train")}
-    assert texts(made, folder, False) == own
-    noisy = texts(made, folder, False, noise=0.5, noise_seed=3)
+    assert texts(bundle, folder, False) == own
+    noisy = texts(bundle, folder, False, noise=0.5, noise_seed=3)
     assert sum(noisy[name] != own[name] for name in own) == 5
     assert sorted(map(tuple, noisy.values())) == sorted(map(tuple, own.values()))
-    assert texts(made, folder, False) == own  # the cached lengths of one are not taken for the other's
+    assert texts(bundle, folder, False) == own  # the cached lengths of one are not taken for the other's
     held = {record.id: list(record.captions) for record in open_dataset(folder).records("val")}
-    assert texts(made, folder, True, noise=1.0) == held
+    assert texts(bundle, folder, True, noise=1.0) == held
 
 
 def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, tmp_path: Path) -> None:
@@ -104,11 +104,11 @@ def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, 
 
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
-    made = models.read(align_run / "checkpoints/step-1/model")
+    bundle = models.read(align_run / "checkpoints/step-1/model")
     runtime, dataset = prepare_runtime("cpu", "fp32", 1), open_dataset(folder)
-    plain = pictures_for(made, None)
-    noisy = with_noise(made, plain, 0.7, runtime)
-    for seen in seen_records(made, dataset, list(dataset.records("val"))[:3], plain, None):  # type: ignore[arg-type]
+    plain = pictures_for(bundle, None)
+    noisy = with_noise(bundle, plain, 0.7, runtime)
+    for seen in seen_records(bundle, dataset, list(dataset.records("val"))[:3], plain, None):  # type: ignore[arg-type]
         record = next(record for record in dataset.records("val") if record.id == seen.record_id)
         pixels, features = noisy.fill(dataset, record)
         assert pixels is None
@@ -120,23 +120,23 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
 
 
 def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
-    made = models.read(align_run / "checkpoints/step-1/model")
+    bundle = models.read(align_run / "checkpoints/step-1/model")
     runtime, dataset = prepare_runtime("cpu", "fp32", 1), open_dataset(folder)
-    made.model.eval()
-    connector = connected(made).connector
+    bundle.model.eval()
+    connector = connected(bundle).connector
     records = list(dataset.records("train"))
-    seen = seen_records(made, dataset, records, pictures_for(made, None), None)  # type: ignore[arg-type]
+    seen = seen_records(bundle, dataset, records, pictures_for(bundle, None), None)  # type: ignore[arg-type]
     wanted = set(most_used_words(connector, seen, 7))
-    restrict_words(made, dataset, Request(model="", task="caption", data=str(folder), split="val", words=7), runtime)
-    again = seen_records(made, dataset, records, pictures_for(made, None), None)  # type: ignore[arg-type]
+    restrict_words(bundle, dataset, EvaluationRequest(model="", task="caption", data=str(folder), split="val", words=7), runtime)
+    again = seen_records(bundle, dataset, records, pictures_for(bundle, None), None)  # type: ignore[arg-type]
     assert set(most_used_words(connector, again, 7)) == wanted
-    for one in seen_records(made, dataset, records[:2], pictures_for(made, None), None):  # type: ignore[arg-type]
+    for one in seen_records(bundle, dataset, records[:2], pictures_for(bundle, None), None):  # type: ignore[arg-type]
         found = connector.word_mixer.distribution(one.features_NPE, 20, 1e-6)
         assert int((found.mean_V > 0).sum()) == 7
 
 
 def test_each_change_is_an_evaluation_of_its_own(folder: Path, align_run: Path) -> None:
-    request = Request(model=str(align_run), task="caption", data=str(folder), split="val", max_new_tokens=3, batch_size=4)
+    request = EvaluationRequest(model=str(align_run), task="caption", data=str(folder), split="val", max_new_tokens=3, batch_size=4)
     folders = {evaluate(changed).folder.name for changed in (request, replace(request, noise=2.0), replace(request, words=5))}
     assert folders == {"set-val-step-1", "set-val-noise2-step-1", "set-val-words5-step-1"}
 
@@ -144,7 +144,7 @@ def test_each_change_is_an_evaluation_of_its_own(folder: Path, align_run: Path) 
 def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     settings = config(folder)
     linear = settings.model_copy(update={"model": settings.model.model_copy(update={"connector": LinearConfig()})})
-    made = models.build(linear, Processing(max_tokens=64), None)
-    request = Request(model="", task="caption", data=str(folder), split="val", words=7)
+    bundle = models.build(linear, Processing(max_tokens=64), None)
+    request = EvaluationRequest(model="", task="caption", data=str(folder), split="val", words=7)
     with pytest.raises(ConfigError, match="connector 'linear' mixes no words"):
-        restrict_words(made, open_dataset(folder), request, prepare_runtime("cpu", "fp32", 1))
+        restrict_words(bundle, open_dataset(folder), request, prepare_runtime("cpu", "fp32", 1))

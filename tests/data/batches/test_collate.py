@@ -171,12 +171,12 @@ def test_features_take_the_place_of_pixels_and_sources_are_told() -> None:
 def test_stored_contrast_stands_beside_its_targets_or_is_left_out_of_all() -> None:
     first, second = drawn_sample(1, [2, 1], num_images=1, side=2), drawn_sample(2, [1], num_images=0)
     values = replace(first, contrast=np.array([1.0, 2.0, 3.0])), replace(second, contrast=np.array([4.0]))
-    contrast = batch_of([values[0]], [values[1]]).contrast_S
+    contrast = batch_of([values[0]], [values[1]]).blind_logits_S
     assert contrast is not None
     assert contrast.tolist() == [1, 2, 3, 4]
     assert contrast.dtype == torch.float32
-    assert batch_of([values[0], second]).contrast_S is None
-    assert batch_of([]).contrast_S is None
+    assert batch_of([values[0], second]).blind_logits_S is None
+    assert batch_of([]).blind_logits_S is None
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 from sightline.data.batches.corpus import Corpus, Source, mixture_order
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import WholeConfig
-from sightline.data.samples.encoding import Row, TextRules
-from sightline.data.samples.length_table import UnitRules, Units, check_budget, load_units, make_units, read_table
-from sightline.errors import BudgetError, ConfigError, RecordError
+from sightline.data.samples.encoding import EncodedConversation, TextRules
+from sightline.data.samples.length_table import (
+    LengthTable,
+    LengthTableRules,
+    check_skip_limit,
+    load_length_table,
+    make_length_table,
+    read_table,
+)
+from sightline.errors import ConfigError, RecordError, SkipLimitError
 from sightline.types import Record, Sample
 from tests.data.check.planted import folder, png, question, record, scene
 from tests.data.kinds import builder_of
@@ -63,11 +70,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(folder(tmp_path_factory.mktemp("corpus") / "set", ROWS, PICTURES))
 
 
-def table(dataset: Dataset, **rules: Any) -> Units:
-    return make_units(dataset, range(len(dataset)), BUILDER, UnitRules(**{"max_skipped": 1.0, **rules}))
+def table(dataset: Dataset, **rules: Any) -> LengthTable:
+    return make_length_table(dataset, range(len(dataset)), BUILDER, LengthTableRules(**{"max_skipped": 1.0, **rules}))
 
 
-def corpus_of(dataset: Dataset, units: Units, draws: int | None = None) -> Corpus:
+def corpus_of(dataset: Dataset, units: LengthTable, draws: int | None = None) -> Corpus:
     return Corpus((Source("set", dataset, units, BUILDER, len(units) if draws is None else draws),), Sizes(), 4)
 
 
@@ -115,7 +122,7 @@ class Watched:
         self.kept: list[tuple[str, int]] = []
         self.lost: list[tuple[str, int, str]] = []
 
-    def row(self, record: Record, branch: int, row: Row, layouts: object) -> None:
+    def row(self, record: Record, branch: int, row: EncodedConversation, layouts: object) -> None:
         self.kept.append((record.id, branch))
 
     def skip(self, record: Record, branch: int, error: RecordError) -> None:
@@ -132,7 +139,7 @@ def test_what_cannot_be_trained_on_is_counted_by_reason_and_in_no_unit(dataset: 
     members = [member for unit in range(len(units)) for member in units.members(unit)]
     assert members == KEPT
     watched = Watched()
-    make_units(dataset, range(len(dataset)), BUILDER, UnitRules(share_prefix=share), watched)
+    make_length_table(dataset, range(len(dataset)), BUILDER, LengthTableRules(share_prefix=share), watched)
     assert watched.kept == [(ROWS[index]["id"], branch) for index, branch in KEPT]
     assert watched.lost == [
         ("marker", 0, "placeholder_in_text"),
@@ -143,7 +150,7 @@ def test_what_cannot_be_trained_on_is_counted_by_reason_and_in_no_unit(dataset: 
 
 def test_answers_that_are_cut_off_whole_are_nothing_to_learn(dataset: Dataset) -> None:
     short = builder_of("tinyvlm", TextRules(grid=(2, 2), tiling=WholeConfig(), max_tokens=20, too_long="truncate"))
-    units = make_units(dataset, [7], short, UnitRules())
+    units = make_length_table(dataset, [7], short, LengthTableRules())
     assert (len(units), units.skipped) == (0, {"no_supervised_token": 1})
 
 
@@ -188,7 +195,7 @@ def test_samples_are_as_long_as_the_table_says_and_what_the_records_say(dataset:
     assert corpus.has_text_only
 
 
-def samples_of(dataset: Dataset, units: Units) -> list[list[tuple[Any, ...]]]:
+def samples_of(dataset: Dataset, units: LengthTable) -> list[list[tuple[Any, ...]]]:
     corpus = corpus_of(dataset, units)
     return [
         [(branch.ids.tolist(), branch.spans, branch.record_id) for branch in sample.branches]
@@ -203,8 +210,8 @@ def test_what_was_tokenised_for_the_lengths_is_what_is_trained_on(
     expected = samples_of(dataset, table(dataset))
     (tmp_path / "taken").write_text("a file where the folder should be")
     cache = {"file": tmp_path / "new", "memory": None, "unwritable": tmp_path / "taken"}[where]
-    units = load_units(dataset, "train", BUILDER, UnitRules(max_skipped=1.0), cache)
-    again = load_units(dataset, "train", BUILDER, UnitRules(max_skipped=1.0), cache)
+    units = load_length_table(dataset, "train", BUILDER, LengthTableRules(max_skipped=1.0), cache)
+    again = load_length_table(dataset, "train", BUILDER, LengthTableRules(max_skipped=1.0), cache)
     monkeypatch.setattr(type(BUILDER), "encode", None)  # a second time would fail
     assert samples_of(dataset, units) == samples_of(dataset, again) == expected
     assert samples_of(dataset, units.subset(np.array([4, 0]))) == [expected[4], expected[0]]
@@ -240,37 +247,37 @@ def test_contrast_is_cut_by_unit_and_pictures_need_something_to_fill_them(datase
 
 
 def test_tables_are_cached_by_all_that_they_depend_on_and_torn_ones_made_again(dataset: Dataset, tmp_path: Path) -> None:
-    rules = UnitRules(max_skipped=1.0)
-    first = load_units(dataset, "train", BUILDER, rules, tmp_path)
+    rules = LengthTableRules(max_skipped=1.0)
+    first = load_length_table(dataset, "train", BUILDER, rules, tmp_path)
     (file,), (tokens,) = tmp_path.glob("lengths-*.npz"), tmp_path.glob("tokens-*.bin")
     content = file.read_bytes()
-    again = load_units(dataset, "train", BUILDER, rules, tmp_path)
+    again = load_length_table(dataset, "train", BUILDER, rules, tmp_path)
     assert again.skipped == first.skipped == LOST
     for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops"):
         assert getattr(again, name).tolist() == getattr(first, name).tolist()
     file.write_bytes(content[: len(content) // 2])
     assert read_table(file, tokens) is None
-    assert load_units(dataset, "train", BUILDER, rules, tmp_path).tokens.tolist() == first.tokens.tolist()
+    assert load_length_table(dataset, "train", BUILDER, rules, tmp_path).tokens.tolist() == first.tokens.tolist()
     assert read_table(file, tokens) is not None
     tokens.write_bytes(tokens.read_bytes()[:-1])
     assert read_table(file, tokens) is None
     tokens.unlink()
     assert read_table(file, tokens) is None
-    assert samples_of(dataset, load_units(dataset, "train", BUILDER, rules, tmp_path)) == samples_of(dataset, first)
+    assert samples_of(dataset, load_length_table(dataset, "train", BUILDER, rules, tmp_path)) == samples_of(dataset, first)
     for changed in ({"max_tokens": 30}, {"supervise": "all_text"}, {"prompt": "x"}, {"captions": "first"}, {"grid": (1, 1)}):
         other = builder_of("tinyvlm", TextRules(**{**vars(RULES), **changed}))
-        load_units(dataset, "train", other, rules, tmp_path)
-    load_units(dataset, "train", BUILDER, UnitRules(share_prefix=False, max_skipped=1.0), tmp_path)
+        load_length_table(dataset, "train", other, rules, tmp_path)
+    load_length_table(dataset, "train", BUILDER, LengthTableRules(share_prefix=False, max_skipped=1.0), tmp_path)
     assert len(list(tmp_path.glob("lengths-*"))) == len(list(tmp_path.glob("tokens-*"))) == 7
 
 
 def test_too_much_that_cannot_be_trained_on_is_refused_with_its_reasons(dataset: Dataset) -> None:
     units = table(dataset)
-    with pytest.raises(BudgetError, match=r"3 of 14 conversations of split 'train' cannot be trained on \(.*too_long 1.*\)"):
-        check_budget(units, 0.21, "train")
-    check_budget(units, 3 / 14, "train")
-    with pytest.raises(BudgetError, match=r"nothing of split 'train' can be trained on \(it is empty\)"):
-        check_budget(make_units(dataset, [], BUILDER, UnitRules()), 1.0, "train")
+    with pytest.raises(SkipLimitError, match=r"3 of 14 conversations of split 'train' cannot be trained on \(.*too_long 1.*\)"):
+        check_skip_limit(units, 0.21, "train")
+    check_skip_limit(units, 3 / 14, "train")
+    with pytest.raises(SkipLimitError, match=r"nothing of split 'train' can be trained on \(it is empty\)"):
+        check_skip_limit(make_length_table(dataset, [], BUILDER, LengthTableRules()), 1.0, "train")
 
 
 def test_some_units_are_a_table_too(dataset: Dataset) -> None:

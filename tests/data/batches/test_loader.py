@@ -13,7 +13,7 @@ import torch
 from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.batches.loader import BatchRules, Loader, MicroBatch
 from sightline.data.dataset import Dataset
-from sightline.data.samples.length_table import UnitRules, make_units
+from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.errors import ConfigError, DistributedError
 from sightline.types import Record
 from tests.data.batches.test_corpus import BUILDER, PICTURES, Sizes
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def loader_of(dataset: Dataset, rules: BatchRules = RULES, pictures: Any = None, **options: Any) -> Loader:
-    units = make_units(dataset, range(len(dataset)), BUILDER, UnitRules(row_tokens=90))
+    units = make_length_table(dataset, range(len(dataset)), BUILDER, LengthTableRules(row_tokens=90))
     corpus = Corpus((Source("set", dataset, units, BUILDER, len(units)),), pictures or Sizes(), 4)
     return Loader(corpus, rules, pad_id=0, **options)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from sightline.data.check.perceptual_hash import ALIKE, NEAR_BITS, likeness, look, near_pairs
+from sightline.data.check.perceptual_hash import ALIKE, NEAR_BITS, look, near_pairs, similarity
 from sightline.data.images.opener import open_image
 from tests.data.broken_images import photo
 from tests.data.check.planted import jpeg, scene
@@ -20,7 +20,7 @@ def distance(a: int, b: int) -> int:
 
 def alike(a: Image.Image, b: Image.Image) -> float:
     thumbnails = [np.frombuffer(look(image).thumbnail, np.uint8)[None] for image in (a, b)]
-    return float(likeness(*thumbnails)[0])
+    return float(similarity(*thumbnails)[0])
 
 
 def test_the_hash_is_that_of_the_cosine_transform() -> None:
@@ -65,7 +65,7 @@ def test_different_pictures_are_not() -> None:
     hashes = np.array([found.hash for found in looks], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(found.thumbnail, np.uint8) for found in looks])
     pairs = [(int(a), int(b)) for i, j in near_pairs(hashes, NEAR_BITS) for a, b in zip(i, j, strict=True)]
-    assert [pair for pair in pairs if likeness(thumbnails[[pair[0]]], thumbnails[[pair[1]]])[0] > ALIKE] == []
+    assert [pair for pair in pairs if similarity(thumbnails[[pair[0]]], thumbnails[[pair[1]]])[0] > ALIKE] == []
 
 
 def test_the_same_shape_in_another_colour_is_not_alike_though_its_hash_may_be() -> None:
@@ -94,7 +94,7 @@ def test_likeness_of_coloured_noise_is_the_correlation_of_centred_pixels(seed: i
     expected = np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1]
     channels = [np.corrcoef(centred[0][:, c], centred[1][:, c])[0, 1] for c in range(3)]
     if min(channels) > 0.91:
-        assert likeness(a, b)[0] == pytest.approx(expected, abs=1e-4)
+        assert similarity(a, b)[0] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("max_bits", [0, 1, 8, 16])

@@ -12,19 +12,19 @@ from sightline.data.batches.packing import pack
 from sightline.data.check.rows import Filling, Left, Lengths, fill_rows, measure_rows, padded
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import WholeConfig
-from sightline.data.samples.encoding import RowBuilder, TextRules
-from sightline.data.samples.length_table import UnitRules, make_units
+from sightline.data.samples.encoding import ConversationEncoder, TextRules
+from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.data.samples.templates import Template
 from sightline.types import IMAGE
 from tests.builders import load_tokenizer
 from tests.data.check.planted import folder, png, question, record, scene
 
 
-def builder_of(max_tokens: int = 60, **rules: object) -> RowBuilder:
+def builder_of(max_tokens: int = 60, **rules: object) -> ConversationEncoder:
     tokenizer = load_tokenizer("plain")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
     template = Template(tokenizer, "plain")
-    return RowBuilder(tokenizer, template, TextRules(max_tokens=max_tokens, grid=(2, 3), tiling=WholeConfig(), **rules))  # type: ignore[arg-type]
+    return ConversationEncoder(tokenizer, template, TextRules(max_tokens=max_tokens, grid=(2, 3), tiling=WholeConfig(), **rules))  # type: ignore[arg-type]
 
 
 def data(path: Path) -> Dataset:
@@ -40,10 +40,10 @@ def data(path: Path) -> Dataset:
 
 
 def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: Path) -> None:
-    dataset, builder, rules = data(tmp_path), builder_of(), UnitRules(row_tokens=120)
+    dataset, builder, rules = data(tmp_path), builder_of(), LengthTableRules(row_tokens=120)
     told: list[Left] = []
     figures = measure_rows(dataset, range(len(dataset)), builder, rules, told.append)
-    units = make_units(dataset, range(len(dataset)), builder, rules)
+    units = make_length_table(dataset, range(len(dataset)), builder, rules)
     assert figures.units is not None
     for name in ("tokens", "alone", "supervised", "crops", "record", "branch", "begin"):
         assert getattr(figures.units, name).tolist() == getattr(units, name).tolist()
@@ -65,27 +65,27 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
 
 def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
     dataset, builder = data(tmp_path), builder_of(60)
-    found = measure_rows(dataset, range(len(dataset)), builder, UnitRules()).to_json()
+    found = measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).to_json()
     unlimited = builder_of(1000)
     record_ = dataset.record(3)
     length = len(unlimited.row(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
     assert found["longest"] == {"tokens": length, "id": "long"}
     assert found["too_long"]["max"] == found["tokens"]["max"] == length
     assert found["tokens"]["n"] == 10
-    assert measure_rows(dataset, range(len(dataset)), unlimited, UnitRules()).to_json()["too_long"] is None
+    assert measure_rows(dataset, range(len(dataset)), unlimited, LengthTableRules()).to_json()["too_long"] is None
 
 
 def test_pictures_in_a_text_model_are_left_out(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("plain")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
-    builder = RowBuilder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))
-    found = measure_rows(data(tmp_path), range(6), builder, UnitRules()).to_json()
+    builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))
+    found = measure_rows(data(tmp_path), range(6), builder, LengthTableRules()).to_json()
     assert found["skipped"] == {"image_in_text_model": 10}
     assert found["visual_tokens_per_image"] is None
 
 
 def test_nothing_kept_is_no_division_by_zero(tmp_path: Path) -> None:
-    found = measure_rows(data(tmp_path), [], builder_of(), UnitRules()).to_json()
+    found = measure_rows(data(tmp_path), [], builder_of(), LengthTableRules()).to_json()
     assert (found["conversations"], found["supervised_share"], found["saved_by_sharing"], found["tokens"]) == (0, 0, 0, None)
 
 
@@ -129,8 +129,8 @@ def test_rows_of_their_own_are_padded_batch_by_batch() -> None:
 
 def test_tables_of_several_sources_stand_one_after_the_other(tmp_path: Path) -> None:
     dataset, builder = data(tmp_path), builder_of()
-    first = measure_rows(dataset, [0], builder, UnitRules())
-    second = measure_rows(dataset, [1, 2, 5], builder, UnitRules())
+    first = measure_rows(dataset, [0], builder, LengthTableRules())
+    second = measure_rows(dataset, [1, 2, 5], builder, LengthTableRules())
     assert first.units is not None
     assert second.units is not None
     joined = Lengths.of([first, second])

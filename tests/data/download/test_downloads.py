@@ -21,7 +21,7 @@ from sightline.data.download.cache import Cache
 from sightline.data.download.fetch import Fetcher
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.readers import SourceOptions
-from sightline.errors import BudgetError, StorageError, UsageError
+from sightline.errors import SkipLimitError, StorageError, UsageError
 from tests.data.download.server import BEHAVIOURS, PICTURE, WebServer, serving, write_list
 from tests.data.pictures import lines, picture, put, tree
 
@@ -168,7 +168,7 @@ def test_urls_that_must_not_be_asked_are_refused_and_their_passwords_told_nobody
 def test_without_permission_this_host_is_closed(tmp_path: Path) -> None:
     with serving() as server:
         source = write_list(tmp_path / "list.csv", [server.url("ok/1"), server.url("ok/1", "localhost")])
-        with pytest.raises(BudgetError, match="url_refused 2"):
+        with pytest.raises(SkipLimitError, match="url_refused 2"):
             downloaded(source, tmp_path / "out", quick(allowed=()))
         assert not server.visits
 
@@ -213,7 +213,7 @@ def test_a_host_is_left_alone_as_long_as_it_asks_for(tmp_path: Path, monkeypatch
 def test_a_host_that_only_refuses_is_given_up_with_the_reason_it_gave(tmp_path: Path) -> None:
     with serving() as server:
         urls = [server.url(f"busy-always?{number}") for number in range(60)]
-        with pytest.raises(BudgetError, match="http_429 60"):
+        with pytest.raises(SkipLimitError, match="http_429 60"):
             downloaded(write_list(tmp_path / "list.csv", urls), tmp_path / "out", quick(per_host=2))
         assert sum(server.visits.values()) < 25
 

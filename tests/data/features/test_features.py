@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from sightline.data.dataset import open_dataset
 from sightline.data.features.store import NUMBERS, FeatureForm, FeaturePictures, FeatureStore, Number, bytes_told, missing_pictures
 from sightline.data.features.writer import MAX_SHARDS, gather, key_of, plan_shards
-from sightline.errors import BudgetError, DataError, NumericsError, RecordError, SightlineError, StorageError, UsageError
+from sightline.errors import DataError, NumericsError, RecordError, SightlineError, SkipLimitError, StorageError, UsageError
 from sightline.types import ImageInfo, Record
 from tests.data import feature_jobs
 from tests.data.feature_jobs import digests, form, numbers, wanted, write
@@ -212,7 +212,7 @@ def test_lost_pictures_are_counted_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_too_many_lost_pictures_stop_the_work(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"2 of 30 pictures .*image_broken 2.*--max-skipped"):
+    with pytest.raises(SkipLimitError, match=r"2 of 30 pictures .*image_broken 2.*--max-skipped"):
         write(tmp_path / "s", lost=(0, 1), max_lost=0.05)
     assert not (tmp_path / "s").exists()
 

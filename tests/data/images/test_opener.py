@@ -281,7 +281,7 @@ for data, reason in files.values():
         raise AssertionError(reason)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert int(result.stdout) < 20_000, "kB; the smallest of them would take 75 MB once decoded"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Assembled, Processing
+from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.loader import Loader
 from tests.assembly.inspect.test_rows import run_config
@@ -38,22 +38,22 @@ def source(folder: Path, count: int) -> Path:
     return folder
 
 
-def made_and_read(dataset: Path, made: Assembled) -> None:
+def made_and_read(dataset: Path, bundle: ModelBundle) -> None:
     """The length table from nothing, and an epoch."""
     config = run_config(path=str(dataset), max_tokens=250, row_tokens=250, keep_pixels=0, captions="first")
     plan = settings.plan(config, 0)
-    corpus = assembly_data.build_corpus(made, plan.data, assembly_data.pictures_of(made, plan.data))
-    loader = Loader(corpus, assembly_data.batch_rules(plan), made.pad_id)
+    corpus = assembly_data.build_corpus(bundle, plan.data, assembly_data.pictures_of(bundle, plan.data))
+    loader = Loader(corpus, assembly_data.batch_rules(plan), bundle.pad_id)
     for _ in loader.stream(0, 0, loader.steps_in_epoch(0)):
         pass
 
 
 def test_four_times_the_records_take_some_bytes_a_record_and_no_picture_more(tmp_path: Path) -> None:
-    made = models.build(run_config(), Processing(max_tokens=250), None)
+    bundle = models.build(run_config(), Processing(max_tokens=250), None)
     peaks: dict[str, list[int]] = {"prepare": [], "train": []}
     for number, count in enumerate((FEW, FEW, MANY)):  # the first time also pays for what is imported and kept
         raw, out = source(tmp_path / f"source{number}", count), tmp_path / f"set{number}"
         peaks["prepare"].append(peak(lambda raw=raw, out=out: prepared("records", raw, out, shards=200_000)))
-        peaks["train"].append(peak(lambda out=out: made_and_read(out, made)))
+        peaks["train"].append(peak(lambda out=out: made_and_read(out, bundle)))
     for job, (_, few, many) in peaks.items():
         assert many - few < A_RECORD * (MANY - FEW), (job, few, many)

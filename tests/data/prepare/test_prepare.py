@@ -18,10 +18,10 @@ from sightline.data.dataset import open_dataset
 from sightline.data.prepare import image_store as landing
 from sightline.data.prepare import run as prepare
 from sightline.data.prepare.run import PrepareOptions
-from sightline.data.prepare.skip_limit import Budget
+from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.readers import Skip, SourceOptions
-from sightline.errors import BudgetError, DataError, StorageError, UsageError
+from sightline.errors import DataError, SkipLimitError, StorageError, UsageError
 from tests.data import crashing
 from tests.data.broken_images import bombs, damaged_files
 from tests.data.pictures import lines, picture, prepared, put, tree
@@ -246,7 +246,7 @@ def test_a_file_that_changes_under_our_hands_is_skipped(tmp_path: Path, monkeypa
 
     check_image = landing.check_image
 
-    def check(task: Path | bytes) -> landing.Checked:
+    def check(task: Path | bytes) -> landing.ImageFacts:
         found = check_image(task)
         if isinstance(task, Path) and task.name == "1.png":
             task.write_bytes(picture(5, "BMP"))
@@ -291,11 +291,11 @@ def skip(reason: str = "image_broken") -> Skip:
 
 def fed(share: float, outcomes: list[Skip | None]) -> int:
     """How many records pass before the budget stops."""
-    budget = Budget(share, Path("work"))
+    budget = SkipLimit(share, Path("work"))
     for count, outcome in enumerate(outcomes):
         try:
             budget.add(outcome)
-        except BudgetError:
+        except SkipLimitError:
             return count + 1
     budget.finish()
     return -1
@@ -305,7 +305,7 @@ def test_a_share_above_the_budget_stops_the_work(tmp_path: Path) -> None:
     source = records_source(tmp_path / "in", 4)
     add_rows(source, [{"id": f"x{index}", "captions": ["fine"]} for index in range(293)])
     add_rows(source, [{"id": f"y{index}", "captions": [""]} for index in range(7)])
-    with pytest.raises(BudgetError) as caught:
+    with pytest.raises(SkipLimitError) as caught:
         prepared("records", source, tmp_path / "out", max_skipped=0.02)
     assert "7 of 304 records" in str(caught.value)
     assert "empty_caption 7" in str(caught.value)
@@ -332,14 +332,14 @@ def test_the_budget_stops_where_it_says(share: float, outcomes: list[Skip | None
 
 
 def test_the_share_of_the_whole_decides_at_the_end() -> None:
-    with pytest.raises(BudgetError, match=r"5 of 401.*share of 0\.01.*broken 5"):
+    with pytest.raises(SkipLimitError, match=r"5 of 401.*share of 0\.01.*broken 5"):
         fed(0.01, [None] * 396 + [skip()] * 5)
     assert fed(0.01, [None] * 396 + [skip()] * 4) == -1
 
 
 def test_nothing_usable_and_nothing_at_all_are_errors(tmp_path: Path) -> None:
     put(tmp_path / "a/records.jsonl", [{"id": "a", "captions": [""]}])
-    with pytest.raises(BudgetError, match="1 of 1 records"):
+    with pytest.raises(SkipLimitError, match="1 of 1 records"):
         prepared("records", tmp_path / "a", tmp_path / "out")
     put(tmp_path / "b/records.jsonl", "\n\n")
     with pytest.raises(DataError, match="no records"):
@@ -348,10 +348,10 @@ def test_nothing_usable_and_nothing_at_all_are_errors(tmp_path: Path) -> None:
 
 
 def test_repeated_ids_come_with_the_remedy() -> None:
-    budget = Budget(0.01, Path("work"))
+    budget = SkipLimit(0.01, Path("work"))
     for _ in range(9):
         budget.add(skip("duplicate_id"))
-    with pytest.raises(BudgetError, match="--map id= numbers the rows"):
+    with pytest.raises(SkipLimitError, match="--map id= numbers the rows"):
         budget.finish()
 
 

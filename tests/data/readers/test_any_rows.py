@@ -15,7 +15,7 @@ from sightline.data.readers.flickr8k import KEYS as FLICKR8K
 from sightline.data.readers.llava import KEYS as LLAVA
 from sightline.data.readers.rows import Keys, all_keys
 from sightline.data.readers.tables import PRESETS
-from sightline.errors import BudgetError
+from sightline.errors import SkipLimitError
 from sightline.types import RECORD_FIELDS
 from tests.data.pictures import prepared, put, read
 
@@ -74,7 +74,7 @@ def test_every_row_is_an_item_or_a_skip(tmp_path_factory: pytest.TempPathFactory
     items, skips, tally = read(name, path)
     assert len(items) + len(skips) + tally.notes["rows_merged"] == len(rows)
     if items:  # all the way: what a source lets pass must be written, or skipped
-        with contextlib.suppress(BudgetError):  # nothing of it can be kept
+        with contextlib.suppress(SkipLimitError):  # nothing of it can be kept
             summary = prepared(name, path, folder / "out")
             assert summary["input"] == len(items) + len(skips) == summary["ok"] + sum(summary["skipped"].values())
 

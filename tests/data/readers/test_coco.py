@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.readers import Located
+from sightline.data.readers import ImageInRoot
 from sightline.errors import DataError
 from sightline.types import Box
 from tests.data.pictures import put, read
@@ -63,7 +63,7 @@ def test_captions_and_boxes_of_an_image_meet_in_one_record(tmp_path: Path) -> No
 def test_images_are_found_in_the_folder_of_the_set(tmp_path: Path) -> None:
     items, _, _ = read("coco", coco_folder(tmp_path) / "annotations/captions_val2017.json")
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "val2017/000000000009.jpg"
 
 
@@ -126,7 +126,7 @@ def test_karpathys_file_gives_the_splits_that_are_published(tmp_path: Path) -> N
     assert items[1].record.meta == {"karpathy_split": "restval"}
     assert items[0].record.captions == ("Caption of 1.",)
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.name == "val2014/COCO_val2014_000000000001.jpg"
 
 

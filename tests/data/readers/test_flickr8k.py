@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.readers import Located
+from sightline.data.readers import ImageInRoot
 from sightline.errors import DataError
 from tests.data.pictures import put, read
 
@@ -35,7 +35,7 @@ def test_the_published_files_give_captions_and_splits(tmp_path: Path) -> None:
     assert items[2].record.captions == ("first", "second")
     assert items[2].where == "Flickr8k.token.txt:4"
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "Flicker8k_Dataset/1.jpg"
 
 
@@ -44,7 +44,7 @@ def test_the_text_archive_beside_the_photo_archive_is_found(tmp_path: Path) -> N
     put(tmp_path / "Flicker8k_Dataset/1.jpg", b"photo")
     items, _, _ = read("flickr8k", tmp_path)
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name).samefile(tmp_path / "Flicker8k_Dataset/1.jpg")
 
 

@@ -22,8 +22,8 @@ from sightline.data.readers import FORMATS
 from tests.data.download.server import serving
 from tests.data.pictures import picture, put
 
-DOCS = Path(__file__).parents[2] / "docs"
-SOURCES = Path(__file__).parents[2] / "src/sightline"
+DOCS = Path(__file__).parents[3] / "docs"
+SOURCES = Path(__file__).parents[3] / "src/sightline"
 
 
 def page_commands(name: str) -> list[str]:

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sightline.data.readers import Located
+from sightline.data.readers import ImageInRoot
 from sightline.errors import DataError
 from tests.data.pictures import picture, prepared, put, read
 
@@ -59,7 +59,7 @@ def test_without_metadata_the_folder_names_what_is_shown(tmp_path: Path) -> None
         ("train/cat/1.png", "train", "cat"),
         ("train/dog/1.png", "train", "dog"),
     ]
-    assert all(isinstance(item.images[0], Located) for item in items)
+    assert all(isinstance(item.images[0], ImageInRoot) for item in items)
 
 
 def test_images_that_nothing_names_are_refused(tmp_path: Path) -> None:

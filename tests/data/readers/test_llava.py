@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.readers import Item, Located
+from sightline.data.readers import ImageInRoot, Item
 from sightline.errors import DataError, UsageError
 from sightline.types import Message, Part
 from tests.data.pictures import put, read
@@ -18,7 +18,7 @@ def row(text: str = "<image>\nDescribe.", **fields: object) -> dict:
 
 
 def names(item: Item) -> list[str]:
-    return [ref.name for ref in item.images if isinstance(ref, Located)]
+    return [ref.name for ref in item.images if isinstance(ref, ImageInRoot)]
 
 
 def test_a_pretraining_row_becomes_a_conversation_about_its_image(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_images_are_looked_for_beside_the_file_then_in_images_or_only_where_told
     put(tmp_path / "images/2.png", b"two")
     put(tmp_path / "elsewhere/1.png", b"three")
     items, _, _ = read("llava", tmp_path)
-    found = [ref.root.fetch(ref.name) for item in items for ref in item.images if isinstance(ref, Located)]
+    found = [ref.root.fetch(ref.name) for item in items for ref in item.images if isinstance(ref, ImageInRoot)]
     assert found == [tmp_path / "images/1.png", tmp_path / "images/2.png"]
     items, _, _ = read("llava", tmp_path, images=tmp_path / "elsewhere")
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "elsewhere/1.png"
     with pytest.raises(UsageError, match="--images"):
         read("llava", tmp_path, images=tmp_path / "nowhere")

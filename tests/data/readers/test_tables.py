@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.dataset import open_dataset
-from sightline.data.readers import Item, Located
+from sightline.data.readers import ImageInRoot, Item
 from sightline.data.readers.tables import split_of_file
 from sightline.errors import DataError
 from sightline.types import Message, Part
@@ -119,7 +119,7 @@ def test_docvqa_json_and_parquet(tmp_path: Path) -> None:
     assert (items[0].record.id, items[0].record.split, answers(items[0])) == ("337", "val", ("1/8/93", "January 8"))
     assert "docId" in tally.ignored
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "documents/xnbl0037_1.png"
     hub = {"questionId": "337", "question": "Q", "image": image(1), "answers": ["1/8/93"], "data_split": "val"}
     write_parquet(tmp_path / "hub/DocVQA/validation-00000-of-00006.parquet", [hub], image=datasets.Image())
@@ -136,7 +136,7 @@ def test_chartqa_json_parquet_and_jsonl(tmp_path: Path) -> None:
     assert [item.record.split for item in items] == ["test", "val"]
     assert items[1].record.messages[1].text == "14"
     ref = items[1].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "a/val/png/7.png"
     row = {"image": image(1), "query": "Q", "label": ["14"], "human_or_machine": 0}
     write_parquet(tmp_path / "b/data/val-00000-of-00001.parquet", [row], image=datasets.Image())
@@ -166,7 +166,7 @@ def test_scienceqa_problems_are_an_object_of_rows(tmp_path: Path) -> None:
     assert (second.messages[0].num_images, second.split) == (0, "val")
     assert second.messages[0].text.startswith("Look.\nWhich")
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.root.fetch(ref.name) == tmp_path / "images/train/1/image.png"
     row = {"image": image(1), "question": "Q", "choices": ["a", "b"], "answer": 1, "hint": "", "task": "t"}
     write_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet", [row], image=datasets.Image())
@@ -214,7 +214,7 @@ def test_textcaps_rows_of_an_image_are_one_record(tmp_path: Path) -> None:
     assert tally.notes == {"rows_merged": 2}
     assert items[0].record.split == "train"
     ref = items[0].images[0]
-    assert isinstance(ref, Located)
+    assert isinstance(ref, ImageInRoot)
     assert ref.name == "b.jpg"
 
 

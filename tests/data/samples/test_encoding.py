@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from sightline.data.images.tilings import Layout, WholeConfig
-from sightline.data.samples.encoding import Row, RowBuilder, TextRules, shared_prefix
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, TextRules, shared_prefix
 from sightline.errors import RecordError
 from sightline.types import IMAGE, ImageInfo, Message, Record
 from tests.data.kinds import KINDS, SPLIT_TILING, builder_of, tokenizer_of
@@ -32,7 +32,7 @@ def rules(**changes: Any) -> TextRules:
 
 
 @cache
-def kept_builder(kind: str) -> RowBuilder:
+def kept_builder(kind: str) -> ConversationEncoder:
     return builder_of(kind, rules(max_tokens=600))
 
 
@@ -47,7 +47,7 @@ def decoded(kind: str, ids: Sequence[int]) -> str:
     return text
 
 
-def spoken(kind: str, row: Row) -> list[str]:
+def spoken(kind: str, row: EncodedConversation) -> list[str]:
     """The text of each span, edges aside: decoders of the SentencePiece kind drop or add a space there."""
     return [decoded(kind, row.ids[span.start : span.end]).strip(" ") for span in row.spans]
 
@@ -58,7 +58,7 @@ def expanded(kind: str, text: str, slots: int = 4) -> list[int]:
     return [token for token in encoded(kind, text) for _ in range(slots if token == marker else 1)]
 
 
-def refused(builder: RowBuilder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True) -> str:
+def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True) -> str:
     with pytest.raises(RecordError) as caught:
         builder.row(messages, layouts, verify)
     return caught.value.reason

@@ -10,7 +10,7 @@ import pytest
 
 from sightline.data.scenes import NOVEL_PAIRS, captions, generate, make_scene, negatives, questions, split_of
 from sightline.data.scenes.language import NEGATIVE_KINDS, is_usual
-from sightline.data.scenes.statements import Counted, Inventory, Located, Phrase, Reads, Related, Statement, is_true, truth
+from sightline.data.scenes.statements import Counted, Inventory, Phrase, Reads, Related, Statement, ThingAt, is_true, truth
 from sightline.data.scenes.world import COLORS, NUMBERS, PLACES, SHAPES, Background, Scene, Thing
 from sightline.types import Record
 
@@ -66,11 +66,11 @@ TWINS = scene_of(thing("small red circle", 0.2, 0.2), thing("small red circle", 
         (TWINS, Counted(phrase("circle"), 1), False),
         (TWINS, Counted(phrase(""), 3), True),
         (TWINS, Counted(phrase("green"), 0), True),
-        (TWINS, Located(phrase("star"), "bottom left"), True),
-        (TWINS, Located(phrase("star"), "bottom"), False),
-        (scene_of(thing("small red ring", 0.37, 0.5)), Located(phrase("ring"), "left"), None),
-        (scene_of(thing("small red ring", 0.37, 0.5)), Located(phrase("ring"), "center"), None),
-        (scene_of(thing("small red ring", 0.37, 0.5)), Located(phrase("ring"), "right"), False),
+        (TWINS, ThingAt(phrase("star"), "bottom left"), True),
+        (TWINS, ThingAt(phrase("star"), "bottom"), False),
+        (scene_of(thing("small red ring", 0.37, 0.5)), ThingAt(phrase("ring"), "left"), None),
+        (scene_of(thing("small red ring", 0.37, 0.5)), ThingAt(phrase("ring"), "center"), None),
+        (scene_of(thing("small red ring", 0.37, 0.5)), ThingAt(phrase("ring"), "right"), False),
         (TWINS, Reads("FOX"), False),
         (TWINS, Inventory((Counted(phrase("blue star"), 1), Counted(phrase("red circle"), 2)), "FOX"), False),  # no sign
     ],

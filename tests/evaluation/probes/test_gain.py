@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightline.evaluation.probes.gain import GainFindings, Shown, TextGain, higher_with_own, percentiles, separation, summary
+from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain, higher_with_own, percentiles, separation, summary
 
 FINITE = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 
@@ -58,7 +58,7 @@ def test_words_at_both_ends_are_those_that_occur_often_enough() -> None:
 
 def test_json_has_no_nan_and_the_page_no_markup_of_the_data() -> None:
     strange = text(math.nan, 1.0, -2.0, name="<b>", pieces=("<script>", " </div>", " \u202e"))
-    shown = Shown("<b>", None, (strange,), (strange,))
+    shown = GainExample("<b>", None, (strange,), (strange,))
     found = GainFindings((strange,), (strange,), (shown,), {"image_format": 2})
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["pictures"][0]["own"][0]["tokens"] == [["<script>", None], [" </div>", 1.0], [" \u202e", -2.0]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sightline.errors import ConfigError
-from sightline.evaluation.probes import Seen, most_used_words, probe_words
+from sightline.evaluation.probes import ProbedRecord, most_used_words, probe_words
 from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.connectors.mlp import MLPConfig
@@ -38,9 +38,9 @@ def entropy(p: list[float]) -> float:
     return -sum(share * math.log(share) for share in p)
 
 
-def seen(name: str, *signs: int, pixels: bool = False) -> Seen:
+def seen(name: str, *signs: int, pixels: bool = False) -> ProbedRecord:
     features = torch.tensor([[[sign, -sign] for sign in signs]], dtype=torch.float64)
-    return Seen(name, features, np.zeros((1, 8, 8, 3), dtype=np.uint8) if pixels else None)
+    return ProbedRecord(name, features, np.zeros((1, 8, 8, 3), dtype=np.uint8) if pixels else None)
 
 
 def test_entropy_perplexity_and_most_used_words_by_hand() -> None:
@@ -83,7 +83,7 @@ def test_only_words_above_a_millionth_count_as_used() -> None:
 
 def test_several_records_count_by_their_tokens() -> None:
     # One crop of four tokens and two of four: means are over the twelve tokens.
-    two = Seen("b", torch.tensor([[[-1.0, 1.0]] * 4] * 2, dtype=torch.float64))
+    two = ProbedRecord("b", torch.tensor([[[-1.0, 1.0]] * 4] * 2, dtype=torch.float64))
     found = probe_words(tiny(), [seen("a", 1, 1, 1, 1), two], NAMES.__getitem__, shown=1)
     first, second = shares(FIRST), shares(SECOND)
     assert (found.records, found.tokens, len(found.pictures)) == (2, 12, 1)

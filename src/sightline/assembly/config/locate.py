@@ -49,7 +49,7 @@ def run_of(path: str | Path) -> Path:
 
 def find_checkpoint(run: Path, which: str) -> Saved:
     """A checkpoint of a run by name, its hashes checked."""
-    steps = [step for step in checkpoint.steps(run) if storage.looks_valid(checkpoint.path_of(run, step))]
+    steps = [step for step in checkpoint.steps(run) if storage.has_all_files(checkpoint.path_of(run, step))]
     if not steps:
         raise UsageError(f"{run} has no complete checkpoint yet.", "Train it first.")
     if which == "last":

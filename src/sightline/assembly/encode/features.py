@@ -20,10 +20,10 @@ from sightline.assembly.config import locate
 from sightline.assembly.config import parts as sections
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureForm, FeaturePictures, FeatureStore, Number, missing_pictures, open_store
-from sightline.data.features.writer import Lost, StoreNote, Wanted, gather, write_store
+from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
 from sightline.data.images.pixels import Pictures
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.reader import PicturePlace, PictureReader
@@ -43,7 +43,7 @@ COMPARED = ("weights", "preparation", "tiling", "layer", "dropped_tokens")
 
 
 @dataclass(frozen=True)
-class Eye:
+class FeatureEncoder:
     """An encoder with all that its outputs depend on.
 
     Attributes:
@@ -107,19 +107,19 @@ def weights_key(encoder: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def eye_of(made: Assembled) -> Eye:
+def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
     """The encoder of a model.
 
     Raises:
         UsageError: it has none.
     """
-    model, processing = made.model, made.processing
+    model, processing = bundle.model, bundle.processing
     if not isinstance(model, SightlineForConditionalGeneration):
         raise UsageError("this model is a decoder alone; it has no encoder.")
     if processing.preparation is None:
         raise UsageError("this model was trained on an external table; it has no encoder.")
     config = model.config
-    return Eye(
+    return FeatureEncoder(
         encoder=model.vision,
         preparation=processing.preparation,
         tiling=processing.tiling,
@@ -131,12 +131,12 @@ def eye_of(made: Assembled) -> Eye:
     )
 
 
-def eye_of_run(folder: str) -> Eye:
+def feature_encoder_of_run(folder: str) -> FeatureEncoder:
     """The encoder of a run or model folder."""
-    return eye_of(models.read(locate.model_folder(folder)))
+    return feature_encoder_of(models.read(locate.model_folder(folder)))
 
 
-def eye_of_config(config: RunConfig) -> Eye:
+def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
     """The encoder that a run with this configuration would begin with; nothing else of the model is built.
 
     Raises:
@@ -153,13 +153,13 @@ def eye_of_config(config: RunConfig) -> Eye:
             "Store features of an encoder that stays frozen.",
         )
     if config.init is not None:
-        return eye_of_run(config.init)
+        return feature_encoder_of_run(config.init)
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
     encoder, preparation, shape = models.build_encoder(wanted, wanted.vision, config.train.seed, attention)
     assert preparation is not None
     drop, grid = shape.kept(wanted.vision.drop_class_token)
     name = wanted.vision.path or str(encoder.config.model_type)
-    return Eye(encoder, preparation, wanted.tiling, wanted.vision.layer, drop, grid, shape.width, Path(name).name)
+    return FeatureEncoder(encoder, preparation, wanted.tiling, wanted.vision.layer, drop, grid, shape.width, Path(name).name)
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class EncodingRequest:
     max_skipped: float = 0.01
 
 
-def encode_dataset(eye: Eye, request: EncodingRequest, runtime: Runtime) -> dict[str, Any]:
+def encode_dataset(eye: FeatureEncoder, request: EncodingRequest, runtime: Runtime) -> dict[str, Any]:
     """Makes a feature store; returns its `store.json`. Goes on where an earlier try stopped.
 
     Raises:
@@ -212,7 +212,7 @@ class _Encoding:
 
     def __init__(
         self,
-        eye: Eye,
+        eye: FeatureEncoder,
         wanted: Wanted,
         pool: GuardedPool[PicturePlace, np.ndarray],
         batch_size: int,
@@ -221,7 +221,7 @@ class _Encoding:
         self.eye, self.wanted, self.pool, self.batch_size, self.runtime = eye, wanted, pool, batch_size, runtime
         self._decoded: Iterator[np.ndarray | TaskFailure] | None = None
 
-    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[Lost]]]:
+    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[MissingImage]]]:
         """Features of a range of pictures. Batches begin anew with each range, so that a resumed work has the same ones.
 
         A lost picture is encoded as a black one: its neighbours' batches keep their shape, on which the last bits depend.
@@ -229,11 +229,11 @@ class _Encoding:
         if self._decoded is None:
             self._decoded = self.pool.map(self._places(first))
         waiting: list[np.ndarray] = []
-        lost: list[Lost] = []
+        lost: list[MissingImage] = []
         for picture in range(first, end):
             outcome = next(self._decoded)
             if isinstance(outcome, TaskFailure):
-                lost.append(Lost(picture, outcome.reason, outcome.detail))
+                lost.append(MissingImage(picture, outcome.reason, outcome.detail))
                 side = (self.eye.preparation.height, self.eye.preparation.width)
                 outcome = np.zeros((int(self.wanted.crops[picture]), *side, 3), dtype=np.uint8)
             waiting.append(outcome)
@@ -253,7 +253,7 @@ class _Encoding:
 # Use ------------------------------------------------------------------------------------------------------------------------
 
 
-def open_features(path: str, made: Assembled, encoder: str = "--run RUN") -> FeaturePictures:
+def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") -> FeaturePictures:
     """Opens a store for a model.
 
     Args:
@@ -266,11 +266,11 @@ def open_features(path: str, made: Assembled, encoder: str = "--run RUN") -> Fea
         ConfigError: it does not belong to this model; names the part that differs.
     """
     store = open_store(path)
-    model = made.model
+    model = bundle.model
     if not isinstance(model, SightlineForConditionalGeneration):
         raise ConfigError(f"data.features={path}: the model is a decoder alone and takes no features.", "Leave it out.")
     rows = (model.config.grid[0] * model.config.grid[1], model.config.vision_width)
-    faults = [] if made.processing.preparation is None else _faults(store, eye_of(made))
+    faults = [] if bundle.processing.preparation is None else _faults(store, feature_encoder_of(bundle))
     if isinstance(model.config.vision_config, StoredFeaturesConfig):
         encoder = "--external FILE"
         faults = [] if store.kind == "external" else ["it holds the outputs of an encoder, the model takes an external table"]
@@ -284,7 +284,7 @@ def open_features(path: str, made: Assembled, encoder: str = "--run RUN") -> Fea
     return FeaturePictures(store)
 
 
-def _faults(store: FeatureStore, eye: Eye) -> list[str]:
+def _faults(store: FeatureStore, eye: FeatureEncoder) -> list[str]:
     """What differs between a store and an encoder, in words."""
     mine = eye.parts
     out = []

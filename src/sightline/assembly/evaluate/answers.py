@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
-from sightline.data.samples.encoding import Row, RowBuilder
-from sightline.data.samples.prompts import Example, Prompt, make_prompt, prompt_row
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
+from sightline.data.samples.prompts import FewShotExample, Prompt, make_prompt, prompt_row
 from sightline.errors import RecordError
 from sightline.generation.decode import DecodingConfig, Text, generate
 from sightline.models.language import position_limit
@@ -29,18 +29,18 @@ class ModelAnswers:
 
     def __init__(
         self,
-        made: Assembled,
+        bundle: ModelBundle,
         dataset: Dataset,
         pictures: Pictures | None,
         decoding: DecodingConfig,
-        builder: RowBuilder,
+        builder: ConversationEncoder,
         bf16: bool,
-        examples: Mapping[str, Sequence[Example]] | None = None,
+        examples: Mapping[str, Sequence[FewShotExample]] | None = None,
     ) -> None:
-        self.made, self.dataset, self.pictures = made, dataset, pictures
+        self.bundle, self.dataset, self.pictures = bundle, dataset, pictures
         self.decoding, self.builder, self.bf16 = decoding, builder, bf16
-        self.examples: Mapping[str, Sequence[Example]] = examples or {}
-        self.positions = position_limit(made.inner.config.get_text_config(decoder=True))
+        self.examples: Mapping[str, Sequence[FewShotExample]] = examples or {}
+        self.positions = position_limit(bundle.inner.config.get_text_config(decoder=True))
 
     def width(self, records: Sequence[Record]) -> int:
         """The longest prompt in tokens."""
@@ -56,26 +56,26 @@ class ModelAnswers:
 
     def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
         """One text per record, or why there is none."""
-        made: dict[str, Prompt | RecordError] = {}
+        bundle: dict[str, Prompt | RecordError] = {}
         for record in records:
-            if record.id not in made:
-                made[record.id] = self._prompt(record)
-        prompts = [prompt for record in records if isinstance(prompt := made[record.id], Prompt)]
+            if record.id not in bundle:
+                bundle[record.id] = self._prompt(record)
+        prompts = [prompt for record in records if isinstance(prompt := bundle[record.id], Prompt)]
         prompts += prompts[-1:] * (len(records) - len(prompts))  # one shape, whatever had to be skipped
-        device = self.made.inner.device.type
+        device = self.bundle.inner.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            texts = iter(generate(self.made.speaker, self.made.tokenizer, prompts, self.decoding, width) if prompts else [])
-        return [next(texts) if isinstance(made[record.id], Prompt) else made[record.id] for record in records]  # type: ignore[misc]
+            texts = iter(generate(self.bundle.speaker, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
+        return [next(texts) if isinstance(bundle[record.id], Prompt) else bundle[record.id] for record in records]  # type: ignore[misc]
 
     def _prompt(self, record: Record) -> Prompt | RecordError:
-        examples, per_crop = self.examples.get(record.id, ()), self.made.tokens_per_crop
+        examples, per_crop = self.examples.get(record.id, ()), self.bundle.tokens_per_crop
         try:
             self._check_length(prompt_row(record, self.builder, examples)[0])
             return make_prompt(self.dataset, record, self.builder, self.pictures, per_crop, examples)
         except RecordError as error:
             return error
 
-    def _check_length(self, row: Row) -> None:
+    def _check_length(self, row: EncodedConversation) -> None:
         """Refuses a prompt behind which the decoder could not place an answer."""
         if len(row.ids) + self.decoding.max_new_tokens > self.positions:
             raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")

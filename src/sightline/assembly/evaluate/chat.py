@@ -10,7 +10,7 @@ import torch
 
 from sightline.assembly.config import locate
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.data.images.opener import open_image
 from sightline.data.samples.encoding import join_sources
 from sightline.data.samples.prompts import Prompt
@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass
-class Speaker:
+class ChatModel:
     """A model that talks about pictures.
 
     Attributes:
@@ -42,22 +42,22 @@ class Speaker:
         runtime: where it runs.
     """
 
-    made: Assembled
+    bundle: ModelBundle
     runtime: Runtime
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     @classmethod
-    def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "Speaker":
+    def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "ChatModel":
         """Loads a run's checkpoint or a model folder."""
         runtime = prepare_runtime(device, "auto", threads)
-        made = models.read(locate.model_folder(model, checkpoint))
-        made.model.to(torch.device(runtime.device))  # pyrefly: ignore
-        made.model.eval()
-        return cls(made, runtime)
+        bundle = models.read(locate.model_folder(model, checkpoint))
+        bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
+        bundle.model.eval()
+        return cls(bundle, runtime)
 
     def opening(self, num_images: int, text: str | None) -> Message:
         """The first turn: the pictures, then the text; without a text the prompt that the model was trained with."""
-        said = self.made.processing.prompt if text is None else text
+        said = self.bundle.processing.prompt if text is None else text
         parts = tuple(Part() for _ in range(num_images))
         return Message("user", (*parts, Part(said)) if said else parts)
 
@@ -81,18 +81,18 @@ class Speaker:
         """
         begin = time.perf_counter()
         prompt = self._prompt(messages, images)
-        streamer = _streamer(self.made, stream) if stream is not None and decoding.num_beams == 1 else None
+        streamer = _streamer(self.bundle, stream) if stream is not None and decoding.num_beams == 1 else None
         with torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16):
-            said = generate(self.made.speaker, self.made.tokenizer, [prompt], decoding, streamer=streamer)[0]
+            said = generate(self.bundle.speaker, self.bundle.tokenizer, [prompt], decoding, streamer=streamer)[0]
         return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
-        if images and isinstance(self.made.model, TextModel):
+        if images and isinstance(self.bundle.model, TextModel):
             raise UsageError("this model is a decoder alone; it takes no pictures.", "Leave --image out.")
-        preparation, tiling = self.made.processing.preparation, self.made.processing.tiling
+        preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
         if images and preparation is None:
             raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
-        builder = self.made.builder()
+        builder = self.bundle.builder()
         try:
             pictures = [open_image(path) for path in images]
             infos = tuple(ImageInfo("", picture.width, picture.height) for picture in pictures)
@@ -101,7 +101,7 @@ class Speaker:
             row = builder.prompt_row(messages, layouts)
         except RecordError as error:
             raise UsageError(f"{error.message} ({error.reason}).") from error
-        limit = self.made.processing.max_tokens
+        limit = self.bundle.processing.max_tokens
         if len(row.ids) >= limit:
             raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
         if preparation is None or not pictures:
@@ -109,15 +109,15 @@ class Speaker:
         import numpy as np
 
         pixels = np.concatenate([tiling.crops(picture, preparation) for picture in pictures])
-        return Prompt(row, join_sources(layouts, self.made.tokens_per_crop), pixels)
+        return Prompt(row, join_sources(layouts, self.bundle.tokens_per_crop), pixels)
 
 
-def _streamer(made: Assembled, stream: Callable[[str], None]) -> Any:
+def _streamer(bundle: ModelBundle, stream: Callable[[str], None]) -> Any:
     from transformers import TextStreamer
 
     class Pieces(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             stream(text)
 
-    tokenizer: Any = made.tokenizer
-    return Pieces(tokenizer, skip_prompt=isinstance(made.model, TextModel), skip_special_tokens=True)
+    tokenizer: Any = bundle.tokenizer
+    return Pieces(tokenizer, skip_prompt=isinstance(bundle.model, TextModel), skip_special_tokens=True)

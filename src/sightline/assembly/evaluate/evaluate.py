@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from sightline.assembly.config import locate
-from sightline.assembly.encode.features import check_covered, eye_of, open_features
+from sightline.assembly.encode.features import check_covered, feature_encoder_of, open_features
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.model import build as models
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.data.images.pixels import Pictures, PixelPictures
-from sightline.errors import BudgetError, UsageError
+from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import (
     NOT_EXCHANGEABLE,
     BlindFeatures,
@@ -43,7 +43,7 @@ WORD_RECORDS = 200  # records on which an align connector's most used words are 
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is to be evaluated.
 
     Attributes:
@@ -89,7 +89,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
@@ -99,7 +99,7 @@ class Evaluated:
         scores: by name.
     """
 
-    request: Request
+    request: EvaluationRequest
     folder: Path
     records: list[Record]
     predicted: Predicted
@@ -124,7 +124,7 @@ class Evaluated:
         return {"count": self.request.shots, "data": data, "split": split, "seed": self.request.shots_seed, "examples": SHOTS}
 
 
-def evaluate(request: Request) -> Evaluated:
+def evaluate(request: EvaluationRequest) -> Evaluation:
     """Predicts, scores, and writes both.
 
     Raises:
@@ -142,22 +142,22 @@ def evaluate(request: Request) -> Evaluated:
     if not records:
         raise UsageError(f"split {request.split!r} of {request.data} has no record for task {request.task!r}.")
     source = locate.model_folder(request.model, request.checkpoint)
-    made = models.read(source)
-    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    made.model.eval()
+    bundle = models.read(source)
+    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    bundle.model.eval()
     length = request.max_new_tokens or task.max_new_tokens
     decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
     asked = exchange_images(records) if request.control == "shuffled" else records
-    pictures = pictures_for(made, request.control, request.features, runtime)
+    pictures = pictures_for(bundle, request.control, request.features, runtime)
     if request.control != "blind":
         check_covered(pictures, [(dataset, request.split)])
     if request.noise is not None:
-        pictures = with_noise(made, pictures, request.noise, runtime)
+        pictures = with_noise(bundle, pictures, request.noise, runtime)
     if request.words is not None:
-        restrict_words(made, dataset, request, runtime)
-    shots = shots_for(request, made, dataset, records, task.asks, runtime) if request.shots else None
+        restrict_words(bundle, dataset, request, runtime)
+    shots = shots_for(request, bundle, dataset, records, task.asks, runtime) if request.shots else None
     examples = None if shots is None else shots.of
-    answers = ModelAnswers(made, dataset, pictures, decoding, made.builder(request.prompt), runtime.bf16, examples)
+    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder(request.prompt), runtime.bf16, examples)
     folder = request.out or default_folder(request, source)
     settings = {
         "model": weights_hash(source),
@@ -166,7 +166,7 @@ def evaluate(request: Request) -> Evaluated:
         "control": request.control,
         "task": request.task,
         "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
-        "prompt": request.prompt if request.prompt is not None else made.processing.prompt,
+        "prompt": request.prompt if request.prompt is not None else bundle.processing.prompt,
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": request.batch_size,
         "features": open_store(request.features).key if request.features is not None else None,
@@ -181,11 +181,13 @@ def evaluate(request: Request) -> Evaluated:
         skipped = predicted.skipped | {NOT_EXCHANGEABLE: len(records) - len(asked)}
         predicted = replace(predicted, skipped=skipped)
     if not predicted.predictions:
-        raise BudgetError(f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`.")
+        raise SkipLimitError(
+            f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
+        )
     if shots is not None:
         storage.write_json(folder / SHOTS, shots.to_json())
     scores = task.score(records, predicted.predictions)
-    done = Evaluated(request, folder, records, predicted, scores)
+    done = Evaluation(request, folder, records, predicted, scores)
     storage.write_json(folder / SCORES, done.to_json() | {"settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))
@@ -206,7 +208,7 @@ def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[
 
 
 def pictures_for(
-    made: models.Assembled, control: Control | None, features: str | None = None, runtime: Runtime | None = None
+    bundle: models.ModelBundle, control: Control | None, features: str | None = None, runtime: Runtime | None = None
 ) -> Pictures | None:
     """What fills visual slots under a control.
 
@@ -220,37 +222,37 @@ def pictures_for(
         UsageError: the model needs a store and none is given.
         ConfigError: the store does not belong to the model.
     """
-    if isinstance(made.model, TextModel):
+    if isinstance(bundle.model, TextModel):
         return None
-    preparation, tiling = made.processing.preparation, made.processing.tiling
+    preparation, tiling = bundle.processing.preparation, bundle.processing.tiling
     if features is None:
         if preparation is None:
             raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
         return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
-    stored = open_features(features, made)
+    stored = open_features(features, bundle)
     if control != "blind":
         return stored
     if preparation is None:
         return MeanFeatures(stored.store)
-    eye, machine = eye_of(made), runtime or prepare_runtime("cpu", "auto", None)
+    eye, machine = feature_encoder_of(bundle), runtime or prepare_runtime("cpu", "auto", None)
     return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
 
 
 def shots_for(
-    request: Request, made: models.Assembled, dataset: Dataset, records: list[Record], suits: Any, runtime: Runtime
+    request: EvaluationRequest, bundle: models.ModelBundle, dataset: Dataset, records: list[Record], suits: Any, runtime: Runtime
 ) -> Shots:
     """The examples of an evaluation, the same under every control; their pictures carry noise as the questions' do."""
-    pictures = pictures_for(made, None, request.features, runtime)
+    pictures = pictures_for(bundle, None, request.features, runtime)
     origin = origin_of(request.shots_from, request.data)
     shots = draw_all(records, dataset, origin, request.shots, request.shots_seed, suits, pictures)
     if request.noise is None:
         return shots
-    noisy = with_noise(made, pictures, request.noise, runtime)
+    noisy = with_noise(bundle, pictures, request.noise, runtime)
     of = {key: tuple(replace(example, pictures=noisy) for example in found) for key, found in shots.of.items()}
     return replace(shots, of=of)
 
 
-def with_noise(made: models.Assembled, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
+def with_noise(bundle: models.ModelBundle, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
     """Pictures whose features carry noise; pixels are encoded one record at a time for it.
 
     Raises:
@@ -258,11 +260,11 @@ def with_noise(made: models.Assembled, pictures: Pictures | None, sigma: float, 
     """
     if pictures is None:
         raise UsageError("the model takes text only; there are no visual features to put noise on.")
-    eye = None if made.processing.preparation is None else eye_of(made)
+    eye = None if bundle.processing.preparation is None else feature_encoder_of(bundle)
     return NoisyPictures(pictures, sigma, None if eye is None else lambda pixels: eye.encode(pixels, runtime))
 
 
-def restrict_words(made: models.Assembled, dataset: Dataset, request: Request, runtime: Runtime) -> None:
+def restrict_words(bundle: models.ModelBundle, dataset: Dataset, request: EvaluationRequest, runtime: Runtime) -> None:
     """Leaves an `align` connector the words that it uses most, for as long as the model lives.
 
     Raises:
@@ -270,17 +272,17 @@ def restrict_words(made: models.Assembled, dataset: Dataset, request: Request, r
     """
     from sightline.assembly.evaluate.probe import connected, seen_records
 
-    model = connected(made)
+    model = connected(bundle)
     assert request.words is not None
     mixer = model.connector.word_mixer
     records = chosen_records(list(dataset.records(request.words_from)), lambda record: bool(record.images), WORD_RECORDS)
-    pictures = pictures_for(made, None, request.features, runtime)
+    pictures = pictures_for(bundle, None, request.features, runtime)
     check_covered(pictures, [(dataset, request.words_from)])
-    seen = seen_records(made, dataset, records, pictures, Counter())
+    seen = seen_records(bundle, dataset, records, pictures, Counter())
     mixer.restrict(most_used_words(model.connector, seen, request.words))
 
 
-def default_folder(request: Request, source: Path) -> Path:
+def default_folder(request: EvaluationRequest, source: Path) -> Path:
     """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control]-<checkpoint>`; a model outside of a run has its results beside it."""
     parts = [Path(request.data).resolve().name, request.split, request.shots and f"shots{request.shots}", request.control]
     parts += [request.limit and f"n{request.limit}"]
@@ -297,6 +299,6 @@ def weights_hash(source: Path) -> str:
     return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
 
 
-def with_control(request: Request, control: Control | None) -> Request:
+def with_control(request: EvaluationRequest, control: Control | None) -> EvaluationRequest:
     """The same request under a control."""
     return replace(request, control=control)

@@ -8,7 +8,7 @@ from typing import Any
 from sightline.assembly.encode.features import check_covered
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import Pictures
-from sightline.data.samples.prompts import Example
+from sightline.data.samples.prompts import FewShotExample
 from sightline.evaluation.few_shot import draw_shots
 from sightline.types import Record
 
@@ -27,7 +27,7 @@ class Shots:
     split: str
     count: int
     seed: int
-    of: dict[str, tuple[Example, ...]]
+    of: dict[str, tuple[FewShotExample, ...]]
 
     def settings(self) -> dict[str, Any]:
         """What the answers depend on."""
@@ -72,5 +72,5 @@ def draw_all(
     pool = open_dataset(origin[0])
     check_covered(pictures, [(pool, origin[1])])
     drawn = {record.id: draw_shots(record, dataset, pool, origin[1], count, seed, suits) for record in records}
-    of = {key: tuple(Example(pool, record, pictures) for record in found) for key, found in drawn.items()}
+    of = {key: tuple(FewShotExample(pool, record, pictures) for record in found) for key, found in drawn.items()}
     return Shots(pool, origin[1], count, seed, of)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import Pictures
-from sightline.data.samples.encoding import Row, RowBuilder, text_sample
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, text_sample
 from sightline.errors import DataError, RecordError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
-from sightline.evaluation.probes.gain import GainFindings, Shown, TextGain
+from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain
 from sightline.models.text import TextModel
 from sightline.objectives.cal import CAL, CALConfig
 from sightline.ops.cross_entropy import target_logits
@@ -33,7 +33,7 @@ SIDE = 440  # of a picture on the page, in pixels
 
 
 def gains(
-    made: Assembled,
+    bundle: ModelBundle,
     dataset: Dataset,
     records: Iterable[Record],
     pictures: Pictures | None,
@@ -55,26 +55,26 @@ def gains(
     Raises:
         UsageError: the model takes no pictures.
     """
-    if isinstance(made.model, TextModel) or pictures is None:
+    if isinstance(bundle.model, TextModel) or pictures is None:
         raise UsageError("this model is a decoder alone; a picture raises nothing.", "Name a run of a vision-language model.")
-    builder = made.builder()
+    builder = bundle.builder()
     ready: list[tuple[Record, list[Sample]]] = []
     with progress("gain", count) as bar:
         for record in records:
             bar.step(1)
             try:
-                ready.append((record, _samples(made, dataset, record, builder, pictures)))
+                ready.append((record, _samples(bundle, dataset, record, builder, pictures)))
             except RecordError as error:
                 skipped[error.reason] += 1
             if len(ready) == BATCH:
-                yield from _gains_of(ready, made, builder, bf16)
+                yield from _gains_of(ready, bundle, builder, bf16)
                 ready = []
         if ready:
-            yield from _gains_of(ready, made, builder, bf16)
+            yield from _gains_of(ready, bundle, builder, bf16)
 
 
 def probe_gain(
-    made: Assembled, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, shown: int = 12, bf16: bool = False
+    bundle: ModelBundle, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, shown: int = 12, bf16: bool = False
 ) -> GainFindings:
     """Gains of the texts of some records with their own and with exchanged pictures.
 
@@ -94,8 +94,8 @@ def probe_gain(
         skipped[NOT_EXCHANGEABLE] = len(records) - len(exchanged)
         partnered = {record.id for record in exchanged}
         records = [record for record in records if record.id in partnered]
-    own = tuple(gains(made, dataset, records, pictures, skipped, bf16, len(records)))
-    foreign = tuple(gains(made, dataset, exchanged, pictures, unseen, bf16, len(records)))
+    own = tuple(gains(bundle, dataset, records, pictures, skipped, bf16, len(records)))
+    foreign = tuple(gains(bundle, dataset, exchanged, pictures, unseen, bf16, len(records)))
     return GainFindings(own, foreign, tuple(_shown(dataset, records, exchanged, own, foreign, shown)), skipped)
 
 
@@ -106,7 +106,7 @@ def _shown(
     own: Sequence[TextGain],
     foreign: Sequence[TextGain],
     count: int,
-) -> Iterator[Shown]:
+) -> Iterator[GainExample]:
     """The first records with their own texts, and the first text of the record that was asked about their picture."""
     by_id: dict[str, list[TextGain]] = {}
     for text in own:
@@ -115,7 +115,7 @@ def _shown(
     asked_about = {record.images: first_foreign.get(record.id) for record in exchanged}
     for record in [record for record in records if record.id in by_id][:count]:
         other = asked_about.get(record.images)
-        yield Shown(record.id, _small(dataset, record), tuple(by_id[record.id]), () if other is None else (other,))
+        yield GainExample(record.id, _small(dataset, record), tuple(by_id[record.id]), () if other is None else (other,))
 
 
 def _small(dataset: Dataset, record: Record) -> bytes | None:
@@ -131,7 +131,9 @@ def _small(dataset: Dataset, record: Record) -> bytes | None:
     return buffer.getvalue()
 
 
-def _samples(made: Assembled, dataset: Dataset, record: Record, builder: RowBuilder, pictures: Pictures) -> list[Sample]:
+def _samples(
+    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, pictures: Pictures
+) -> list[Sample]:
     """All texts of a record as branches of one sample, or each as its own where they share no prefix with the pictures."""
     layouts = builder.layouts(record)
     if not layouts:
@@ -139,17 +141,19 @@ def _samples(made: Assembled, dataset: Dataset, record: Record, builder: RowBuil
     rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
     pixels, features = pictures.fill(dataset, record)
 
-    def sample(rows: list[Row]) -> Sample:
-        text = text_sample(rows, [record.id] * len(rows), layouts, made.tokens_per_crop)
+    def sample(rows: list[EncodedConversation]) -> Sample:
+        text = text_sample(rows, [record.id] * len(rows), layouts, bundle.tokens_per_crop)
         return replace(text, images=pixels, features=features)
 
     together = sample(rows)
     return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]
 
 
-def _gains_of(ready: list[tuple[Record, list[Sample]]], made: Assembled, builder: RowBuilder, bf16: bool) -> Iterator[TextGain]:
+def _gains_of(
+    ready: list[tuple[Record, list[Sample]]], bundle: ModelBundle, builder: ConversationEncoder, bf16: bool
+) -> Iterator[TextGain]:
     samples = [sample for _, own in ready for sample in own]
-    values = _gain_of_targets(samples, made, bf16)
+    values = _gain_of_targets(samples, bundle, bf16)
     at = 0
     for record, own in ready:
         layouts = builder.layouts(record)
@@ -163,13 +167,13 @@ def _gains_of(ready: list[tuple[Record, list[Sample]]], made: Assembled, builder
             yield TextGain(record.id, number, texts, tuple(map(float, found)))
 
 
-def _gain_of_targets(samples: list[Sample], made: Assembled, bf16: bool) -> np.ndarray:
+def _gain_of_targets(samples: list[Sample], bundle: ModelBundle, bf16: bool) -> np.ndarray:
     """Gain of every target of the samples in order, NaN where there is none."""
-    device = made.inner.device
-    batch = collate([[sample] for sample in samples], made.pad_id).to_batch().to(device)
+    device = bundle.inner.device
+    batch = collate([[sample] for sample in samples], bundle.pad_id).to_batch().to(device)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        blind_S, known_S = CAL(CALConfig()).blind_logits(made.model, batch)
-        hidden = made.model.hidden(batch)
+        blind_S, known_S = CAL(CALConfig()).blind_logits(bundle.model, batch)
+        hidden = bundle.model.hidden(batch)
         seen_S = target_logits(hidden.states_SD, hidden.head, batch.supervision.target_S)
     gain_S = torch.where(known_S, seen_S - blind_S, torch.full_like(seen_S, float("nan")))
     return gain_S.float().cpu().numpy()

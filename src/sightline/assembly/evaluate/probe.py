@@ -11,11 +11,11 @@ from sightline.assembly.config import locate
 from sightline.assembly.evaluate.evaluate import chosen_records, pictures_for
 from sightline.assembly.evaluate.gain import probe_gain
 from sightline.assembly.model import build as models
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import Pictures
 from sightline.errors import RecordError, UsageError
-from sightline.evaluation.probes import Findings, Seen, probe_noise, probe_words
+from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime import storage
@@ -65,7 +65,7 @@ class Opened:
     """
 
     request: ProbeRequest
-    made: Assembled
+    bundle: ModelBundle
     dataset: Dataset
     records: Sequence[Record]
     pictures: Pictures | None
@@ -92,22 +92,22 @@ def opened(request: ProbeRequest) -> Opened:
     records = chosen_records(list(dataset.records(request.split)), lambda record: bool(record.images), request.count)
     if not records:
         raise UsageError(f"split {request.split!r} of {request.data} has no record with a picture.")
-    made = models.read(locate.model_folder(request.model, request.checkpoint))
-    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    made.model.eval()
-    pictures = pictures_for(made, None, request.features, runtime)
-    return Opened(request, made, dataset, records, pictures, runtime.bf16)
+    bundle = models.read(locate.model_folder(request.model, request.checkpoint))
+    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    bundle.model.eval()
+    pictures = pictures_for(bundle, None, request.features, runtime)
+    return Opened(request, bundle, dataset, records, pictures, runtime.bf16)
 
 
 def seen_records(
-    made: Assembled, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, skipped: Counter[str]
-) -> Iterator[Seen]:
+    bundle: ModelBundle, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, skipped: Counter[str]
+) -> Iterator[ProbedRecord]:
     """Each record as it reaches the connector, one by one; those that cannot be opened are counted in `skipped`.
 
     Raises:
         UsageError: the model has no connector of ours.
     """
-    model = connected(made)
+    model = connected(bundle)
     with progress("encoding", len(records)) as bar:
         for record in records:
             bar.step(1)
@@ -117,7 +117,7 @@ def seen_records(
             except RecordError as error:
                 skipped[error.reason] += 1
                 continue
-            yield Seen(record.id, features_of(model, pixels, features), pixels)
+            yield ProbedRecord(record.id, features_of(model, pixels, features), pixels)
 
 
 def features_of(model: SightlineForConditionalGeneration, pixels: object, features: object) -> torch.Tensor:
@@ -128,45 +128,45 @@ def features_of(model: SightlineForConditionalGeneration, pixels: object, featur
         return model.encode_pixels(model.normalise(torch.as_tensor(pixels).to(model.device)))
 
 
-def connected(made: Assembled) -> SightlineForConditionalGeneration:
+def connected(bundle: ModelBundle) -> SightlineForConditionalGeneration:
     """The model, if it has a connector of ours.
 
     Raises:
         UsageError: it is a stock model or a decoder alone.
     """
-    if not isinstance(made.model, SightlineForConditionalGeneration):
+    if not isinstance(bundle.model, SightlineForConditionalGeneration):
         raise UsageError("this model has no connector of Sightline's.", "Name a run of a vision-language model.")
-    return made.model
+    return bundle.model
 
 
 def words(opened: Opened) -> Findings:
     """`words`: what the visual tokens of an ALIGN connector are mixtures of."""
-    model = connected(opened.made)
+    model = connected(opened.bundle)
     _ = model.connector.word_mixer  # refuses another kind before anything is encoded
     skipped: Counter[str] = Counter()
-    seen = seen_records(opened.made, opened.dataset, opened.records, opened.pictures, skipped)
-    return probe_words(model.connector, seen, lambda word: word_text(opened.made, word), opened.request.shown, skipped)
+    seen = seen_records(opened.bundle, opened.dataset, opened.records, opened.pictures, skipped)
+    return probe_words(model.connector, seen, lambda word: word_text(opened.bundle, word), opened.request.shown, skipped)
 
 
 def gain(opened: Opened) -> Findings:
     """`gain`: how much the picture raises each token of the texts, for own and for exchanged pictures."""
-    return probe_gain(opened.made, opened.dataset, opened.records, opened.pictures, opened.request.shown, opened.bf16)
+    return probe_gain(opened.bundle, opened.dataset, opened.records, opened.pictures, opened.request.shown, opened.bf16)
 
 
 def noise(opened: Opened) -> Findings:
     """`noise`: how far noise on the features moves the connector's outputs."""
-    model = connected(opened.made)
+    model = connected(opened.bundle)
     skipped: Counter[str] = Counter()
-    seen = seen_records(opened.made, opened.dataset, opened.records, opened.pictures, skipped)
+    seen = seen_records(opened.bundle, opened.dataset, opened.records, opened.pictures, skipped)
     return probe_noise(model.connector, model.words, seen, opened.request.sigmas, skipped)
 
 
-def word_text(made: Assembled, word: int) -> str:
+def word_text(bundle: ModelBundle, word: int) -> str:
     """A word as it is read; the tokenizer's own sign for it where it is only a part of a character."""
-    text = made.tokenizer.decode([word])
+    text = bundle.tokenizer.decode([word])
     if isinstance(text, str) and text and "\ufffd" not in text:
         return text
-    return str(made.tokenizer.convert_ids_to_tokens(word))
+    return str(bundle.tokenizer.convert_ids_to_tokens(word))
 
 
 def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sightline.assembly.config.locate import METRICS, run_of
-from sightline.assembly.evaluate.evaluate import Evaluated, Request, evaluate
+from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest, evaluate
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.errors import BudgetError
+from sightline.errors import SkipLimitError
 from sightline.evaluation.controls import Control
 from sightline.evaluation.predict import Predicted
 from sightline.evaluation.tasks import TASKS
@@ -20,7 +20,9 @@ NOT_COMPARED = "not_compared"
 SHOWN = 12  # pictures of each kind
 
 
-def report_run(request: Request, controls: Sequence[Control], out: Path, title: str | None = None) -> dict[str, Evaluated]:
+def report_run(
+    request: EvaluationRequest, controls: Sequence[Control], out: Path, title: str | None = None
+) -> dict[str, Evaluation]:
     """Evaluates a run with its controls, taking what is already evaluated, and writes the page.
 
     Args:
@@ -36,16 +38,16 @@ def report_run(request: Request, controls: Sequence[Control], out: Path, title: 
         UsageError: see `evaluate`; or the model is no run of ours.
         BudgetError: no record was answered under all conditions.
     """
-    asked: dict[str, Evaluated] = {SEEN: evaluate(replace(request, control=None))}
+    asked: dict[str, Evaluation] = {SEEN: evaluate(replace(request, control=None))}
     asked |= {control: evaluate(replace(request, control=control)) for control in controls}
     found = on_common_records(asked)
-    hidden: dict[str, Evaluated] = {control: found[control] for control in controls}
+    hidden: dict[str, Evaluation] = {control: found[control] for control in controls}
     run = run_of(request.model)
     write_run_report(out, report_of(title or run.name, run, open_dataset(request.data), found[SEEN], hidden))
     return found
 
 
-def on_common_records(found: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
+def on_common_records(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
     """The same evaluations, scored on the records that all of them answered, so that their scores can be compared.
 
     A record that another condition has no answer for (its picture cannot be exchanged, the one that it got is broken) is counted as
@@ -57,11 +59,11 @@ def on_common_records(found: Mapping[str, Evaluated]) -> dict[str, Evaluated]:
     answered = {name: {prediction.record_id for prediction in done.predicted.predictions} for name, done in found.items()}
     common = set.intersection(*answered.values())
     if not common:
-        raise BudgetError(f"no record was answered under all of: {', '.join(found)}.", "Evaluate more records.")
+        raise SkipLimitError(f"no record was answered under all of: {', '.join(found)}.", "Evaluate more records.")
     return {name: done if answered[name] == common else _only(done, common) for name, done in found.items()}
 
 
-def _only(done: Evaluated, common: set[str]) -> Evaluated:
+def _only(done: Evaluation, common: set[str]) -> Evaluation:
     predictions = [prediction for prediction in done.predicted.predictions if prediction.record_id in common]
     count = len(done.predicted.predictions) - len(predictions)
     logger.warning("%s: %d records have no answer to compare with and are left out", done.request.control or SEEN, count)
@@ -70,7 +72,7 @@ def _only(done: Evaluated, common: set[str]) -> Evaluated:
     return replace(done, predicted=predicted, scores=scores)
 
 
-def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluated, controls: dict[str, Evaluated]) -> RunReport:
+def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, controls: dict[str, Evaluation]) -> RunReport:
     """Gathers what a report of one run shows."""
     lines = storage.read_json_lines(run / METRICS)
     steps = [line for line in lines if "loss" in line]

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline import __version__
-from sightline.data.check import Checked, CheckOptions, Fault, check
-from sightline.data.check.examine import Spot
+from sightline.data.check import CheckOptions, CheckReport, Fault, check
+from sightline.data.check.examine import ImagePosition
 from sightline.data.check.rows import Left
 from sightline.data.check.thumbnails import make_thumbnails
 from sightline.data.check.warnings import warnings_of
 from sightline.data.dataset import Dataset
-from sightline.errors import BudgetError, DataError, RecordError
-from sightline.reporting.check_page import Example, check_page, shown_spots
+from sightline.errors import DataError, RecordError, SkipLimitError
+from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger
 from sightline.runtime.storage import atomic_file, write_text
@@ -88,13 +88,13 @@ def judge(report: dict[str, Any], max_skipped: float) -> None:
         raise DataError(f"the data is damaged: {'; '.join(report['damaged_files'][:10])}.", "Prepare it again.")
     bad = sum(report["skipped"].values())
     if bad > max_skipped * report["input"]:
-        raise BudgetError(
+        raise SkipLimitError(
             f"{bad} of {report['input']} records cannot be used, --max-skipped allows a share of {max_skipped:g}.",
             "Prepare the data again, or allow more with --max-skipped.",
         )
     for stage in report.get("training", {"stages": ()})["stages"]:
         if stage["refused"]:
-            raise BudgetError(f"stage {stage['name']}: {stage['refused']}")
+            raise SkipLimitError(f"stage {stage['name']}: {stage['refused']}")
 
 
 @contextmanager
@@ -124,17 +124,17 @@ def _left_line(place: str, left: Left) -> dict[str, Any]:
 # The page -------------------------------------------------------------------------------------------------------------------
 
 
-def _write_page(path: Path, checked: Checked, report: dict[str, Any], options: CheckOptions) -> None:
+def _write_page(path: Path, checked: CheckReport, report: dict[str, Any], options: CheckOptions) -> None:
     datasets = checked.datasets
     examples = _examples(datasets[: checked.num_checked])
-    spots = [*(spot for spot, _ in examples), *(Spot(*spot) for spot in shown_spots(report))]
+    spots = [*(spot for spot, _ in examples), *(ImagePosition(*spot) for spot in shown_spots(report))]
     logger.info("making thumbnails of %d pictures", len(set(spots)))
     pictures: dict[tuple[int, int, int], bytes] = {**make_thumbnails(datasets, spots, options.workers, options.image_seconds)}
-    shown = [Example(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
+    shown = [ExampleRecord(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
     write_text(path, check_page(report, pictures, shown, __version__))
 
 
-def _examples(datasets: Sequence[Dataset]) -> list[tuple[Spot, tuple[str, ...]]]:
+def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImagePosition, tuple[str, ...]]]:
     """Some records with pictures, drawn at random with a fixed seed, and their texts."""
     out = []
     for folder, dataset in enumerate(datasets):
@@ -147,5 +147,5 @@ def _examples(datasets: Sequence[Dataset]) -> list[tuple[Spot, tuple[str, ...]]]
             if record.images and count:
                 count -= 1
                 texts = record.captions or tuple(f"{message.role}: {message.text}" for message in record.messages)
-                out.append((Spot(folder, index, 0), texts[:5]))
+                out.append((ImagePosition(folder, index, 0), texts[:5]))
     return out

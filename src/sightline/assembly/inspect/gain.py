@@ -19,7 +19,7 @@ from sightline.assembly.config import locate
 from sightline.assembly.evaluate.evaluate import pictures_for
 from sightline.assembly.evaluate.gain import gains
 from sightline.assembly.model import build as models
-from sightline.data.check import Checked
+from sightline.data.check import CheckReport
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.errors import DataError, RecordError
@@ -47,7 +47,7 @@ class GainRequest:
     threads: int | None = None
 
 
-def gain_report(checked: Checked, request: GainRequest, on_low: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Asks the model about every text with a picture of the checked folders.
 
     Args:
@@ -62,14 +62,14 @@ def gain_report(checked: Checked, request: GainRequest, on_low: Callable[[dict[s
         UsageError: the model takes no pictures.
     """
     runtime = prepare_runtime(request.device, "auto", request.threads)
-    made = models.read(locate.model_folder(request.model, "last"))
-    made.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    made.model.eval()
-    pictures = pictures_for(made, None, request.features, runtime)
+    bundle = models.read(locate.model_folder(request.model, "last"))
+    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
+    bundle.model.eval()
+    pictures = pictures_for(bundle, None, request.features, runtime)
     means, below, skipped = array("d"), 0, Counter[str]()
     lowest: list[dict[str, Any]] = []
     for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):
-        for line in _lines(made, folder, dataset, pictures, skipped, runtime.bf16):
+        for line in _lines(bundle, folder, dataset, pictures, skipped, runtime.bf16):
             means.append(line["gain"])
             lowest.append(line)
             if line["gain"] < 0:
@@ -93,7 +93,7 @@ def _rank(line: dict[str, Any]) -> tuple[float, int, int, int]:
 
 
 def _lines(
-    made: models.Assembled, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str], bf16: bool
+    bundle: models.ModelBundle, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str], bf16: bool
 ) -> Iterator[dict[str, Any]]:
     """One line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}
@@ -108,7 +108,7 @@ def _lines(
                 place[record.id] = index, record.split
                 yield record
 
-    for text in gains(made, dataset, records(), pictures, skipped, bf16, len(dataset)):
+    for text in gains(bundle, dataset, records(), pictures, skipped, bf16, len(dataset)):
         index, split = place[text.record_id]
         yield _line(text, folder, index, split)
 

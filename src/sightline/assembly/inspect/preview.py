@@ -16,11 +16,11 @@ from sightline.assembly.model.describe import Description
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import PixelPictures
 from sightline.data.images.tilings import Layout
-from sightline.data.samples.encoding import Row, RowBuilder, shared_prefix
-from sightline.data.samples.length_table import UnitRules, make_units
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, shared_prefix
+from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.errors import RecordError, UsageError
 from sightline.reporting.html import Node, Token, TokenKind
-from sightline.reporting.preview_page import Continuation, Shown, preview_page
+from sightline.reporting.preview_page import Continuation, PreviewedSample, preview_page
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.storage import write_text
 from sightline.types import IMAGE, Record
@@ -62,7 +62,7 @@ def preview(request: PreviewRequest, description: Description) -> dict[str, Any]
     data = _data_section(description, request.stage)
     prompt = _prompt(data, description, request.folder)
     builder = description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
-    viewer = _Viewer(dataset, builder, UnitRules(data.share_prefix, data.width), description)
+    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), description)
     chosen = _chosen(dataset, request)
     samples = viewer.samples(chosen, request.split)
     facts: dict[str, Node] = {
@@ -129,10 +129,10 @@ def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
 class _Seen:
     """A watcher that keeps rows, and by record why there is none."""
 
-    rows: dict[tuple[str, int], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, int], EncodedConversation] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
 
-    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None:
+    def row(self, record: Record, branch: int, row: EncodedConversation, layouts: Sequence[Layout]) -> None:
         self.rows[record.id, branch] = row
 
     def skip(self, record: Record, branch: int, error: RecordError) -> None:
@@ -143,7 +143,7 @@ class _Seen:
 class _Viewer:
     """Makes the samples of a data set visible."""
 
-    def __init__(self, dataset: Dataset, builder: RowBuilder, rules: UnitRules, description: Description) -> None:
+    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, description: Description) -> None:
         self.dataset, self.builder, self.rules = dataset, builder, rules
         self.seen = _Seen()
         processing = description.processing
@@ -151,12 +151,12 @@ class _Viewer:
         if processing.preparation is not None:
             self.pictures = PixelPictures(processing.preparation, processing.tiling)
 
-    def samples(self, chosen: Sequence[int], split: str) -> list[Shown]:
+    def samples(self, chosen: Sequence[int], split: str) -> list[PreviewedSample]:
         """The samples that records are part of, as training makes them; what is left out stands with its reason."""
         around = [self._neighbours(index, split) for index in chosen]
-        units = make_units(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.seen)
+        units = make_length_table(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.seen)
         unit_of = {index: units.members(unit) for unit in reversed(range(len(units))) for index, _ in units.members(unit)}
-        told: dict[tuple[object, ...], Shown] = {}  # two records of one sample are shown once
+        told: dict[tuple[object, ...], PreviewedSample] = {}  # two records of one sample are shown once
         for index in chosen:
             members = unit_of.get(index, [])
             key = tuple(members) or (index,)
@@ -164,12 +164,12 @@ class _Viewer:
                 told[key] = self._sample(index, members)
         return list(told.values())
 
-    def _sample(self, index: int, members: Sequence[tuple[int, int]]) -> Shown:
+    def _sample(self, index: int, members: Sequence[tuple[int, int]]) -> PreviewedSample:
         record = self.dataset.record(index)
         crops, faults = self._crops(record)
         faults = [*self.seen.faults.get(record.id, ()), *faults]
         if not members:
-            return Shown(record.id, crops, (), (), 0, faults)
+            return PreviewedSample(record.id, crops, (), (), 0, faults)
         records = [self.dataset.record(at) for at, _ in members]
         rows = [self.seen.rows[own.id, branch] for own, (_, branch) in zip(records, members, strict=True)]
         prefix = shared_prefix(rows) if len(rows) > 1 else 0
@@ -181,7 +181,7 @@ class _Viewer:
             title = own.id if len(ids) > 1 else f"{branch + 1}"
             branches.append(Continuation(title, _blocks(tokens[prefix:]), len(row.ids), row.num_supervised))
         total = prefix + sum(len(row.ids) - prefix for row in rows)
-        return Shown(", ".join(ids), crops, _blocks(first), branches, total, faults)
+        return PreviewedSample(", ".join(ids), crops, _blocks(first), branches, total, faults)
 
     def _neighbours(self, index: int, split: str) -> list[int]:
         """The record with those beside it in its split that have the same pictures: together they may be one sample."""
@@ -205,7 +205,7 @@ class _Viewer:
         except RecordError as error:
             return None, [f"its picture cannot be shown: {error.reason}: {error.message}"]
 
-    def _tokens(self, record: Record, branch: int, row: Row) -> list[Token]:
+    def _tokens(self, record: Record, branch: int, row: EncodedConversation) -> list[Token]:
         """Every token of a row with its text, its kind and its id."""
         messages = self.builder.conversations(record)[branch]
         pieces = self.builder.pieces(messages, self.builder.layouts(record))

@@ -11,11 +11,11 @@ from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig
 from sightline.assembly.model.describe import Description
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.corpus import mixture_order
-from sightline.data.check import Checked
+from sightline.data.check import CheckReport
 from sightline.data.check.rows import Filling, Left, Lengths, RowFigures, fill_rows, measure_rows
 from sightline.data.dataset import Dataset
-from sightline.data.samples.length_table import UnitRules, check_budget
-from sightline.errors import BudgetError
+from sightline.data.samples.length_table import LengthTableRules, check_skip_limit
+from sightline.errors import SkipLimitError
 from sightline.runtime.keyed import keyed_generator
 
 OnSkip = Callable[[str, Left], None]
@@ -45,7 +45,7 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in assembly_data.sources_of(plan.data)))
 
 
-def training_report(checked: Checked, description: Description, on_skip: OnSkip) -> dict[str, Any]:
+def training_report(checked: CheckReport, description: Description, on_skip: OnSkip) -> dict[str, Any]:
     """Rows of every split, and an epoch of every stage.
 
     Args:
@@ -78,7 +78,7 @@ def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
 class _Measured:
     """The rows of each split under each set of rules, measured once."""
 
-    def __init__(self, checked: Checked, description: Description, on_skip: OnSkip) -> None:
+    def __init__(self, checked: CheckReport, description: Description, on_skip: OnSkip) -> None:
         self.checked, self.description, self.on_skip = checked, description, on_skip
         self._known: dict[tuple[object, ...], RowFigures] = {}
         self.datasets = {str(dataset.path): dataset for dataset in checked.datasets[: checked.num_checked]}
@@ -100,7 +100,7 @@ class _Measured:
 
     def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
         """The rows of a split."""
-        rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
+        rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
         key = (dataset.path, split, prompt, data.max_tokens, data.too_long, data.supervise, data.captions, rules)
         if key not in self._known:
             builder = self.description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
@@ -134,8 +134,8 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str
     try:
         for source, own in zip(sources, figures, strict=True):
             assert own.units is not None
-            check_budget(own.units, data.max_skipped, source.split)
-    except BudgetError as error:
+            check_skip_limit(own.units, data.max_skipped, source.split)
+    except SkipLimitError as error:
         out["refused"] = str(error)
     if not all(own.units for own in figures):
         return out | {"why": "no conversation is left"}

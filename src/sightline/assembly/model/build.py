@@ -18,7 +18,7 @@ from sightline.assembly.config import parts as sections
 from sightline.assembly.config.parts import preparation_of as preparation_of
 from sightline.assembly.config.schema import ModelConfig, RunConfig
 from sightline.assembly.model import tokenizer as tokenizers
-from sightline.assembly.model.bundle import Assembled as Assembled
+from sightline.assembly.model.bundle import ModelBundle as ModelBundle
 from sightline.assembly.model.pretrained import read_stock
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
@@ -45,7 +45,7 @@ PROCESSOR = "preprocessor_config.json"
 # Building ------------------------------------------------------------------------------------------------------------------------
 
 
-def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> Assembled:
+def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> ModelBundle:
     """Loads or makes the parts of a model and puts them together.
 
     Args:
@@ -79,14 +79,14 @@ def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None
             f"data.max_tokens={processing.max_tokens}, but the decoder has {limit} positions.", f"Set data.max_tokens={limit}."
         )
     if wanted.vision is None:
-        made = Assembled(TextModel(decoder), tokenizer, processing)
+        bundle = ModelBundle(TextModel(decoder), tokenizer, processing)
     else:
         model, preparation = _with_vision(wanted, wanted.vision, decoder, tokenizer, num_words, config.train.seed, attention, donor)
         wanted.tiling.check_grid(model.connector.token_grid)
         processing = processing.model_copy(update={"preparation": preparation, "tiling": wanted.tiling})
-        made = Assembled(model, tokenizer, processing)
-    made.inner.generation_config = generation_config(made)
-    return made
+        bundle = ModelBundle(model, tokenizer, processing)
+    bundle.inner.generation_config = generation_config(bundle)
+    return bundle
 
 
 def _with_vision(
@@ -192,28 +192,28 @@ def rows_of(module: nn.Module | None) -> nn.Parameter:
     return module.weight
 
 
-def generation_config(made: Assembled) -> Any:
+def generation_config(bundle: ModelBundle) -> Any:
     """The decoder's generation settings with the ends of a turn, the padding, and no image token among what may be said."""
-    config = made.inner.generation_config if isinstance(made.model, TextModel) else made.model.language.generation_config
+    config = bundle.inner.generation_config if isinstance(bundle.model, TextModel) else bundle.model.language.generation_config
     ends = config.eos_token_id
     found = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    if made.tokenizer.eos_token_id is not None:
-        found.add(int(made.tokenizer.eos_token_id))
-    closing = _closing_token(made)
+    if bundle.tokenizer.eos_token_id is not None:
+        found.add(int(bundle.tokenizer.eos_token_id))
+    closing = _closing_token(bundle)
     if closing is not None:
         found.add(closing)
     config.eos_token_id = sorted(found)
-    config.pad_token_id = made.pad_id
-    config.bos_token_id = made.tokenizer.bos_token_id
-    if isinstance(made.model, SightlineForConditionalGeneration):
-        tokens = (IMAGE, *made.processing.tiling.tokens)
-        config.suppress_tokens = sorted(made.tokenizer.get_vocab()[token] for token in tokens)
+    config.pad_token_id = bundle.pad_id
+    config.bos_token_id = bundle.tokenizer.bos_token_id
+    if isinstance(bundle.model, SightlineForConditionalGeneration):
+        tokens = (IMAGE, *bundle.processing.tiling.tokens)
+        config.suppress_tokens = sorted(bundle.tokenizer.get_vocab()[token] for token in tokens)
     return config
 
 
-def _closing_token(made: Assembled) -> int | None:
+def _closing_token(bundle: ModelBundle) -> int | None:
     """The special token that ends an assistant turn in the model's template."""
-    builder = made.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
+    builder = bundle.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
     turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
     row = builder.row(turn, [])
     last = int(row.ids[row.spans[-1].end - 1])
@@ -223,13 +223,13 @@ def _closing_token(made: Assembled) -> int | None:
 # Folders -------------------------------------------------------------------------------------------------------------------------
 
 
-def state_of(made: Assembled) -> dict[str, Tensor]:
+def state_of(bundle: ModelBundle) -> dict[str, Tensor]:
     """The weights that `write` writes, with adapters added to those that they belong to."""
-    return lora.plain_state(made.inner)
+    return lora.plain_state(bundle.inner)
 
 
 def write(
-    made: Assembled,
+    bundle: ModelBundle,
     folder: Path,
     previous: Path | None = None,
     changed: Collection[str] = PARTS,
@@ -239,17 +239,17 @@ def write(
 
     `weights` are those of `state_of`, by default taken now; the other arguments are those of `save_model`.
     """
-    linked = save_model(made.inner, folder, previous, changed, state_of(made) if weights is None else weights)
-    if made.processing.template in TEMPLATES or made.tokenizer.chat_template is None:
-        made.tokenizer.chat_template = made.template.source
-    made.tokenizer.save_pretrained(folder)
-    write_json(folder / PROCESSING, json.loads(made.processing.model_dump_json()))
-    if made.processing.preparation is not None:
-        write_json(folder / PROCESSOR, made.processing.preparation.to_processor())
+    linked = save_model(bundle.inner, folder, previous, changed, state_of(bundle) if weights is None else weights)
+    if bundle.processing.template in TEMPLATES or bundle.tokenizer.chat_template is None:
+        bundle.tokenizer.chat_template = bundle.template.source
+    bundle.tokenizer.save_pretrained(folder)
+    write_json(folder / PROCESSING, json.loads(bundle.processing.model_dump_json()))
+    if bundle.processing.preparation is not None:
+        write_json(folder / PROCESSOR, bundle.processing.preparation.to_processor())
     return linked
 
 
-def read(folder: str | Path, attention: str = "auto") -> Assembled:
+def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
     """Reads a folder that `write` made, or a stock vision-language model from a folder or the Hub.
 
     Raises:
@@ -265,23 +265,23 @@ def read(folder: str | Path, attention: str = "auto") -> Assembled:
     if isinstance(config, SightlineConfig):
         model = composites.load(str(folder), kernel)
         assert isinstance(model, SightlineForConditionalGeneration)
-        return Assembled(model, tokenizer, processing)
+        return ModelBundle(model, tokenizer, processing)
     decoder = loading.load(AutoModelForCausalLM, str(folder), config, language.kernel_for(config, kernel))
-    return Assembled(TextModel(decoder), tokenizer, processing)
+    return ModelBundle(TextModel(decoder), tokenizer, processing)
 
 
-def initialise(made: Assembled, origin: str) -> None:
+def initialise(bundle: ModelBundle, origin: str) -> None:
     """Gives a model the weights of another run or model folder, all of them.
 
     Raises:
         ConfigError: that model is not of the same shape.
     """
     other = read(locate.model_folder(origin))
-    mine, theirs = made.inner.state_dict(), other.inner.state_dict()
+    mine, theirs = bundle.inner.state_dict(), other.inner.state_dict()
     odd = sorted(set(mine) ^ set(theirs)) or sorted(name for name in mine if mine[name].shape != theirs[name].shape)
     if odd:
         raise ConfigError(f"init: the model at {origin} differs from this one, first in {odd[0]!r}.", "Use the same model section.")
-    made.inner.load_state_dict(theirs)
+    bundle.inner.load_state_dict(theirs)
 
 
 def part_sizes(model: nn.Module) -> dict[str, int]:

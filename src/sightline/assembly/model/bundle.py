@@ -5,7 +5,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sightline.data.samples.encoding import Policy, RowBuilder, TextRules
+from sightline.data.samples.encoding import ConversationEncoder, Policy, TextRules
 from sightline.data.samples.processing import Processing
 from sightline.data.samples.templates import Template
 from sightline.models.stock import StockModel
@@ -14,7 +14,7 @@ from sightline.models.vlm import SightlineForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Assembled:
+class ModelBundle:
     """A model with all that it takes to use it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Assembled:
         supervise: Policy | None = None,
         captions: Literal["all", "first"] = "all",
         drop_images: bool = False,
-    ) -> RowBuilder:
+    ) -> ConversationEncoder:
         """Makes rows for this model; what is not given is as it was trained."""
         rules = TextRules(
             prompt=self.processing.prompt if prompt is None else prompt,
@@ -80,4 +80,4 @@ class Assembled:
             grid=self.token_grid,
             tiling=None if isinstance(self.model, TextModel) else self.processing.tiling,
         )
-        return RowBuilder(self.tokenizer, self.template, rules)
+        return ConversationEncoder(self.tokenizer, self.template, rules)

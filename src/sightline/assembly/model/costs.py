@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sightline.assembly.config import parts as sections
 from sightline.assembly.config.schema import ModelConfig, RunConfig
 from sightline.assembly.model import tokenizer as tokenizers
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
 from sightline.models import loading, vision
@@ -168,21 +168,21 @@ def _num_words(decoder: LanguageConfig) -> int:
     return tokenizers.num_words(tokenizers.build_tokenizer(decoder, None))
 
 
-def card_facts(made: Assembled) -> dict[str, str]:
+def card_facts(bundle: ModelBundle) -> dict[str, str]:
     """What the run card says of the connector; nothing for a decoder alone or a stock model."""
-    if not isinstance(made.model, SightlineForConditionalGeneration):
+    if not isinstance(bundle.model, SightlineForConditionalGeneration):
         return {}
-    connector = made.model.connector
+    connector = bundle.model.connector
     cost = connector_cost(connector.config, connector.shape)
     known = {"kind": cost.kind, "parameters": f"{cost.parameters:,}", "forward pass of a crop": short_flops(cost.flops)}
     return known | {name.replace("_", " "): f"{value:.4g}" for name, value in connector.log_values().items()}
 
 
-def log_values(made: Assembled) -> dict[str, float]:
+def log_values(bundle: ModelBundle) -> dict[str, float]:
     """Values of the connector for each line of the log."""
-    if not isinstance(made.model, SightlineForConditionalGeneration):
+    if not isinstance(bundle.model, SightlineForConditionalGeneration):
         return {}
-    return {f"connector/{name}": value for name, value in made.model.connector.log_values().items()}
+    return {f"connector/{name}": value for name, value in bundle.model.connector.log_values().items()}
 
 
 def short_flops(value: int) -> str:

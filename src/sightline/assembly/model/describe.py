@@ -21,7 +21,7 @@ from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import tokenizer as tokenizers
 from sightline.assembly.model.costs import encoder_shape
 from sightline.assembly.model.pretrained import CAPTION_PROMPT
-from sightline.data.samples.encoding import Policy, RowBuilder, TextRules
+from sightline.data.samples.encoding import ConversationEncoder, Policy, TextRules
 from sightline.data.samples.processing import Processing, is_ours, read_processing
 from sightline.data.samples.templates import Template
 from sightline.errors import ConfigError, UsageError
@@ -59,8 +59,8 @@ class Description:
         too_long: Literal["skip", "truncate"] = "skip",
         supervise: Policy | None = None,
         captions: Literal["all", "first"] = "all",
-    ) -> RowBuilder:
-        """Makes rows as `Assembled.builder` does; what is not given is as the model says."""
+    ) -> ConversationEncoder:
+        """Makes rows as `ModelBundle.builder` does; what is not given is as the model says."""
         rules = TextRules(
             prompt=self.processing.prompt if prompt is None else prompt,
             supervise=supervise or self.processing.supervise,
@@ -70,7 +70,7 @@ class Description:
             grid=self.grid or (1, 1),
             tiling=None if self.grid is None else self.processing.tiling,
         )
-        return RowBuilder(self.tokenizer, Template(self.tokenizer, self.processing.template), rules)
+        return ConversationEncoder(self.tokenizer, Template(self.tokenizer, self.processing.template), rules)
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the model."""

@@ -5,7 +5,7 @@ own image processor: no processor class is needed (SmolVLM's wants torchvision).
 """
 
 from sightline.assembly.model import tokenizer as tokenizers
-from sightline.assembly.model.bundle import Assembled
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.images.tilings import AnyResConfig
 from sightline.data.images.tilings.processors import grids_of, read_processor
 from sightline.data.samples.processing import Processing
@@ -18,7 +18,7 @@ from sightline.types import IMAGE
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 
 
-def read_stock(path: str, attention: str = "sdpa") -> Assembled:
+def read_stock(path: str, attention: str = "sdpa") -> ModelBundle:
     """A stock LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM.
 
     Args:
@@ -51,10 +51,10 @@ def read_stock(path: str, attention: str = "sdpa") -> Assembled:
         preparation=preparation,
         recipe=f"stock {model.config.model_type}",
     )
-    made = Assembled(stock, tokenizer, processing)
+    bundle = ModelBundle(stock, tokenizer, processing)
     settings = stock.generation_config
     if settings.eos_token_id is None:
         settings.eos_token_id = tokenizer.eos_token_id
     if settings.pad_token_id is None:
-        settings.pad_token_id = made.pad_id
-    return made
+        settings.pad_token_id = bundle.pad_id
+    return bundle

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.packing import pack
@@ -24,7 +24,7 @@ from sightline.runtime.storage import atomic_file
 ROW_TOKENS, ROWS = 2048, 4
 
 
-def with_contrast(corpus: Corpus, made: Assembled, accelerator: Accelerator, cache: Path) -> Corpus:
+def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator, cache: Path) -> Corpus:
     """The corpus with its stored contrast, from `cache` or computed and cached there.
 
     Args:
@@ -33,10 +33,10 @@ def with_contrast(corpus: Corpus, made: Assembled, accelerator: Accelerator, cac
         accelerator: ranks share the work.
         cache: a file of the run folder.
     """
-    key = contrast_key(corpus, made)
+    key = blind_logits_key(corpus, bundle)
     found = _read(cache, key)
     if found is None:
-        found = _compute(corpus, made, accelerator)
+        found = _compute(corpus, bundle, accelerator)
         if accelerator.is_main_process:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(cache, "wb") as file:
@@ -45,10 +45,10 @@ def with_contrast(corpus: Corpus, made: Assembled, accelerator: Accelerator, cac
     return replace(corpus, contrast=found)
 
 
-def contrast_key(corpus: Corpus, made: Assembled) -> str:
+def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
     """What the logits depend on: the decoder's weights, and the texts of all units."""
     digest = hashlib.sha256()
-    for name, value in made.inner.state_dict().items():
+    for name, value in bundle.inner.state_dict().items():
         if "language" in name:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -69,7 +69,7 @@ def _read(cache: Path, key: str) -> np.ndarray | None:
         return None
 
 
-def _compute(corpus: Corpus, made: Assembled, accelerator: Accelerator) -> np.ndarray:
+def _compute(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator) -> np.ndarray:
     logits = np.full(int(corpus.first_target[-1]), np.nan, dtype=np.float32)
     units = np.arange(len(corpus.tokens))
     text_tokens = np.minimum(corpus.tokens, ROW_TOKENS)  # visual slots count too, which only makes rows shorter
@@ -79,7 +79,7 @@ def _compute(corpus: Corpus, made: Assembled, accelerator: Accelerator) -> np.nd
     with progress("contrast", len(own), show=accelerator.is_main_process) as bar:
         for begin in range(0, len(own), ROWS):
             group = own[begin : begin + ROWS]
-            mine.extend(_logits_of(group, corpus, made, accelerator))
+            mine.extend(_logits_of(group, corpus, bundle, accelerator))
             bar.step(len(group))
     parts = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     for part in parts:
@@ -89,14 +89,14 @@ def _compute(corpus: Corpus, made: Assembled, accelerator: Accelerator) -> np.nd
 
 
 def _logits_of(
-    rows: tuple[tuple[int, ...], ...], corpus: Corpus, made: Assembled, accelerator: Accelerator
+    rows: tuple[tuple[int, ...], ...], corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator
 ) -> list[tuple[int, np.ndarray]]:
     samples = [[corpus.text(unit) for unit in row] for row in rows]
-    batch = collate(samples, made.pad_id).to_batch().to(accelerator.device)
+    batch = collate(samples, bundle.pad_id).to_batch().to(accelerator.device)
     text = batch.text_only()
     # In a packed row several samples stand side by side, so the mask is needed even where no picture was.
     with torch.no_grad(), accelerator.autocast():
-        hidden = made.model.hidden(text)
+        hidden = bundle.model.hidden(text)
         values = target_logits(hidden.states_SD, hidden.head, text.supervision.target_S)
     values = torch.where(text.supervision.slot_S >= 0, values, torch.full_like(values, float("nan"))).float().cpu().numpy()
     order = [unit for row in rows for unit in row]

@@ -8,13 +8,13 @@ import numpy as np
 from sightline.assembly.config.schema import DataConfig, SourceConfig, StagePlan
 from sightline.assembly.config.sources import sources_of
 from sightline.assembly.encode.features import check_covered, open_features
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.batches.loader import BatchRules
 from sightline.data.dataset import open_dataset
 from sightline.data.images.pixels import Pictures, PixelPictures
 from sightline.data.samples.label_noise import with_noise
-from sightline.data.samples.length_table import UnitRules, load_units
+from sightline.data.samples.length_table import LengthTableRules, load_length_table
 from sightline.errors import ConfigError
 from sightline.models.language import check_packable
 from sightline.models.text import TextModel
@@ -23,7 +23,7 @@ from sightline.runtime.keyed import keyed_generator
 CACHE = ".cache"
 
 
-def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -> Corpus:
+def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: Pictures | None) -> Corpus:
     """The training units of a stage.
 
     Args:
@@ -36,9 +36,9 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
         BudgetError: too many conversations cannot be trained on.
     """
     if data.pack or data.share_prefix:
-        check_packable(made.model.language)
+        check_packable(bundle.model.language)
     configs = sources_of(data)
-    opened = [_source(made, data, source) for source in configs]
+    opened = [_source(bundle, data, source) for source in configs]
     if not data.drop_images:
         check_covered(pictures, [(open_dataset(config.path), config.split) for config in configs])
     draws = draws_of(configs, [len(source.units) for source in opened])
@@ -46,15 +46,15 @@ def build_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None) -
         Source(source.name, source.dataset, source.units, source.builder, count, source.windowed)
         for source, count in zip(opened, draws, strict=True)
     )
-    return Corpus(sources, pictures, made.tokens_per_crop)
+    return Corpus(sources, pictures, bundle.tokens_per_crop)
 
 
-def _source(made: Assembled, data: DataConfig, source: SourceConfig) -> Source:
+def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Source:
     dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
-    builder = made.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions, data.drop_images)
-    rules = UnitRules(data.share_prefix, data.width, data.max_skipped)
-    units = load_units(dataset, source.split, builder, rules, Path(source.path) / CACHE)
+    builder = bundle.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions, data.drop_images)
+    rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
+    units = load_length_table(dataset, source.split, builder, rules, Path(source.path) / CACHE)
     if data.limit is not None and data.limit < len(units):
         chosen = keyed_generator("limit", 0).permutation(len(units))[: data.limit]
         units = units.subset(np.sort(chosen))
@@ -77,20 +77,20 @@ def draws_of(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]
     return [max(1, round(size * (config.epochs or 1.0))) for config, size in zip(configs, sizes, strict=True)]
 
 
-def pictures_of(made: Assembled, data: DataConfig) -> Pictures | None:
+def pictures_of(bundle: ModelBundle, data: DataConfig) -> Pictures | None:
     """What fills the visual slots of a stage.
 
     Raises:
         ConfigError: `data.features` names a store that does not belong to the model.
     """
-    if isinstance(made.model, TextModel):
+    if isinstance(bundle.model, TextModel):
         return None
     if data.features is not None:
-        return open_features(data.features, made, "--config CONFIG")
-    preparation = made.processing.preparation
+        return open_features(data.features, bundle, "--config CONFIG")
+    preparation = bundle.processing.preparation
     if preparation is None:
         raise ConfigError("the model was trained on an external table and has no encoder.", "Set data.features=STORE.")
-    return PixelPictures(preparation, made.processing.tiling, data.keep_pixels * 1_000_000)
+    return PixelPictures(preparation, bundle.processing.tiling, data.keep_pixels * 1_000_000)
 
 
 def batch_rules(plan: StagePlan) -> BatchRules:
@@ -106,7 +106,7 @@ def batch_rules(plan: StagePlan) -> BatchRules:
     )
 
 
-def validation_corpus(made: Assembled, data: DataConfig, pictures: Pictures | None, limit: int) -> Corpus | None:
+def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: Pictures | None, limit: int) -> Corpus | None:
     """Units of the validation split, at most `limit` of them, the same ones each time; None where there is no such split."""
     if data.validation_split is None or limit == 0:
         return None
@@ -118,7 +118,7 @@ def validation_corpus(made: Assembled, data: DataConfig, pictures: Pictures | No
     sources = []
     for source in found:
         section = data.model_copy(update={"limit": share, "noise": 0.0})
-        sources.append(_source(made, section, source.model_copy(update={"split": data.validation_split})))
+        sources.append(_source(bundle, section, source.model_copy(update={"split": data.validation_split})))
     if not data.drop_images:
         check_covered(pictures, [(source.dataset, data.validation_split) for source in sources])
-    return Corpus(tuple(sources), pictures, made.tokens_per_crop)
+    return Corpus(tuple(sources), pictures, bundle.tokens_per_crop)

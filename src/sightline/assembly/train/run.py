@@ -25,7 +25,7 @@ from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import build as models
 from sightline.assembly.model import costs
-from sightline.assembly.model.build import Assembled, Processing
+from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.train import blind_logits as contrast
 from sightline.assembly.train import corpus as data
 from sightline.assembly.train.validation import Validation
@@ -43,7 +43,7 @@ from sightline.training.checkpoint import Progress, Saved
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainResult:
     """What `train --json` says."""
 
     run: Path
@@ -60,7 +60,7 @@ class Result:
         }
 
 
-def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Result:
+def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> TrainResult:
     """Trains, or goes on where a run in this folder stopped.
 
     Args:
@@ -144,22 +144,22 @@ class _Run:
         self.stage_ends: list[int] = []
         self.gate = optim.FiniteGate()
 
-    def go(self, allow_change: Sequence[str]) -> Result:
+    def go(self, allow_change: Sequence[str]) -> TrainResult:
         self.saved = self._agreed(lambda: self._open(allow_change))
         at = self.saved.progress if self.saved else Progress()
-        made = self._model()
+        bundle = self._model()
         if self.saved is not None:
             self.stage_ends = list(self.saved.note["stage_ends"])
         self.log = _Log(self.path / METRICS, at.step, self.accelerator, self.config)
         try:
             while at.stage < len(self.config.stages):
-                at, is_split = self._stage(made, at)
+                at, is_split = self._stage(bundle, at)
                 if is_split and at.stage < len(self.config.stages):
-                    made = self._model()  # whole again, as every rank reads it from the stage's checkpoint
+                    bundle = self._model()  # whole again, as every rank reads it from the stage's checkpoint
         finally:
             self.log.close()
         assert self.saved is not None
-        return Result(self.path, at.step, self.saved.path, checkpoint.weights_sha256(self.saved.manifest))
+        return TrainResult(self.path, at.step, self.saved.path, checkpoint.weights_sha256(self.saved.manifest))
 
     # Beginning ----------------------------------------------------------------------------------------------------------
 
@@ -205,18 +205,18 @@ class _Run:
                     "%s was %s and is %s: the run goes on, but not bit for bit", key, before.get(key), self.facts.get(key)
                 )
 
-    def _model(self) -> Assembled:
+    def _model(self) -> ModelBundle:
         seeds.seed_all(self.config.train.seed)
-        made = self._new_model() if self.saved is None else self._saved_model(self.saved)
-        made.model.to(self.accelerator.device)
+        bundle = self._new_model() if self.saved is None else self._saved_model(self.saved)
+        bundle.model.to(self.accelerator.device)
         if self.config.runtime.gradient_checkpointing:
-            checkpoint_activations(made.inner)
-        return made
+            checkpoint_activations(bundle.inner)
+        return bundle
 
-    def _saved_model(self, saved: Saved) -> Assembled:
+    def _saved_model(self, saved: Saved) -> ModelBundle:
         return models.read(saved.path / checkpoint.MODEL, self.config.runtime.attention)
 
-    def _new_model(self) -> Assembled:
+    def _new_model(self) -> ModelBundle:
         first = settings.plan(self.config, 0).data
         processing = Processing(
             prompt=first.prompt,
@@ -226,44 +226,44 @@ class _Run:
             recipe=self.config.recipe,
         )
         texts = models.tokenizers.texts_of(training_splits(self.config)) if _trains_tokenizer(self.config) else None
-        made = models.build(self.config, processing, texts)
+        bundle = models.build(self.config, processing, texts)
         if self.config.init is not None:
-            models.initialise(made, self.config.init)
-        return made
+            models.initialise(bundle, self.config.init)
+        return bundle
 
     # Stages -------------------------------------------------------------------------------------------------------------
 
-    def _stage(self, made: Assembled, at: Progress) -> tuple[Progress, bool]:
+    def _stage(self, bundle: ModelBundle, at: Progress) -> tuple[Progress, bool]:
         """Trains a stage to its end; says too whether the model is left in pieces."""
         plan = settings.plan(self.config, at.stage)
-        made = _retargeted(made, plan)
+        bundle = _retargeted(bundle, plan)
         self._give_back_random()  # so that new adapters are the same whether the stage before ended in this process or another
-        stage = stages.apply(made.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
-        pictures = data.pictures_of(made, plan.data)
-        corpus = data.build_corpus(made, plan.data, pictures)
-        if plan.objective.stores_contrast and plan.parts.get("language", "frozen") == "frozen":
-            made.model.eval()
-            corpus = contrast.with_contrast(corpus, made, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
-            made.model.train()
-        loader = self._loader(corpus, plan, made.pad_id)
-        pace = pace_of(plan, loader)
-        shared, stage = self._shared(made, plan, stage)
+        stage = stages.apply(bundle.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
+        pictures = data.pictures_of(bundle, plan.data)
+        corpus = data.build_corpus(bundle, plan.data, pictures)
+        if plan.objective.stores_blind_logits and plan.parts.get("language", "frozen") == "frozen":
+            bundle.model.eval()
+            corpus = contrast.with_blind_logits(corpus, bundle, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
+            bundle.model.train()
+        loader = self._loader(corpus, plan, bundle.pad_id)
+        pace = stage_schedule(plan, loader)
+        shared, stage = self._shared(bundle, plan, stage)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
-        self._say(made, stage, corpus, loader, pace)
+        self._say(bundle, stage, corpus, loader, pace)
         if self.saved is not None and at.stage_step:
-            lora.restore(made.inner, self.saved.path / checkpoint.LORA)
+            lora.restore(bundle.inner, self.saved.path / checkpoint.LORA)
             checkpoint.restore_optimiser(self.saved, optimiser, names)
         self._give_back_random()
         changed = {row.name for row in stage.table if row.lr > 0}
 
         def save(progress: Progress, end: bool = False) -> None:
             tensors = None if end else shared.gathered(checkpoint.optimiser_tensors(optimiser, names))
-            self._save(made, plan, progress, shared.gathered(models.state_of(made)), tensors, changed, end)
+            self._save(bundle, plan, progress, shared.gathered(models.state_of(bundle)), tensors, changed, end)
 
         job = loop.Job(
             accelerator=self.accelerator,
-            model=made.model,
+            model=bundle.model,
             ranks=shared,
             stage=stage,
             optimiser=optimiser,
@@ -271,29 +271,29 @@ class _Run:
             pace=pace,
             log=self.log,
             save=save,
-            evaluate=self._validation(made, plan, pictures),
+            evaluate=self._validation(bundle, plan, pictures),
             stop=self.stopped,
             gate=self.gate,
-            watch=lambda: costs.log_values(made),
+            watch=lambda: costs.log_values(bundle),
             sources=corpus.names,
         )
         at = loop.fit(job, at)
-        lora.fold(made.model)
+        lora.fold(bundle.model)
         at = replace(at, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
-        self._card(made, plan, stage, corpus, at)
+        self._card(bundle, plan, stage, corpus, at)
         save(at, end=True)
         self.accelerator.free_memory()
         return at, isinstance(shared, ranks.Sharded)
 
-    def _shared(self, made: Assembled, plan: StagePlan, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
+    def _shared(self, bundle: ModelBundle, plan: StagePlan, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
         """The model as the ranks share it, and the stage over the parameters that it then has."""
         objective = plan.objective.build()
         rule = stages.resolved(plan.parts.get("language", "frozen"), plan.train.lr)
         # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
         if not self.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
-            return ranks.Replicated(self.accelerator, ranks.StepModule(made.model, objective)), stage
-        shared = ranks.Sharded(self.accelerator, made.model, objective, made.model.language)
-        return shared, stages.renewed(stage, made.model)
+            return ranks.Replicated(self.accelerator, ranks.StepModule(bundle.model, objective)), stage
+        shared = ranks.Sharded(self.accelerator, bundle.model, objective, bundle.model.language)
+        return shared, stages.renewed(stage, bundle.model)
 
     def _give_back_random(self) -> None:
         """The random state of the last checkpoint: what came between is not part of the run."""
@@ -312,15 +312,15 @@ class _Run:
             plan.data.worker_timeout,
         )
 
-    def _validation(self, made: Assembled, plan: StagePlan, pictures: Any) -> Callable[[Progress], dict[str, Any]] | None:
-        corpus = data.validation_corpus(made, plan.data, pictures, plan.train.evaluate_samples)
+    def _validation(self, bundle: ModelBundle, plan: StagePlan, pictures: Any) -> Callable[[Progress], dict[str, Any]] | None:
+        corpus = data.validation_corpus(bundle, plan.data, pictures, plan.train.evaluate_samples)
         if corpus is None:
             return None
-        return Validation(self.accelerator, made, corpus, plan)
+        return Validation(self.accelerator, bundle, corpus, plan)
 
     def _save(
         self,
-        made: Assembled,
+        bundle: ModelBundle,
         plan: StagePlan,
         at: Progress,
         weights: dict[str, torch.Tensor],
@@ -334,13 +334,13 @@ class _Run:
             self.stage_ends = [*self.stage_ends, at.step]
         note = {"facts": self.facts, "stage_ends": self.stage_ends, "stage": plan.name, "sightline": __version__}
         run = {"recipe": self.config.recipe, "stage": plan.name, "step": at.step}
-        described = replace(made, processing=made.processing.model_copy(update={"run": run}))
+        described = replace(bundle, processing=bundle.processing.model_copy(update={"run": run}))
 
         def publish() -> Saved:
             odd = models.non_finite(weights)
             if odd is not None:
                 raise StorageError(f"weight {odd!r} holds NaN or infinity; the checkpoint is not published.")
-            checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in made.model.parameters() if p.requires_grad))
+            checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in bundle.model.parameters() if p.requires_grad))
             self.log.sync()
             saved = checkpoint.save(
                 self.path,
@@ -359,7 +359,7 @@ class _Run:
 
     # Words --------------------------------------------------------------------------------------------------------------
 
-    def _say(self, made: Assembled, stage: stages.Stage, corpus: Corpus, loader: Loader, pace: loop.Pace) -> None:
+    def _say(self, bundle: ModelBundle, stage: stages.Stage, corpus: Corpus, loader: Loader, pace: loop.StageSchedule) -> None:
         """The table of parts, the data and the lengths, before the first step."""
         if not self.main:
             return
@@ -382,7 +382,7 @@ class _Run:
             loader.rules.rows_per_step,
         )
 
-    def _card(self, made: Assembled, plan: StagePlan, stage: stages.Stage, corpus: Corpus, at: Progress) -> None:
+    def _card(self, bundle: ModelBundle, plan: StagePlan, stage: stages.Stage, corpus: Corpus, at: Progress) -> None:
         if not self.main:
             return
         lines = storage.read_json_lines(self.path / METRICS)
@@ -393,24 +393,24 @@ class _Run:
                 stage=plan.name,
                 step=at.step,
                 parts=[(row.name, row.parameters, row.lr) for row in stage.table],
-                tokens_per_image=made.tokens_per_crop,
+                tokens_per_image=bundle.tokens_per_crop,
                 sources=[(source.name, len(source.dataset), source.dataset.summary.get("licence")) for source in corpus.sources],
                 seen_tokens=at.seen_tokens,
                 seen_samples=at.seen_samples,
                 hours=sum(line.get("seconds", 0.0) for line in lines) / 3600 * self.accelerator.num_processes,
                 facts=self.facts,
-                connector=costs.card_facts(made),
+                connector=costs.card_facts(bundle),
             ),
         )
 
 
 def _write_model(
-    made: Assembled, target: Path, before: Path | None, changed: set[str], weights: dict[str, torch.Tensor]
+    bundle: ModelBundle, target: Path, before: Path | None, changed: set[str], weights: dict[str, torch.Tensor]
 ) -> list[str]:
     """Writes `model/` and, where there are adapters, `lora/` of a checkpoint; gives the names of linked files."""
     model, adapters = checkpoint.MODEL, checkpoint.LORA
-    linked = models.write(made, target / model, before / model if before else None, changed, weights)
-    unfolded = lora.save(made.inner, target / adapters, before / adapters if before else None)
+    linked = models.write(bundle, target / model, before / model if before else None, changed, weights)
+    unfolded = lora.save(bundle.inner, target / adapters, before / adapters if before else None)
     return [f"{model}/{name}" for name in linked] + [f"{adapters}/{name}" for name in unfolded]
 
 
@@ -448,7 +448,7 @@ class _Log:
 # Lengths -------------------------------------------------------------------------------------------------------------------------
 
 
-def pace_of(plan: StagePlan, loader: Loader) -> loop.Pace:
+def stage_schedule(plan: StagePlan, loader: Loader) -> loop.StageSchedule:
     """The lengths of a stage in steps.
 
     Raises:
@@ -465,18 +465,18 @@ def pace_of(plan: StagePlan, loader: Loader) -> loop.Pace:
     if steps < 1:
         raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {loader.steps_in_epoch(0)} steps.")
     warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
-    return loop.Pace(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
+    return loop.StageSchedule(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
 
 
-def _retargeted(made: Assembled, plan: StagePlan) -> Assembled:
+def _retargeted(bundle: ModelBundle, plan: StagePlan) -> ModelBundle:
     """The model with the prompt and policy of a stage, which evaluation later goes by."""
     update = {
         "prompt": plan.data.prompt,
-        "template": plan.data.template if plan.data.template != "auto" else made.processing.template,
+        "template": plan.data.template if plan.data.template != "auto" else bundle.processing.template,
         "supervise": plan.data.supervise,
         "max_tokens": plan.data.max_tokens,
     }
-    return replace(made, processing=made.processing.model_copy(update=update))
+    return replace(bundle, processing=bundle.processing.model_copy(update=update))
 
 
 def _trains_tokenizer(config: RunConfig) -> bool:

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 from sightline.assembly.config.schema import StagePlan
-from sightline.assembly.model.build import Assembled
+from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.samples.prompts import make_prompt
@@ -30,8 +30,8 @@ class Validation:
         plan: how many samples are captioned.
     """
 
-    def __init__(self, accelerator: Accelerator, made: Assembled, corpus: Corpus, plan: StagePlan) -> None:
-        self.accelerator, self.made, self.corpus, self.plan = accelerator, made, corpus, plan
+    def __init__(self, accelerator: Accelerator, bundle: ModelBundle, corpus: Corpus, plan: StagePlan) -> None:
+        self.accelerator, self.bundle, self.corpus, self.plan = accelerator, bundle, corpus, plan
 
     def __call__(self, at: Progress) -> dict[str, Any]:
         """`validation_loss` (mean over supervised tokens), `value` (its negative), and `samples`."""
@@ -40,9 +40,9 @@ class Validation:
         units = list(range(len(self.corpus.tokens)))[self.accelerator.process_index :: self.accelerator.num_processes]
         for begin in range(0, len(units), ROWS):
             samples = [sample for unit in units[begin : begin + ROWS] if (sample := self._sample(unit)) is not None]
-            batch = collate([[sample] for sample in samples], self.made.pad_id).to_batch().to(self.accelerator.device)
+            batch = collate([[sample] for sample in samples], self.bundle.pad_id).to_batch().to(self.accelerator.device)
             with self.accelerator.autocast():
-                loss = objective(self.made.model, batch)
+                loss = objective(self.bundle.model, batch)
             sums.loss += float(loss.total)
             sums.weight += float(loss.weight)
         sums = sums.reduced(self.accelerator)
@@ -63,10 +63,10 @@ class Validation:
         for unit in range(min(self.plan.train.generate_samples, len(self.corpus.tokens))):
             try:
                 source, record = self.corpus.first_member(unit)
-                prompt = make_prompt(source.dataset, record, source.builder, self.corpus.pictures, self.made.tokens_per_crop)
+                prompt = make_prompt(source.dataset, record, source.builder, self.corpus.pictures, self.bundle.tokens_per_crop)
             except RecordError:
                 continue
             with self.accelerator.autocast(), torch.no_grad():
-                text = generate(self.made.speaker, self.made.tokenizer, [prompt], DecodingConfig(max_new_tokens=32))[0]
+                text = generate(self.bundle.speaker, self.bundle.tokenizer, [prompt], DecodingConfig(max_new_tokens=32))[0]
             out.append({"id": record.id, "text": text.text})
         return out

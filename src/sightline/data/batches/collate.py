@@ -53,7 +53,7 @@ class Arrays:
             tokens=Tokens(**{f"{name}_BT": tensor(value) for name, value in self.tokens.items()}, is_plain=self.is_plain),
             visual=visual,
             supervision=Supervision(**{f"{name}_S": tensor(value) for name, value in self.supervision.items()}),
-            contrast_S=None if self.contrast is None else tensor(self.contrast),
+            blind_logits_S=None if self.contrast is None else tensor(self.contrast),
             record_ids=self.record_ids,
         )
 

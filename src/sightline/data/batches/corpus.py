@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from sightline.data.batches.order import epoch_order
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
-from sightline.data.samples.encoding import RowBuilder, text_sample
-from sightline.data.samples.length_table import Units
+from sightline.data.samples.encoding import ConversationEncoder, text_sample
+from sightline.data.samples.length_table import LengthTable
 from sightline.errors import ConfigError, RecordError
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record, Sample
@@ -39,8 +39,8 @@ class Source:
 
     name: str
     dataset: Dataset
-    units: Units
-    builder: RowBuilder
+    units: LengthTable
+    builder: ConversationEncoder
     draws: int
     windowed: bool = False
 

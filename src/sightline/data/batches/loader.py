@@ -20,8 +20,8 @@ from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.packing import by_length, pack
 from sightline.errors import ConfigError, DistributedError, RecordError
 from sightline.runtime.logs import logger
-from sightline.runtime.prefetch import ahead
-from sightline.runtime.shared_memory import Place, Slots
+from sightline.runtime.prefetch import prefetched
+from sightline.runtime.shared_memory import ArrayPlace, SharedSlots
 from sightline.types import Batch, Sample
 
 Rows = tuple[tuple[int, ...], ...]
@@ -90,7 +90,7 @@ class _Maker:
 class _InWorker(Dataset[Arrays]):
     """The part of the loader that workers hold: batches whose arrays lie in a slot, so that places stand for them."""
 
-    def __init__(self, make: _Maker, slots: Slots) -> None:
+    def __init__(self, make: _Maker, slots: SharedSlots) -> None:
         self.make, self.slots = make, slots
 
     def __getitem__(self, task: Task) -> Arrays:  # pyrefly: ignore
@@ -100,12 +100,12 @@ class _InWorker(Dataset[Arrays]):
         return arrays if places is None else arrays.with_values(places)
 
 
-def _received(answer: Arrays, slot: int | None, slots: Slots) -> Arrays:
+def _received(answer: Arrays, slot: int | None, slots: SharedSlots) -> Arrays:
     """A worker's batch with its arrays where they lie."""
     if slot is None:
         return answer
     values = answer.values()
-    if not isinstance(values[0], Place):
+    if not isinstance(values[0], ArrayPlace):
         slots.give_back(slot)
         return answer
     return answer.with_values(slots.lend(slot, values))
@@ -182,7 +182,7 @@ class Loader:
         """Arrays in the order of the plan. A dead worker costs one restart from the first batch that is missing."""
         make = _Maker(self.corpus, self.pad_id)
         if self.workers == 0:
-            yield from ahead((make(rows) for rows in plan), AHEAD)
+            yield from prefetched((make(rows) for rows in plan), AHEAD)
             return
         plan = iter(plan)
         waiting: list[Rows] = []  # asked for and not yet received
@@ -195,7 +195,7 @@ class Loader:
         pending: Iterable[Rows] = asked()
         for attempt in (1, 2):
             # Slots for what is asked for and for two steps in use; new ones each time, for a worker that hangs may still write.
-            slots = Slots(AHEAD_PER_WORKER * self.workers + 2 * self.rules.accumulate)
+            slots = SharedSlots(AHEAD_PER_WORKER * self.workers + 2 * self.rules.accumulate)
             lent: deque[int | None] = deque()
             loader = DataLoader(
                 _InWorker(make, slots),
@@ -231,7 +231,7 @@ def _again(missing: Sequence[Rows], rest: Iterable[Rows], waiting: list[Rows]) -
     yield from rest
 
 
-def _with_slots(pending: Iterable[Rows], slots: Slots, lent: deque[int | None]) -> Iterator[Task]:
+def _with_slots(pending: Iterable[Rows], slots: SharedSlots, lent: deque[int | None]) -> Iterator[Task]:
     for rows in pending:
         slot = slots.take()
         lent.append(slot)

@@ -64,7 +64,7 @@ def pack(
                 "Raise data.row_tokens or data.row_images.",
             )
     units = order.tolist()
-    waiting = _Waiting(ordered_tokens, ordered_images, look_ahead)
+    waiting = _UnpackedSamples(ordered_tokens, ordered_images, look_ahead)
     rows = []
     while waiting:
         places = sorted(waiting.take_row(row_tokens, row_images))
@@ -72,7 +72,7 @@ def pack(
     return Packed(tuple(rows), sum(ordered_tokens), len(rows) * row_tokens)
 
 
-class _Waiting:
+class _UnpackedSamples:
     """The next units in order, by place, that are in no row yet."""
 
     def __init__(self, tokens: Sequence[int], images: Sequence[int], look_ahead: int) -> None:

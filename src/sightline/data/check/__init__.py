@@ -4,7 +4,7 @@ Reading order: `looks` (what a picture looks like), `examine` (every picture, in
 (the check), `rows` (under a configuration), `remarks` (in plain words), `thumbnails` (for the page).
 """
 
-from sightline.data.check.run import Checked as Checked
 from sightline.data.check.run import CheckOptions as CheckOptions
+from sightline.data.check.run import CheckReport as CheckReport
 from sightline.data.check.run import Fault as Fault
 from sightline.data.check.run import check as check

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sightline.data.check.examine import Pictures, Spot, short_key
-from sightline.data.check.perceptual_hash import ALIKE, likeness, near_pairs
+from sightline.data.check.examine import ImagePosition, ImageTable, short_key
+from sightline.data.check.perceptual_hash import ALIKE, near_pairs, similarity
 from sightline.runtime.logs import logger
 from sightline.types import Record
 
@@ -21,7 +21,7 @@ LISTED = 100  # pairs of each kind
 MAX_PAIRS = 5_000_000  # of near pictures: 80 MB
 
 
-class Place(NamedTuple):
+class FolderSplit(NamedTuple):
     """A split of a folder, and the name it has in the report."""
 
     folder: int
@@ -33,21 +33,21 @@ class Place(NamedTuple):
 class Pair:
     """Two spots that hold the same, with the distance of their hashes and the likeness of their thumbnails."""
 
-    a: Spot
-    b: Spot
+    a: ImagePosition
+    b: ImagePosition
     bits: int = 0
-    likeness: float = 1.0
+    similarity: float = 1.0
 
     is_exact: bool = True
 
     def to_json(self, name: "Namer") -> dict[str, Any]:
         """The pair with the ids of its records, and where they stand."""
-        near = {} if self.is_exact else {"bits": self.bits, "likeness": round(self.likeness, 4)}
+        near = {} if self.is_exact else {"bits": self.bits, "likeness": round(self.similarity, 4)}
         ends = {side: {"id": name(spot), **spot._asdict()} for side, spot in (("a", self.a), ("b", self.b))}
         return {**ends, "kind": "exact" if self.is_exact else "near", **near}
 
 
-Namer = Callable[[Spot], str]
+Namer = Callable[[ImagePosition], str]
 """From a spot to the id of its record."""
 
 
@@ -75,7 +75,7 @@ class Occurrences:
     places: array = field(default_factory=lambda: array("I"))
     spots: array = field(default_factory=lambda: array("Q"))
 
-    def add(self, key: int, place: int, spot: Spot) -> None:
+    def add(self, key: int, place: int, spot: ImagePosition) -> None:
         """Adds an occurrence."""
         self.keys.append(key)
         self.places.append(place)
@@ -110,9 +110,9 @@ class Index:
         """How many occurrences a place has."""
         return int((self.places == place).sum())
 
-    def spot(self, place: int, thing: int) -> Spot:
+    def spot(self, place: int, thing: int) -> ImagePosition:
         """Where a thing stands first in a place."""
-        return Spot(*self.spots[self.first[place, thing]].tolist())
+        return ImagePosition(*self.spots[self.first[place, thing]].tolist())
 
     def repeated(self, place: int) -> tuple[int, int, list[Pair]]:
         """Things that stand in several records of one place: how many things, in how many records, and some pairs."""
@@ -126,7 +126,7 @@ class Index:
         listed = often[:LISTED]
         rest = here[np.isin(self.thing_of[here], listed) & (self.first[place, self.thing_of[here]] != here)]
         second = dict(zip(self.thing_of[rest][::-1].tolist(), rest[::-1].tolist(), strict=True))
-        pairs = [Pair(self.spot(place, thing), Spot(*self.spots[second[thing]].tolist())) for thing in listed.tolist()]
+        pairs = [Pair(self.spot(place, thing), ImagePosition(*self.spots[second[thing]].tolist())) for thing in listed.tolist()]
         return len(often), int(counts[counts > 1].sum()), pairs
 
     def common(self, a: int, b: int) -> "Common":
@@ -164,7 +164,7 @@ class Near:
     first: Int[np.ndarray, " pairs"]
     second: Int[np.ndarray, " pairs"]
     bits: Int[np.ndarray, " pairs"]
-    likeness: Float[np.ndarray, " pairs"]
+    similarity: Float[np.ndarray, " pairs"]
     is_whole: bool = True
 
 
@@ -172,7 +172,7 @@ _NONE = np.zeros(0, dtype=np.int64)
 NONE_NEAR = Near(_NONE, _NONE, _NONE, np.zeros(0, dtype=np.float32))
 
 
-def look_alikes(pictures: Pictures, index: Index, max_bits: int) -> Near:
+def near_duplicates(pictures: ImageTable, index: Index, max_bits: int) -> Near:
     """Pairs of pictures whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
 
     Args:
@@ -189,7 +189,7 @@ def look_alikes(pictures: Pictures, index: Index, max_bits: int) -> Near:
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     total = 0
     for i, j in near_pairs(hashes, max_bits):
-        alike = likeness(thumbnails[rows[i]], thumbnails[rows[j]])
+        alike = similarity(thumbnails[rows[i]], thumbnails[rows[j]])
         same = alike > ALIKE
         found.append((i[same], j[same], alike[same]))
         total += int(same.sum())
@@ -215,8 +215,8 @@ def near_between(
         hold = np.flatnonzero(has_a[one] & has_b[other])
         of_a[one[hold]] = True
         of_b[other[hold]] = True
-        for n in hold[np.argsort(-near.likeness[hold], kind="stable")][:LISTED].tolist():
-            alike = float(near.likeness[n])
+        for n in hold[np.argsort(-near.similarity[hold], kind="stable")][:LISTED].tolist():
+            alike = float(near.similarity[n])
             pair = Pair(index.spot(a, int(one[n])), index.spot(b, int(other[n])), int(near.bits[n]), alike, is_exact=False)
             pairs.append((-alike, pair))
     if a == b:
@@ -263,9 +263,9 @@ class Duplicates:
 
 
 def find_duplicates(
-    places: Sequence[Place],
+    places: Sequence[FolderSplit],
     num_checked: int,
-    pictures: Pictures,
+    pictures: ImageTable,
     found: "dict[str, Occurrences]",
     max_bits: int | None,
 ) -> Duplicates:
@@ -279,7 +279,7 @@ def find_duplicates(
         max_bits: how far hashes of near pictures may differ; None looks for equal files alone.
     """
     index = {kind: Index(occurrences, len(places)) for kind, occurrences in found.items()}
-    near = NONE_NEAR if max_bits is None else look_alikes(pictures, index["pictures"], max_bits)
+    near = NONE_NEAR if max_bits is None else near_duplicates(pictures, index["pictures"], max_bits)
     within: dict[str, list[Found]] = {kind: [] for kind in found}
     between: dict[str, list[Found]] = {kind: [] for kind in found}
     for a, place in enumerate(places):

@@ -23,7 +23,7 @@ from sightline.runtime.workers import GuardedPool, TaskFailure
 from sightline.types import ImageInfo, Record
 
 
-class Spot(NamedTuple):
+class ImagePosition(NamedTuple):
     """Where a picture stands: number of the folder, of the record in it, and of the picture in the record."""
 
     folder: int
@@ -31,15 +31,15 @@ class Spot(NamedTuple):
     image: int
 
 
-class Task(NamedTuple):
+class ExamineTask(NamedTuple):
     """A picture to examine. The record's names travel along, so that a child need not read the record."""
 
-    spot: Spot
+    spot: ImagePosition
     names: tuple[str, ...]
     info: ImageInfo | None
 
 
-class Seen(NamedTuple):
+class ExaminedImage(NamedTuple):
     """What a child found: sha256 of the file where it was asked for, size as shown, hash and thumbnail."""
 
     sha256: str
@@ -64,7 +64,7 @@ class Examiner:
     limits: ImageLimits
     hashes: bool
 
-    def __call__(self, task: Task) -> Seen:
+    def __call__(self, task: ExamineTask) -> ExaminedImage:
         """Reads, decodes and shrinks a picture.
 
         Raises:
@@ -79,7 +79,7 @@ class Examiner:
         if task.info is not None and picture.size != (task.info.width, task.info.height):
             known = f"{task.info.width} x {task.info.height}"
             raise RecordError("image_changed", f"{picture.width} x {picture.height} pixels, {known} when it was stored")
-        return Seen(sha256, *picture.size, *look(picture))
+        return ExaminedImage(sha256, *picture.size, *look(picture))
 
 
 def image_file(folder: Path, names: tuple[str, ...], k: int) -> bytes:
@@ -100,7 +100,7 @@ def _opened(folder: Path) -> Dataset:
 
 
 @dataclass
-class Pictures:
+class ImageTable:
     """The table of examined pictures, in the order in which they were first named.
 
     Attributes:
@@ -108,7 +108,7 @@ class Pictures:
         failures: why a picture cannot be used, by row.
     """
 
-    spots: list[Spot] = field(default_factory=list)
+    spots: list[ImagePosition] = field(default_factory=list)
     failures: dict[int, TaskFailure] = field(default_factory=dict)
     _keys: array = field(default_factory=lambda: array("Q"))
     _sizes: array = field(default_factory=lambda: array("I"))
@@ -146,11 +146,11 @@ class Pictures:
     def thumbnails(self) -> UInt8[np.ndarray, "n 768"]:
         return np.frombuffer(self._thumbnails, dtype=np.uint8).reshape(-1, THUMBNAIL * THUMBNAIL * 3)
 
-    def add(self, task: Task, outcome: "Seen | TaskFailure") -> None:
+    def add(self, task: ExamineTask, outcome: "ExaminedImage | TaskFailure") -> None:
         """Adds a picture."""
         if isinstance(outcome, TaskFailure):
             self.failures[len(self.spots)] = outcome
-            outcome = Seen("", 0, 0, 0, bytes(THUMBNAIL * THUMBNAIL * 3), True)
+            outcome = ExaminedImage("", 0, 0, 0, bytes(THUMBNAIL * THUMBNAIL * 3), True)
         self.spots.append(task.spot)
         sha256 = task.info.sha256 if task.info is not None else outcome.sha256
         self._keys.append(short_key(sha256 or repr(task.spot)))  # an unknown file is like no other
@@ -160,7 +160,7 @@ class Pictures:
         self._thumbnails += outcome.thumbnail
 
 
-def examine_all(examiner: Examiner, tasks: Iterable[Task], workers: int, seconds: float, memory: int) -> Pictures:
+def examine_all(examiner: Examiner, tasks: Iterable[ExamineTask], workers: int, seconds: float, memory: int) -> ImageTable:
     """Examines pictures in children that may crash, hang or run out of memory at the price of one picture each.
 
     Args:
@@ -169,10 +169,10 @@ def examine_all(examiner: Examiner, tasks: Iterable[Task], workers: int, seconds
         workers: number of children; 0 works in this process.
         seconds, memory: limits of a child on one picture.
     """
-    pictures = Pictures()
-    waiting: deque[Task] = deque()
+    pictures = ImageTable()
+    waiting: deque[ExamineTask] = deque()
 
-    def sent() -> Iterator[Task]:
+    def sent() -> Iterator[ExamineTask]:
         for task in tasks:
             waiting.append(task)
             yield task

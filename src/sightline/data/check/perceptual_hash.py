@@ -93,7 +93,7 @@ def near_pairs(
             step += 1
 
 
-def likeness(a: UInt8[np.ndarray, "pairs 768"], b: UInt8[np.ndarray, "pairs 768"]) -> Float[np.ndarray, " pairs"]:
+def similarity(a: UInt8[np.ndarray, "pairs 768"], b: UInt8[np.ndarray, "pairs 768"]) -> Float[np.ndarray, " pairs"]:
     """How alike thumbnails are: the correlation of their pixels after each channel's mean is taken off.
 
     A channel that holds a tenth of a thumbnail's variance and disagrees (below 0.9) counts alone, so that a red thing is not taken

@@ -16,8 +16,8 @@ from sightline.data.batches.packing import by_length, pack
 from sightline.data.check.figures import spread
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import Layout
-from sightline.data.samples.encoding import Row, RowBuilder
-from sightline.data.samples.length_table import UnitRules, Units, make_units
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
+from sightline.data.samples.length_table import LengthTable, LengthTableRules, make_length_table
 from sightline.errors import RecordError
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
@@ -50,9 +50,9 @@ class RowFigures:
         units: the length table, once it is made.
     """
 
-    builder: RowBuilder
+    builder: ConversationEncoder
     on_skip: Callable[[Left], None] = lambda left: None
-    units: Units | None = None
+    units: LengthTable | None = None
     longest: tuple[int, str] = (0, "")
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: list[Left] = field(default_factory=list)
@@ -63,7 +63,7 @@ class RowFigures:
     _crops: array = field(default_factory=lambda: array("I"))
     _too_long: array = field(default_factory=lambda: array("I"))
 
-    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None:
+    def row(self, record: Record, branch: int, row: EncodedConversation, layouts: Sequence[Layout]) -> None:
         """Counts a conversation that can be trained on."""
         self._measure(len(row.ids), record.id)
         self._kept.append(len(row.ids))
@@ -81,7 +81,7 @@ class RowFigures:
         self.on_skip(left)
         if error.reason == "too_long":
             rules = replace(self.builder.rules, max_tokens=UNLIMITED, supervise="assistant")
-            endless = RowBuilder(self.builder.tokenizer, self.builder.template, rules)
+            endless = ConversationEncoder(self.builder.tokenizer, self.builder.template, rules)
             length = len(endless.row(self.builder.conversations(record)[branch], self.builder.layouts(record)).ids)
             self._too_long.append(length)
             self._measure(length, record.id)
@@ -126,8 +126,8 @@ class RowFigures:
 def measure_rows(
     dataset: Dataset,
     indices: Iterable[int],
-    builder: RowBuilder,
-    rules: UnitRules,
+    builder: ConversationEncoder,
+    rules: LengthTableRules,
     on_skip: Callable[[Left], None] = lambda left: None,
 ) -> RowFigures:
     """Tokenises records as training does, and counts.
@@ -140,7 +140,7 @@ def measure_rows(
         on_skip: called with each conversation that is left out.
     """
     figures = RowFigures(builder, on_skip)
-    figures.units = make_units(dataset, indices, builder, rules, figures)
+    figures.units = make_length_table(dataset, indices, builder, rules, figures)
     return figures
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.check.duplicates import Duplicates, Occurrences, Place, find_duplicates, text_key
-from sightline.data.check.examine import Examiner, Pictures, Spot, Task, examine_all, short_key
+from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences, find_duplicates, text_key
+from sightline.data.check.examine import Examiner, ExamineTask, ImagePosition, ImageTable, examine_all, short_key
 from sightline.data.check.figures import ASPECTS, SIDES, Figures, spread
 from sightline.data.check.perceptual_hash import NEAR_BITS
 from sightline.data.dataset import Dataset
@@ -66,7 +66,7 @@ class Fault:
         has_picture: whether the fault is a picture's.
     """
 
-    spot: Spot
+    spot: ImagePosition
     id: str
     split: str
     reason: str
@@ -99,7 +99,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckReport:
     """The outcome of a check.
 
     Attributes:
@@ -122,7 +122,7 @@ class Checked:
     bad_by_folder: tuple[Counter[str], ...]
     damaged_files: tuple[str, ...]
     figures: Figures
-    pictures: Pictures
+    pictures: ImageTable
     duplicates: Duplicates
     unreadable: frozenset[tuple[int, int]]
 
@@ -161,7 +161,7 @@ class Checked:
             "duplicates": self.duplicates.to_json(self.name),
         }
 
-    def name(self, spot: Spot) -> str:
+    def name(self, spot: ImagePosition) -> str:
         """The id of a spot's record."""
         return self.datasets[spot.folder].record(spot.record).id
 
@@ -214,7 +214,7 @@ def check(
     options: CheckOptions,
     against: Sequence[Path] = (),
     on_fault: Callable[[Fault], None] = lambda fault: None,
-) -> Checked:
+) -> CheckReport:
     """Checks dataset folders.
 
     Args:
@@ -244,7 +244,7 @@ def check(
     )
     found = {"pictures": reading.occurrences(pictures), "texts": reading.texts, "records": reading.wholes}
     duplicates = find_duplicates(reading.places, len(folders), pictures, found, options.near_bits)
-    return Checked(
+    return CheckReport(
         datasets, len(folders), options, bad, odd, by_folder, damaged, reading.figures, pictures, duplicates, reading.unreadable
     )
 
@@ -264,7 +264,7 @@ class _Reading:
         # For each picture of each record: its place, its spot, its row in the table of pictures.
         self._at, self._spots, self._row_of = array("I"), array("Q"), array("Q")
 
-    def tasks(self) -> Iterator[Task]:
+    def tasks(self) -> Iterator[ExamineTask]:
         """Pictures to examine."""
         with progress("checking", sum(map(len, self.datasets))) as bar:
             for folder, dataset in enumerate(self.datasets):
@@ -278,7 +278,7 @@ class _Reading:
                     bar.step(1, f"{self._next_row} pictures")
 
     def _read(self, folder: int, dataset: Dataset, index: int, split: str, ids: set[int]) -> Record | None:
-        spot = Spot(folder, index, 0)
+        spot = ImagePosition(folder, index, 0)
         try:
             record = dataset.record(index)
         except DataError as error:
@@ -299,9 +299,9 @@ class _Reading:
         self.wholes.add(short_key(f"{text} {shown}"), place, spot)
         return record
 
-    def _pictures(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[Task]:
+    def _pictures(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[ExamineTask]:
         for k, name in enumerate(record.images):
-            spot = Spot(folder, index, k)
+            spot = ImagePosition(folder, index, k)
             row = None if dataset.is_sharded else self._rows.get((folder, name))
             is_new = row is None
             if row is None:
@@ -313,23 +313,23 @@ class _Reading:
             self._spots.extend(spot)
             self._row_of.append(row)
             if is_new:
-                yield Task(spot, record.images, record.image_info[k] if record.image_info else None)
+                yield ExamineTask(spot, record.images, record.image_info[k] if record.image_info else None)
 
     @property
     def unreadable(self) -> frozenset[tuple[int, int]]:
         """Records that are damaged themselves, not by their pictures."""
         return frozenset((fault.spot.folder, fault.spot.record) for fault in self._damaged)
 
-    def occurrences(self, pictures: Pictures) -> Occurrences:
+    def occurrences(self, pictures: ImageTable) -> Occurrences:
         """Where each picture stands, by content."""
         keys = pictures.keys[np.asarray(self._row_of, dtype=np.int64)]
         return Occurrences(array("Q", keys.tobytes()), self._at, self._spots)
 
-    def bad_records(self, pictures: Pictures) -> Iterator[Fault]:
+    def bad_records(self, pictures: ImageTable) -> Iterator[Fault]:
         """Every record of the checked folders that cannot be used, in order, with the first reason."""
         damaged = {(fault.spot.folder, fault.spot.record): fault for fault in self._damaged}
         for number in np.flatnonzero(np.isin(np.asarray(self._row_of), list(pictures.failures))) if pictures.failures else ():
-            spot = Spot(*self._spots[3 * number : 3 * number + 3])
+            spot = ImagePosition(*self._spots[3 * number : 3 * number + 3])
             if (spot.folder, spot.record) not in damaged:
                 failure = pictures.failures[self._row_of[number]]
                 record = self.datasets[spot.folder].record(spot.record)
@@ -338,7 +338,7 @@ class _Reading:
             if place[0] < self.num_checked:
                 yield damaged[place]
 
-    def odd_pictures(self, pictures: Pictures) -> Iterator[Fault]:
+    def odd_pictures(self, pictures: ImageTable) -> Iterator[Fault]:
         """Every picture of the checked folders that should be looked at."""
         widths, heights = pictures.widths, pictures.heights
         short, long = np.minimum(widths, heights), np.maximum(widths, heights)
@@ -358,13 +358,13 @@ class _Reading:
                     yield Fault(spot, record.id, record.split, reason, detail, True)
 
 
-def _places(datasets: Sequence[Dataset], num_checked: int) -> tuple[Place, ...]:
+def _places(datasets: Sequence[Dataset], num_checked: int) -> tuple[FolderSplit, ...]:
     """The splits of all folders; their names say the folder where there is more than one."""
     short = [dataset.path.resolve().name for dataset in datasets]
     names = [name if short.count(name) == 1 else str(dataset.path) for name, dataset in zip(short, datasets, strict=True)]
     plain = num_checked == 1
     return tuple(
-        Place(number, split, split if plain and number == 0 else f"{names[number]}:{split}")
+        FolderSplit(number, split, split if plain and number == 0 else f"{names[number]}:{split}")
         for number, dataset in enumerate(datasets)
         for split in dataset.splits
     )

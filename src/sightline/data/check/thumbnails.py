@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sightline.data.check.examine import Spot, Task, image_file
+from sightline.data.check.examine import ExamineTask, ImagePosition, image_file
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import DEFAULT_LIMITS, open_image
 from sightline.errors import DataError
@@ -22,7 +22,7 @@ class Thumbnailer:
 
     folders: tuple[Path, ...]
 
-    def __call__(self, task: Task) -> bytes:
+    def __call__(self, task: ExamineTask) -> bytes:
         """A JPEG of at most 176 pixels a side; a PNG where the picture is as small as that, enlarged if it is very small.
 
         Raises:
@@ -39,7 +39,9 @@ class Thumbnailer:
         return buffer.getvalue()
 
 
-def make_thumbnails(datasets: tuple[Dataset, ...], spots: Iterable[Spot], workers: int, seconds: float = 60.0) -> dict[Spot, bytes]:
+def make_thumbnails(
+    datasets: tuple[Dataset, ...], spots: Iterable[ImagePosition], workers: int, seconds: float = 60.0
+) -> dict[ImagePosition, bytes]:
     """Small copies of the pictures at these spots; those that cannot be shown are left out."""
     tasks = []
     for spot in dict.fromkeys(spots):
@@ -48,7 +50,7 @@ def make_thumbnails(datasets: tuple[Dataset, ...], spots: Iterable[Spot], worker
         except DataError:
             continue
         if spot.image < len(record.images):
-            tasks.append(Task(spot, record.images, None))
+            tasks.append(ExamineTask(spot, record.images, None))
     with GuardedPool(Thumbnailer(tuple(dataset.path for dataset in datasets)), workers, seconds) as pool:
         outcomes = list(pool.map(tasks))
     return {task.spot: made for task, made in zip(tasks, outcomes, strict=True) if not isinstance(made, TaskFailure)}

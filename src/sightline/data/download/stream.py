@@ -19,7 +19,7 @@ from sightline.data.download.cache import Cache
 from sightline.data.download.fetch import Fetcher, Got
 from sightline.data.download.gate import Gate, LookUp, look_up, parse_url
 from sightline.data.download.options import MAX_URL, DownloadOptions
-from sightline.data.readers.base import ImageRef, Item, Located, Skip
+from sightline.data.readers.base import ImageInRoot, ImageRef, Item, Skip
 from sightline.data.readers.roots import Folder
 from sightline.data.readers.web import Web
 from sightline.errors import RecordError
@@ -87,7 +87,7 @@ class Downloads:
     def _ask(self, entry: Item | Skip) -> list[Answer]:
         if isinstance(entry, Skip):
             return []
-        urls = [ref.name for ref in entry.images if isinstance(ref, Located) and isinstance(ref.root, Web)]
+        urls = [ref.name for ref in entry.images if isinstance(ref, ImageInRoot) and isinstance(ref.root, Web)]
         return [asyncio.run_coroutine_threadsafe(self._get(url), self._loop) for url in urls]
 
     def _landed(self, entry: Item | Skip, answers: list[Answer]) -> Item | Skip:
@@ -97,13 +97,13 @@ class Downloads:
         images: list[ImageRef] = []
         fault: Got | None = None
         for ref in entry.images:
-            if not isinstance(ref, Located) or not isinstance(ref.root, Web):
+            if not isinstance(ref, ImageInRoot) or not isinstance(ref.root, Web):
                 images.append(ref)
                 continue
             got = next(found)
             self._log.write(dump_line(_told(entry, ref.name, got)))
             if not got.reason:
-                images.append(Located(self._files, self._cache.name(ref.name.strip())))
+                images.append(ImageInRoot(self._files, self._cache.name(ref.name.strip())))
             else:
                 fault = fault or got
         faults.hit("download.landed")

@@ -17,8 +17,8 @@ import numpy as np
 
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureForm, Number
-from sightline.data.features.writer import Lost, StoreNote, Wanted, gather, write_store
-from sightline.errors import BudgetError, DataError, UsageError
+from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
+from sightline.errors import DataError, SkipLimitError, UsageError
 from sightline.runtime.logs import logger
 from sightline.runtime.optional import require
 from sightline.runtime.storage import sha256_file
@@ -173,7 +173,7 @@ def _check_found(wanted: Wanted, rows: np.ndarray, datasets: Sequence[Dataset], 
     name = record.images[int(wanted.image[lost[0]])]
     what = f"{len(lost)} of {len(wanted)} pictures have no row in the table, for example {name!r} of record {record.id!r}"
     if len(lost) > max_lost * len(wanted) or len(lost) == len(wanted):
-        raise BudgetError(
+        raise SkipLimitError(
             f"{what}; the table's first name is {names[0]!r}, --max-skipped allows a share of {max_lost:g}.",
             "Names must agree: prepare the data set with --without-images (keeps its image names), or with --map id=KEY.",
         )
@@ -195,7 +195,7 @@ class _Rows:
             self.scale = None
         self.per_chunk = max(1, CHUNK_BYTES // max(1, int(np.prod(values.shape[1:])) * 4))
 
-    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, Sequence[Lost]]]:
+    def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, Sequence[MissingImage]]]:
         """Features of a range of pictures, a stretch of the table at a time."""
         at = first
         while at < end:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 
 from sightline.data.dataset import UNFINISHED, Dataset
 from sightline.data.features.store import INDEX, SCHEMA, SKIPPED, STORE, FeatureForm, FeatureStore, bytes_told, sorted_index
-from sightline.errors import BudgetError, DataError, NumericsError, Stopped, StorageError, UsageError
+from sightline.errors import DataError, NumericsError, SkipLimitError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection as faults
 from sightline.runtime.logs import Bar, logger, progress
 from sightline.runtime.signals import watch_signals
@@ -116,7 +116,7 @@ def _digest(info: ImageInfo, dataset: Dataset, index: int) -> bytes:
 # What is given --------------------------------------------------------------------------------------------------------------
 
 
-class Lost(NamedTuple):
+class MissingImage(NamedTuple):
     """A picture that has no features: its number among those wanted, and why."""
 
     picture: int
@@ -127,7 +127,7 @@ class Lost(NamedTuple):
 class Supply(Protocol):
     """Where features come from."""
 
-    def features(self, first: int, end: int) -> Iterator[tuple[Float[np.ndarray, "N P E"], Sequence[Lost]]]:
+    def features(self, first: int, end: int) -> Iterator[tuple[Float[np.ndarray, "N P E"], Sequence[MissingImage]]]:
         """Features of the pictures `first .. end - 1`, a stretch at a time, in order and with a row for every crop.
 
         A picture that is lost still has its rows; what they hold does not matter. Ranges are asked for in ascending order and
@@ -297,12 +297,12 @@ class _Writer:
         self._begin(identity)
         notes = [self._noted(shard) for shard in self.shards]
         done = next((number for number, noted in enumerate(notes) if noted is None), len(notes))
-        lost = [Lost(*line) for noted in notes[:done] if noted for line in noted["lost"]]
+        lost = [MissingImage(*line) for noted in notes[:done] if noted for line in noted["lost"]]
         first = self.shards[done].first if done < len(self.shards) else len(self.wanted)
         with progress("storing features", len(self.wanted), first) as bar:
             for shard in self.shards[done:]:
                 notes[shard.number] = noted = self._write(shard, bar, stopped)
-                lost += [Lost(*line) for line in noted["lost"]]
+                lost += [MissingImage(*line) for line in noted["lost"]]
                 self._check_budget(lost)
         summary = self._finish(identity, [noted for noted in notes if noted is not None], lost)
         publish_dir(self.folder, self.out)
@@ -336,7 +336,7 @@ class _Writer:
     def _write(self, shard: _Shard, bar: Bar, stopped: Callable[[], str]) -> dict[str, Any]:
         """Writes one shard and notes it."""
         path = self.folder / shard.name
-        lost: list[Lost] = []
+        lost: list[MissingImage] = []
         rows = 0
         with atomic_file(path, "wb") as file:
             out = _Hashed(file)
@@ -356,7 +356,7 @@ class _Writer:
         write_json(self._note_path(shard), noted)
         return noted
 
-    def _packed(self, features: np.ndarray, first: int, failed: Sequence[Lost], row: int) -> np.ndarray:
+    def _packed(self, features: np.ndarray, first: int, failed: Sequence[MissingImage], row: int) -> np.ndarray:
         """Rows as they are stored; those of lost pictures are zeros."""
         if failed:
             features = np.array(features, dtype=np.float32)
@@ -372,16 +372,16 @@ class _Writer:
     def _pictures_before(self, row: int) -> int:
         return int(np.searchsorted(self.first_row, row, side="right")) - 1
 
-    def _check_budget(self, lost: Sequence[Lost]) -> None:
+    def _check_budget(self, lost: Sequence[MissingImage]) -> None:
         if len(lost) > self.max_lost * len(self.wanted):
             reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(item.reason for item in lost).most_common(5))
-            raise BudgetError(
+            raise SkipLimitError(
                 f"{len(lost)} of {len(self.wanted)} pictures have no features ({reasons}), --max-skipped allows a share of "
                 f"{self.max_lost:g}; for example: {lost[0].detail}.",
                 f"Repair the data set, or allow more. What was done is kept in {self.work}.",
             )
 
-    def _finish(self, identity: Mapping[str, str], notes: Sequence[dict[str, Any]], lost: Sequence[Lost]) -> dict[str, Any]:
+    def _finish(self, identity: Mapping[str, str], notes: Sequence[dict[str, Any]], lost: Sequence[MissingImage]) -> dict[str, Any]:
         """Writes index, list of skips, and last `store.json`."""
         kept = np.setdiff1d(np.arange(len(self.wanted)), [item.picture for item in lost])
         index = sorted_index(self.wanted.sha256[kept], self.first_row[kept], self.wanted.crops[kept])

@@ -327,7 +327,7 @@ def _translate(values: dict[str, Any], file: str) -> dict[str, Any]:
     if processor is None:
         known = ", ".join(_PROCESSORS)
         raise ConfigError(f"{file}: image processor {kind!r}; those that only pad, resize, crop and normalise: {known}.", _REMEDY)
-    given = _Given(values, file)
+    given = _ProcessorValues(values, file)
     resample = given.number("resample", processor.resample)
     if resample not in range(len(FILTERS)):
         raise ConfigError(f"{file}: 'resample' is Pillow's number of a filter, 0 to {len(FILTERS) - 1}, got {resample}.")
@@ -347,7 +347,7 @@ def _translate(values: dict[str, Any], file: str) -> dict[str, Any]:
     }
 
 
-class _Given(NamedTuple):
+class _ProcessorValues(NamedTuple):
     """The values of a processor file, checked one by one; null and absent mean the default of the kind, as in transformers."""
 
     values: dict[str, Any]

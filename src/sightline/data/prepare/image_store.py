@@ -1,7 +1,7 @@
 """Checks images in child processes and stores the good ones under the name of their content.
 
-`check_images` runs in a child that may crash, hang or eat its memory; what it finds goes into a `Slot`, which all records that
-name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
+`check_images` runs in a child that may crash, hang or eat its memory; what it finds goes into an `ImageState`, which all records
+that name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
 each content once, and keeps a journal, so that a prepare that was killed does not decode again what it had done.
 """
 
@@ -29,7 +29,7 @@ REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that nam
 AHEAD = 1024  # journal lines within which an image is looked for
 
 
-class Checked(NamedTuple):
+class ImageFacts(NamedTuple):
     """What a child found of a good image; width and height as shown."""
 
     sha256: str
@@ -38,7 +38,7 @@ class Checked(NamedTuple):
     suffix: str
 
 
-def check_image(source: Path | bytes) -> Checked:
+def check_image(source: Path | bytes) -> ImageFacts:
     """Decodes an image completely.
 
     Raises:
@@ -47,12 +47,12 @@ def check_image(source: Path | bytes) -> Checked:
     data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
     kind = inspect_image(data, DEFAULT_LIMITS).format
     width, height = open_image(data, DEFAULT_LIMITS).size
-    return Checked(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
+    return ImageFacts(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
 
 
-def check_images(sources: tuple[Path | bytes, ...]) -> tuple[Checked | TaskFailure, ...]:
+def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFailure, ...]:
     """Several images at a time: handing over a small one costs as much as decoding it."""
-    found: list[Checked | TaskFailure] = []
+    found: list[ImageFacts | TaskFailure] = []
     for source in sources:
         try:
             found.append(check_image(source))
@@ -62,11 +62,11 @@ def check_images(sources: tuple[Path | bytes, ...]) -> tuple[Checked | TaskFailu
 
 
 @dataclass(slots=True)
-class Slot:
+class ImageState:
     """The state of one image: unknown, good, or failed; and where it is stored."""
 
     key: str
-    checked: Checked | None = None
+    checked: ImageFacts | None = None
     failure: TaskFailure | None = None
     stored: str = ""
     is_sent: bool = False
@@ -91,17 +91,17 @@ def image_key(source: Path | bytes) -> str:
     return f"{source}|{status.st_size}|{status.st_mtime_ns}"
 
 
-class Slots:
+class RecentImages:
     """The slots of the images seen lately, by key."""
 
     def __init__(self) -> None:
-        self._slots: OrderedDict[str, Slot] = OrderedDict()
+        self._slots: OrderedDict[str, ImageState] = OrderedDict()
 
-    def get(self, key: str) -> Slot:
+    def get(self, key: str) -> ImageState:
         """The slot of a key."""
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = Slot(key)
+            slot = self._slots[key] = ImageState(key)
             if len(self._slots) > REMEMBERED:
                 self._slots.popitem(last=False)
         else:
@@ -131,12 +131,12 @@ class ImageStore:
         self._journal.close()
         self._earlier.close()
 
-    def recall(self, slot: Slot) -> bool:
+    def recall(self, slot: ImageState) -> bool:
         """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
         entry = self._earlier.find(slot.key)
         if entry is None:
             return False
-        checked, name = Checked(*entry["checked"]), entry["name"]
+        checked, name = ImageFacts(*entry["checked"]), entry["name"]
         try:
             if sha256_file(self.folder / name) != checked.sha256:
                 return False
@@ -145,7 +145,7 @@ class ImageStore:
         slot.checked, slot.stored = checked, name
         return True
 
-    def land(self, slot: Slot, source: Path | bytes) -> tuple[str, ImageInfo]:
+    def land(self, slot: ImageState, source: Path | bytes) -> tuple[str, ImageInfo]:
         """Stores a good image; returns its name in the dataset folder and what is known of it.
 
         Raises:
@@ -174,7 +174,7 @@ class ImageStore:
                 file.unlink()
         return count
 
-    def _store(self, source: Path | bytes, slot: Slot) -> str:
+    def _store(self, source: Path | bytes, slot: ImageState) -> str:
         assert slot.checked is not None
         sha256, suffix = slot.checked.sha256, slot.checked.suffix
         try:

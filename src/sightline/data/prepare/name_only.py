@@ -7,7 +7,7 @@ made of the name, so that equal names are one picture everywhere.
 import hashlib
 from dataclasses import replace
 
-from sightline.data.readers.base import Item, Located, Tally
+from sightline.data.readers.base import ImageInRoot, Item, Tally
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions
 from sightline.errors import RecordError
 from sightline.types import ImageInfo, Record
@@ -26,7 +26,7 @@ def named_record(item: Item, tally: Tally) -> Record:
     """
     names = []
     for image in item.images:
-        if not isinstance(image, Located):
+        if not isinstance(image, ImageInRoot):
             raise RecordError("image_without_name", "the image lies in the source itself and has no name to keep")
         names.append(image.name)
     sizes = item.sizes or ((1, 1),) * len(names)

@@ -19,13 +19,13 @@ from typing import IO, Any
 
 from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.download import DownloadOptions
-from sightline.data.prepare.image_store import ImageStore, Slot, Slots, check_images, image_key
+from sightline.data.prepare.image_store import ImageState, ImageStore, RecentImages, check_images, image_key
 from sightline.data.prepare.name_only import named_record
 from sightline.data.prepare.shards import remove_unsharded, write_shards
-from sightline.data.prepare.skip_limit import Budget
+from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.prepare.writer import Written, file_entry, write_records
-from sightline.data.readers import FORMATS, Item, Located, Skip, SourceOptions, Tally
+from sightline.data.readers import FORMATS, ImageInRoot, Item, Skip, SourceOptions, Tally
 from sightline.data.readers.base import Format, uniform
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
@@ -134,11 +134,11 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingRecord:
     """A record whose images are being checked."""
 
     item: Item
-    slots: list[Slot]
+    slots: list[ImageState]
     sources: list[Path | bytes]
 
 
@@ -151,10 +151,10 @@ class _Preparation:
         self.path, self.name, self.format, self.options, self.stopped = path, name, chosen, options, stopped
         self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
-        self.budget = Budget(options.max_skipped, work)
-        self._queue: deque[_Waiting | Skip] = deque()
-        self._sent: deque[list[tuple[Slot, Path | bytes]]] = deque()
-        self._slots = Slots()
+        self.budget = SkipLimit(options.max_skipped, work)
+        self._queue: deque[_PendingRecord | Skip] = deque()
+        self._sent: deque[list[tuple[ImageState, Path | bytes]]] = deque()
+        self._slots = RecentImages()
         self._ids: set[int] = set()
 
     def run(self) -> dict[str, Any]:
@@ -258,13 +258,13 @@ class _Preparation:
 
     def _tasks(self, store: ImageStore, entries: Iterator[Item | Skip]) -> Iterator[tuple[Path | bytes, ...]]:
         """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
-        batch: list[tuple[Slot, Path | bytes]] = []
+        batch: list[tuple[ImageState, Path | bytes]] = []
         idle = 0
         for entry in entries:
             waiting = entry if isinstance(entry, Skip) else self._begun(entry)
             self._queue.append(waiting)
             idle += 1
-            for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _Waiting) else ():
+            for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _PendingRecord) else ():
                 if not slot.is_known and not slot.is_sent and not store.recall(slot):
                     slot.is_sent = True
                     batch.append((slot, source))
@@ -275,11 +275,11 @@ class _Preparation:
         if batch:
             yield self._send(batch)
 
-    def _send(self, batch: list[tuple[Slot, Path | bytes]]) -> tuple[Path | bytes, ...]:
+    def _send(self, batch: list[tuple[ImageState, Path | bytes]]) -> tuple[Path | bytes, ...]:
         self._sent.append(batch)
         return tuple(source for _, source in batch)
 
-    def _begun(self, item: Item) -> _Waiting | Skip:
+    def _begun(self, item: Item) -> _PendingRecord | Skip:
         """Everything that can be said of a record without its images."""
         try:
             item = _normalised(item, self.options.source.text_only, self.tally)
@@ -288,17 +288,17 @@ class _Preparation:
                 raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
             self._ids.add(known)
             if self.options.source.without_images:
-                return _Waiting(replace(item, record=named_record(item, self.tally), images=()), [], [])
-            sources = [ref.root.fetch(ref.name) if isinstance(ref, Located) else ref for ref in item.images]
+                return _PendingRecord(replace(item, record=named_record(item, self.tally), images=()), [], [])
+            sources = [ref.root.fetch(ref.name) if isinstance(ref, ImageInRoot) else ref for ref in item.images]
             slots = [self._slots.get(image_key(source)) for source in sources]
-            return _Waiting(item, slots, sources)
+            return _PendingRecord(item, slots, sources)
         except RecordError as error:
             return Skip(item.where, item.record.id, error.reason, error.message)
 
     def _finish_ready(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes], bar: Bar) -> None:
         while self._queue:
             head = self._queue[0]
-            if isinstance(head, _Waiting) and not all(slot.is_known for slot in head.slots):
+            if isinstance(head, _PendingRecord) and not all(slot.is_known for slot in head.slots):
                 return
             self._queue.popleft()
             outcome = head if isinstance(head, Skip) else self._finished(head, store)
@@ -309,7 +309,7 @@ class _Preparation:
             self.budget.add(outcome if isinstance(outcome, Skip) else None)
             bar.step(1, f"{self.budget.ok} ok, {sum(self.budget.skipped.values())} skipped")
 
-    def _finished(self, waiting: _Waiting, store: ImageStore) -> Record | Skip:
+    def _finished(self, waiting: _PendingRecord, store: ImageStore) -> Record | Skip:
         """The record with its images stored, or why it is skipped: one bad image drops the record."""
         item = waiting.item
         if self.options.source.without_images:

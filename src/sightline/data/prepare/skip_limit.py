@@ -8,14 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 from sightline.data.readers.base import Skip
-from sightline.errors import BudgetError, DataError
+from sightline.errors import DataError, SkipLimitError
 
 GRACE = 200  # records before the budget for skips is looked at
 MAX_IN_A_ROW = 100
 EXAMPLES = 10
 
 
-class Budget:
+class SkipLimit:
     """Counts what was kept and skipped, and stops when too much is skipped.
 
     While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
@@ -69,7 +69,7 @@ class Budget:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common(5))
         examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
         ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
-        raise BudgetError(
+        raise SkipLimitError(
             f"{lost} of {self.input} records had to be skipped, --max-skipped allows a share of {self.share:g}: "
             f"{reasons}.{examples}\n",
             f"Repair the source, or allow more with --max-skipped.{ids} What was done is kept in {self._where}.",

@@ -2,8 +2,8 @@
 
 from sightline.data.readers import coco, csv_table, flickr8k, hub, imagefolder, llava, records, scenes, urls, webdataset
 from sightline.data.readers.base import Format as Format
+from sightline.data.readers.base import ImageInRoot as ImageInRoot
 from sightline.data.readers.base import Item as Item
-from sightline.data.readers.base import Located as Located
 from sightline.data.readers.base import Skip as Skip
 from sightline.data.readers.base import SourceOptions as SourceOptions
 from sightline.data.readers.base import Tally as Tally

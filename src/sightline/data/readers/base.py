@@ -21,14 +21,14 @@ SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}  # one name fo
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class ImageInRoot:
     """An image by its name under a root (a folder or an archive)."""
 
     root: ImageRoot
     name: str
 
 
-ImageRef = Located | bytes
+ImageRef = ImageInRoot | bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import (
+    ImageInRoot,
     Item,
-    Located,
     Skip,
     SourceOptions,
     Tally,
@@ -204,7 +204,7 @@ def _image_item(
     if image["license"] in found.licences:
         meta["license"] = found.licences[image["license"]]
     record = Record(id=str(image_id), captions=tuple(captions), boxes=boxes, split=split, meta=meta)
-    return Item(record, (Located(root, image["file_name"]),), where, sizes=(size,) if size else ())
+    return Item(record, (ImageInRoot(root, image["file_name"]),), where, sizes=(size,) if size else ())
 
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -235,6 +235,6 @@ def _karpathy(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item
         )
         used = ("filename", "filepath", "sentences", "split", "cocoid", "imgid", "sentids")
         count_ignored(values, used, tally)
-        return Item(record, (Located(root, f"{folder}/{name}" if isinstance(folder, str) and folder else name),), where)
+        return Item(record, (ImageInRoot(root, f"{folder}/{name}" if isinstance(folder, str) and folder else name),), where)
 
     return items(json_rows(path, "images"), build)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
-from sightline.data.readers.rows import Numbered, Row, find_file, image_root, items, require_columns
-from sightline.data.readers.strict_json import MAX_LINE, Line, text_lines
+from sightline.data.readers.rows import Numbered, TableRow, find_file, image_root, items, require_columns
+from sightline.data.readers.strict_json import MAX_LINE, TextLine, text_lines
 from sightline.errors import DataError, RecordError
 
 KEYS = {
@@ -37,7 +37,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     require_columns(rows.header, KEYS, options, f"{file}:1")
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        return Row(values, KEYS, options).item(number, where, root, tally, is_base64=True)
+        return TableRow(values, KEYS, options).item(number, where, root, tally, is_base64=True)
 
     return items(rows, build)
 
@@ -58,7 +58,7 @@ class CsvRows:
         self.path = path
         self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self._lines = iter(text_lines(path))
-        self._pushed: deque[Line] = deque()
+        self._pushed: deque[TextLine] = deque()
         self.header: list[str] = []
         self._image = -1
         header, fault = self._row(next(self._lines))
@@ -83,10 +83,10 @@ class CsvRows:
         named = zip(self.header, fields, strict=True)
         return {name: value for name, value in named if value or name in (self.header[self._image], "caption")}
 
-    def _next(self) -> Line | None:
+    def _next(self) -> TextLine | None:
         return self._pushed.popleft() if self._pushed else next(self._lines, None)
 
-    def _row(self, first: Line) -> tuple[list[str], RecordError | None]:
+    def _row(self, first: TextLine) -> tuple[list[str], RecordError | None]:
         """The fields of the row that begins with a line, or what is wrong; then the lines after the first are given back."""
         if first.fault is not None:
             return [], first.fault
@@ -104,7 +104,7 @@ class CsvRows:
             self._pushed.extendleft(reversed(taken[1:]))
             return [], RecordError("unbalanced_quote", f"the row that begins here: {error}")
 
-    def _feed(self, taken: list[Line]) -> Iterator[str]:
+    def _feed(self, taken: list[TextLine]) -> Iterator[str]:
         """Lines for the csv reader, kept in `taken`."""
         size = len(taken[0].text)
         yield taken[0].text + "\n"

@@ -8,7 +8,7 @@ Published: `Flickr8k.token.txt` (lines `name.jpg#k<TAB>caption`) beside the spli
 from collections.abc import Iterator
 from pathlib import Path
 
-from sightline.data.readers.base import Item, Located, Skip, SourceOptions, Tally, refuse_mapping
+from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, refuse_mapping
 from sightline.data.readers.roots import ImageRoot
 from sightline.data.readers.rows import image_root, row_files
 from sightline.data.readers.strict_json import text_lines
@@ -74,7 +74,7 @@ def _published(tokens: Path, options: SourceOptions) -> Iterator[Item | Skip]:
 def _photo(name: str, captions: list[str], splits: dict[str, str], root: ImageRoot, where: str) -> Item:
     split = splits.get(name, "other" if splits else "train")
     record = Record(id=name.removesuffix(".jpg"), captions=tuple(captions), split=split)
-    return Item(record, (Located(root, name),), where)
+    return Item(record, (ImageInRoot(root, name),), where)
 
 
 def _read_splits(folder: Path) -> dict[str, str]:

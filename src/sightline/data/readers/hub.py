@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
-from sightline.data.readers.rows import Keys, Numbered, Row, image_root, items, require_columns
+from sightline.data.readers.rows import Keys, Numbered, TableRow, image_root, items, require_columns
 from sightline.data.readers.tables import GENERAL
 from sightline.errors import DataError
 from sightline.runtime.optional import require
@@ -25,7 +25,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     for split, rows in _splits(path, options):
 
         def build(values: dict[str, Any], row_number: int, where: str, split: str = split) -> Item:
-            return Row(values, KEYS, options).item(row_number, where, root, tally, split=split)
+            return TableRow(values, KEYS, options).item(row_number, where, root, tally, split=split)
 
         for entry in items(_numbered(rows, split, number, path, options), build):
             yield entry

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.archives import is_picture
-from sightline.data.readers.base import Item, Located, Skip, SourceOptions, Tally, split_name
+from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, split_name
 from sightline.data.readers.roots import Folder
-from sightline.data.readers.rows import Keys, Row, image_root, items
+from sightline.data.readers.rows import Keys, TableRow, image_root, items
 from sightline.data.readers.tables import GENERAL, SPLIT_WORD, Preset, split_of_file, table_rows
 from sightline.errors import DataError
 from sightline.types import Record
@@ -42,7 +42,7 @@ def _with_metadata(file: Path, path: Path, options: SourceOptions, tally: Tally,
     folder = file.parent.relative_to(path) if path.is_dir() else Path()
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        row = Row(values, KEYS, options)
+        row = TableRow(values, KEYS, options)
         name = row.get("image")
         fallback_id = (folder / name).as_posix() if isinstance(name, str) else None
         return row.item(first + number, where, root, tally, fallback_id=fallback_id, split=split)
@@ -67,6 +67,6 @@ def _by_folder(path: Path) -> Iterator[Item | Skip]:
             split=split_name(split_of_file(file.parent / "-", path)),
             meta={"caption_from": "folder"},
         )
-        yield Item(record, (Located(root, name),), name)
+        yield Item(record, (ImageInRoot(root, name),), name)
     if not found:
         raise DataError(f"{path}: no images in it.")

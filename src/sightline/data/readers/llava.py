@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
-from sightline.data.readers.rows import JSON_SUFFIXES, Row, find_file, image_root, items, json_rows
+from sightline.data.readers.rows import JSON_SUFFIXES, TableRow, find_file, image_root, items, json_rows
 from sightline.errors import RecordError
 
 KEYS = {"conversations": "conversations", "id": "id", "image": "image", "split": "split"}
@@ -25,6 +25,6 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         if values.get("video") is not None:
             raise RecordError("video", "the row is about a video")
-        return Row(values, KEYS, options).item(number, where, root, tally)
+        return TableRow(values, KEYS, options).item(number, where, root, tally)
 
     return items(json_rows(file), build)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.dataset import DATASET, RECORDS, Dataset
-from sightline.data.readers.base import Item, Located, Skip, SourceOptions, Tally, make_id, refuse_mapping
+from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.types import Record
 
@@ -33,7 +33,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
         record = Record.from_json(values)
         return Item(
             record,
-            tuple(Located(root, name) for name in record.images),
+            tuple(ImageInRoot(root, name) for name in record.images),
             where,
             sizes=tuple((info.width, info.height) for info in record.image_info),
             hashes=tuple(info.sha256 for info in record.image_info),

@@ -1,6 +1,6 @@
 """Sources that are rows of named values: where the file is, its rows, and what each of our fields is called in them.
 
-`Row` is the one truth of field mapping: a format states its keys once, `--map` overrides them, and what nobody asked for is
+`TableRow` is the one truth of field mapping: a format states its keys once, `--map` overrides them, and what nobody asked for is
 counted as ignored. A row that cannot be used becomes a Skip; the rows after it are read.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from sightline.data.readers.archives import open_root
 from sightline.data.readers.base import (
+    ImageInRoot,
     ImageRef,
     Item,
-    Located,
     Skip,
     SourceOptions,
     Tally,
@@ -38,7 +38,7 @@ Keys = Mapping[str, str | tuple[str, ...]]
 Numbered = tuple[int, str, dict[str, Any] | RecordError]  # row number, where, the row or what is wrong with it
 
 
-class Row:
+class TableRow:
     """One row, read through our field names.
 
     Args:
@@ -255,7 +255,7 @@ def row_files(file: Path, keys: Keys, options: SourceOptions, tally: Tally) -> I
     root = image_root(options, file.parent)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        row = Row(values, keys, options)
+        row = TableRow(values, keys, options)
         name = row.get("image")
         return row.item(number, where, root, tally, fallback_id=Path(name).stem if isinstance(name, str) else None)
 
@@ -307,7 +307,7 @@ def _one_image(value: Any, root: ImageRoot, is_base64: bool) -> tuple[ImageRef, 
         raise RecordError("bad_image", f"an image is a path or bytes, got {shown(value)}")
     if is_base64 and "." not in value:  # the alphabet of base64 has no dot, a path to an image has one before its suffix
         return (_from_base64(value),)
-    return (Located(root, value),)
+    return (ImageInRoot(root, value),)
 
 
 def _from_base64(text: str) -> bytes:

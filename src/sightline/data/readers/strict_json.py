@@ -93,7 +93,7 @@ def check_encoding(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TextLine:
     """A line of a file: its number (from 1), and its text or what is wrong with it."""
 
     number: int
@@ -101,7 +101,7 @@ class Line:
     fault: RecordError | None = None
 
 
-def text_lines(path: Path) -> Iterator[Line]:
+def text_lines(path: Path) -> Iterator[TextLine]:
     """The lines of a UTF-8 file, without their ends; a byte order mark is dropped.
 
     A line that is longer than 64 MB or not UTF-8 comes with a fault (`line_too_long`, `bad_utf8`) and no text.
@@ -117,7 +117,7 @@ def text_lines(path: Path) -> Iterator[Line]:
                 number += 1
                 if len(line) == MAX_LINE and not line.endswith(b"\n"):
                     _finish_line(file)
-                    yield Line(number, "", RecordError("line_too_long", f"longer than {MAX_LINE} bytes"))
+                    yield TextLine(number, "", RecordError("line_too_long", f"longer than {MAX_LINE} bytes"))
                     continue
                 yield _decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, number)
     except OSError as error:
@@ -129,11 +129,11 @@ def _finish_line(file: IO[bytes]) -> None:
         pass
 
 
-def _decoded(line: bytes, number: int) -> Line:
+def _decoded(line: bytes, number: int) -> TextLine:
     try:
-        return Line(number, line.decode("utf-8").rstrip("\r\n"))
+        return TextLine(number, line.decode("utf-8").rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        return Line(number, "", RecordError("bad_utf8", f"byte {error.start} of the line is not UTF-8"))
+        return TextLine(number, "", RecordError("bad_utf8", f"byte {error.start} of the line is not UTF-8"))
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:

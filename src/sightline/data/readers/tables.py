@@ -13,7 +13,7 @@ from typing import Any
 
 from sightline.data.readers.base import Item, Reader, Skip, SourceOptions, Tally, make_id
 from sightline.data.readers.csv_table import CsvRows
-from sightline.data.readers.rows import Keys, Numbered, Row, all_keys, image_root, items, json_rows, require_columns
+from sightline.data.readers.rows import Keys, Numbered, TableRow, all_keys, image_root, items, json_rows, require_columns
 from sightline.data.readers.turns import texts
 from sightline.errors import DataError, RecordError
 from sightline.runtime.optional import require
@@ -143,7 +143,7 @@ def _file_items(file: Path, preset: Preset, options: SourceOptions, tally: Tally
         return table_rows(file, preset, options, tally)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
-        row = Row(values, keys, options, preset.templates)
+        row = TableRow(values, keys, options, preset.templates)
         return row.item(first + number, where, root, tally, is_base64=True, split=split)
 
     return items(_grouped(rows, preset.group, tally) if preset.group else rows(), build)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally, shown
-from sightline.data.readers.rows import Keys, Row, items
+from sightline.data.readers.rows import Keys, TableRow, items
 from sightline.data.readers.tables import GENERAL, Preset, split_of_file, table_files, table_rows
 from sightline.data.readers.web import WEB
 from sightline.errors import RecordError
@@ -33,14 +33,14 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
         split = split_of_file(file, path)
 
         def build(values: dict[str, Any], place: int, where: str, first: int = number, split: str = split) -> Item:
-            return _item(Row(values, KEYS, options), first + place, where, split, options, tally)
+            return _item(TableRow(values, KEYS, options), first + place, where, split, options, tally)
 
         for entry in items(table_rows(file, PRESET, options, tally), build):
             yield entry
             number += 1
 
 
-def _item(row: Row, number: int, where: str, split: str, options: SourceOptions, tally: Tally) -> Item:
+def _item(row: TableRow, number: int, where: str, split: str, options: SourceOptions, tally: Tally) -> Item:
     urls, hashes = row.get("image"), _hashes(row.get("sha256"))
     if options.text_only:
         return row.item(number, where, WEB, tally, split=split)

@@ -14,7 +14,7 @@ from typing import Any
 from sightline.data.readers.archives import Member, is_picture, open_tar, read_member, tar_members
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
 from sightline.data.readers.roots import FirstOf
-from sightline.data.readers.rows import Keys, Numbered, Row, items
+from sightline.data.readers.rows import Keys, Numbered, TableRow, items
 from sightline.data.readers.strict_json import parse_json
 from sightline.data.readers.tables import GENERAL, split_of_file, table_files
 from sightline.errors import RecordError
@@ -37,7 +37,7 @@ def _tar_items(file: Path, split: str, options: SourceOptions, tally: Tally, fir
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         if not values["__images__"] and not options.text_only:
             raise RecordError("image_missing", f"sample {values['__key__']!r} has no picture")
-        return Row(values, KEYS, options).item(number, where, nowhere, tally, split=split)
+        return TableRow(values, KEYS, options).item(number, where, nowhere, tally, split=split)
 
     return items(_samples(file, first, tally), build)
 

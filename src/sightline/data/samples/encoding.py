@@ -54,7 +54,7 @@ class TextRules:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class TextEncoding:
     """A conversation as it was tokenised: what is the same wherever its row will stand, and all that is costly to find out.
 
     Attributes:
@@ -67,7 +67,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedConversation:
     """One branch as it stands alone.
 
     Attributes:
@@ -85,7 +85,7 @@ class Row:
         return sum(span.end - span.start for span in self.spans)
 
 
-class RowBuilder:
+class ConversationEncoder:
     """Builds the row of one conversation.
 
     Args:
@@ -147,7 +147,7 @@ class RowBuilder:
 
     # Rows ---------------------------------------------------------------------------------------------------------------
 
-    def prompt_row(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> Row:
+    def prompt_row(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
         """What `generate` is fed: the conversation so far and the header of an assistant turn."""
         self._check_text(messages)
         text = self.template.render(messages, prompt=True)
@@ -155,9 +155,9 @@ class RowBuilder:
             raise RecordError("placeholder_count", f"{len(layouts)} images, {text.count(IMAGE)} places in the prompt")
         ids, _ = self._encode(_fill(text, layouts))
         ids, _, slots = self._expand(ids, np.zeros(len(ids), bool), layouts)
-        return Row(ids, (), slots)
+        return EncodedConversation(ids, (), slots)
 
-    def row(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> Row:
+    def row(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> EncodedConversation:
         """The row of a whole conversation with its supervised spans.
 
         Args:
@@ -171,7 +171,7 @@ class RowBuilder:
         """
         return self.laid_out(self.encode(messages, layouts, verify), layouts)
 
-    def encode(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> Encoded:
+    def encode(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> TextEncoding:
         """The first half of `row`: renders, tokenises and finds the supervised turns."""
         self._check_text(messages)
         rendered = self.template.conversation(messages)
@@ -186,16 +186,16 @@ class RowBuilder:
             is_label = ids != self.image_id
             is_label[:1] = False  # nothing precedes the first token
             turn_of = np.where(is_label, np.maximum(turn_of, 0), -1)
-        return Encoded(ids, turn_of)
+        return TextEncoding(ids, turn_of)
 
-    def laid_out(self, encoded: Encoded, layouts: Sequence[Layout]) -> Row:
+    def laid_out(self, encoded: TextEncoding, layouts: Sequence[Layout]) -> EncodedConversation:
         """The second half of `row`: visual slots, length, spans."""
         ids, turn_of, slots = self._expand(encoded.ids, encoded.turn_of, layouts)
         ids, turn_of = self._limit(ids, turn_of, slots)
         spans = _runs(turn_of)
         if not spans:
             raise RecordError("no_supervised_token", "no token of the conversation is supervised")
-        return Row(ids, spans, slots)
+        return EncodedConversation(ids, spans, slots)
 
     def pieces(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> list[str]:
         """The text of each token of `row`, visual slots aside: joined they are the conversation as it was tokenised.
@@ -326,7 +326,7 @@ def _runs(turn_of: Int[np.ndarray, " T"]) -> tuple[Span, ...]:
     return tuple(Span(start, end, turn) for start, end in pairwise(borders) if end > start and (turn := int(turn_of[start])) >= 0)
 
 
-def shared_prefix(rows: Sequence[Row]) -> int:
+def shared_prefix(rows: Sequence[EncodedConversation]) -> int:
     """Number of leading tokens that rows with the same pictures have in common and none of them supervises.
 
     It holds every visual slot, else it is 0 and the rows cannot share a row.
@@ -339,13 +339,13 @@ def shared_prefix(rows: Sequence[Row]) -> int:
     return prefix if holds_images else 0
 
 
-def as_branch(row: Row, record_id: str) -> Branch:
+def as_branch(row: EncodedConversation, record_id: str) -> Branch:
     """A row as a branch of a sample."""
     return Branch(row.ids, row.spans, record_id)
 
 
 def text_sample(
-    rows: Sequence[Row], record_ids: Sequence[str], layouts: Sequence[Layout], tokens_per_crop: int, source: int = 0
+    rows: Sequence[EncodedConversation], record_ids: Sequence[str], layouts: Sequence[Layout], tokens_per_crop: int, source: int = 0
 ) -> Sample:
     """Rows with the same pictures as one sample whose pictures are not filled in."""
     return Sample(

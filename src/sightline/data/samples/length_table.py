@@ -20,9 +20,9 @@ from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import Layout
-from sightline.data.samples.encoding import Encoded, Row, RowBuilder, shared_prefix
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, TextEncoding, shared_prefix
 from sightline.data.samples.token_table import TokenTable, TokenWriter, starts
-from sightline.errors import BudgetError, DataError, RecordError, StorageError
+from sightline.errors import DataError, RecordError, SkipLimitError, StorageError
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Record
@@ -31,7 +31,7 @@ TABLE_VERSION = 4
 
 
 @dataclass(frozen=True)
-class Units:
+class LengthTable:
     """The length table of one split of one data set.
 
     Attributes:
@@ -60,11 +60,11 @@ class Units:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def subset(self, chosen: Int[np.ndarray, " some"]) -> "Units":
+    def subset(self, chosen: Int[np.ndarray, " some"]) -> "LengthTable":
         """The table of some units, in the given order."""
         spans = [np.arange(self.begin[unit], self.begin[unit + 1]) for unit in chosen]
         places = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
-        return Units(
+        return LengthTable(
             record=self.record[places],
             branch=self.branch[places],
             begin=starts(map(len, spans)),
@@ -82,7 +82,7 @@ class Units:
         span = self._span(unit)
         return list(zip(self.record[span].tolist(), self.branch[span].tolist(), strict=True))
 
-    def encoded(self, unit: int) -> list[Encoded] | None:
+    def encoded(self, unit: int) -> list[TextEncoding] | None:
         """Each branch of a unit as it was tokenised; None where that was not kept."""
         texts = self.texts
         return None if texts is None else [texts[number] for number in self.text[self._span(unit)].tolist()]
@@ -92,7 +92,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class UnitRules:
+class LengthTableRules:
     """How branches become units.
 
     Attributes:
@@ -106,7 +106,7 @@ class UnitRules:
     max_skipped: float = 0.01
 
 
-def table_key(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules) -> str:
+def table_key(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> str:
     """Identifies everything that a length table depends on."""
     tokenizer = builder.tokenizer
     parts = {
@@ -130,7 +130,9 @@ def table_key(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRule
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def load_units(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules, cache: Path | None) -> Units:
+def load_length_table(
+    dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, cache: Path | None
+) -> LengthTable:
     """The length table from the cache, or made and cached.
 
     Args:
@@ -144,11 +146,13 @@ def load_units(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRul
     else:
         key = table_key(dataset, split, builder, rules)
         units = _cached(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
-    check_budget(units, rules.max_skipped, split)
+    check_skip_limit(units, rules.max_skipped, split)
     return units
 
 
-def _cached(lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules) -> Units:
+def _cached(
+    lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules
+) -> LengthTable:
     """The table as it lies in its two files, or made and written; a folder that cannot be written costs a message and memory."""
     units = read_table(lengths, tokens)
     if units is not None:
@@ -164,32 +168,32 @@ def _cached(lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: 
     return replace(units, texts=TokenTable(tokens, begin))
 
 
-def _made_in_memory(dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules) -> Units:
+def _made_in_memory(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> LengthTable:
     file = BytesIO()
     units, begin = _with_texts(dataset, split, builder, rules, file)
     return replace(units, texts=TokenTable(file.getvalue(), begin))
 
 
 def _with_texts(
-    dataset: Dataset, split: str, builder: RowBuilder, rules: UnitRules, file: IO[bytes]
-) -> tuple[Units, Int[np.ndarray, " conversations_and_end"]]:
+    dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, file: IO[bytes]
+) -> tuple[LengthTable, Int[np.ndarray, " conversations_and_end"]]:
     """The table, and where each conversation begins in the file."""
     writer = TokenWriter(file)
-    units = make_units(dataset, dataset.split_indices(split), builder, rules, texts=writer)
+    units = make_length_table(dataset, dataset.split_indices(split), builder, rules, texts=writer)
     begin = writer.begin
     return replace(units, text=np.arange(len(begin) - 1)), begin
 
 
-def check_budget(units: Units, max_skipped: float, split: str) -> None:
+def check_skip_limit(units: LengthTable, max_skipped: float, split: str) -> None:
     """Refuses a split of which too much cannot be trained on."""
     lost, kept = sum(units.skipped.values()), len(units.record)
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(units.skipped.items(), key=lambda item: -item[1]))
     if not kept:
-        raise BudgetError(
+        raise SkipLimitError(
             f"nothing of split {split!r} can be trained on ({reasons or 'it is empty'}).", "See `sightline data check`."
         )
     if lost > max_skipped * (lost + kept):
-        raise BudgetError(
+        raise SkipLimitError(
             f"{lost} of {lost + kept} conversations of split {split!r} cannot be trained on ({reasons}).",
             "See `sightline data check`, or allow more with data.max_skipped.",
         )
@@ -197,22 +201,22 @@ def check_budget(units: Units, max_skipped: float, split: str) -> None:
         logger.info("%s: %d of %d conversations left out (%s)", split, lost, lost + kept, reasons)
 
 
-class Watcher(Protocol):
+class LengthObserver(Protocol):
     """Sees every conversation as it becomes a row, or why it does not."""
 
-    def row(self, record: Record, branch: int, row: Row, layouts: Sequence[Layout]) -> None: ...
+    def row(self, record: Record, branch: int, row: EncodedConversation, layouts: Sequence[Layout]) -> None: ...
 
     def skip(self, record: Record, branch: int, error: RecordError) -> None: ...
 
 
-def make_units(
+def make_length_table(
     dataset: Dataset,
     indices: Iterable[int],
-    builder: RowBuilder,
-    rules: UnitRules,
-    watcher: Watcher | None = None,
+    builder: ConversationEncoder,
+    rules: LengthTableRules,
+    watcher: LengthObserver | None = None,
     texts: TokenWriter | None = None,
-) -> Units:
+) -> LengthTable:
     """Tokenises the records of a split and groups their branches.
 
     Args:
@@ -232,7 +236,7 @@ def make_units(
     sizes = [len(members) for members, *_ in table]
     members = [member for row in table for member in row[0]]
     columns = np.array([row[1:] for row in table], dtype=np.int64).reshape(len(table), 4)
-    return Units(
+    return LengthTable(
         record=np.array([record for record, _ in members], dtype=np.int64),
         branch=np.array([branch for _, branch in members], dtype=np.int64),
         begin=starts(sizes),
@@ -254,7 +258,7 @@ class _Group:
     """Rows that may share their pictures."""
 
     members: list[tuple[int, int]]
-    rows: list[Row]
+    rows: list[EncodedConversation]
     crops: int
 
 
@@ -263,12 +267,12 @@ class _Reader:
     """Makes the rows of records and counts those that cannot be made."""
 
     dataset: Dataset
-    builder: RowBuilder
-    watcher: Watcher | None
+    builder: ConversationEncoder
+    watcher: LengthObserver | None
     texts: TokenWriter | None
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def rows(self, record: Record) -> Iterator[tuple[int, Row, int]]:
+    def rows(self, record: Record) -> Iterator[tuple[int, EncodedConversation, int]]:
         """Number, row and crops of each conversation of a record that can be trained on."""
         for branch, messages in enumerate(self.builder.conversations(record)):
             try:
@@ -307,7 +311,7 @@ def _groups(reader: _Reader, indices: Sequence[int], share_prefix: bool, step: C
         yield group
 
 
-def _split_group(group: _Group, rules: UnitRules) -> Iterator[tuple[list[tuple[int, int]], int, int, int, int]]:
+def _split_group(group: _Group, rules: LengthTableRules) -> Iterator[tuple[list[tuple[int, int]], int, int, int, int]]:
     """Units of a group: as many branches together as a row holds; members, tokens, tokens alone, supervised, crops."""
     at = 0
     while at < len(group.rows):
@@ -324,25 +328,25 @@ def _split_group(group: _Group, rules: UnitRules) -> Iterator[tuple[list[tuple[i
         at += take
 
 
-def _shared_length(rows: Sequence[Row]) -> int:
+def _shared_length(rows: Sequence[EncodedConversation]) -> int:
     prefix = shared_prefix(rows) if len(rows) > 1 else 0
     return prefix + sum(len(row.ids) - prefix for row in rows)
 
 
-def read_table(lengths: Path, tokens: Path) -> Units | None:
+def read_table(lengths: Path, tokens: Path) -> LengthTable | None:
     """A cached table, or None when there is none or it is torn."""
     if not lengths.exists():
         return None
     try:
         with lengths.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files if name not in ("skipped", "begin_text")}
-            return Units(**arrays, skipped=json.loads(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
+            return LengthTable(**arrays, skipped=json.loads(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
         logger.info("the cached table %s is torn (%s); it is made again", lengths, error)
         return None
 
 
-def _write_lengths(path: Path, units: Units, begin_text: Int[np.ndarray, " conversations_and_end"]) -> None:
+def _write_lengths(path: Path, units: LengthTable, begin_text: Int[np.ndarray, " conversations_and_end"]) -> None:
     columns = {
         name: getattr(units, name) for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops", "text")
     }

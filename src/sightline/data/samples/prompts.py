@@ -9,7 +9,7 @@ from jaxtyping import Int
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.data.images.tilings import Layout
-from sightline.data.samples.encoding import Row, RowBuilder, join_sources
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_sources
 from sightline.errors import RecordError
 from sightline.types import Message, Record
 
@@ -25,7 +25,7 @@ class Prompt:
         features: stored features instead of pixels, or None.
     """
 
-    row: Row
+    row: EncodedConversation
     source: Int[np.ndarray, " M"]
     pixels: np.ndarray | None = None
     features: np.ndarray | None = None
@@ -37,7 +37,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Example:
+class FewShotExample:
     """A record that stands before a question with its pictures and its answer: its conversation, or its first caption.
 
     Attributes:
@@ -50,7 +50,9 @@ class Example:
     pictures: Pictures | None
 
 
-def prompt_row(record: Record, builder: RowBuilder, examples: Sequence[Example] = ()) -> tuple[Row, list[Layout]]:
+def prompt_row(
+    record: Record, builder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
+) -> tuple[EncodedConversation, list[Layout]]:
     """The row of a record's prompt after its examples, and the layouts of all their pictures, which need not be opened for it.
 
     Raises:
@@ -69,10 +71,10 @@ def prompt_row(record: Record, builder: RowBuilder, examples: Sequence[Example] 
 def make_prompt(
     dataset: Dataset,
     record: Record,
-    builder: RowBuilder,
+    builder: ConversationEncoder,
     pictures: Pictures | None,
     tokens_per_crop: int,
-    examples: Sequence[Example] = (),
+    examples: Sequence[FewShotExample] = (),
 ) -> Prompt:
     """The prompt of a record, after examples if there are any.
 
@@ -84,7 +86,7 @@ def make_prompt(
     if not layouts:
         return Prompt(row, source)
     stacks = []
-    for shown in (*examples, Example(dataset, record, pictures)):
+    for shown in (*examples, FewShotExample(dataset, record, pictures)):
         if not builder.layouts(shown.record):
             continue
         if shown.pictures is None:

@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int
 
-from sightline.data.samples.encoding import Encoded
+from sightline.data.samples.encoding import TextEncoding
 from sightline.errors import DataError
 
 _TOKEN = np.dtype([("id", "<i4"), ("turn", "<i2")])
@@ -44,9 +44,9 @@ class TokenTable:
     def __reduce__(self) -> tuple[type["TokenTable"], tuple[Path | bytes, np.ndarray]]:
         return TokenTable, (self.source, self.begin)  # by name: a mapped array would be sent as its contents
 
-    def __getitem__(self, number: int) -> Encoded:
+    def __getitem__(self, number: int) -> TextEncoding:
         tokens = self._tokens[int(self.begin[number]) : int(self.begin[number + 1])]
-        return Encoded(tokens["id"].astype(np.int64), tokens["turn"].astype(np.int64))
+        return TextEncoding(tokens["id"].astype(np.int64), tokens["turn"].astype(np.int64))
 
 
 class TokenWriter:
@@ -60,7 +60,7 @@ class TokenWriter:
         self._file = file
         self._sizes: list[int] = []
 
-    def write(self, encoded: Encoded) -> None:
+    def write(self, encoded: TextEncoding) -> None:
         """Adds one."""
         tokens = np.empty(len(encoded.ids), dtype=_TOKEN)
         tokens["id"], tokens["turn"] = encoded.ids, encoded.turn_of

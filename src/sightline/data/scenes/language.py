@@ -15,11 +15,11 @@ from sightline.data.scenes.statements import (
     RELATIONS,
     Counted,
     Inventory,
-    Located,
     Phrase,
     Reads,
     Related,
     Statement,
+    ThingAt,
     is_true,
     plain_relation,
     truth,
@@ -81,7 +81,7 @@ _INVENTORY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Caption:
+class SceneCaption:
     """A statement and the template that puts it into words; template 0 is the canonical one."""
 
     statement: Statement
@@ -91,7 +91,7 @@ class Caption:
     def text(self) -> str:
         """The sentence, without capital or full stop."""
         match self.statement:
-            case Located(phrase, place):
+            case ThingAt(phrase, place):
                 return _LOCATED[self.template].format(thing=a(phrase), place=PLACE_WORDS[place])
             case Related(first, relation, second):
                 words = RELATION_WORDS[relation]
@@ -110,7 +110,7 @@ class Caption:
 class Negative:
     """A false caption: its text, what was changed, and which caption of the scene it was made from."""
 
-    caption: Caption
+    caption: SceneCaption
     kind: str
     of: int
 
@@ -140,7 +140,7 @@ def counted(phrase: Phrase, count: int) -> str:
 # Captions -------------------------------------------------------------------------------------------------------------------
 
 
-def captions(scene: Scene, count: int = 3) -> list[Caption]:
+def captions(scene: Scene, count: int = 3) -> list[SceneCaption]:
     """The canonical caption, then up to `count - 1` others, all different and all true.
 
     Level 1: size, color, shape and place of the thing. Level 2: both things and their relation; canonical is `left of`, `above`
@@ -161,16 +161,16 @@ def captions(scene: Scene, count: int = 3) -> list[Caption]:
     return list(dict.fromkeys(found))[:count]
 
 
-def _located_captions(scene: Scene, draws: Draws) -> list[Caption]:
+def _located_captions(scene: Scene, draws: Draws) -> list[SceneCaption]:
     (thing,) = scene.things
     phrase = Phrase(thing.shape, thing.color, thing.size)
-    place = next(place for place in PLACES if is_true(Located(phrase, place), scene))
-    return [Caption(Located(phrase, place), 0)] + [
-        Caption(Located(phrase, place), template) for template in draws.shuffled(range(1, len(_LOCATED)))
+    place = next(place for place in PLACES if is_true(ThingAt(phrase, place), scene))
+    return [SceneCaption(ThingAt(phrase, place), 0)] + [
+        SceneCaption(ThingAt(phrase, place), template) for template in draws.shuffled(range(1, len(_LOCATED)))
     ]
 
 
-def _related_captions(scene: Scene, draws: Draws) -> list[Caption]:
+def _related_captions(scene: Scene, draws: Draws) -> list[SceneCaption]:
     one, other = scene.things
     phrases = [Phrase(thing.shape, thing.color, thing.size) for thing in scene.things]
     relation = plain_relation(one, other)
@@ -178,24 +178,24 @@ def _related_captions(scene: Scene, draws: Draws) -> list[Caption]:
     forward = Related(phrases[0], relation, phrases[1])
     backward = Related(phrases[1], INVERSE[relation], phrases[0])
     canonical = forward if relation in _CANONICAL_RELATIONS else backward
-    return [Caption(canonical, 0)] + [
-        Caption(draws.choice((forward, backward)), template) for template in draws.shuffled(range(1, len(_RELATED)))
+    return [SceneCaption(canonical, 0)] + [
+        SceneCaption(draws.choice((forward, backward)), template) for template in draws.shuffled(range(1, len(_RELATED)))
     ]
 
 
-def _many_captions(scene: Scene, draws: Draws) -> list[Caption]:
+def _many_captions(scene: Scene, draws: Draws) -> list[SceneCaption]:
     assert scene.sign is not None
     inventory = Inventory(_groups(scene), scene.sign.text)
     first = scene.things[0]
     phrase = draws.choice((Phrase(first.shape, first.color), Phrase()))
-    retold = [Caption(inventory, template) for template in draws.shuffled(range(1, len(_INVENTORY)))]
-    relations = [Caption(relation, draws.below(len(_RELATED))) for relation in _some_relations(scene, draws)]
+    retold = [SceneCaption(inventory, template) for template in draws.shuffled(range(1, len(_INVENTORY)))]
+    relations = [SceneCaption(relation, draws.below(len(_RELATED))) for relation in _some_relations(scene, draws)]
     others = [
-        Caption(Reads(scene.sign.text), draws.below(len(_READS))),
-        Caption(Counted(phrase, sum(map(phrase.matches, scene.things))), draws.below(len(_COUNTED))),
+        SceneCaption(Reads(scene.sign.text), draws.below(len(_READS))),
+        SceneCaption(Counted(phrase, sum(map(phrase.matches, scene.things))), draws.below(len(_COUNTED))),
         *(relations + retold)[:2],  # always four, so that which of them are told does not hang on what there is
     ]
-    return [Caption(inventory, 0), *draws.shuffled(others), *retold]
+    return [SceneCaption(inventory, 0), *draws.shuffled(others), *retold]
 
 
 def _groups(scene: Scene) -> tuple[Counted, ...]:
@@ -225,7 +225,7 @@ _CANONICAL_RELATIONS = ("left of", "above", "inside")
 _TRIALS = 12  # redraws before a kind is given up for a scene
 
 
-def negatives(scene: Scene, told: Sequence[Caption], avoid: Collection[tuple[str, str]] = ()) -> list[Negative]:
+def negatives(scene: Scene, told: Sequence[SceneCaption], avoid: Collection[tuple[str, str]] = ()) -> list[Negative]:
     """One false sentence of each kind that the captions allow.
 
     It is made from the first caption that has such a part, so at levels 1 and 2 from the canonical one. Counts are changed in
@@ -242,7 +242,7 @@ def negatives(scene: Scene, told: Sequence[Caption], avoid: Collection[tuple[str
 
 
 def _negative(
-    scene: Scene, told: Sequence[Caption], kind: str, draws: Draws, avoid: Collection[tuple[str, str]]
+    scene: Scene, told: Sequence[SceneCaption], kind: str, draws: Draws, avoid: Collection[tuple[str, str]]
 ) -> Negative | None:
     order = list(range(len(told)))
     if kind == "change_count":
@@ -252,7 +252,7 @@ def _negative(
             statement = _changed(told[number], kind, draws, scene.level)
             if statement is None:
                 break
-            changed = Caption(statement, told[number].template)
+            changed = SceneCaption(statement, told[number].template)
             is_false = is_usual(changed, scene.level) and truth(statement, scene) is False
             if is_false and not pairs_named(statement) & set(avoid):
                 return Negative(changed, kind, number)
@@ -261,7 +261,7 @@ def _negative(
     return None
 
 
-def is_usual(caption: Caption, level: int) -> bool:
+def is_usual(caption: SceneCaption, level: int) -> bool:
     """Whether a true caption of that level could have this form; negatives that could not are dropped."""
     match caption.statement:
         case Related(first, relation, second):
@@ -282,7 +282,7 @@ def is_usual(caption: Caption, level: int) -> bool:
 def pairs_named(statement: Statement) -> set[tuple[str, str]]:
     """The (color, shape) pairs that a statement names."""
     match statement:
-        case Located(phrase) | Counted(phrase):
+        case ThingAt(phrase) | Counted(phrase):
             phrases = [phrase]
         case Related(first, _, second):
             phrases = [first, second]
@@ -293,21 +293,21 @@ def pairs_named(statement: Statement) -> set[tuple[str, str]]:
     return {(phrase.color, phrase.shape) for phrase in phrases if phrase.color and phrase.shape}
 
 
-def _changed(caption: Caption, kind: str, draws: Draws, level: int) -> Statement | None:
+def _changed(caption: SceneCaption, kind: str, draws: Draws, level: int) -> Statement | None:
     """One random change of a kind; None when the statement has nothing of that kind."""
     may_resize = level < 3  # small and large are equally frequent, the other size is not the likelier one
     match caption.statement, kind:
-        case Located(phrase, place), "replace_attribute" | "replace_object":
-            return Located(_redrawn(phrase, kind, draws, may_resize), place)
-        case Located(phrase, place), "replace_position":
-            return Located(phrase, _other(tuple(PLACES), place, draws))
+        case ThingAt(phrase, place), "replace_attribute" | "replace_object":
+            return ThingAt(_redrawn(phrase, kind, draws, may_resize), place)
+        case ThingAt(phrase, place), "replace_position":
+            return ThingAt(phrase, _other(tuple(PLACES), place, draws))
         case Related(first, relation, second), "replace_attribute" | "replace_object":
             if draws.below(2):
                 return Related(_redrawn(first, kind, draws, may_resize), relation, second)
             return Related(first, relation, _redrawn(second, kind, draws, may_resize))
         case Related(first, relation, second), "replace_relation":
             others = [Related(first, other, second) for other in RELATIONS if other != relation]
-            return draws.choice([other for other in others if is_usual(Caption(other, caption.template), level)])
+            return draws.choice([other for other in others if is_usual(SceneCaption(other, caption.template), level)])
         case Related(first, relation, second), "swap_relation":
             return Related(second, relation, first)
         case Related(first, relation, second), "swap_attribute":

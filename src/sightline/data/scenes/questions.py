@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from sightline.data.scenes.language import RELATION_WORDS, a, named, pairs_named, plural
-from sightline.data.scenes.statements import RELATIONS, Located, Phrase, Related, Statement, place_of, plain_relation, truth
+from sightline.data.scenes.statements import RELATIONS, Phrase, Related, Statement, ThingAt, place_of, plain_relation, truth
 from sightline.data.scenes.world import COLORS, SHAPES, Draws, Scene, Stream, Thing
 
 NUMERALS = (("0", "zero", "none"), ("1", "one"), ("2", "two"), ("3", "three"), ("4", "four"), ("5", "five"), ("6", "six"))
@@ -149,10 +149,10 @@ def _exists(scene: Scene, draws: Draws, avoid: Collection[tuple[str, str]]) -> Q
         answer = "no"
         for _ in range(_TRIALS):
             other = draws.choice((replace(phrase, color=draws.choice(tuple(COLORS))), replace(phrase, shape=draws.choice(SHAPES))))
-            statement = Located(other)
+            statement = ThingAt(other)
             if truth(statement, scene) is False and not pairs_named(statement) & set(avoid):
                 phrase = other
                 break
         else:
             return None
-    return Question("exists", f"Is there {a(phrase)}?", (answer,), Located(phrase))
+    return Question("exists", f"Is there {a(phrase)}?", (answer,), ThingAt(phrase))

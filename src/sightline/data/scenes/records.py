@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from PIL import Image
 
 from sightline.data.scenes.drawing import check_size, render
-from sightline.data.scenes.language import Caption, Negative, captions, named, negatives
+from sightline.data.scenes.language import Negative, SceneCaption, captions, named, negatives
 from sightline.data.scenes.questions import Question, questions
 from sightline.data.scenes.statements import Phrase
 from sightline.data.scenes.world import COLORS, SHAPES, Scene, make_scene
@@ -95,7 +95,7 @@ def scene_id(scene: Scene) -> str:
     return f"scenes-{scene.seed}-{scene.level}-{scene.index:06d}"
 
 
-def caption_record(scene: Scene, told: list[Caption], false: list[Negative], split: str) -> Record:
+def caption_record(scene: Scene, told: list[SceneCaption], false: list[Negative], split: str) -> Record:
     """A record with captions, boxes and hard negatives.
 
     Its meta has `level`, `seed`, `index`, `objects`, `sign`, `canonical`, and, with one entry for each negative,

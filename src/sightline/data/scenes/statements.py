@@ -43,7 +43,7 @@ class Phrase:
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class ThingAt:
     """There is such a thing, at that place of the picture (anywhere, if `place` is empty)."""
 
     phrase: Phrase
@@ -82,13 +82,13 @@ class Inventory:
     text: str
 
 
-Statement = Located | Related | Counted | Reads | Inventory
+Statement = ThingAt | Related | Counted | Reads | Inventory
 
 
 def truth(statement: Statement, scene: Scene) -> bool | None:
     """Whether the statement plainly holds in the scene (True), plainly does not (False), or is too close to call (None)."""
     match statement:
-        case Located(phrase, place):
+        case ThingAt(phrase, place):
             return _any(_is_at(thing, place) for thing in scene.things if phrase.matches(thing))
         case Related(first, relation, second):
             return _any(
@@ -138,8 +138,8 @@ def related(one: Thing, relation: str, other: Thing) -> bool | None:
     if relation in ("inside", "around"):
         return False if _disjoint(one.box, other.box) else None
     sign = 1 if relation in ("left of", "above") else -1
-    ahead = sign * (other.x - one.x if relation in ("left of", "right of") else other.y - one.y)
-    return False if ahead <= ALIGNED else None
+    prefetched = sign * (other.x - one.x if relation in ("left of", "right of") else other.y - one.y)
+    return False if prefetched <= ALIGNED else None
 
 
 def place_of(thing: Thing) -> str | None:

@@ -4,7 +4,7 @@ These need no more than the connector and what comes in; `sightline.assembly.eva
 """
 
 from sightline.evaluation.probes.base import Findings as Findings
-from sightline.evaluation.probes.base import Seen as Seen
+from sightline.evaluation.probes.base import ProbedRecord as ProbedRecord
 from sightline.evaluation.probes.gain import GainFindings as GainFindings
 from sightline.evaluation.probes.gain import TextGain as TextGain
 from sightline.evaluation.probes.noise import NoiseFindings as NoiseFindings

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Seen:
+class ProbedRecord:
     """The pictures of a record as they reach the connector.
 
     Attributes:

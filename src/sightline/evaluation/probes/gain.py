@@ -66,7 +66,7 @@ class TextGain:
 
 
 @dataclass(frozen=True)
-class Shown:
+class GainExample:
     """A record to be shown: its picture as a file, its own texts, and a text of another record that was asked of this picture."""
 
     record_id: str
@@ -95,7 +95,7 @@ class GainFindings:
 
     own: tuple[TextGain, ...]
     foreign: tuple[TextGain, ...]
-    shown: tuple[Shown, ...]
+    shown: tuple[GainExample, ...]
     skipped: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:

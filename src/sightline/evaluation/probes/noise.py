@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
-from sightline.evaluation.probes.base import Seen
+from sightline.evaluation.probes.base import ProbedRecord
 from sightline.models.connectors import Connector
 from sightline.models.connectors.base import Words
 from sightline.reporting import html
-from sightline.reporting.plots import Line, line_chart
+from sightline.reporting.plots import LineSeries, line_chart
 from sightline.reporting.scales import Axis
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
@@ -115,7 +115,7 @@ class NoiseFindings:
 
     def page(self, title: str) -> str:
         sigmas = [row.sigma for row in self.rows]
-        line = Line("clean to noisy", sigmas, [row.relative for row in self.rows], is_marked=True)
+        line = LineSeries("clean to noisy", sigmas, [row.relative for row in self.rows], is_marked=True)
         chart = line_chart(
             [line], Axis("sigma, in standard deviations of the features"), Axis("distance, in distances between patches")
         )
@@ -125,7 +125,7 @@ class NoiseFindings:
 def probe_noise(
     connector: Connector,
     words: Words,
-    seen: Iterable[Seen],
+    seen: Iterable[ProbedRecord],
     sigmas: Sequence[float] = SIGMAS,
     skipped: dict[str, int] | None = None,
 ) -> NoiseFindings:

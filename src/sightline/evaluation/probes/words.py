@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.evaluation.probes.base import Seen
+from sightline.evaluation.probes.base import ProbedRecord
 from sightline.models.connectors import Connector
 from sightline.ops.vocabulary_attention import WordDistribution
 from sightline.reporting.words_page import WordCrop, WordPicture, WordsReport, words_page
@@ -94,7 +94,7 @@ class WordFindings:
 
 def probe_words(
     connector: Connector,
-    seen: Iterable[Seen],
+    seen: Iterable[ProbedRecord],
     text_of: Callable[[int], str],
     shown: int = 12,
     skipped: dict[str, int] | None = None,
@@ -138,7 +138,7 @@ def probe_words(
     )
 
 
-def most_used_words(connector: Connector, seen: Iterable[Seen], count: int) -> list[int]:
+def most_used_words(connector: Connector, seen: Iterable[ProbedRecord], count: int) -> list[int]:
     """Ids of the `count` words with the largest mean probability over all visual tokens of some records, largest first.
 
     Raises:
@@ -150,7 +150,7 @@ def most_used_words(connector: Connector, seen: Iterable[Seen], count: int) -> l
     return total.mean().argsort(descending=True, stable=True)[:count].tolist()
 
 
-def distribution_of(connector: Connector, record: Seen) -> WordDistribution:
+def distribution_of(connector: Connector, record: ProbedRecord) -> WordDistribution:
     """The mixtures of a record's visual tokens, without a graph."""
     mixer = connector.word_mixer
     with torch.no_grad():
@@ -186,7 +186,7 @@ class _Total:
         return torch.zeros(1, dtype=torch.float64) if self._sum_V is None else self._sum_V / max(self.tokens, 1)
 
 
-def _picture(record: Seen, found: WordDistribution, connector: Connector, text_of: Callable[[int], str]) -> WordPicture:
+def _picture(record: ProbedRecord, found: WordDistribution, connector: Connector, text_of: Callable[[int], str]) -> WordPicture:
     per_crop = connector.tokens_per_crop
     words, shares = found.word_NT.tolist(), found.probability_NT.tolist()
     named = [

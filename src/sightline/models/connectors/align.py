@@ -9,7 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sightline.errors import ConfigError
-from sightline.models.connectors.base import AdoptsHead, ConnectorConfig, ConnectorShape, MixesWords, Tells, Words
+from sightline.models.connectors.base import (
+    ConnectorConfig,
+    ConnectorShape,
+    HasLogValues,
+    InitialisesFromHead,
+    MixesVocabulary,
+    Words,
+)
 from sightline.ops.vocabulary_attention import (
     OuterNorm,
     WordDistribution,
@@ -56,7 +63,7 @@ class AlignConfig(ConnectorConfig):
         return Align(self, shape)
 
 
-class Align(nn.Module, AdoptsHead, MixesWords, Tells):
+class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
     """`v = softmax(LN2(W2 LN1(W1 f))) E_text`."""
 
     def __init__(self, config: AlignConfig, shape: ConnectorShape) -> None:

@@ -75,7 +75,7 @@ class ConnectorConfig(Config):
 # What only some projections can do ----------------------------------------------------------------------------------------------
 
 
-class AdoptsHead(ABC):
+class InitialisesFromHead(ABC):
     """A projection that begins as a copy of the decoder's head."""
 
     @abstractmethod
@@ -83,7 +83,7 @@ class AdoptsHead(ABC):
         """Copies what it needs of the head; what it copied is its own from then on."""
 
 
-class MixesWords(ABC):
+class MixesVocabulary(ABC):
     """A projection whose visual tokens are mixtures of the decoder's words."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class MixesWords(ABC):
         """The mixture of each visual token."""
 
 
-class Balances(ABC):
+class HasAuxiliaryLoss(ABC):
     """A projection with terms of its own in the loss."""
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Balances(ABC):
         """The terms of the last call in training, coefficients included; each is given once."""
 
 
-class Tells(ABC):
+class HasLogValues(ABC):
     """A projection with values worth a line in the log."""
 
     @abstractmethod
@@ -155,28 +155,28 @@ class Connector(nn.Module):
 
     def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
         """Hands the decoder's head to a projection that begins as a copy of it; called once, when a new model is put together."""
-        if isinstance(self.project, AdoptsHead):
+        if isinstance(self.project, InitialisesFromHead):
             self.project.adopt_head(head_VD)
 
     @property
-    def word_mixer(self) -> MixesWords:
+    def word_mixer(self) -> MixesVocabulary:
         """The projection, if its visual tokens are mixtures of words.
 
         Raises:
             ConfigError: they are not.
         """
-        if not isinstance(self.project, MixesWords):
+        if not isinstance(self.project, MixesVocabulary):
             kind = type(self.config).model_fields["kind"].default
             raise ConfigError(f"connector {kind!r} mixes no words.", "Only a model with the connector 'align' has words per patch.")
         return self.project
 
     def take_auxiliary(self) -> dict[str, Tensor]:
         """Terms that the last call in training adds to the loss, coefficients included."""
-        return self.project.take_auxiliary() if isinstance(self.project, Balances) else {}
+        return self.project.take_auxiliary() if isinstance(self.project, HasAuxiliaryLoss) else {}
 
     def log_values(self) -> dict[str, float]:
         """Values of the connector for the log."""
-        return self.project.log_values() if isinstance(self.project, Tells) else {}
+        return self.project.log_values() if isinstance(self.project, HasLogValues) else {}
 
 
 def merged_shape(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorShape:

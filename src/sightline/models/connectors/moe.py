@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sightline.models.connectors.base import Balances, ConnectorConfig, ConnectorShape, Tells, Words
+from sightline.models.connectors.base import ConnectorConfig, ConnectorShape, HasAuxiliaryLoss, HasLogValues, Words
 from sightline.models.connectors.mlp import MLP
 
 
@@ -46,7 +46,7 @@ class MoEConfig(ConnectorConfig):
         return MoE(self, shape)
 
 
-class MoE(nn.Module, Balances, Tells):
+class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
     """`v = sum_i g_i MLP_i(f)`."""
 
     def __init__(self, config: MoEConfig, shape: ConnectorShape) -> None:

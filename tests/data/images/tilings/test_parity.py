@@ -22,7 +22,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import AnyResConfig, SplitConfig, TilingConfig, WholeConfig
 from sightline.data.images.tilings.processors import read_processor
-from sightline.data.samples.encoding import RowBuilder, TextRules
+from sightline.data.samples.encoding import ConversationEncoder, TextRules
 from sightline.data.samples.templates import Template
 from sightline.errors import ConfigError
 from sightline.ops.splice import splice
@@ -190,7 +190,7 @@ def test_split_rows_are_the_ids_of_idefics3s_processor(tokenizer: Any, splits: b
     )
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4)
     tiling = SplitConfig(tile=SIDE, longest_edge=3 * SIDE, splits=splits)
-    builder = RowBuilder(tokenizer, Template(tokenizer, "plain"), TextRules(grid=(2, 2), tiling=tiling, max_tokens=4096))
+    builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(grid=(2, 2), tiling=tiling, max_tokens=4096))
     many = sizes(45, seed=5)
     for number in range(0, 45, 3):
         infos = tuple(ImageInfo("", *size) for size in many[number : number + 3])
