@@ -5,9 +5,10 @@ annotations of `ops` and `models` at every call.
 """
 
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -26,6 +27,7 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+import pytest  # noqa: E402 (after the environment)
 from jaxtyping import install_import_hook  # noqa: E402 (after the environment)
 
 CHECKED = ["sightline.models", "sightline.ops"]
@@ -44,3 +46,18 @@ class HeavyFirst(MetaPathFinder):
 
 install_import_hook(CHECKED, "beartype.beartype")
 sys.meta_path.insert(0, HeavyFirst())
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails a test in which transformers logs a warning; its Python warnings are errors in the whole suite."""
+    importlib.import_module("transformers.utils.logging").get_logger()  # sets the level that this fixture changes
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.WARNING)
+    logging.Logger.warning_once.cache_clear()  # pyrefly: ignore (transformers adds it)
+    yield
+    logger.removeHandler(caplog.handler)
+    logger.setLevel(level)
+    assert [record.getMessage() for record in caplog.get_records("call")] == []

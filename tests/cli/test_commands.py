@@ -198,6 +198,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_run_is_trained_evaluated_and_asked_by_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = home / "run"
     trained = told(capsys, "train", "--config", home / "run.yaml", "runtime.device=cpu", "--out", run)

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from sightline.models.vlm import SightlineForConditionalGeneration
-from tests.builders import DECODERS, SIDE, WINDOW, vlm
-from tests.models.test_vlm import PER_IMAGE, left_padded, prompt
+from tests.builders import DECODERS, SIDE, WINDOW, Exact, vlm
+from tests.models.test_vlm import PER_IMAGE, close, left_padded, prompt
 
 NEW = WINDOW + 2  # sliding layers lose sight of the first new tokens on the way
 
@@ -186,3 +187,63 @@ def test_beams_with_a_wrong_number_of_places_are_refused_in_words() -> None:
     assert pixels is not None
     with pytest.raises(ValueError, match="8 image tokens in input_ids, but 4 visual tokens"):
         generate(model, ids, pixels[:1], num_beams=2)
+
+
+# The cache, by both of its names, and assisted generation ------------------------------------------------------------------------
+
+NAMES = ["past_key_values", "cache"]  # before transformers 5.24, and since
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_forward_goes_on_from_a_cache_given_by_either_name(kind: str, name: str) -> None:
+    model = vlm("siglip", kind).double()
+    ids, pixels = prompt(model, 1, 2)
+    with Exact(), torch.no_grad():
+        whole = model(input_ids=ids, pixel_values=pixels).logits
+        cache = DynamicCache(config=model.language.config)
+        first = model(input_ids=ids[:, :-3], pixel_values=pixels, **{name: cache})
+        rest = model(input_ids=ids[:, -3:], **{name: cache})
+    assert cache.get_seq_length() == ids.shape[1]
+    assert close(torch.cat([first.logits, rest.logits], dim=1), whole)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", NAMES)
+def test_generate_goes_on_from_a_cache_given_by_either_name(name: str) -> None:
+    model = vlm("siglip", "llama")
+    ids, pixels = prompt(model, 1, 2)
+    whole = generate(model, ids, pixels)
+    cache = DynamicCache(config=model.language.config)
+    begun = generate(model, ids, pixels, max_new_tokens=5, **{name: cache})
+    assert torch.equal(begun, whole[:, :5])
+    assert cache.get_seq_length() == ids.shape[1] + 4  # the last token has not been read yet
+    assert torch.equal(generate(model, torch.cat([ids, begun], 1), None, max_new_tokens=NEW - 5, **{name: cache}), whole[:, 5:])
+
+
+def test_a_cache_given_by_both_names_is_refused() -> None:
+    model = vlm("siglip", "llama")
+    ids, pixels = prompt(model, 1, 1)
+    caches = {name: DynamicCache(config=model.language.config) for name in NAMES}
+    with pytest.raises(ValueError, match="either as cache or as past_key_values"):
+        model(input_ids=ids, pixel_values=pixels, **caches)
+    with pytest.raises(ValueError, match="either as cache or as past_key_values"):
+        generate(model, ids, pixels, **caches)
+
+
+@pytest.mark.parametrize("options", ["twin", "other", {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_assisted_generation_says_what_the_model_says_alone(options: Any) -> None:
+    model = vlm("siglip", "llama")
+    ids, pixels = prompt(model, 1, 2)
+    alone = generate(model, ids, pixels)
+    if isinstance(options, str):
+        assistant = vlm("siglip", "llama")
+        if options == "other":
+            with torch.no_grad():
+                assistant.language.get_output_embeddings().weight.copy_(model.language.get_output_embeddings().weight.flip(0))
+        options = {"assistant_model": assistant}
+    calls = []
+    model.language.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(generate(model, ids, pixels, **options), alone)
+    assert 0 < len(calls) <= NEW

@@ -5,6 +5,7 @@ TRL and PEFT work on it as on any model of theirs. `hidden` takes a packed `Batc
 slots; Sightline's own loop uses nothing else.
 """
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
@@ -33,6 +34,10 @@ from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
 PARTS = ("vision", "connector", "language")
+# transformers renamed `past_key_values` to `cache` in 5.24. Users may give either; CACHE_NAME is that of the installed version.
+CACHE_NAMES = ("cache", "past_key_values")
+_GENERATION_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE_NAME = next(name for name in CACHE_NAMES if name in _GENERATION_INPUTS)
 
 
 class SightlineConfig(PreTrainedConfig):
@@ -98,6 +103,15 @@ class SightlineConfig(PreTrainedConfig):
         return ConnectorShape(rows, columns, self.vision_width, self.text_config.hidden_size, self.num_words)
 
 
+def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the cache, if there is one, under the name that the installed transformers uses."""
+    given = {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
+    if len(given) > 1:
+        raise ValueError("give the cache either as cache or as past_key_values, not as both")
+    others = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
+    return others if not given else {**others, CACHE_NAME: given.popitem()[1]}
+
+
 def _sub_config(value: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
@@ -121,7 +135,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' own form)
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own form)
     _no_split_modules: list[str] = []  # noqa: RUF012
 
     def __init__(
@@ -270,6 +284,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         visual_sources: Int[Tensor, " M"] | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Any, ...]:
         """The contract of a transformers image-text-to-text model.
@@ -277,13 +292,16 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: tokens, one `image_token_id` for each visual token.
             pixel_values: pictures (or their tiles) in the order of their places in `input_ids`.
-            attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache, logits_to_keep: as everywhere in
-                transformers; labels of -100 are ignored.
+            attention_mask, position_ids, inputs_embeds, labels, use_cache, logits_to_keep: as everywhere in transformers; labels
+                of -100 are ignored.
+            past_key_values, cache: the keys and values of earlier tokens, by the name before or since transformers 5.24.
             visual_sources: for each visual slot the row of the table of visual tokens; by default the crops' tokens in order.
 
         Raises:
-            ValueError: neither or both of ids and embeddings are given, or slots and visual tokens differ in number.
+            ValueError: neither or both of ids and embeddings are given, the cache is given by both names, or slots and visual
+                tokens differ in number.
         """
+        kwargs |= _named_cache({"cache": cache, "past_key_values": past_key_values})
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -301,12 +319,19 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the cache may be given by either name, whatever the installed version calls it.
+
+        Raises:
+            ValueError: the cache is given by both names.
+        """
+        return super().generate(*args, **_named_cache(kwargs))  # pyrefly: ignore
 
     def prepare_inputs_for_generation(
         self,
@@ -319,7 +344,7 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Pictures enter once: with a cache their tokens are in it after the first step."""
         kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
         prepare = super().prepare_inputs_for_generation
-        inputs = prepare(input_ids, **kwargs)  # pyrefly: ignore
+        inputs = prepare(input_ids, **_named_cache(kwargs))  # pyrefly: ignore
         if not is_first_iteration and use_cache:
             inputs["pixel_values"] = inputs["visual_sources"] = None
         return inputs
