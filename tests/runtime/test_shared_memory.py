@@ -133,8 +133,8 @@ def test_memory_is_taken_as_results_need_it_and_not_more_with_each_of_them() -> 
 PROCESSES = """
 import os, signal, sys, time
 import numpy as np
-from sightline.runtime.shared_memory import Slots
-slots = Slots(2)
+from sightline.runtime.shared_memory import SharedSlots
+slots = SharedSlots(2)
 slot = slots.take()
 if os.fork() == 0:
     slots.lay(slot, [np.ones(64 << 20, np.uint8)])
