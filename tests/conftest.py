@@ -7,10 +7,12 @@ annotations of `ops` and `models` at every call.
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+import pytest
 
 ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
@@ -44,3 +46,23 @@ class HeavyFirst(MetaPathFinder):
 
 install_import_hook(CHECKED, "beartype.beartype")
 sys.meta_path.insert(0, HeavyFirst())
+
+
+def settings_of_torch() -> tuple[object, ...] | None:
+    """What `Runtime.apply` changes; None while torch is not imported."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings_of_torch_stay() -> Iterator[None]:
+    """Commands and functions that were called in this process left torch as they found it."""
+    before = settings_of_torch()
+    yield
+    assert before in (None, settings_of_torch())

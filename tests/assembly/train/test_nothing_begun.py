@@ -4,12 +4,10 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sightline import config as files
 from sightline.assembly.config.resolving import resolve
@@ -24,13 +22,6 @@ from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
 
 OTHER_LOCK = {"pid": 1, "host": socket.gethostname(), "start": storage._start_time(1)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")

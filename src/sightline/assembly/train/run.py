@@ -35,7 +35,7 @@ from sightline.errors import ConfigError, DistributedError, SightlineError, Stor
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import seeds, storage
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
 from sightline.training import checkpoint, loop, lora, optim, ranks, stages
@@ -60,6 +60,7 @@ class TrainResult:
         }
 
 
+@process_settings_restored()
 def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> TrainResult:
     """Trains, or goes on where a run in this folder stopped.
 
