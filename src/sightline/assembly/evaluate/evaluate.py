@@ -298,8 +298,3 @@ def weights_hash(source: Path) -> str:
     """One hash over the weight files of a model folder."""
     files = sorted(source.glob("*.safetensors"))
     return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
-
-
-def with_control(request: EvaluationRequest, control: Control | None) -> EvaluationRequest:
-    """The same request under a control."""
-    return replace(request, control=control)

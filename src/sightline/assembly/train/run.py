@@ -5,7 +5,6 @@ RUN/config.yaml  metrics.jsonl  card.md  checkpoints/step-N/
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -486,8 +485,3 @@ def _trains_tokenizer(config: RunConfig) -> bool:
 
 
 # Differences ------------------------------------------------------------------------------------------------------------------
-
-
-def python_facts() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
