@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check format bench clean
+.PHONY: setup demo test check format bench lines clean
 
 setup: $(VENV)/.ok
 
@@ -36,6 +36,10 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks all
+
+# Lines of code by package, without docstrings, comments and blank lines.
+lines: setup
+	$(BIN)/python benchmarks/count_lines.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -30,6 +30,7 @@ from sightline.assembly.train import corpus as data_of
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import BatchRules, Loader
 from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import PixelPictures
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
@@ -79,7 +80,7 @@ class Ours:
 
     def __call__(self) -> None:
         for data in self.files:
-            pixels = torch.from_numpy(self.preparation.open(data))[None]
+            pixels = torch.from_numpy(self.preparation.prepare(open_image(data)))[None]
             normalise(pixels, self.preparation.rescale, self.preparation.mean, self.preparation.std)
 
 

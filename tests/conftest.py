@@ -13,6 +13,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+import pytest
+
 ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -61,3 +63,23 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     logger.removeHandler(caplog.handler)
     logger.setLevel(level)
     assert [record.getMessage() for record in caplog.get_records("call")] == []
+
+
+def settings_of_torch() -> tuple[object, ...] | None:
+    """What `Runtime.apply` changes; None while torch is not imported."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings_of_torch_stay() -> Iterator[None]:
+    """Commands and functions that were called in this process left torch as they found it."""
+    before = settings_of_torch()
+    yield
+    assert before in (None, settings_of_torch())

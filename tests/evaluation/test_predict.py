@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from sightline.errors import RecordError, Stopped
+from sightline.errors import RecordError, Stopped, StorageError
 from sightline.evaluation.predict import Predicted, predict
 from sightline.generation.decode import Text
+from sightline.runtime.storage import read_json_lines
 from sightline.types import Record
 
 RECORDS = [Record(f"r{number}", captions=("x",)) for number in range(11)]
@@ -108,3 +109,15 @@ def test_more_records_of_the_same_settings_are_added(tmp_path: Path) -> None:
     answers = Scripted()
     assert [name for name, _ in said(run(tmp_path, answers))] == [record.id for record in RECORDS]
     assert not {"r3", "r4", "r5"} & {name for names, _ in answers.calls for name in names}
+
+
+def test_a_second_evaluation_into_the_same_folder_is_refused_and_each_prediction_stands_once(tmp_path: Path) -> None:
+    class Meanwhile(Scripted):
+        def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
+            with pytest.raises(StorageError, match=f"{tmp_path.name} is in use"):
+                run(tmp_path, Scripted(), model="another")
+            return super().answer(records, width)
+
+    found = run(tmp_path, Meanwhile())
+    ids = [line["id"] for line in read_json_lines(tmp_path / "predictions.jsonl")]
+    assert ids == [prediction.record_id for prediction in found.predictions] == [record.id for record in RECORDS]

@@ -1,5 +1,6 @@
 """What is written is whole or absent: writers killed at every fault point and at random, full disks, damage, locks, logs."""
 
+import fcntl
 import json
 import os
 import random
@@ -446,7 +447,22 @@ def test_a_lock_of_nobody_is_taken_over(tmp_path: Path, text: str) -> None:
         pass
 
 
-def test_a_lock_of_another_host_stands(tmp_path: Path) -> None:
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+
+
+def test_a_lock_that_another_host_left_is_taken_over_once_the_system_grants_it(tmp_path: Path) -> None:
+    """A job that was killed on one node and goes on on another."""
+    (tmp_path / "lock.json").write_text(entry(host="elsewhere"))
+    with Lock(tmp_path / "lock.json"):
+        assert json.loads((tmp_path / "lock.json").read_text())["host"] == socket.gethostname()
+
+
+def test_a_lock_of_another_host_stands_where_files_have_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch)
     (tmp_path / "lock.json").write_text(entry(host="elsewhere"))
     with pytest.raises(StorageError, match="on elsewhere"):
         Lock(tmp_path / "lock.json").__enter__()
@@ -454,10 +470,7 @@ def test_a_lock_of_another_host_stands(tmp_path: Path) -> None:
 
 
 def test_where_files_have_no_locks_what_stands_in_them_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(*_: Any) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(storage.fcntl, "lockf", no_locks)
+    without_locks(monkeypatch)
     process = holder(tmp_path)
     with pytest.raises(StorageError, match=f"process {process.pid}"):
         Lock(tmp_path / "lock.json").__enter__()
@@ -465,6 +478,25 @@ def test_where_files_have_no_locks_what_stands_in_them_decides(tmp_path: Path, m
     process.communicate()
     with Lock(tmp_path / "lock.json"):
         pass
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_overwrites_nothing(tmp_path: Path, link: Any) -> None:
+    (tmp_path / "precious").write_text("weights")
+    link(tmp_path / "precious", tmp_path / "lock.json")
+    with pytest.raises(StorageError, match=r"lock\.json is a link"):
+        Lock(tmp_path / "lock.json").__enter__()
+    assert (tmp_path / "precious").read_text() == "weights"
+    assert os.path.lexists(tmp_path / "lock.json")
+
+
+def test_a_link_to_nowhere_and_a_pipe_are_no_locks(tmp_path: Path) -> None:
+    (tmp_path / "lock.json").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("lock.json", "pipe"):
+        with pytest.raises(StorageError, match="is a link or no regular file"):
+            Lock(tmp_path / name).__enter__()
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path) -> None:

@@ -5,12 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sightline import config as files
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
@@ -38,13 +36,6 @@ evaluations:
   - {name: photos, controls: [blind], noise: [1], words: [20], noise_arms: [plain], max_new_tokens: 3, batch_size: 4}
 compare: {baseline: plain, metrics: [exact, cider_d]}
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ step 14 times slower when anything else uses a core.
 import json
 import os
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -37,6 +38,7 @@ def emit(value: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits with its code: 0 ok, 2 usage, 3 data, 4 numerics, 5 storage, 6 distributed, 75 stopped."""
     logs.configure()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # torn EXIF, odd tags: what touches the pixels is checked by the opener
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if debug:
         (sys.argv if arguments is None else arguments).remove("--debug")

@@ -88,12 +88,12 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
     """The encoder that was asked for, and where it runs."""
     from sightline.assembly.config.resolving import resolve
     from sightline.assembly.encode.features import feature_encoder_of_config, feature_encoder_of_run
-    from sightline.runtime.device import prepare_runtime
+    from sightline.runtime.device import choose_runtime
 
     if run is not None:
         if config or recipe or settings:
             raise UsageError("--run takes the encoder of a run as it is.", "Leave --config, --recipe and settings out.")
-        return feature_encoder_of_run(run), prepare_runtime(device or "auto", "auto", None)
+        return feature_encoder_of_run(run), choose_runtime(device or "auto", "auto", None)
     if config is None and recipe is None:
         raise UsageError("data features needs an encoder.", "Give --config FILE, --recipe NAME or --run RUN, or --external FILE.")
     base = None
@@ -103,7 +103,7 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
         base = recipe_by_name(recipe)
     resolved = resolve(base, config, settings)
     wanted = resolved.runtime
-    runtime = prepare_runtime(device or wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
+    runtime = choose_runtime(device or wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
     return feature_encoder_of_config(resolved), runtime
 
 

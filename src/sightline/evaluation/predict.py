@@ -19,7 +19,7 @@ from sightline.runtime.logs import progress
 from sightline.runtime.signals import watch_signals
 from sightline.types import Prediction, Record
 
-PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
+PREDICTIONS, SETTINGS, LOCK = "predictions.jsonl", "settings.json", "lock.json"
 
 
 class Answers(Protocol):
@@ -55,12 +55,13 @@ def predict(
         batch_size: rows per batch; the last one is filled up with repeats.
 
     Raises:
+        StorageError: another evaluation writes into this folder.
         Stopped: a signal arrived; what is done is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _begin(folder, settings)
-    with closing(storage.JsonLines(folder / PREDICTIONS)) as log:
-        done = _answer_rest(answers, records, log, batch_size, title)
+    with storage.Lock(folder / LOCK):
+        _begin(folder, settings)
+        with closing(storage.JsonLines(folder / PREDICTIONS)) as log:
+            done = _answer_rest(answers, records, log, batch_size, title)
     return _collected(records, done)
 
 

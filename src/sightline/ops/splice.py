@@ -1,6 +1,5 @@
 """Putting visual tokens into the rows of text embeddings, and folding patch grids into fewer, wider tokens."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -53,9 +52,3 @@ def raster_merge(features_NPE: Float[Tensor, "N P E"], count: int) -> Float[Tens
     """
     num, patches, width = features_NPE.shape
     return features_NPE.reshape(num, patches // count, width * count)
-
-
-def blocks_of_grid(rows: int, columns: int, factor: int) -> Tensor:
-    """For each `factor x factor` block in raster order the indices of its patches; the definition of `pixel_shuffle`."""
-    index = torch.arange(rows * columns).view(rows // factor, factor, columns // factor, factor)
-    return index.permute(0, 2, 1, 3).reshape(-1, factor * factor)

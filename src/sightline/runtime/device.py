@@ -1,7 +1,9 @@
-"""Where arithmetic happens: device, type, threads."""
+"""Where arithmetic happens: device, type, threads. Entry points of the library give the settings of the process back."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,11 +20,23 @@ class Runtime:
         device: `cpu`, `cuda` or `mps`.
         bf16: autocast to bf16 over fp32 weights.
         threads: CPU threads of torch.
+        deterministic: refuse kernels that add in changing order.
     """
 
     device: str
     bf16: bool
     threads: int
+    deterministic: bool
+
+    def apply(self) -> None:
+        """Sets torch and the environment of this process; call it inside `process_settings_restored`."""
+        if self.threads != torch.get_num_threads():
+            torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore
+        if self.deterministic and self.device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def facts(self) -> dict[str, Any]:
         """What a result's bits depend on."""
@@ -36,14 +50,14 @@ class Runtime:
         }
 
 
-def prepare_runtime(
+def choose_runtime(
     device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
 ) -> Runtime:
-    """Chooses the device, sets threads and whether sums may run in changing order.
+    """Chooses the device and its arithmetic; changes nothing in this process.
 
     Args:
-        device: `auto` takes a GPU where there is one.
-        dtype: `auto` is bf16 on GPUs that have it.
+        device: `auto` takes a GPU (`cuda`, then `mps`) where there is one.
+        dtype: `auto` is bf16 on CUDA GPUs that have it.
         threads: CPU threads; None leaves torch's choice.
         deterministic: refuse kernels that add in changing order; by default on a CPU, where it costs nothing.
 
@@ -51,15 +65,38 @@ def prepare_runtime(
         ConfigError: the wanted device is not there.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("runtime.device=cuda, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(device == "cpu" if deterministic is None else deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyrefly: ignore
-    if deterministic and device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return Runtime(device, bf16, torch.get_num_threads())
+    exact = device == "cpu" if deterministic is None else deterministic
+    return Runtime(device, bf16, torch.get_num_threads() if threads is None else threads, exact)
+
+
+def prepare_runtime(
+    device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
+) -> Runtime:
+    """Chooses a runtime as `choose_runtime` does and applies it to this process."""
+    runtime = choose_runtime(device, dtype, threads, deterministic)
+    runtime.apply()
+    return runtime
+
+
+@contextlib.contextmanager
+def process_settings_restored() -> Iterator[None]:
+    """Restores on exit what `Runtime.apply` changes; as a decorator it stands on every entry point that prepares a runtime."""
+    is_exact, warns_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills, threads = torch.utils.deterministic.fill_uninitialized_memory, torch.get_num_threads()  # pyrefly: ignore
+    variables = {name: os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "TOKENIZERS_PARALLELISM")}
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_exact, warn_only=warns_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # pyrefly: ignore
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -33,11 +33,11 @@ class Check:
 PACKAGES: dict[str, tuple[str, str]] = {
     "accelerate": ("1.13", ""),
     "datasets": ("5.1", "data"),
+    "filelock": ("4.3", ""),
     "h5py": ("3.14", "data"),
     "httpx": ("0.28", "data"),
     "jaxtyping": ("0.3.2", ""),
     "jinja2": ("3.1.6", ""),
-    "matplotlib": ("3.10", "plots"),
     "numpy": ("2.0", ""),
     "peft": ("0.18", "lora"),
     "pillow": ("12.3", ""),

@@ -6,7 +6,7 @@ hashes match; nothing else (time, name, link) is looked at. A crash leaves eithe
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
@@ -15,10 +15,10 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
@@ -27,6 +27,8 @@ from sightline.runtime import fault_injection as faults
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _TEMPORARY = ".writing-"
+LOCK_SECONDS = 0.2  # of waiting: its last holder may be removing it just now
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _FAILURES = (OSError, SafetensorError)  # safetensors has an error of its own for a full disk
 
 
@@ -377,97 +379,83 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-@dataclass
 class Lock:
-    """One writer per folder: holds `lock.json` with process id and host; a dead holder's lock is taken over.
+    """One writer per folder: locks a file in it (`filelock`) and writes process id and host into that file for the message.
 
-    The file itself is locked (`lockf`) while it is read and for as long as it is held, so that of two processes that start at once,
-    or that find a dead holder's lock at once, one gets it. What stands in it decides where the file system has no locks, and for
-    holders on other hosts.
+    When the operating system grants the lock, what another host left in the file is of a process that is gone. Where the file
+    system has no locks, the entry in the file decides, and one of another host stands.
 
     Raises:
-        StorageError: a live process on this host, or any process on another host, holds it.
+        StorageError: another process holds it, or the file is a link or no regular file.
     """
 
-    path: Path
-    _handle: int = field(default=-1, init=False, repr=False)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path, timeout=LOCK_SECONDS, thread_local=False, fallback_to_soft=False)
 
     def __enter__(self) -> "Lock":
         me = {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_time(os.getpid())}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = self._locked()
-            self._refuse_live_holder(os.pread(self._handle, 4096, 0))
-            os.ftruncate(self._handle, 0)
-            os.pwrite(self._handle, json.dumps(me).encode(), 0)
+            self._refuse_links()
+            is_granted = self._acquire()
+            holder = self._holder()
+            if holder is not None and (not is_granted or holder[1] == me["host"]):
+                raise self._in_use(*holder)
+            self.path.write_text(json.dumps(me), encoding="utf-8")
         except OSError as error:
-            self._close()
+            self._lock.release()
             raise _refused(self.path, error, "Choose a folder that can be written.") from error
         except StorageError:
-            self._close()
+            self._lock.release()
             raise
         return self
 
-    def _locked(self) -> int:
-        """The open file, locked; it is the one that has the name now."""
-        while True:
-            handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                text = os.pread(handle, 4096, 0)
-                os.close(handle)
-                self._refuse_live_holder(text)
-                raise StorageError(f"{self.path.parent} is in use by another process.", "Wait for it, or choose another.") from None
-            except OSError:
-                return handle  # a file system without locks
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), self.path.stat()):
-                    return handle
-            os.close(handle)  # its holder removed it just now
-
-    def _refuse_live_holder(self, text: bytes) -> None:
-        try:
-            holder = json.loads(text)
-            pid, host, start = int(holder["pid"]), str(holder["host"]), holder.get("start")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return  # new, or torn by a kill between creation and write
-        if host == socket.gethostname() and (pid == os.getpid() or _start_time(pid) is None or _start_time(pid) != start):
-            return
-        raise StorageError(
-            f"{self.path.parent} is in use by process {pid} on {host}.",
-            f"Wait for it, or choose another folder; if that process is gone, remove {self.path}.",
-        )
-
-    def _close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
     def __exit__(self, *exception: object) -> None:
         self.path.unlink(missing_ok=True)
-        self._close()
+        self._lock.release()
+
+    def _acquire(self) -> bool:
+        """Whether the operating system grants the lock; False where the file system has none."""
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise self._in_use(*(self._holder() or (None, None))) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return False
+        return True
+
+    def _refuse_links(self) -> None:
+        """Refuses a file that is somebody else's: writing into it would overwrite what it is linked to."""
+        with contextlib.suppress(FileNotFoundError):
+            state = self.path.lstat()
+            if not stat.S_ISREG(state.st_mode) or state.st_nlink > 1:
+                raise StorageError(f"{self.path} is a link or no regular file, so no lock can be written there.", "Remove it.")
+
+    def _holder(self) -> tuple[int, str] | None:
+        """Process id and host of the entry in the file; None when there is none, or when that process is surely gone."""
+        try:
+            entry = json.loads(self.path.read_bytes()[:4096])
+            pid, host, start = int(entry["pid"]), str(entry["host"]), entry.get("start")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # new, or torn by a kill between creation and write
+        is_gone = host == socket.gethostname() and (pid == os.getpid() or _start_time(pid) is None or _start_time(pid) != start)
+        return None if is_gone else (pid, host)
+
+    def _in_use(self, pid: int | None, host: str | None) -> StorageError:
+        who = "another process" if pid is None else f"process {pid} on {host}"
+        remedy = f"Wait for it, or choose another folder; if that process is gone, remove {self.path}."
+        return StorageError(f"{self.path.parent} is in use by {who}.", remedy)
 
 
 def _start_time(pid: int) -> str | None:
     """When a process began (clock ticks since boot), so that a reused process id is not mistaken for its former owner."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
-        if Path("/proc/self").exists():
-            return None
-        return "unknown" if _alive(pid) else None
-    return stat.rpartition(")")[2].split()[19]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return None
 
 
 def dump_line(value: dict[str, Any]) -> bytes:

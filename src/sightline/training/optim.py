@@ -62,7 +62,6 @@ class FiniteGate:
 
     def __init__(self, patience: int = 3) -> None:
         self.patience = patience
-        self.refused = 0
         self.in_a_row = 0
 
     def passes(self, loss: float, norm: float, step: int, where: str) -> bool:
@@ -79,7 +78,6 @@ class FiniteGate:
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             return True
-        self.refused += 1
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
             raise NumericsError(

@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from sightline.errors import ConfigError, DataError, UsageError
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
-from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.device import Runtime, choose_runtime
 from tests.builders import decoder_folder, encoder_folder
 from tests.data.pictures import lines, picture, prepared, put
 
@@ -46,13 +45,6 @@ MODEL = ModelConfig(
     vision=VisionConfig(path=str(encoder_folder("siglip"))), language=LanguageConfig(path=str(decoder_folder("llama")))
 )
 STAGE = StageConfig(name="align", parts={"connector": "train"})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +72,7 @@ def config(path: Path, features: Path | None = None, model: ModelConfig = MODEL,
 
 
 def machine() -> Runtime:
-    return prepare_runtime("cpu", "fp32", 1)
+    return choose_runtime("cpu", "fp32", 1)
 
 
 def stored(eye: FeatureEncoder, dataset: Path, out: Path, number: Number = "fp32", **options: Any) -> Path:

@@ -1,14 +1,13 @@
 """From a model folder and a data set to scores; batch sizes, broken pictures and kills change nothing but what they must."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sightline.assembly.evaluate import answers
 from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest, evaluate
@@ -23,13 +22,6 @@ from tests.data.check.planted import folder, png, record, scene, stored
 from tests.data.pictures import lines
 
 COUNT = 11
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")

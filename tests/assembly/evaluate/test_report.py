@@ -1,10 +1,8 @@
 """The page of a run holds its scores against those of the controls on the same records."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from sightline.assembly.config.resolving import resolve
 from sightline.assembly.evaluate.evaluate import EvaluationRequest
@@ -16,13 +14,6 @@ from sightline.evaluation.predict import Predicted
 from sightline.evaluation.tasks import TASKS
 from tests.assembly.evaluate.test_evaluate import COUNT, data, stored, two_pictures
 from tests.assembly.inspect.test_rows import run_config
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(

@@ -1,12 +1,10 @@
 """Mixtures: what each source gives to an epoch, and its own loss in the log under its own name."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sightline.assembly.config.schema import (
     DataConfig,
@@ -26,13 +24,6 @@ from tests.builders import decoder_folder
 from tests.data.pictures import lines, prepared, put
 
 DOGS, CATS = "dogs", "cats"
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 def text_set(folder: Path, name: str, count: int, text: str) -> Path:

@@ -2,13 +2,12 @@
 
 import json
 import os
+import socket
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from sightline import config as files
 from sightline.assembly.config.resolving import resolve
@@ -16,19 +15,13 @@ from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.train import run as training
 from sightline.errors import ConfigError, DataError, SightlineError, SkipLimitError, StorageError
 from sightline.runtime import fault_injection as faults
+from sightline.runtime import storage
 from sightline.runtime.storage import Lock
 from tests.assembly.inspect.test_rows import run_config
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
 
-OTHER_LOCK = {"pid": 1, "host": "another", "start": None}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
+OTHER_LOCK = {"pid": 1, "host": socket.gethostname(), "start": storage._start_time(1)}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +124,7 @@ def test_the_folder_of_another_process_is_not_touched(tmp_path: Path, config: Ru
     run.mkdir()
     (run / "lock.json").write_text(json.dumps(OTHER_LOCK))
     before = tree(run)
-    with pytest.raises(StorageError, match="in use by process 1 on another"):
+    with pytest.raises(StorageError, match="in use by process 1 on "):
         begun(config, run)
     assert tree(run) == before
 

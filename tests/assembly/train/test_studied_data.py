@@ -1,6 +1,5 @@
 """What studies change in training and evaluation: label noise, noise on features, few words."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +22,12 @@ from sightline.models.connectors.align import AlignConfig
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import choose_runtime
 from tests.builders import decoder_folder, encoder_folder
 from tests.data.pictures import picture, prepared, put
 
 VISION = VisionConfig(path=str(encoder_folder("siglip")))
 LANGUAGE = LanguageConfig(path=str(decoder_folder("llama")))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _settings_of_torch_are_given_back() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +97,7 @@ def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, 
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
     bundle = models.read(align_run / "checkpoints/step-1/model")
-    runtime, dataset = prepare_runtime("cpu", "fp32", 1), open_dataset(folder)
+    runtime, dataset = choose_runtime("cpu", "fp32", 1), open_dataset(folder)
     plain = pictures_for(bundle, None)
     noisy = with_noise(bundle, plain, 0.7, runtime)
     for seen in seen_records(bundle, dataset, list(dataset.records("val"))[:3], plain, None):  # type: ignore[arg-type]
@@ -121,7 +113,7 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
 
 def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
     bundle = models.read(align_run / "checkpoints/step-1/model")
-    runtime, dataset = prepare_runtime("cpu", "fp32", 1), open_dataset(folder)
+    runtime, dataset = choose_runtime("cpu", "fp32", 1), open_dataset(folder)
     bundle.model.eval()
     connector = connected(bundle).connector
     records = list(dataset.records("train"))
@@ -147,4 +139,4 @@ def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     bundle = models.build(linear, Processing(max_tokens=64), None)
     request = EvaluationRequest(model="", task="caption", data=str(folder), split="val", words=7)
     with pytest.raises(ConfigError, match="connector 'linear' mixes no words"):
-        restrict_words(bundle, open_dataset(folder), request, prepare_runtime("cpu", "fp32", 1))
+        restrict_words(bundle, open_dataset(folder), request, choose_runtime("cpu", "fp32", 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,9 @@ from sightline.config import Tree, to_yaml, validate
 from sightline.data.images import preparation
 from sightline.data.images.preparation import ImagePreparation
 from sightline.errors import ConfigError, RecordError
+from sightline.models.vision import normalise
 from tests.data.broken_images import encode, photo
+from tests.data.images.helpers import from_folder, normalised, opened
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -68,7 +71,7 @@ def both(processor: PilBackend, image: Image.Image, prepared: ImagePreparation) 
 
 def from_saved(processor: PilBackend, folder: Path) -> ImagePreparation:
     processor.save_pretrained(folder)
-    return ImagePreparation.from_folder(folder)
+    return from_folder(folder)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
@@ -104,9 +107,8 @@ def test_normalised_values_equal_those_of_the_processor(name: str, tmp_path: Pat
     image = photo(150, 110)
     theirs = PROCESSORS[name](image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0).astype(np.float64)
     pixels = prepared.prepare(image)
-    assert np.array_equal(prepared.normalise(pixels), theirs.astype(np.float32))
-    scale, offset = (np.asarray(values, np.float32) for values in prepared.affine)
-    on_device = pixels.astype(np.float32) * scale + offset
+    assert np.array_equal(normalised(prepared, pixels), theirs.astype(np.float32))
+    on_device = normalise(torch.from_numpy(pixels)[None], prepared.rescale, prepared.mean, prepared.std)[0].permute(1, 2, 0).numpy()
     assert on_device.dtype == np.float32
     assert np.abs(on_device - theirs).max() <= 1e-6
     formula = (pixels * np.float64(prepared.rescale) - np.array(prepared.mean)) / np.array(prepared.std)
@@ -159,7 +161,7 @@ def test_it_can_be_written_as_a_processor_file_that_means_the_same(name: str, tm
     theirs = (LlavaImageProcessorPil if own.pad else CLIPImageProcessorPil)(**values)
     image = photo(70, 90)
     assert np.array_equal(
-        theirs(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0), own.normalise(own.prepare(image))
+        theirs(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0), normalised(own, own.prepare(image))
     )
 
 
@@ -182,9 +184,9 @@ def test_the_image_section_of_a_joint_processor_file_comes_first(tmp_path: Path)
     section = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": section, "processor_class": "X"}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "SiglipImageProcessor"}))
-    assert ImagePreparation.from_folder(tmp_path).height == 32
+    assert from_folder(tmp_path).height == 32
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "X"}))
-    assert ImagePreparation.from_folder(tmp_path).height == 224
+    assert from_folder(tmp_path).height == 224
 
 
 def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,7 @@ def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert ImagePreparation.from_folder("google/siglip2-base-patch16-256").height == 256
+    assert from_folder("google/siglip2-base-patch16-256").height == 256
     assert asked[-1] == ("google/siglip2-base-patch16-256", "preprocessor_config.json")
 
     def offline(repository: str, name: str) -> str:
@@ -208,7 +210,7 @@ def test_a_hub_id_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(ConfigError, match="cannot be reached"):
-        ImagePreparation.from_folder("google/siglip2-base-patch16-256")
+        from_folder("google/siglip2-base-patch16-256")
 
 
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}
@@ -252,14 +254,14 @@ def test_what_cannot_be_reproduced_is_refused_with_the_file_and_the_field(values
 def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
-        ImagePreparation.from_folder(tmp_path)
+        from_folder(tmp_path)
 
 
 def test_a_folder_without_a_processor_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither"):
-        ImagePreparation.from_folder(tmp_path)
+        from_folder(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
-        ImagePreparation.from_folder(tmp_path / "none")
+        from_folder(tmp_path / "none")
 
 
 # Ways to fit ----------------------------------------------------------------------------------------------------------------
@@ -334,9 +336,9 @@ def test_files_open_to_prepared_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(photo(50, 40), "PNG"))
     own = ImagePreparation(resize=(16, 16))
-    assert np.array_equal(own.open(path), own.prepare(photo(50, 40)))
+    assert np.array_equal(opened(own, path), own.prepare(photo(50, 40)))
     with pytest.raises(RecordError):
-        own.open(path.read_bytes()[:100])
+        opened(own, path.read_bytes()[:100])
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
@@ -348,7 +350,7 @@ def test_a_draft_is_close_and_of_the_same_size(fit: str) -> None:
     draft = exact.model_copy(update={"draft": True})
     assert exact.draft_side is None
     assert draft.draft_side == 192
-    difference = np.abs(exact.open(data).astype(int) - draft.open(data))
+    difference = np.abs(opened(exact, data).astype(int) - opened(draft, data))
     assert difference.shape == (96, 96, 3)
     assert 0 < difference.mean() < 2.5
-    assert np.array_equal(exact.open(data), exact.prepare(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(opened(exact, data), exact.prepare(Image.open(io.BytesIO(data)).convert("RGB")))

@@ -18,7 +18,6 @@ from sightline.models.connectors.moe import MoEConfig
 from sightline.models.connectors.resampler import ResamplerConfig
 from sightline.models.connectors.swiglu import SwiGLUConfig
 from sightline.models.connectors.vet import VETConfig
-from sightline.ops.splice import blocks_of_grid
 from tests.builders import SIDE, vlm
 from tests.models.connectors.places import CROPS, SHAPE, WIDTH_OUT, assert_equal, embeddings, features, made
 
@@ -109,8 +108,6 @@ def test_blocks_are_those_of_torchs_pixel_unshuffle_in_our_order_of_channels(row
     theirs = torch.nn.functional.pixel_unshuffle(seen.transpose(1, 2).unflatten(2, (rows, columns)), factor)
     theirs = theirs.flatten(2).transpose(1, 2).unflatten(2, (width, factor**2)).transpose(2, 3).flatten(2)  # (c, dy, dx) there
     assert torch.equal(ours, theirs)
-    places = blocks_of_grid(rows, columns, factor)
-    assert torch.equal(ours, seen[:, places].flatten(2))
 
 
 # Refusals ---------------------------------------------------------------------------------------------------------------------

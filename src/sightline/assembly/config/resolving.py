@@ -1,7 +1,7 @@
 """From recipe, file and arguments to one checked configuration, with the origin of every fault."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,3 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
     if table is not None and merged.data["data"].get("features") is None:
         merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
     return files.validate(StagePlan, merged)
-
-
-Recipe = Callable[[], RunConfig]

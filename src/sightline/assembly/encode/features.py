@@ -32,7 +32,7 @@ from sightline.errors import ConfigError, UsageError
 from sightline.models import vision
 from sightline.models.stored import StoredFeaturesConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
-from sightline.runtime.device import Runtime
+from sightline.runtime.device import Runtime, process_settings_restored
 from sightline.runtime.workers import GuardedPool, TaskFailure
 
 # Parts of a key that a model must agree with; `arithmetic` (fp32 or bf16) is a matter of rounding.
@@ -188,6 +188,7 @@ class EncodingRequest:
     max_skipped: float = 0.01
 
 
+@process_settings_restored()
 def encode_dataset(eye: FeatureEncoder, request: EncodingRequest, runtime: Runtime) -> dict[str, Any]:
     """Makes a feature store; returns its `store.json`. Goes on where an earlier try stopped.
 
@@ -195,6 +196,7 @@ def encode_dataset(eye: FeatureEncoder, request: EncodingRequest, runtime: Runti
         DataError: a split does not exist, or there is no picture.
         StorageError, BudgetError, NumericsError, Stopped: as in `write_store`.
     """
+    runtime.apply()
     form = eye.form(request.number)
     wanted = gather(request.datasets, request.splits, lambda info: eye.tiling.layout(info.width, info.height, eye.grid).num_crops)
     arithmetic = "bf16" if runtime.bf16 else "fp32"

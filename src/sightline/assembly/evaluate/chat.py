@@ -17,7 +17,7 @@ from sightline.data.samples.prompts import Prompt
 from sightline.errors import RecordError, UsageError
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.text import TextModel
-from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.device import Runtime, prepare_runtime, process_settings_restored
 from sightline.types import ImageInfo, Message, Part, Record
 
 
@@ -47,6 +47,7 @@ class ChatModel:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     @classmethod
+    @process_settings_restored()
     def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "ChatModel":
         """Loads a run's checkpoint or a model folder."""
         runtime = prepare_runtime(device, "auto", threads)
@@ -61,6 +62,7 @@ class ChatModel:
         parts = tuple(Part() for _ in range(num_images))
         return Message("user", (*parts, Part(said)) if said else parts)
 
+    @process_settings_restored()
     def answer(
         self,
         messages: tuple[Message, ...],
@@ -80,6 +82,7 @@ class ChatModel:
             UsageError: a picture or a text cannot be used.
         """
         begin = time.perf_counter()
+        self.runtime.apply()
         prompt = self._prompt(messages, images)
         streamer = _streamer(self.bundle, stream) if stream is not None and decoding.num_beams == 1 else None
         with torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16):

@@ -33,7 +33,7 @@ from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
 from sightline.models.text import TextModel
 from sightline.runtime import storage
-from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.device import Runtime, prepare_runtime, process_settings_restored
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger
 from sightline.types import Record, Score
@@ -124,6 +124,7 @@ class Evaluation:
         return {"count": self.request.shots, "data": data, "split": split, "seed": self.request.shots_seed, "examples": SHOTS}
 
 
+@process_settings_restored()
 def evaluate(request: EvaluationRequest) -> Evaluation:
     """Predicts, scores, and writes both.
 
@@ -297,8 +298,3 @@ def weights_hash(source: Path) -> str:
     """One hash over the weight files of a model folder."""
     files = sorted(source.glob("*.safetensors"))
     return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
-
-
-def with_control(request: EvaluationRequest, control: Control | None) -> EvaluationRequest:
-    """The same request under a control."""
-    return replace(request, control=control)

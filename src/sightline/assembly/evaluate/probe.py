@@ -19,7 +19,7 @@ from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, pro
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime import storage
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.runtime.logs import progress
 from sightline.types import Record
 
@@ -72,6 +72,7 @@ class Opened:
     bf16: bool
 
 
+@process_settings_restored()
 def probe(request: ProbeRequest) -> Findings:
     """Opens the model and the data and asks.
 

@@ -24,7 +24,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.errors import DataError, RecordError
 from sightline.evaluation.probes.gain import PERCENTILES, TextGain, percentiles
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.types import Record
 
 LISTED = 100
@@ -47,6 +47,7 @@ class GainRequest:
     threads: int | None = None
 
 
+@process_settings_restored()
 def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Asks the model about every text with a picture of the checked folders.
 

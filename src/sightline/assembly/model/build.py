@@ -282,8 +282,3 @@ def initialise(bundle: ModelBundle, origin: str) -> None:
     if odd:
         raise ConfigError(f"init: the model at {origin} differs from this one, first in {odd[0]!r}.", "Use the same model section.")
     bundle.inner.load_state_dict(theirs)
-
-
-def part_sizes(model: nn.Module) -> dict[str, int]:
-    """Parameters of each part."""
-    return {name: sum(parameter.numel() for parameter in child.parameters()) for name, child in model.named_children()}

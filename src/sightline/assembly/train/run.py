@@ -5,7 +5,6 @@ RUN/config.yaml  metrics.jsonl  card.md  checkpoints/step-N/
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -35,7 +34,7 @@ from sightline.errors import ConfigError, DistributedError, SightlineError, Stor
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import seeds, storage
-from sightline.runtime.device import prepare_runtime
+from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
 from sightline.training import checkpoint, loop, lora, optim, ranks, stages
@@ -60,6 +59,7 @@ class TrainResult:
         }
 
 
+@process_settings_restored()
 def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> TrainResult:
     """Trains, or goes on where a run in this folder stopped.
 
@@ -485,8 +485,3 @@ def _trains_tokenizer(config: RunConfig) -> bool:
 
 
 # Differences ------------------------------------------------------------------------------------------------------------------
-
-
-def python_facts() -> dict[str, str]:
-    """Versions that a result depends on."""
-    return {"python": platform.python_version(), "torch": torch.__version__}

@@ -90,11 +90,6 @@ class Corpus:
         names = [source.name for source in self.sources]
         return tuple(f"{name}_{number}" if names.count(name) > 1 else name for number, name in enumerate(names))
 
-    @property
-    def has_text_only(self) -> bool:
-        """True when a batch may come without any picture."""
-        return bool((self.crops == 0).any())
-
     def order(self, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:
         """Unit numbers of an epoch in order."""
         return mixture_order(

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -250,8 +249,3 @@ def _quiet_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     gc.freeze()  # what came from the parent is never garbage here, and looking for it would copy its pages
-
-
-def supervised_tokens(corpus: Corpus) -> int:
-    """Supervised tokens of one epoch's worth of every source, for estimates before training."""
-    return int(sum(np.sum(source.units.supervised) * source.draws / max(len(source.units), 1) for source in corpus.sources))

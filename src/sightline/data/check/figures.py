@@ -16,7 +16,6 @@ LISTED_ANSWERS = 20
 SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that could be guessed
 ASPECTS = (0.0, 0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # width over height; the last bin is open
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
-LENGTHS = tuple(2**power for power in range(3, 21))
 
 
 def spread(values: Sequence[float] | np.ndarray, edges: Sequence[float] | None = None) -> dict[str, Any] | None:

@@ -2,13 +2,13 @@
 
 Nothing else in Sightline opens pictures. What the header claims is checked before a byte is decoded; a picture that is torn is
 refused, never shown half grey. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
-finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either.
+finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either. Pillow warns about oddities
+that do not touch the pixels (torn EXIF, too many tags); those warnings are left to the caller's filters.
 """
 
 import io
 import os
 import stat
-import warnings
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -62,11 +62,6 @@ _LOOKS = (  # what else people have in such files; only for the message
     (b"pk\x03\x04", "ZIP"),
     (b"version https://git-lfs", "a Git LFS pointer"),
 )
-
-# Decoders warn about oddities that do not touch the picture (torn EXIF, too many tags). catch_warnings is not thread safe, so
-# this is settled once, at import. What does matter is not left to warnings: it is checked below.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class ImageLimits(Config):

@@ -16,11 +16,10 @@ from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
 from sightline.config import Config
-from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
 from sightline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+    from jaxtyping import UInt8
 
 MAX_SIDE = 8192
 MAX_FILE_BYTES = 1_000_000
@@ -73,27 +72,11 @@ class ImagePreparation(Config):
         return self
 
     @classmethod
-    def from_folder(cls, path: str | Path, fit: Fit = "encoder", draft: bool = False) -> Self:
-        """The preparation of an encoder.
-
-        Args:
-            path: a folder as `save_pretrained` writes it, or a Hub id.
-            fit: `encoder` as its processor does it; or, at the same output size, `squash` (aspect is lost), `crop` (shorter
-                side fitted, centre kept), `pad` (to a square with the mean colour, then resized: nothing is lost).
-            draft: see the field of that name.
-
-        Raises:
-            ConfigError: there is no processor file, it is damaged, or its kind of processor does more than this class.
-        """
-        settings, file = read_processor_file(str(path))
-        return cls.from_processor(settings, file).refitted(fit).model_copy(update={"draft": draft})
-
-    @classmethod
     def from_processor(cls, settings: dict[str, Any], file: str = "preprocessor_config.json") -> Self:
-        """The same from the content of a processor file; `file` names it in errors.
+        """The preparation of an encoder, from the content of its processor file (`read_processor_file`); `file` names it in errors.
 
         Raises:
-            ConfigError: as in `from_folder`.
+            ConfigError: the file is damaged, or its kind of processor does more than this class.
         """
         try:
             return cls(**_translate(settings, file))
@@ -128,6 +111,10 @@ class ImagePreparation(Config):
     def refitted(self, fit: Fit) -> Self:
         """The same output size and normalisation with another way to fit a picture into it.
 
+        Args:
+            fit: `encoder` as its processor does it; `squash` (aspect is lost), `crop` (shorter side fitted, centre kept), `pad`
+                (to a square with the mean colour, then resized: nothing is lost).
+
         Raises:
             ConfigError: `pad` makes a square, and the encoder's input is none.
         """
@@ -158,13 +145,6 @@ class ImagePreparation(Config):
         size = self.crop or self.resize
         assert isinstance(size, tuple)  # by _check
         return size
-
-    @property
-    def affine(self) -> tuple[Triple, Triple]:
-        """Scale and offset a channel: `pixel * scale + offset` is `(pixel * rescale - mean) / std`."""
-        scale = tuple(self.rescale / std for std in self.std)
-        offset = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
-        return (scale[0], scale[1], scale[2]), (offset[0], offset[1], offset[2])
 
     @property
     def draft_side(self) -> int | None:
@@ -206,19 +186,6 @@ class ImagePreparation(Config):
             left, top = (image.width - self.crop[1]) // 2, (image.height - self.crop[0]) // 2
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # outside of the picture it is black
         return np.array(image)
-
-    def open(self, source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> "UInt8[np.ndarray, 'h w 3']":
-        """Opens and prepares a file.
-
-        Raises:
-            RecordError: the reasons of `open_image`.
-        """
-        return self.prepare(open_image(source, limits, self.draft_side))
-
-    def normalise(self, pixels: "UInt8[np.ndarray, '*batch 3']") -> "Float[np.ndarray, '*batch 3']":
-        """`(pixels * rescale - mean) / std` in fp32 with the roundings of transformers; the device's version is `affine`."""
-        rescaled = (pixels.astype(np.float64) * self.rescale).astype(np.float32)
-        return (rescaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
 def _pad_to_square(image: Image.Image, mean: Triple) -> Image.Image:

@@ -28,6 +28,7 @@ from sightline.errors import ConfigError
 from sightline.ops.splice import splice
 from sightline.types import IMAGE, ImageInfo, Message, Part, Record
 from tests.builders import load_tokenizer
+from tests.data.images.helpers import normalised
 
 SIDE, PATCH = 24, 8
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]]
@@ -68,8 +69,8 @@ def saved(processor: Any, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def normalised(tiling: TilingConfig, preparation: ImagePreparation, image: Image.Image) -> np.ndarray:
-    return preparation.normalise(tiling.crops(image, preparation)).transpose(0, 3, 1, 2)
+def normalised_crops(tiling: TilingConfig, preparation: ImagePreparation, image: Image.Image) -> np.ndarray:
+    return normalised(preparation, tiling.crops(image, preparation)).transpose(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_anyres_crops_are_those_of_llava_next_bit_for_bit(llava_next: LlavaNextI
     for width, height in sizes(60):
         image = noise(width, height)
         theirs = llava_next(image, return_tensors="np")["pixel_values"][0]
-        np.testing.assert_array_equal(normalised(tiling, preparation, image), theirs, err_msg=f"{width} x {height}")
+        np.testing.assert_array_equal(normalised_crops(tiling, preparation, image), theirs, err_msg=f"{width} x {height}")
 
 
 @pytest.mark.parametrize(("strategy", "class_tokens"), [("default", 1), ("full", 0)])
@@ -167,7 +168,7 @@ def test_split_crops_are_those_of_idefics3_and_smolvlm_bit_for_bit(family: Any, 
     for width, height in sizes(25, seed=longest):
         image = noise(width, height)
         found = processor([image], return_row_col_info=True, return_tensors="np")
-        ours = normalised(tiling, preparation, image)
+        ours = normalised_crops(tiling, preparation, image)
         np.testing.assert_array_equal(ours, found["pixel_values"][0], err_msg=f"{width} x {height}")
         assert tiling.grid(width, height) == (found["rows"][0][0], found["cols"][0][0])
 
@@ -179,7 +180,7 @@ def test_a_picture_that_is_not_split_is_that_of_idefics3(tmp_path: Path) -> None
     preparation, tiling = read_processor(saved(processor, tmp_path))
     for width, height in sizes(20):
         theirs = processor([noise(width, height)], return_tensors="np")["pixel_values"][0]
-        np.testing.assert_array_equal(normalised(tiling, preparation, noise(width, height)), theirs)
+        np.testing.assert_array_equal(normalised_crops(tiling, preparation, noise(width, height)), theirs)
 
 
 @pytest.mark.parametrize("splits", [True, False])
@@ -216,7 +217,7 @@ def test_what_a_file_does_not_say_is_as_in_transformers(tmp_path: Path) -> None:
         preparation, tiling = read_processor(tmp_path)
         image = noise(500, 400)
         theirs = processor([image], return_tensors="np")["pixel_values"][0]
-        np.testing.assert_array_equal(normalised(tiling, preparation, image), theirs)
+        np.testing.assert_array_equal(normalised_crops(tiling, preparation, image), theirs)
 
 
 def test_processors_that_do_not_tile_give_one_crop(tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_processors_that_do_not_tile_give_one_crop(tmp_path: Path) -> None:
     preparation, tiling = read_processor(saved(processor, tmp_path))
     assert tiling == WholeConfig()
     theirs = processor([noise(30, 50)], return_tensors="np")["pixel_values"]
-    np.testing.assert_array_equal(normalised(tiling, preparation, noise(30, 50)), theirs)
+    np.testing.assert_array_equal(normalised_crops(tiling, preparation, noise(30, 50)), theirs)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) 
 
     Args:
         path: a folder as `save_pretrained` writes it, or a Hub id; of an encoder or of a vision-language model.
-        fit, draft: see `ImagePreparation.from_folder`.
+        fit: see `ImagePreparation.refitted`.
+        draft: see the field of `ImagePreparation`.
 
     Raises:
         ConfigError: there is no processor file, it is damaged, or its kind is not known.
