@@ -29,7 +29,6 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
-import pytest  # noqa: E402 (after the environment)
 from jaxtyping import install_import_hook  # noqa: E402 (after the environment)
 
 CHECKED = ["sightline.models", "sightline.ops"]

@@ -25,6 +25,12 @@ def prepare(
     images: Annotated[Path | None, typer.Option(help="Folder, zip or tar that image names are relative to.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="NAME=SHARE: hold out a share of the train records.")] = None,
     by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps a picture in one.")] = "id",
+    group: Annotated[
+        Literal["image", "none"] | None,
+        typer.Option(
+            help="image: one record for all captions of an image, as caption formats do by themselves; none: one per row."
+        ),
+    ] = None,
     sample: Annotated[int | None, typer.Option(help="Take this many records at random.", min=1)] = None,
     mapping: Annotated[list[str] | None, typer.Option("--map", help="FIELD=KEY: the source's key for a field.")] = None,
     subset: Annotated[str, typer.Option(help="hf: configuration of the data set.")] = "",
@@ -75,6 +81,7 @@ def prepare(
         ),
         split=SplitRule(parse_shares(split or ()), by, seed),
         sample=sample,
+        group=group,
         workers=_cores() if workers is None else workers,
         max_skipped=max_skipped,
         shards=None if shards is None else parse_size(shards),
@@ -82,7 +89,8 @@ def prepare(
         download=DownloadOptions(connections, per_host, tries, url_seconds, allowed=parse_networks(allow_network or ())),
     )
     summary = run(Path(source), format_name, options)
-    result = {name: summary[name] for name in ("input", "ok", "skipped", "splits", "images", "ignored", "notes", "fingerprint")}
+    names = ("input", "ok", "skipped", "splits", "images", "ignored", "ignored_names", "notes", "fingerprint")
+    result = {name: summary[name] for name in names}
     result["out"] = str(out)
     if as_json:
         emit(result)
@@ -97,9 +105,12 @@ def _cores() -> int:
 
 def _print_prepared(result: dict[str, Any]) -> None:
     lines = [f"{result['ok']} of {result['input']} records in {result['out']}, {result['images']} images"]
-    for title, counts in (("splits", "splits"), ("skipped", "skipped"), ("fields not used", "ignored"), ("repaired", "notes")):
+    for title, counts in (("splits", "splits"), ("skipped", "skipped"), ("not used", "ignored"), ("repaired", "notes")):
         if result[counts]:
             lines.append(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in result[counts].items()))
+    for reason, names in result["ignored_names"].items():
+        more = result["ignored"][reason] - len(names)
+        lines.append(f"  {reason}: " + ", ".join(names) + (f" and {more} more" if more else ""))
     if result["skipped"]:
         lines.append(f"  each skipped record is a line of {Path(result['out']) / 'skipped.jsonl'}")
     sys.stdout.write("\n".join(lines) + "\n")

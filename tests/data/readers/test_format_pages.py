@@ -273,8 +273,8 @@ def test_every_page_is_tested_and_every_format_has_a_page() -> None:
 def test_every_reason_for_a_skip_is_in_the_table() -> None:
     """Gathered from the code, so that none is forgotten."""
     told = set(re.findall(r"`([a-z_]+)`", (DOCS / "data.md").read_text("utf-8").partition("## Reasons for a skip")[2]))
-    files = [SOURCES / "types.py", SOURCES / "data/images/opener.py", *(SOURCES / "data/prepare").glob("*.py")]
-    files += [SOURCES / "runtime/workers.py", *(SOURCES / "data/readers").glob("*.py"), *(SOURCES / "data/download").glob("*.py")]
+    files = [SOURCES / "types.py", SOURCES / "runtime/workers.py"]
+    files += [file for name in ("download", "images", "prepare", "readers") for file in (SOURCES / "data" / name).glob("*.py")]
     for file in files:
         text = file.read_text("utf-8")
         reasons = set(re.findall(r'(?:RecordError|_Passing|refused)\(\s*"([a-z_]+)"|TaskFailure\(\s*"([a-z_]+)"', text))

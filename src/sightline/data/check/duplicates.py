@@ -1,7 +1,9 @@
 """What stands in a data set twice: within a split, in two splits, in another data set.
 
-Pictures are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or the questions of its
-conversation, are the same up to case and spaces. Records repeat each other when pictures and texts are equal.
+Pictures are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or its whole
+conversation, are the same up to case and spaces; a conversation of short answers about pictures only where its pictures are the
+same too, for many share a question and the answer "yes". Records repeat each other when pictures and captions, or pictures and
+questions, are equal.
 """
 
 from array import array
@@ -49,6 +51,20 @@ class Pair:
 
 Namer = Callable[[ImagePosition], str]
 """From a spot to the id of its record."""
+
+
+SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that many questions have
+
+
+def leak_key(record: Record) -> int:
+    """Equal for records of which one gives the text of the other away: the same set of captions, or the same conversation."""
+    if not record.messages:
+        return text_key(record)
+    parts = [f"{message.role} {_folded(message.text)}" for message in record.messages]
+    answers = [message.text for message in record.messages if message.role == "assistant"]
+    if record.images and all(len(answer.split()) <= SHORT_ANSWER for answer in answers):
+        parts += [info.sha256 for info in record.image_info] or [record.id]
+    return short_key("\2" + "\0".join(parts))
 
 
 def text_key(record: Record) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.check.duplicates import SHORT_ANSWER, text_key
+from sightline.data.check.examine import short_key
 from sightline.types import Record
 
 FEW = 40  # whole numbers up to this range get a bin each
 BINS = 24
 LISTED_ANSWERS = 20
-SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that could be guessed
 ASPECTS = (0.0, 0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # width over height; the last bin is open
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 
@@ -90,6 +91,9 @@ class Figures:
     _question_words: array = field(default_factory=lambda: array("I"))
     _answer_words: array = field(default_factory=lambda: array("I"))
     _answers: dict[str, Counter[str]] = field(default_factory=dict)
+    _records_with_answer: dict[str, Counter[str]] = field(default_factory=dict)
+    _questions: Counter[str] = field(default_factory=Counter)
+    _caption_images: dict[str, array] = field(default_factory=dict)  # 16 bytes for each record of captions
 
     def add(self, record: Record) -> None:
         """Counts a record."""
@@ -109,8 +113,14 @@ class Figures:
                     words = self._answer_words if message.role == "assistant" else self._question_words
                     words.append(len(message.text.split()))
         self.answered += bool(record.answers)
-        for answer in _answers_of(record):
-            self._answers.setdefault(record.split, Counter())[answer] += 1
+        answers = _answers_of(record)
+        self._questions[record.split] += 1 if record.answers else sum(message.role == "assistant" for message in record.messages)
+        if answers:
+            self._answers.setdefault(record.split, Counter()).update(answers)
+            self._records_with_answer.setdefault(record.split, Counter()).update(set(answers))
+        if record.captions and record.image_info:
+            shown = "\0".join(info.sha256 for info in record.image_info)
+            self._caption_images.setdefault(record.split, array("Q")).extend((short_key(shown), text_key(record)))
 
     def to_json(self) -> dict[str, Any]:
         """All numbers; what does not occur is left out."""
@@ -133,7 +143,21 @@ class Figures:
         out |= {name: value for name, value in spreads.items() if value is not None}
         if self._answers:
             out["labels"] = {split: labels(counts) for split, counts in sorted(self._answers.items())}
+            out["majority"] = {split: self._majority(split) for split in sorted(self._answers)}
+        if self._caption_images:
+            out["images_of_captions"] = {split: _repeats(keys) for split, keys in sorted(self._caption_images.items())}
         return out
+
+    def _majority(self, split: str) -> dict[str, Any]:
+        """The most frequent short answer among all questions of a split, those with long answers included."""
+        answer, count = min(self._answers[split].items(), key=lambda item: (-item[1], item[0]))
+        questions = self._questions[split]
+        return {
+            "answer": answer,
+            "questions": questions,
+            "share": count / questions,
+            "in_records": self._records_with_answer[split][answer],
+        }
 
 
 def _answers_of(record: Record) -> list[str]:
@@ -147,6 +171,20 @@ def _answers_of(record: Record) -> list[str]:
 
 def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _repeats(keys: array) -> dict[str, int]:
+    """How many images of records with captions stand with other captions in other records; `keys` are pairs of image and text."""
+    pairs = np.unique(np.asarray(keys, dtype=np.uint64).reshape(-1, 2), axis=0)  # a record that is repeated as a whole counts once
+    _, counts = np.unique(pairs[:, 0], return_counts=True)
+    often = counts[counts > 1]
+    return {
+        "records": len(keys) // 2,
+        "images": len(counts),
+        "repeated": len(often),
+        "in_records": int(often.sum()),
+        "most": int(counts.max()),
+    }
 
 
 def labels(counts: Counter[str]) -> dict[str, Any]:

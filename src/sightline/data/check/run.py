@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences, find_duplicates, text_key
+from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences, find_duplicates, leak_key, text_key
 from sightline.data.check.examine import Examiner, ExamineTask, ImagePosition, ImageTable, examine_all, short_key
 from sightline.data.check.figures import ASPECTS, SIDES, Figures, spread
 from sightline.data.check.perceptual_hash import NEAR_BITS
@@ -292,11 +292,10 @@ class _Reading:
         ids.add(key)
         if folder < self.num_checked:
             self.figures.add(record)
-        text = text_key(record)
         place = self._place[folder, split]
-        self.texts.add(text, place, spot)
+        self.texts.add(leak_key(record), place, spot)
         shown = "\0".join(info.sha256 for info in record.image_info)
-        self.wholes.add(short_key(f"{text} {shown}"), place, spot)
+        self.wholes.add(short_key(f"{text_key(record)} {shown}"), place, spot)
         return record
 
     def _pictures(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[ExamineTask]:

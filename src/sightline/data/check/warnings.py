@@ -8,6 +8,7 @@ Report = Mapping[str, Any]
 
 LEAKED_TEXTS = 0.01  # share of an evaluation split whose texts stand in another split
 GUESSED = 0.3  # share of the most frequent answer
+SAME_IMAGE = 0.01  # share of the records with captions whose image stands in another one
 FEW_SUPERVISED = 0.05
 POOR_FILL = 0.9
 FEW_ROWS = 8  # so few are never full
@@ -15,7 +16,15 @@ FEW_ROWS = 8  # so few are never full
 
 def warnings_of(report: Report) -> list[str]:
     """The sentences of a report, the gravest first."""
-    found = (_records(report), _duplicates(report), _labels(report), _odd(report), _training(report), _gain(report))
+    found = (
+        _records(report),
+        _captions(report),
+        _duplicates(report),
+        _labels(report),
+        _odd(report),
+        _training(report),
+        _gain(report),
+    )
     return list(dict.fromkeys(chain(*found)))
 
 
@@ -65,12 +74,21 @@ def _duplicates(report: Report) -> Iterator[str]:
         yield "There are so many pictures alike that the search for them was stopped; the numbers of near duplicates are too small."
 
 
-def _labels(report: Report) -> Iterator[str]:
-    for split, labels in report["records"].get("labels", {}).items():
-        if labels["majority_share"] >= GUESSED:
-            told = (
-                f"The answer {labels['majority']!r} is right for {100 * labels['majority_share']:.0f} % of the questions of {split}"
+def _captions(report: Report) -> Iterator[str]:
+    for split, found in report["records"].get("images_of_captions", {}).items():
+        if found["in_records"] > SAME_IMAGE * found["records"]:
+            told = _several(found["repeated"], "image", "images")
+            yield (
+                f"{told} of {split} stand{'s' if found['repeated'] == 1 else ''} in {found['in_records']:,} records of captions "
+                f"(up to {found['most']:,} each): each caption is scored without the others as references, and figures do not "
+                "compare with published ones. Prepare the set again with --group image."
             )
+
+
+def _labels(report: Report) -> Iterator[str]:
+    for split, most in report["records"].get("majority", {}).items():
+        if most["share"] >= GUESSED and most["in_records"] > 1:
+            told = f"The answer {most['answer']!r} is right for {100 * most['share']:.0f} % of the questions of {split}"
             yield f"{told}: so much is reached without a look at the pictures."
 
 

@@ -121,6 +121,13 @@ def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft
             `image_mode`, `image_not_finite`.
         UsageError: other code told Pillow to load truncated files.
     """
+    return open_with_orientation(source, limits, draft_side)[0]
+
+
+def open_with_orientation(
+    source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft_side: int | None = None
+) -> tuple[Image.Image, int]:
+    """What `open_image` gives, and the EXIF orientation (1 to 8) that was applied to the stored pixels."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: torn pictures would be trained on half grey.",
@@ -135,10 +142,13 @@ def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft
             image = _open_header(data, kind, limits)  # after verify() Pillow wants the file opened anew
         if draft_side is not None:
             image.draft("RGB", (draft_side, draft_side))
-        image.load()
-        turn = _turn(image)
+        turned = image.tag_v2.get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+        image.load()  # Pillow turns a TIFF itself, and drops the tag
+        orientation = _orientation(image)
         clean = _to_rgb(image, data)
-        return clean if turn is None else clean.transpose(turn)
+        if orientation in _TURNS:
+            clean = clean.transpose(_TURNS[orientation])
+        return clean, turned if turned in _TURNS else orientation
     except RecordError:
         raise
     except MemoryError:
@@ -234,11 +244,13 @@ def _told(error: BaseException) -> str:
 # After decoding -------------------------------------------------------------------------------------------------------------
 
 
-def _turn(image: ImageFile.ImageFile) -> Image.Transpose | None:
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """EXIF's orientation, 1 to 8."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))  # none for TIFF: Pillow turns it while loading
+        found = image.getexif().get(_ORIENTATION, 1)
+        return int(found) if found in _TURNS else 1
     except Exception:  # torn EXIF raises anything; the picture beside it is whole and is shown as it lies
-        return None
+        return 1
 
 
 def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.images.opener import DEFAULT_LIMITS, inspect_image, open_image, read_image_file
+from sightline.data.images.opener import DEFAULT_LIMITS, inspect_image, open_with_orientation, read_image_file
 from sightline.errors import RecordError
 from sightline.runtime.storage import JsonLines, sha256_file
 from sightline.runtime.workers import TaskFailure
@@ -30,12 +30,13 @@ AHEAD = 1024  # journal lines within which an image is looked for
 
 
 class ImageFacts(NamedTuple):
-    """What a child found of a good image; width and height as shown."""
+    """What a child found of a good image; width and height as shown, after the turn that EXIF's `orientation` (1 to 8) asks for."""
 
     sha256: str
     width: int
     height: int
     suffix: str
+    orientation: int
 
 
 def check_image(source: Path | bytes) -> ImageFacts:
@@ -46,8 +47,8 @@ def check_image(source: Path | bytes) -> ImageFacts:
     """
     data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
     kind = inspect_image(data, DEFAULT_LIMITS).format
-    width, height = open_image(data, DEFAULT_LIMITS).size
-    return ImageFacts(hashlib.sha256(data).hexdigest(), width, height, SUFFIXES[kind])
+    image, orientation = open_with_orientation(data, DEFAULT_LIMITS)
+    return ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height, SUFFIXES[kind], orientation)
 
 
 def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFailure, ...]:
@@ -134,7 +135,7 @@ class ImageStore:
     def recall(self, slot: ImageState) -> bool:
         """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
         entry = self._earlier.find(slot.key)
-        if entry is None:
+        if entry is None or len(entry["checked"]) != len(ImageFacts._fields):  # of a version that noted less
             return False
         checked, name = ImageFacts(*entry["checked"]), entry["name"]
         try:

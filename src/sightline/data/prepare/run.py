@@ -8,6 +8,7 @@ command is given again: images that were stored are not decoded a second time.
 
 import contextlib
 import difflib
+import hashlib
 import heapq
 import re
 import shutil
@@ -15,19 +16,21 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.download import DownloadOptions
-from sightline.data.prepare.image_store import ImageState, ImageStore, RecentImages, check_images, image_key
+from sightline.data.prepare.grouping import group_by_image
+from sightline.data.prepare.image_store import ImageFacts, ImageState, ImageStore, RecentImages, check_images, image_key
 from sightline.data.prepare.name_only import named_record
 from sightline.data.prepare.shards import remove_unsharded, write_shards
 from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
+from sightline.data.prepare.texts import clean_text, is_null_word
 from sightline.data.prepare.writer import Written, file_entry, write_records
 from sightline.data.readers import FORMATS, ImageInRoot, Item, Skip, SourceOptions, Tally
 from sightline.data.readers.base import Format, uniform
-from sightline.data.readers.boxes import kept_boxes, pixel_fractions
+from sightline.data.readers.boxes import kept_boxes, pixel_fractions, refers_to_shown, turned_box
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection as faults
 from sightline.runtime.logs import Bar, progress
@@ -35,7 +38,7 @@ from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
 from sightline.runtime.storage import Lock, atomic_file, dump_line, publish_dir, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
-from sightline.types import ImageInfo, Message, Record
+from sightline.types import Box, ImageInfo, Message, Part, Record
 
 BATCH = 8  # images that a child checks at a time
 BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
@@ -57,6 +60,7 @@ class PrepareOptions:
         workers: child processes that decode.
         max_skipped: share of records that may be skipped; 0 stops at the first one.
         shards: bytes of a tar shard; None writes image files.
+        group: `image` joins records of captions that have the same image, `none` does not; None does what the format asks for.
         licence: of the data; empty takes what is known of the format.
         image_seconds, image_memory: limits of a child on one image.
         download: limits of downloads, for a source whose images are URLs.
@@ -69,6 +73,7 @@ class PrepareOptions:
     workers: int = 1
     max_skipped: float = 0.01
     shards: int | None = None
+    group: Literal["image", "none"] | None = None
     licence: str = ""
     image_seconds: float = 60.0
     image_memory: int = 2 << 30
@@ -151,6 +156,7 @@ class _Preparation:
         self.path, self.name, self.format, self.options, self.stopped = path, name, chosen, options, stopped
         self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
+        self.merged = 0  # records that became part of another of the same image
         self.budget = SkipLimit(options.max_skipped, work)
         self._queue: deque[_PendingRecord | Skip] = deque()
         self._sent: deque[list[tuple[ImageState, Path | bytes]]] = deque()
@@ -165,8 +171,12 @@ class _Preparation:
             with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.folder / SKIPPED, "wb") as skipped:
                 self._check_all(store, checked, skipped)
             self.budget.finish()
+            self._close_tally()
+            if self._is_grouped:
+                self.merged = group_by_image(self.work / CHECKED, self.tally, self._poll)
             faults.hit("prepare.before_records")
-            written = write_records(self.folder, self.work / CHECKED, self.budget.ok, self.options.split, self._poll)
+            num_records = self.budget.ok - self.merged
+            written = write_records(self.folder, self.work / CHECKED, num_records, self.options.split, self._poll)
             num_images = store.keep_only(written.image_numbers)
             shards = None
             if self.options.shards is not None:
@@ -186,14 +196,15 @@ class _Preparation:
             "format": self.name,
             "source": _source_name(self.path, self.name, self.format),
             "licence": self.options.licence or self.format.licence,
-            "options": _told(self.options),
-            "input": self.budget.input,
-            "ok": self.budget.ok,
+            "options": _told(self.options) | ({"group": "image"} if self._is_grouped else {}),
+            "input": self.budget.input - self.merged,
+            "ok": self.budget.ok - self.merged,
             "skipped": dict(sorted(self.budget.skipped.items())),
             "splits": written.splits,
             "images": num_images,
             "image_places": written.image_places,
             "ignored": dict(sorted(self.tally.ignored.items())),
+            "ignored_names": dict(sorted(self.tally.ignored_names.items())),
             "notes": dict(sorted(self.tally.notes.items())),
             "files": {name: file_entry(self.folder / name) for name in files},
             **({} if shards is None else {"shards": shards}),
@@ -226,6 +237,19 @@ class _Preparation:
             raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
 
     @property
+    def _is_grouped(self) -> bool:
+        """Whether records of the same image become one."""
+        chosen = self.options.group or ("image" if self.format.groups_by_image else "none")
+        return chosen == "image" and not self.options.source.text_only
+
+    def _close_tally(self) -> None:
+        """Counts the files of the source that no record used."""
+        source = self.options.source
+        folders = [path for path in (self.path, source.images) if path is not None and path.is_dir()]
+        if self.format.takes != "-":
+            self.tally.close(folders, self.work, with_images=not (source.text_only or source.without_images))
+
+    @property
     def _is_fetched(self) -> bool:
         """Whether images come from the network."""
         return self.format.is_remote and not self.options.source.text_only
@@ -248,13 +272,30 @@ class _Preparation:
         """The source, or a random part of it that the seed decides."""
         source = self.options.source
         if self.options.sample is None:
-            return self.format.read(self.path, source, self.tally)
-        places = (
-            (-uniform(source.seed, "sample", place), place) for place, _ in enumerate(self.format.read(self.path, source, Tally()))
-        )
-        drawn = {place for _, place in heapq.nlargest(self.options.sample, places)}
-        entries = enumerate(self.format.read(self.path, source, self.tally))
-        return (entry for place, entry in entries if place in drawn)
+            for entry in self.format.read(self.path, source, self.tally):
+                yield self._named(entry)
+            return
+        places = enumerate(self._with_first_place(Tally()))
+        draws = ((-uniform(source.seed, "sample", place), place) for place, (first, _) in places if place == first)
+        drawn = {place for _, place in heapq.nlargest(self.options.sample, draws)}
+        for first, entry in self._with_first_place(self.tally):
+            self._named(entry)
+            if first in drawn:
+                yield entry
+
+    def _named(self, entry: Item | Skip) -> Item | Skip:
+        if isinstance(entry, Item):
+            self.tally.use_images(entry.images)
+        return entry
+
+    def _with_first_place(self, tally: Tally) -> Iterator[tuple[int, Item | Skip]]:
+        """Entries of the source with their number, or that of the first one whose captions are of the same image names."""
+        firsts: dict[int, int] = {}
+        for place, entry in enumerate(self.format.read(self.path, self.options.source, tally)):
+            if self._is_grouped and isinstance(entry, Item) and entry.images and entry.record.captions:
+                yield firsts.setdefault(_image_names(entry), place), entry
+            else:
+                yield place, entry
 
     def _tasks(self, store: ImageStore, entries: Iterator[Item | Skip]) -> Iterator[tuple[Path | bytes, ...]]:
         """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
@@ -322,18 +363,45 @@ class _Preparation:
             for claimed, checked in zip(item.hashes, found, strict=False):
                 if claimed != checked.sha256:
                     raise RecordError("hash_mismatch", "an image is not the one that the record was written with")
-            if any(claimed != (checked.width, checked.height) for claimed, checked in zip(item.sizes, found, strict=False)):
+            if any(
+                claimed not in (_shown_size(checked), _stored_size(checked))
+                for claimed, checked in zip(item.sizes, found, strict=False)
+            ):
                 self.tally.notes["size_differs"] += 1
             landed = [store.land(slot, source) for slot, source in zip(waiting.slots, waiting.sources, strict=True)]
         except RecordError as error:
             return Skip(item.where, item.record.id, error.reason, error.message)
         names: list[str] = [name for name, _ in landed]
         infos: list[ImageInfo] = [info for _, info in landed]
-        boxes = item.record.boxes
-        if item.pixel_boxes and infos:
-            size = (infos[0].width, infos[0].height)
-            boxes += kept_boxes([(label, pixel_fractions(box, size), False) for label, box in item.pixel_boxes], self.tally)[0]
+        boxes = self._boxes(item, found[0]) if found else item.record.boxes
         return replace(item.record, images=tuple(names), image_info=tuple(infos), boxes=boxes)
+
+    def _boxes(self, item: Item, facts: ImageFacts) -> tuple[Box, ...]:
+        """The boxes of an item as fractions of its first image as shown."""
+        size = _stored_size(facts)
+        boxes = item.record.boxes
+        boxes += kept_boxes([(label, pixel_fractions(box, size), False) for label, box in item.pixel_boxes], self.tally)[0]
+        stated = item.sizes[0] if item.sizes else None
+        if facts.orientation == 1 or not boxes or item.has_shown_boxes:
+            return boxes
+        if refers_to_shown(stated, _shown_size(facts), facts.orientation):
+            return boxes
+        self.tally.notes["boxes_turned"] += len(boxes)
+        turned = (turned_box(box.xyxy, facts.orientation) for box in boxes)
+        return tuple(replace(box, xyxy=xyxy) for box, xyxy in zip(boxes, turned, strict=True))
+
+
+def _image_names(item: Item) -> int:
+    """Equal for items with images of the same names or bytes."""
+    return hash(tuple(ref.name if isinstance(ref, ImageInRoot) else hashlib.sha256(ref).digest() for ref in item.images))
+
+
+def _shown_size(facts: ImageFacts) -> tuple[int, int]:
+    return facts.width, facts.height
+
+
+def _stored_size(facts: ImageFacts) -> tuple[int, int]:
+    return (facts.height, facts.width) if facts.orientation >= 5 else (facts.width, facts.height)
 
 
 def _source_name(path: Path, format_name: str, chosen: Format) -> str:
@@ -377,11 +445,16 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     if text_only:
         item = replace(item, images=(), sizes=(), hashes=(), pixel_boxes=())
         record = replace(record, boxes=(), messages=tuple(_without_images(message) for message in record.messages))
-    captions = tuple(caption for caption in record.captions if caption.strip())
-    if record.captions and not captions:
-        raise RecordError("empty_caption", "every caption is empty")
-    if lost := len(record.captions) - len(captions):
-        tally.notes["empty_caption"] += lost
+    record = _cleaned(record, tally)
+    captions = tuple(caption for caption in record.captions if caption.strip() and not is_null_word(caption))
+    for reason, lost in (
+        ("empty_caption", sum(not caption.strip() for caption in record.captions)),
+        ("null_caption", sum(is_null_word(caption) for caption in record.captions)),
+    ):
+        if lost and not captions:
+            raise RecordError(reason, "every caption is empty, or a word such as 'nan' that programs write for a missing one")
+        if lost:
+            tally.notes[reason] += lost
     _check_messages(record)
     if not _SPLIT.match(record.split):
         raise RecordError("bad_split", f"split {record.split!r} must be made of letters, digits, '_', '-' and '.'")
@@ -392,6 +465,28 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     except (UnicodeEncodeError, TypeError, ValueError) as error:
         raise RecordError("bad_text", f"cannot be written as JSON: {error}") from error
     return replace(item, record=record)
+
+
+def _cleaned(record: Record, tally: Tally) -> Record:
+    """The record with the rule of `texts.clean_text` applied to all of its texts."""
+
+    def clean(text: str) -> str:
+        cleaned = clean_text(text)
+        if cleaned != text:
+            tally.notes["text_cleaned"] += 1
+        return cleaned
+
+    def part(item: Part) -> Part:
+        return item if item.text is None else Part(clean(item.text))
+
+    return replace(
+        record,
+        captions=tuple(map(clean, record.captions)),
+        answers=tuple(map(clean, record.answers)),
+        negatives=tuple(map(clean, record.negatives)),
+        boxes=tuple(replace(box, label=clean(box.label)) for box in record.boxes),
+        messages=tuple(Message(message.role, tuple(map(part, message.content))) for message in record.messages),
+    )
 
 
 def _without_images(message: Message) -> Message:

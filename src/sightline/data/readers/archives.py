@@ -2,7 +2,9 @@
 
 Only regular members with the suffix of a picture are handed out, one at a time, with a cap on their size; links, devices and
 folders are not there. A tar is read by a parser of our own, because Python's ends without a word at a header that is cut or
-damaged: here the end marker must be found, else the archive is refused with the number of members before the damage.
+damaged: here the end marker must be found, and nothing but zeros after it, else the archive is refused with the number of members
+before the damage. Tars or zips that were concatenated are refused too: reading on (`tar -i`) would also pass over members whose
+bytes were lost.
 """
 
 import contextlib
@@ -11,18 +13,20 @@ import stat
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sightline.data.readers.roots import Folder, ImageRoot, check_name
+from sightline.data.readers.roots import is_picture as is_picture
 from sightline.errors import DataError, RecordError, UsageError
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_MEMBER = 20_000_000  # bytes, as the image opener allows
 MAX_EXTENDED = 1_000_000  # bytes of an extended header: long names and numbers
 MAX_NAME = 4096
 _BLOCK = 512
+_SCAN = 1 << 20  # bytes read at a time behind the end marker
+_DIRECTORY = b"5"
 _REGULAR, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"0", b"L", b"K", b"x", b"g"
 
 
@@ -34,21 +38,31 @@ class Member(NamedTuple):
     size: int
 
 
-def is_picture(name: str) -> bool:
-    """Whether a name ends like that of an image."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-
-
 class _Archive:
     """What zip and tar roots share: names, as the archive has them or without the one folder that all lie in."""
 
-    def __init__(self, path: Path, names: Iterator[str]) -> None:
+    def __init__(self, path: Path, names: Iterator[str], irregular: Sequence[str]) -> None:
         self.path = path
+        self._real = os.path.realpath(path)
+        self._irregular = irregular
         self._count: dict[str, int] = {}
         for name in names:
             self._count[name] = self._count.get(name, 0) + 1
         tops = {name.partition("/")[0] + "/" for name in self._count}
         self._top = tops.pop() if len(tops) == 1 and all("/" in name for name in self._count) else ""
+
+    def find(self, name: str) -> str | None:
+        """The archive's own name of a member, None when it has none."""
+        plain = os.path.normpath(name)
+        return next((known for known in (name, plain, self._top + plain) if known in self._count), None)
+
+    def locations(self, name: str) -> tuple[str, ...]:
+        found = self.find(name)
+        return (self._real,) if found is None else (self._real, f"{self._real}/{found}")
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        for name in (*self._count, *self._irregular):
+            yield f"{self._real}/{name}", f"{self.path.name}/{name}"
 
     def locate(self, name: str) -> str:
         """The archive's own name of a member.
@@ -56,8 +70,8 @@ class _Archive:
         Raises:
             RecordError: reasons `path_outside_root`, `image_missing`, `image_suffix`, `image_ambiguous`.
         """
-        plain = check_name(name).as_posix()
-        found = next((known for known in (name, plain, self._top + plain) if known in self._count), None)
+        check_name(name)
+        found = self.find(name)
         if found is None:
             raise RecordError("image_missing", f"{self.path.name} has no member {name!r}")
         if not is_picture(found):
@@ -67,10 +81,25 @@ class _Archive:
         return found
 
 
+class _ArchiveRoot(ImageRoot):
+    """What zip and tar roots tell of their members."""
+
+    _archive: _Archive
+
+    def locations(self, name: str) -> tuple[str, ...]:
+        return self._archive.locations(name)
+
+    def parts(self) -> Sequence[ImageRoot]:
+        return (self,)
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        return self._archive.members()
+
+
 # Zip ------------------------------------------------------------------------------------------------------------------------
 
 
-class ZipRoot:
+class ZipRoot(_ArchiveRoot):
     """Images in a zip.
 
     Raises:
@@ -83,8 +112,14 @@ class ZipRoot:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"{path} is not a whole zip: {error}.", "Is the download complete?") from error
-        infos = (info for info in self._zip.infolist() if not info.is_dir() and _is_plain_zip_entry(info))
-        self._archive = _Archive(path, (info.filename for info in infos))
+        infos = [info for info in self._zip.infolist() if not info.is_dir()]
+        if before := min((info.header_offset for info in self._zip.infolist()), default=0):
+            raise DataError(
+                f"{path}: {before} bytes stand before the first member that the zip's directory names.",
+                "Is it two zips in one file? Split them; only the last one would be read.",
+            )
+        plain = (info.filename for info in infos if _is_plain_zip_entry(info))
+        self._archive = _Archive(path, plain, [info.filename for info in infos if not _is_plain_zip_entry(info)])
 
     def fetch(self, name: str) -> bytes:
         member = self._archive.locate(name)
@@ -108,7 +143,7 @@ def _is_plain_zip_entry(info: zipfile.ZipInfo) -> bool:
 # Tar ------------------------------------------------------------------------------------------------------------------------
 
 
-class TarRoot:
+class TarRoot(_ArchiveRoot):
     """Images in an uncompressed tar.
 
     Raises:
@@ -117,9 +152,10 @@ class TarRoot:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        members = list(tar_members(path))
+        irregular: list[str] = []
+        members = list(tar_members(path, irregular.append))
         self._members = {member.name: member for member in members}
-        self._archive = _Archive(path, (member.name for member in members))
+        self._archive = _Archive(path, (member.name for member in members), irregular)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -153,24 +189,26 @@ def read_member(descriptor: int, member: Member) -> bytes:
     return os.pread(descriptor, member.size, member.offset)
 
 
-def tar_members(path: Path) -> Iterator[Member]:
-    """The regular members of an uncompressed tar (ustar, pax or GNU), in order; links, folders and devices are left out.
+def tar_members(path: Path, on_irregular: Callable[[str], None] = lambda name: None) -> Iterator[Member]:
+    """The regular members of an uncompressed tar (ustar, pax or GNU), in order.
+
+    Folders are left out; links and devices too, and are named to `on_irregular`.
 
     Raises:
-        DataError: the tar is compressed, a header is damaged, or it ends before its end marker; names the byte and the number of
-            members before it.
+        DataError: the tar is compressed, a header is damaged, it ends before its end marker, or data follows the marker; names the
+            byte and the number of members before it.
     """
     try:
         with path.open("rb", buffering=1 << 16) as file:
             size = os.fstat(file.fileno()).st_size
-            yield from _Headers(path, size, file).members()
+            yield from _Headers(path, size, file, on_irregular).members()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from error
 
 
 class _Headers:
-    def __init__(self, path: Path, size: int, file: BinaryIO) -> None:
-        self.path, self.size, self.file = path, size, file
+    def __init__(self, path: Path, size: int, file: BinaryIO, on_irregular: Callable[[str], None]) -> None:
+        self.path, self.size, self.file, self.on_irregular = path, size, file, on_irregular
         self.at = 0
         self.count = 0
 
@@ -195,6 +233,8 @@ class _Headers:
                 raise self._damaged(f"member number {self.count} needs {size} bytes, {self.size - self.at} are left")
             if kind in (_REGULAR, b"\0", b"7"):
                 yield Member(name or self._plain_name(header), self.at, size)
+            elif kind != _DIRECTORY:
+                self.on_irregular(name or self._plain_name(header))
             self.at += -(-size // _BLOCK) * _BLOCK
             name, length = "", None
 
@@ -202,6 +242,7 @@ class _Headers:
         """The next header; None at the end marker."""
         header = self._read(_BLOCK)
         if header == bytes(_BLOCK):
+            self._check_end()
             return None
         if len(header) < _BLOCK:
             what = "it ends without the end marker" if not header else "a header is cut"
@@ -212,6 +253,18 @@ class _Headers:
         if told not in (sum(body), sum(byte - 256 if byte > 127 else byte for byte in body)):
             raise self._damaged("a header is damaged" if self.at > _BLOCK else "this is not a tar", self.at - _BLOCK)
         return header
+
+    def _check_end(self) -> None:
+        """The end of an archive is zeros to the end of the file."""
+        zeros = self.at - _BLOCK
+        while data := self._read(_SCAN):
+            if rest := data.lstrip(b"\0"):
+                at = self.at - len(rest)
+                what = f"data follows at byte {at}, after {at - zeros} zero bytes that look like the end of the archive"
+                raise DataError(
+                    f"{self.path}: {what}, at byte {zeros} after {self.count} whole members.",
+                    "Is the file damaged there? Tars that were concatenated must be files of their own.",
+                )
 
     def _read(self, size: int) -> bytes:
         self.file.seek(self.at)

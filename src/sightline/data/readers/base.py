@@ -2,21 +2,26 @@
 
 A source is a function `read(path, options, tally)` that yields an `Item` for each record it finds and a `Skip` for each it
 cannot use; a file that is damaged as a whole raises DataError. It never opens an image: it names where the bytes are. Fields
-that a format does not use are counted in `tally.ignored` under their name, never guessed at.
+that a format does not use are counted in `tally.ignored` under their name, never guessed at. Files, archive members and rows that
+no record used are counted there too, under a reason, with their first names (`Tally.ignore`, `Tally.close`).
 """
 
 import hashlib
+import os
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline.data.readers.roots import ImageRoot
+from sightline.data.readers.roots import ImageRoot, is_hidden, is_picture
 from sightline.errors import RecordError, UsageError
 from sightline.types import Record
 
 DEFAULT_SPLIT = "train"
+LISTED_NAMES = 20  # names kept for each reason of `Tally.ignored`
 SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}  # one name for the held-out split, whatever the source says
 
 
@@ -42,6 +47,7 @@ class Item:
         sizes: width and height that the source claims for each image; empty when it claims none.
         hashes: sha256 that the source claims for each image; empty when it claims none.
         pixel_boxes: label and `[x, y, width, height]` in pixels of the first image, for sources that do not know its size.
+        has_shown_boxes: boxes refer to the image as shown; otherwise to its stored pixels, before the turn that EXIF asks for.
     """
 
     record: Record
@@ -50,6 +56,7 @@ class Item:
     sizes: tuple[tuple[int, int], ...] = ()
     hashes: tuple[str, ...] = ()
     pixel_boxes: tuple[tuple[str, Any], ...] = ()
+    has_shown_boxes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,82 @@ class Skip:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of a reading: `ignored` fields by name, and `notes` on repairs inside records that were kept."""
+    """Accounts for everything that a reader meets.
+
+    A reader names the files that it reads with `use`; whoever pulls its items names their images with `use_images`, and calls
+    `close` at the end, which counts every file and archive member that nothing has named. Takes 8 bytes for each name.
+
+    Attributes:
+        ignored: fields that nothing reads by name; files, members and rows that no record used by reason.
+        ignored_names: the first names of each such reason.
+        notes: repairs inside records that were kept.
+    """
 
     ignored: Counter[str] = field(default_factory=Counter)
+    ignored_names: dict[str, list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    _used: array = field(default_factory=lambda: array("q"))
+    _roots: dict[int, ImageRoot] = field(default_factory=dict)
+    _folders: set[str] = field(default_factory=set)  # that hold an image in use
+
+    def ignore(self, reason: str, name: str) -> None:
+        """Counts a file, member or row that no record uses."""
+        self.ignored[reason] += 1
+        names = self.ignored_names.setdefault(reason, [])
+        if len(names) < LISTED_NAMES:
+            names.append(name.encode("utf-8", "replace").decode())
+
+    def use(self, *files: Path) -> None:
+        """Names files that are read."""
+        self._used.extend(hash(os.path.realpath(file)) for file in files)
+
+    def use_images(self, refs: Iterable[ImageRef]) -> None:
+        """Names the images of an item."""
+        for ref in refs:
+            if isinstance(ref, ImageInRoot):
+                self._roots.setdefault(id(ref.root), ref.root)
+                for place in ref.root.locations(ref.name):
+                    self._used.append(hash(place))
+                    self._folders.add(os.path.dirname(place))
+
+    def close(self, folders: Iterable[Path], leave_out: Path, *, with_images: bool = True) -> None:
+        """Counts what nothing has named: in `folders` every file, in archives every member, in other folders that hold an image
+        in use the images beside it.
+
+        Args:
+            folders: the source and `--images`, where they are folders; looked through with all that lies below.
+            leave_out: a folder below them that is not looked into (where this run writes).
+            with_images: count images; False where they were left out on purpose.
+        """
+        used = sorted(set(self._used))
+
+        def ignore(place: str, name: str, reason: str) -> None:
+            at = bisect_left(used, hash(place))
+            if (at == len(used) or used[at] != hash(place)) and (with_images or not is_picture(name)):
+                self.ignore("hidden" if is_hidden(name) else "image_not_named" if is_picture(name) else reason, name)
+
+        walked: set[str] = set()
+        for base in dict.fromkeys(map(os.path.realpath, folders)):
+            for folder, below, files in os.walk(base):
+                if folder in walked:
+                    below.clear()
+                    continue
+                walked.add(folder)
+                for name in [name for name in below if is_hidden(name)]:
+                    self.ignore("hidden", os.path.relpath(os.path.join(folder, name), base) + "/")
+                below[:] = sorted(
+                    name for name in below if not is_hidden(name) and os.path.join(folder, name) != os.path.realpath(leave_out)
+                )
+                for name in sorted(files):
+                    place = os.path.join(folder, name)
+                    ignore(place, os.path.relpath(place, base), "file_not_used")
+        for folder in sorted(self._folders - walked):
+            for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                if is_picture(name):
+                    ignore(os.path.join(folder, name), name, "file_not_used")
+        for root in {id(root): root for top in self._roots.values() for root in top.parts()}.values():
+            for place, name in root.members():
+                ignore(place, name, "member_not_used")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +189,7 @@ class Format:
         licence: what is known of the licence of the published set.
         takes: a path that exists, a name (or path) that the reader looks up itself, or `-` for a generator.
         is_remote: images are URLs.
+        groups_by_image: records of captions that have the same image become one, unless `--group none` is given.
     """
 
     read: Reader
@@ -117,6 +197,7 @@ class Format:
     licence: str = ""
     takes: Literal["path", "name", "-"] = "path"
     is_remote: bool = False
+    groups_by_image: bool = False
 
     def check_mapping(self, mapping: Mapping[str, str], name: str) -> None:
         """Refuses `--map` of a field that this format does not have.

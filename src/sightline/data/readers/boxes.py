@@ -1,4 +1,7 @@
-"""Boxes of any source as labelled fractions of the picture, cut to it.
+"""Boxes of any source as labelled fractions of the image as it is shown, cut to it.
+
+Sources give boxes in stored pixels, before the turn that a JPEG's EXIF orientation asks for, unless the width and height that they
+state are those of the turned image. `turned_box` brings the former to the image as shown.
 
 A box without area inside the picture, or whose numbers are none, is dropped and noted as `bad_box`: its record stays. The places
 of crowd boxes (COCO) are listed in `meta["crowd"]`.
@@ -40,6 +43,32 @@ def labelled_box(item: Any) -> Found:
 def _numbers(*values: object) -> bool:
     """Finite, and not of hundreds of digits, which would not become a float."""
     return all(isinstance(value, int | float) and -1e9 < value < 1e9 for value in values)
+
+
+def turned_box(xyxy: Sequence[float], orientation: int) -> tuple[float, float, float, float]:
+    """A box in fractions of the stored image as fractions of the image as shown.
+
+    Args:
+        xyxy: left, top, right, bottom.
+        orientation: EXIF's, 1 to 8.
+    """
+    left, top, right, bottom = xyxy
+    if orientation in (2, 3, 6, 7):  # the stored x axis (5 to 8: y axis) runs against the shown x axis
+        x = (1 - right, 1 - left) if orientation < 5 else (1 - bottom, 1 - top)
+    else:
+        x = (left, right) if orientation < 5 else (top, bottom)
+    if orientation in (3, 4, 7, 8):
+        y = (1 - bottom, 1 - top) if orientation < 5 else (1 - right, 1 - left)
+    else:
+        y = (top, bottom) if orientation < 5 else (left, right)
+    return round(x[0], 6), round(y[0], 6), round(x[1], 6), round(y[1], 6)
+
+
+def refers_to_shown(stated: tuple[int, int] | None, shown_size: tuple[int, int], orientation: int) -> bool:
+    """Whether the width and height that a source states are those of the image after its turn; False where that cannot be told."""
+    if orientation < 5 or stated is None or stated[0] == stated[1]:
+        return False
+    return (stated[0] > stated[1]) == (shown_size[0] > shown_size[1])
 
 
 def kept_boxes(found: Sequence[Found], tally: Tally) -> tuple[tuple[Box, ...], dict[str, list[int]]]:

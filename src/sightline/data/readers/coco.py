@@ -49,11 +49,13 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     if path.suffix in (".jsonl", ".ndjson"):
         yield from row_files(path, KEYS, options, tally)
     elif path.is_file():
+        tally.use(path)
         yield from _json(path, options, tally)
     elif (path / "captions.jsonl").is_file():
         yield from row_files(path / "captions.jsonl", KEYS, options, tally)
     else:
         for file in _annotation_files(path):
+            tally.use(file)
             yield from _json(file, options, tally)
 
 
@@ -94,6 +96,7 @@ def _json(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | S
     yield from _gather(path, found, tally)
     beside = path.with_name(f"instances_{name}.json")
     if match and match[1] == "captions" and beside.is_file():
+        tally.use(beside)
         yield from _gather(beside, found, tally)
     known = _SPLIT.match(name)
     split = known[1] if known else split_name(name)
@@ -139,7 +142,10 @@ def _gather(path: Path, found: _Annotations, tally: Tally) -> Iterator[Skip]:
             for index in stream.array():
                 row, where = stream.value(), f"{path.name} {key}[{index}]"
                 try:
-                    (_add_image if key == "images" else _add_annotation)(row, found, tally)
+                    if key == "images":
+                        _add_image(row, found, tally)
+                    else:
+                        _add_annotation(row, found, tally, where)
                 except RecordError as error:
                     yield Skip(where, None, error.reason, error.message)
         stream.end()
@@ -174,7 +180,7 @@ def _add_image(row: Any, found: _Annotations, tally: Tally) -> None:
     found.images[image_id] = kept
 
 
-def _add_annotation(row: Any, found: _Annotations, tally: Tally) -> None:
+def _add_annotation(row: Any, found: _Annotations, tally: Tally, where: str) -> None:
     image_id = _key(row, "image_id")
     if "caption" in row:
         if not isinstance(row["caption"], str):
@@ -182,6 +188,8 @@ def _add_annotation(row: Any, found: _Annotations, tally: Tally) -> None:
         found.captions.setdefault(image_id, []).append(row["caption"].strip())
     if "bbox" in row:
         found.boxes.setdefault(image_id, []).append((row.get("category_id"), row["bbox"], row.get("iscrowd", 0)))
+    if "caption" not in row and "bbox" not in row:
+        tally.ignore("annotation_not_used", where)
     count_ignored(row, ("id", "image_id", "caption", "bbox", "category_id", "iscrowd"), tally, "annotations.")
 
 
@@ -237,4 +245,4 @@ def _karpathy(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item
         count_ignored(values, used, tally)
         return Item(record, (ImageInRoot(root, f"{folder}/{name}" if isinstance(folder, str) and folder else name),), where)
 
-    return items(json_rows(path, "images"), build)
+    return items(json_rows(path, tally, "images"), build)

@@ -31,8 +31,8 @@ _IMAGE = re.compile(r"[A-Za-z0-9+/]{64,}={0,2}\Z|.+\.(jpe?g|png|webp|gif|bmp|tif
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a csv (or tsv) file."""
-    file = find_file(path, ("inputs.csv",), (".csv", ".tsv"))
-    root = image_root(options, file.parent)
+    file = find_file(path, ("inputs.csv",), (".csv", ".tsv"), tally)
+    root = image_root(options, file.parent, "images", "Images")
     rows = CsvRows(file, options.mapping.get("image", KEYS["image"]))
     require_columns(rows.header, KEYS, options, f"{file}:1")
 

@@ -1,14 +1,16 @@
-"""Flickr8k, as published and as jsonl.
+"""Flickr8k, as published, as Kaggle has it, and as jsonl.
 
 Published: `Flickr8k.token.txt` (lines `name.jpg#k<TAB>caption`) beside the split files `Flickr_8k.trainImages.txt`,
-`.devImages.txt` and `.testImages.txt`; a photo in none of them gets the split "other". As jsonl: `captions.jsonl` with `image`,
-`split` and `captions`. With `--text-only` or `--without-images`, `captions_without_images.jsonl` is read as well.
+`.devImages.txt` and `.testImages.txt`; a photo in none of them gets the split "other". Kaggle's: `captions.txt`, a csv with a row
+`image,caption` for each caption. As jsonl: `captions.jsonl` with `image`, `split` and `captions`. With `--text-only` or
+`--without-images`, `captions_without_images.jsonl` is read as well.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, refuse_mapping
+from sightline.data.readers.csv_table import CsvRows
 from sightline.data.readers.roots import ImageRoot
 from sightline.data.readers.rows import image_root, row_files
 from sightline.data.readers.strict_json import text_lines
@@ -17,6 +19,7 @@ from sightline.types import Record
 
 KEYS = {"captions": "captions", "id": "id", "image": "image", "split": "split"}
 TOKENS = "Flickr8k.token.txt"
+KAGGLE = "captions.txt"
 SPLIT_FILES = {
     "train": "Flickr_8k.trainImages.txt",
     "val": "Flickr_8k.devImages.txt",
@@ -30,7 +33,10 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     """Items of either form; `path` is the folder, the token file, or a jsonl file."""
     for tokens in (path, path / TOKENS, path / "Flickr8k_text" / TOKENS):
         if tokens.name == TOKENS and tokens.is_file():
-            return _published(tokens, options)
+            return _by_photo(tokens, _token_lines(tokens), options, tally)
+    for table in (path, path / KAGGLE):
+        if table.name == KAGGLE and table.is_file():
+            return _by_photo(table, _kaggle_rows(table), options, tally)
     if path.suffix == ".jsonl" and path.is_file():
         return row_files(path, KEYS, options, tally)
     if (path / "captions.jsonl").is_file():
@@ -41,6 +47,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
 def _folder(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     yield from row_files(path / "captions.jsonl", KEYS, options, tally)
     extra = path / WITHOUT_IMAGES
+    tally.use(extra)
     if extra.is_file() and (options.text_only or options.without_images):
         yield from row_files(extra, KEYS, options, tally)
     elif extra.is_file():
@@ -50,25 +57,52 @@ def _folder(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item |
 # As published ---------------------------------------------------------------------------------------------------------------
 
 
-def _published(tokens: Path, options: SourceOptions) -> Iterator[Item | Skip]:
-    """One item per photo, in the order of the token file; its captions may lie anywhere in the file."""
-    refuse_mapping(options, f"{TOKENS} and its split files")
-    root = image_root(options, tokens.parent, *PLACES)
-    splits = _read_splits(tokens.parent)
+Caption = tuple[str, int, str]  # name of the photo, number of the caption, caption
+
+
+def _by_photo(
+    file: Path, rows: "Iterator[tuple[int, Caption | RecordError]]", options: SourceOptions, tally: Tally
+) -> Iterator[Item | Skip]:
+    """One item per photo, in the order of the file; its captions may lie anywhere in it."""
+    refuse_mapping(options, f"{file.name} and its split files")
+    root = image_root(options, file.parent, *PLACES)
+    tally.use(file, *(file.parent / name for name in SPLIT_FILES.values()))
+    splits = _read_splits(file.parent)
     captions: dict[str, list[tuple[int, str]]] = {}
     first_line: dict[str, int] = {}
-    for line in text_lines(tokens):
+    for line, row in rows:
+        if isinstance(row, RecordError):
+            yield Skip(f"{file.name}:{line}", None, row.reason, row.message)
+            continue
+        name, index, caption = row
+        captions.setdefault(name, []).append((index, caption.strip()))
+        first_line.setdefault(name, line)
+    for name in sorted(splits.keys() - captions.keys()):
+        tally.ignore("photo_without_captions", name)
+    for name, numbered in captions.items():
+        yield _photo(name, [text for _, text in sorted(numbered)], splits, root, f"{file.name}:{first_line[name]}")
+
+
+def _token_lines(file: Path) -> "Iterator[tuple[int, Caption | RecordError]]":
+    for line in text_lines(file):
         head, tab, caption = line.text.partition("\t")
         name, mark, index = head.rpartition("#")
-        if line.fault is not None or not tab or not mark or not index.isdecimal():
-            fault = line.fault or RecordError("bad_line", "a line is 'name.jpg#k<TAB>caption'")
-            if line.text.strip() or line.fault is not None:
-                yield Skip(f"{tokens.name}:{line.number}", None, fault.reason, fault.message)
-            continue
-        captions.setdefault(name, []).append((int(index), caption.strip()))
-        first_line.setdefault(name, line.number)
-    for name, numbered in captions.items():
-        yield _photo(name, [text for _, text in sorted(numbered)], splits, root, f"{tokens.name}:{first_line[name]}")
+        if line.fault is None and tab and mark and index.isdecimal():
+            yield line.number, (name, int(index), caption)
+        elif line.text.strip() or line.fault is not None:
+            yield line.number, line.fault or RecordError("bad_line", "a line is 'name.jpg#k<TAB>caption'")
+
+
+def _kaggle_rows(file: Path) -> "Iterator[tuple[int, Caption | RecordError]]":
+    rows = CsvRows(file, "image")
+    if rows.header != ["image", "caption"]:
+        raise DataError(f"{file}:1: the columns are {', '.join(rows.header)}, not image,caption.", "Read it with --format csv.")
+    for number, where, row in rows:
+        line = int(where.rpartition(":")[2])
+        if isinstance(row, RecordError):
+            yield line, row
+        else:
+            yield line, (row["image"], number, row["caption"])
 
 
 def _photo(name: str, captions: list[str], splits: dict[str, str], root: ImageRoot, where: str) -> Item:

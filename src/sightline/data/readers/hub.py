@@ -4,14 +4,15 @@ Rows are streamed and images are left as they are stored; `--map` says which col
 Nothing is fetched unless the name is no local folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
+from sightline.data.readers.labels import named_labels
 from sightline.data.readers.rows import Keys, Numbered, TableRow, image_root, items, require_columns
 from sightline.data.readers.tables import GENERAL
-from sightline.errors import DataError
+from sightline.errors import DataError, RecordError
 from sightline.runtime.optional import require
 
 KEYS: Keys = {**GENERAL, "caption": ("caption", "text")}
@@ -22,37 +23,48 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     """Items of all splits, or of the one part that `--subset` and `--revision` name."""
     root = image_root(options, path if path.is_dir() else path.parent)
     number = 0
-    for split, rows in _splits(path, options):
+    for split, rows in _splits(path, options, tally):
 
         def build(values: dict[str, Any], row_number: int, where: str, split: str = split) -> Item:
             return TableRow(values, KEYS, options).item(row_number, where, root, tally, split=split)
 
-        for entry in items(_numbered(rows, split, number, path, options), build):
+        labels = named_labels(rows.features.to_dict() if rows.features else {})
+        for entry in items(_numbered(rows, split, number, path, options, labels), build):
             yield entry
             number += 1
 
 
-def _numbered(rows: Any, split: str, first: int, path: Path, options: SourceOptions) -> Iterator[Numbered]:
+def _numbered(
+    rows: Any,
+    split: str,
+    first: int,
+    path: Path,
+    options: SourceOptions,
+    labels: "Callable[[dict[str, Any]], dict[str, Any] | RecordError]",
+) -> Iterator[Numbered]:
     place = 0
     try:
         for row in rows:
             if place == 0:
                 require_columns(row, KEYS, options, f"{path}: split {split!r}")
-            yield first + place, f"{split}[{place}]", row
+            yield first + place, f"{split}[{place}]", labels(row)
             place += 1
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: split {split!r}, row {place}: {_told(error)}.") from error
 
 
-def _splits(path: Path, options: SourceOptions) -> Iterator[tuple[str, Any]]:
+def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[str, Any]]:
     datasets = require("datasets", "data", "Format hf")
     try:
         if any((path / name).is_file() for name in SAVED):
             found = datasets.load_from_disk(str(path))
+            tally.use(*path.rglob("*"))
         else:
-            found = datasets.load_dataset(
-                str(path), options.subset or None, revision=options.revision or None, streaming=True, trust_remote_code=False
+            builder = datasets.load_dataset_builder(
+                str(path), options.subset or None, revision=options.revision or None, trust_remote_code=False
             )
+            tally.use(*(Path(file) for files in (builder.config.data_files or {}).values() for file in files))
+            found = builder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: {_told(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
     splits = found if isinstance(found, dict) else {str(found.split or "train"): found}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sightline.data.dataset import DATASET, RECORDS, Dataset
+from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SKIPPED, Dataset
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.types import Record
@@ -16,9 +16,11 @@ from sightline.types import Record
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a records file, or of the folder that holds one."""
-    if (path / DATASET).is_file() and not (path / RECORDS).exists():
-        return _sharded(Dataset(path), options)
-    file = find_file(path, (RECORDS,), (".jsonl",))
+    if (path / DATASET).is_file():
+        tally.use(*(path / name for name in (DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED, DOWNLOADS)), *path.glob("shards/*.tar"))
+        if not (path / RECORDS).exists():
+            return _sharded(Dataset(path), options)
+    file = find_file(path, (RECORDS,), (".jsonl",), tally)
     root = image_root(options, file.parent)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
@@ -37,9 +39,10 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
             where,
             sizes=tuple((info.width, info.height) for info in record.image_info),
             hashes=tuple(info.sha256 for info in record.image_info),
+            has_shown_boxes=True,
         )
 
-    return items(json_rows(file), build)
+    return items(json_rows(file, tally), build)
 
 
 def _sharded(dataset: Dataset, options: SourceOptions) -> Iterator[Item | Skip]:
@@ -50,4 +53,5 @@ def _sharded(dataset: Dataset, options: SourceOptions) -> Iterator[Item | Skip]:
             tuple(dataset.image_bytes(record, k) for k in range(len(record.images))),
             f"{dataset.path.name}[{number}]",
             hashes=tuple(info.sha256 for info in record.image_info),
+            has_shown_boxes=True,
         )

@@ -4,12 +4,25 @@ A root hands out a path (a regular file inside the folder, links resolved) or th
 that are absolute, climb, or point elsewhere before any file is opened.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from sightline.errors import DataError, RecordError
 from sightline.runtime.storage import safe_join
+
+PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name ends like that of an image."""
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of a path begins with a dot or is macOS's `__MACOSX`: no data, but what a system keeps beside it."""
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 class ImageRoot(Protocol):
@@ -21,6 +34,18 @@ class ImageRoot(Protocol):
         Raises:
             RecordError: reasons `path_outside_root`, `image_missing`, `image_not_a_file`.
         """
+        ...
+
+    def locations(self, name: str) -> tuple[str, ...]:
+        """Where an image of that name would lie: paths of files, or `archive/member`. Nothing is opened."""
+        ...
+
+    def parts(self) -> Sequence["ImageRoot"]:
+        """The roots that this one looks into: itself, unless it is made of others."""
+        ...
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        """Location and name of each member of an archive; nothing for a folder."""
         ...
 
 
@@ -42,6 +67,17 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._real = os.path.realpath(path)
+
+    def locations(self, name: str) -> tuple[str, ...]:
+        place = os.path.normpath(os.path.join(self._real, name))
+        return (place,) if place.startswith(os.path.join(self._real, "")) else ()
+
+    def parts(self) -> Sequence[ImageRoot]:
+        return (self,)
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        return iter(())
 
     def fetch(self, name: str) -> Path:
         pure = check_name(name)
@@ -66,6 +102,15 @@ class FirstOf:
 
     def __init__(self, roots: Sequence[ImageRoot]) -> None:
         self.roots = roots
+
+    def locations(self, name: str) -> tuple[str, ...]:
+        return tuple(place for root in self.roots for place in root.locations(name))
+
+    def parts(self) -> Sequence[ImageRoot]:
+        return [part for root in self.roots for part in root.parts()]
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        return iter(())
 
     def fetch(self, name: str) -> Path | bytes:
         fault = RecordError("image_missing", f"image {name!r}: there is no images folder")

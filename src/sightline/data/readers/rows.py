@@ -27,7 +27,7 @@ from sightline.data.readers.base import (
 )
 from sightline.data.readers.boxes import kept_boxes, labelled_box
 from sightline.data.readers.roots import FirstOf, ImageRoot
-from sightline.data.readers.strict_json import JsonStream, json_lines
+from sightline.data.readers.strict_json import JsonStream, json_lines, parse_json
 from sightline.data.readers.turns import TEXT_FIELDS, said
 from sightline.errors import DataError, RecordError
 from sightline.types import Box, Record
@@ -60,8 +60,10 @@ class TableRow:
         keys = self.keys.get(name, "")
         value = None
         for key in all_keys(keys):
-            self._used.add(key)
-            value = self.values.get(key) if value is None and key else value
+            found = self.values.get(key) if key else None
+            if value is None or found is None or found == value:  # another value under a second name is not used, and counted
+                self._used.add(key)
+                value = found if value is None else value
         return self._filled(name, value)
 
     def _filled(self, name: str, value: Any) -> Any:
@@ -120,6 +122,8 @@ class TableRow:
             meta={**text.meta, **crowd, **self._meta()},
         )
         count_ignored(self.values, self._used, tally)
+        if text.has_images_first:
+            tally.notes["images_put_first"] += 1
         label = (*text.captions, *text.answers, "")[0]
         return Item(record, images, where, pixel_boxes=() if pixel_box is None else ((label, pixel_box),))
 
@@ -185,12 +189,18 @@ def all_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
 # Files ----------------------------------------------------------------------------------------------------------------------
 
 
-def find_file(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path:
+def find_file(path: Path, names: Sequence[str], suffixes: Sequence[str], tally: Tally) -> Path:
     """The file that `path` means: itself, or in a folder the first of `names`, or else the only one with such a suffix.
 
     Raises:
         DataError: there is none, or more than one.
     """
+    file = _found_file(path, names, suffixes)
+    tally.use(file)
+    return file
+
+
+def _found_file(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
@@ -206,11 +216,12 @@ def find_file(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path
     raise DataError(f"{path}: {what}.", "Give the file itself.")
 
 
-def json_rows(path: Path, member: str = "") -> Iterator[Numbered]:
+def json_rows(path: Path, tally: Tally, member: str = "") -> Iterator[Numbered]:
     """The rows of a JSON array, of a member of a JSON object that is an array, or of JSON lines (by the suffix).
 
     Args:
         path: the file.
+        tally: where other members of the object are counted.
         member: name of the list in an object; `*` when the object's members are the rows, each with its key as `id`.
 
     Raises:
@@ -232,7 +243,8 @@ def json_rows(path: Path, member: str = "") -> Iterator[Numbered]:
                     found = True
                     yield from _array_rows(stream)
                 else:
-                    stream.value()
+                    if isinstance(stream.value(), list | dict):  # a text or number describes the file
+                        tally.ignored[key] += 1
             if not found:
                 raise DataError(f"{path}: the object has no list {member!r}.")
         else:
@@ -253,13 +265,14 @@ def _array_rows(stream: JsonStream) -> Iterator[Numbered]:
 def row_files(file: Path, keys: Keys, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a JSON file whose rows need nothing but their keys; a row without id is called after its image."""
     root = image_root(options, file.parent)
+    tally.use(file)
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         row = TableRow(values, keys, options)
         name = row.get("image")
         return row.item(number, where, root, tally, fallback_id=Path(name).stem if isinstance(name, str) else None)
 
-    return items(json_rows(file), build)
+    return items(json_rows(file, tally), build)
 
 
 def _member_rows(stream: JsonStream) -> Iterator[Numbered]:
@@ -270,6 +283,29 @@ def _member_rows(stream: JsonStream) -> Iterator[Numbered]:
             yield index, where, {"id": key, **row}
         else:
             yield index, where, RecordError("not_an_object", f"the row is {shown(row)}, not an object")
+
+
+# Files beside an image ------------------------------------------------------------------------------------------------------
+
+
+def add_side_file(values: dict[str, Any], name: str, data: bytes) -> None:
+    """Adds what a `.txt` (under that key) or `.json` (its fields) beside an image says of it to the values of its row.
+
+    Raises:
+        RecordError: reasons `bad_utf8`, `bad_json`, `not_an_object`.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError("bad_utf8", f"byte {error.start} of {name} is not UTF-8") from error
+    if not name.lower().endswith(".json"):
+        values[".txt"] = text
+        return
+    fields = parse_json(text)
+    if not isinstance(fields, dict):
+        raise RecordError("not_an_object", f"{name} is no JSON object")
+    for key, value in fields.items():
+        values.setdefault(key, value)
 
 
 # Images ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Where rows say no split, the file's name does (`train-00000-of-00005.parquet`, `
 Parquet needs the extra `data`; it is read a few rows at a time and its page checksums are checked where it has them.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 
 from sightline.data.readers.base import Item, Reader, Skip, SourceOptions, Tally, make_id
 from sightline.data.readers.csv_table import CsvRows
+from sightline.data.readers.labels import named_labels
+from sightline.data.readers.roots import is_hidden
 from sightline.data.readers.rows import Keys, Numbered, TableRow, all_keys, image_root, items, json_rows, require_columns
 from sightline.data.readers.turns import texts
 from sightline.errors import DataError, RecordError
@@ -129,7 +132,7 @@ PRESETS = {
 def read_table(path: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a file, or of all files of a folder that the preset names."""
     number = 0
-    for file in table_files(path, preset.files):
+    for file in table_files(path, preset.files, tally):
         for entry in _file_items(file, preset, options, tally, number, split_of_file(file, path)):
             yield entry
             number += 1
@@ -191,17 +194,19 @@ def _captions_of_row(row: dict[str, Any] | RecordError, group: str) -> tuple[str
 # Files ----------------------------------------------------------------------------------------------------------------------
 
 
-def table_files(path: Path, patterns: Iterable[str]) -> list[Path]:
-    """The file itself, or those of a folder that the first fruitful pattern finds, sorted.
+def table_files(path: Path, patterns: Iterable[str], tally: Tally) -> list[Path]:
+    """The file itself, or those of a folder that the first fruitful pattern finds, sorted; hidden ones are left out.
 
     Raises:
         DataError: there is none.
     """
     if path.is_file():
+        tally.use(path)
         return [path]
     for pattern in patterns:
-        found = sorted(file for file in path.glob(pattern) if file.is_file())
+        found = sorted(file for file in path.glob(pattern) if file.is_file() and not is_hidden(file.relative_to(path).as_posix()))
         if found:
+            tally.use(*found)
             return found
     raise DataError(f"{path}: none of {', '.join(patterns)} is in it.", "Give the file itself.")
 
@@ -227,7 +232,7 @@ def table_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally)
         rows = CsvRows(file, all_keys({**preset.keys, **options.mapping}["image"]))
         require_columns(rows.header, preset.keys, options, f"{file}:1")
         return iter(rows)
-    return json_rows(file, preset.member)
+    return json_rows(file, tally, preset.member)
 
 
 def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Numbered]:
@@ -246,10 +251,20 @@ def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tall
                 require_columns(names, preset.keys, options, str(file))
             for name in set(names) - wanted:
                 tally.ignored[name] += table.metadata.num_rows
+            labels = named_labels(_features(table.schema_arrow.metadata))
             for batch in table.iter_batches(PARQUET_ROWS, columns=[name for name in names if name in wanted]):
                 for row in batch.to_pylist():
-                    yield number, f"{file.name}[{number}]", row
+                    yield number, f"{file.name}[{number}]", labels(row)
                     number += 1
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damaged bytes raise any of them
         told = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: damaged at row {number}: {told}.", "Is the download complete?") from error
+
+
+def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
+    """Column types as the `datasets` library writes them into a parquet file; empty without."""
+    try:
+        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -28,12 +28,17 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a row says: captions or messages, all accepted answers, and what the choices were."""
+    """What a row says: captions or messages, all accepted answers, and what the choices were.
+
+    Attributes:
+        has_images_first: the conversation marked no place for its images, so they were put before its first question.
+    """
 
     captions: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
     answers: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    has_images_first: bool = False
 
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
@@ -61,7 +66,10 @@ def said(get: Callable[[str], Any], num_images: int) -> Said:
     for name, read in (("conversations", conversation), ("messages", chat), ("texts", pairs), ("fields", named_fields)):
         value = get(name)
         if value is not None:
-            return Said(messages=read(value, num_images))
+            messages = read(value, num_images)
+            if name in ("conversations", "messages") and num_images and not any(message.num_images for message in messages):
+                return Said(messages=_with_images_first(messages, num_images), has_images_first=True)
+            return Said(messages=messages)
     question = get("question")
     if question is not None:
         return asked(question, get("choices"), get("answer"), get("hint"), num_images)
@@ -105,13 +113,33 @@ def marked_parts(text: str) -> tuple[Part, ...]:
 
 
 def chat(messages: Any, num_images: int) -> tuple[Message, ...]:
-    """The chat schema of transformers, as in our records.
+    """The chat schema of transformers, as in our records; texts may hold `<image>` marks where no part is an image.
 
     Raises:
         RecordError: reason `bad_messages`, or `places_without_image` and the like.
     """
+    if num_images and isinstance(messages, list | tuple) and not any(map(_has_image_part, messages)):
+        record = Record.from_json({"id": "row", "messages": list(messages)})
+        return tuple(
+            Message(message.role, tuple(part for text in message.content for part in marked_parts(text.text or "")))
+            for message in record.messages
+        )
     line = {"id": "row", "images": [str(index) for index in range(num_images)], "messages": messages}
     return Record.from_json(line).messages
+
+
+def _has_image_part(message: Any) -> bool:
+    parts = message.get("content") if isinstance(message, dict) else None
+    return isinstance(parts, list) and any(isinstance(part, dict) and part.get("type") == "image" for part in parts)
+
+
+def _with_images_first(messages: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
+    """The messages with all images before the first turn of the user, as loaders of LLaVA's data do where no mark says where."""
+    first = next((place for place, message in enumerate(messages) if message.role == "user"), None)
+    if first is None:
+        raise RecordError("images_without_place", f"{num_images} images, and no turn of the user to show them in")
+    shown_first = Message("user", (*(Part(),) * num_images, *messages[first].content))
+    return (*messages[:first], shown_first, *messages[first + 1 :])
 
 
 def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:

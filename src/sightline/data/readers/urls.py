@@ -29,7 +29,7 @@ PRESET = Preset(KEYS, ("**/*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv"))
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a file, or of all files of one kind in a folder."""
     number = 0
-    for file in table_files(path, PRESET.files):
+    for file in table_files(path, PRESET.files, tally):
         split = split_of_file(file, path)
 
         def build(values: dict[str, Any], place: int, where: str, first: int = number, split: str = split) -> Item:
