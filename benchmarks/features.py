@@ -109,8 +109,8 @@ class Arm:
         lines = _Lines()
         job = loop.Job(
             accelerator=self.measure.accelerator,
-            model=made.model,
-            ranks=ranks.Replicated(self.measure.accelerator, ranks.StepModule(made.model, plan.objective.build())),
+            model=made.module,
+            ranks=ranks.Replicated(self.measure.accelerator, ranks.StepModule(made.module, plan.objective.build())),
             stage=self.measure.stage,
             optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
             loader=loader,
@@ -136,7 +136,7 @@ class _Measure:
         self.runtime: Runtime = prepare_runtime("auto", "auto", options.threads)
         self.made = models.build(config, Processing(max_tokens=512), texts_of([(self.dataset, options.split)]))
         self.plan: StagePlan = plan_of(config, 0)
-        self.stage = stages.apply(self.made.model, self.plan.name, self.plan.parts, 1e-4, 0.0)
+        self.stage = stages.apply(self.made.module, self.plan.name, self.plan.parts, 1e-4, 0.0)
         self.accelerator = Accelerator(cpu=self.runtime.device == "cpu", mixed_precision="bf16" if self.runtime.bf16 else "no")
         self.made.inner.to(self.accelerator.device)
         self.corpus = data_of.build_corpus(self.made, self.plan.data, None)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from sightline.assembly.evaluate.gain import probe_gain
-from sightline.assembly.evaluate.probe import ProbeRequest, opened
+from sightline.assembly.evaluate.probe import ProbeRequest, open_probe
 from sightline.evaluation.probes.gain import TextGain
 from sightline.ops.pooling import pool_within_spans
 
@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=3)
     options = parser.parse_args()
     asked = ProbeRequest(options.run, options.data, "gain", options.split, count=options.count, features=options.features)
-    it = opened(asked)
-    found = probe_gain(it.bundle, it.dataset, it.records, it.pictures, shown=0, bf16=it.bf16)
+    it = open_probe(asked)
+    found = probe_gain(it.model.bundle, it.dataset, it.records, it.pictures, shown=0, bf16=it.model.runtime.bf16)
     clamp = options.low, options.high, options.window
     own, foreign = (np.concatenate([weights_of(text, *clamp) for text in texts]).mean() for texts in (found.own, found.foreign))
     print(json.dumps({"clamp": clamp, "foreign_over_own": foreign / own, "kinds": table(found.own, *clamp)}, indent=1))

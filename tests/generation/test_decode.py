@@ -12,8 +12,9 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.data.samples.encoding import join_sources
 from sightline.data.samples.prompts import Prompt
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, RecordError
 from sightline.generation.decode import DecodingConfig, Text, generate
+from sightline.models.text import TextModel
 from sightline.types import Message, Part
 from tests.assembly.inspect.test_rows import run_config
 from tests.builders import decoder, load_tokenizer, pictures
@@ -46,7 +47,7 @@ def prompts(bundle: ModelBundle) -> list[Prompt]:
 
 
 def said(bundle: ModelBundle, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[Text]:
-    return generate(bundle.speaker, bundle.tokenizer, asked, decoding, width)
+    return generate(bundle.model, bundle.tokenizer, asked, decoding, width)
 
 
 def test_texts_are_the_same_in_batches_of_any_size_and_width(bundle: ModelBundle) -> None:
@@ -70,7 +71,7 @@ def test_every_answer_is_about_its_own_pictures(bundle: ModelBundle) -> None:
 
 def test_stored_features_say_what_pixels_say(bundle: ModelBundle) -> None:
     asked = [one for one in prompts(bundle) if one.num_crops]
-    model = bundle.speaker
+    model = bundle.model
     stored = []
     for one in asked:
         assert one.pixels is not None
@@ -93,7 +94,7 @@ def test_a_text_ends_at_an_end_token_which_is_counted_and_not_said(bundle: Model
     (free,) = said(bundle, [asked])
     ids = told[0]
     assert free.num_tokens == len(ids) == NEW
-    config = bundle.speaker.generation_config
+    config = bundle.inner.generation_config
     assert config is not None
     ends = config.eos_token_id
     assert isinstance(ends, list)
@@ -106,7 +107,7 @@ def test_a_text_ends_at_an_end_token_which_is_counted_and_not_said(bundle: Model
 
 
 def test_image_tokens_are_never_said(bundle: ModelBundle) -> None:
-    config = bundle.speaker.generation_config
+    config = bundle.inner.generation_config
     assert config is not None
     assert config.suppress_tokens == [bundle.tokenizer.convert_tokens_to_ids("<image>")]
 
@@ -133,12 +134,13 @@ def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) ->
     row = replace(prompt(bundle, 1, 0, 1).row, ids=ids)
     text = Prompt(row, join_sources([], 0))
     model = decoder("llama")
-    (answer,) = generate(model, tokenizer, [text], GREEDY)
+    alone_model = TextModel(model)
+    (answer,) = generate(alone_model, tokenizer, [text], GREEDY)
     with torch.no_grad():
         alone = model.generate(input_ids=torch.from_numpy(ids)[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :]  # pyrefly: ignore
     assert answer.text == str(tokenizer.decode(alone, skip_special_tokens=True)).strip()
-    with pytest.raises(ValueError, match="takes text only"):
-        generate(model, tokenizer, [replace(prompt(bundle, 1, 1, 1))], GREEDY)
+    with pytest.raises(RecordError, match="text model was given images"):
+        generate(alone_model, tokenizer, [replace(prompt(bundle, 1, 1, 1))], GREEDY)
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_batch_without_pictures_and_a_text_model_agree() -> None:
 
 
 def test_a_text_model_refuses_pictures() -> None:
-    with pytest.raises(RecordError, match="pictures"):
+    with pytest.raises(RecordError, match="was given images"):
         TextModel(decoder("llama")).hidden(batch_of([sample(1, [2])]))
 
 

@@ -3,7 +3,7 @@
 Greedy decoding in fp32 gives the same text for every batch size, up to ties that rounding decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sightline.config import Config
 from sightline.data.samples.prompts import Prompt
-from sightline.models.stock import StockModel
-from sightline.models.vlm import SightlineForConditionalGeneration
+from sightline.models.surface import SightModel
 from sightline.ops.splice import splice
+from sightline.types import Visual
 
 
 class DecodingConfig(Config):
@@ -49,11 +49,8 @@ class Text:
     num_tokens: int
 
 
-VisionLanguageModel = SightlineForConditionalGeneration | StockModel
-
-
 def generate(
-    model: PreTrainedModel | StockModel,
+    model: SightModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     decoding: DecodingConfig,
@@ -74,7 +71,7 @@ def generate(
         One text per prompt, in order.
 
     Raises:
-        ValueError: a model of text alone was given pictures.
+        RecordError: a prompt holds images and the model takes none.
     """
     pad = tokenizer.pad_token_id or 0
     length = max([width, *(len(prompt.row.ids) for prompt in prompts)])
@@ -83,50 +80,44 @@ def generate(
     for number, prompt in enumerate(prompts):
         ids[number, length - len(prompt.row.ids) :] = torch.from_numpy(prompt.row.ids)
         mask[number, length - len(prompt.row.ids) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids, mask = ids.to(model.inner.device), mask.to(model.inner.device)
     shown = any(prompt.num_crops for prompt in prompts)
     with torch.no_grad():
-        if not shown:
-            inputs = {"input_ids": ids}
-        elif isinstance(model, VisionLanguageModel):
-            inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)}
-        else:
-            raise ValueError(f"{type(model).__name__} takes text only, but the prompts hold pictures")
-        call: Callable[..., Tensor] = model.generate  # pyrefly: ignore
+        inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)} if shown else {"input_ids": ids}
         given = {**inputs, "attention_mask": mask, **decoding.arguments()}
         # Each process generates for itself, also where transformers sees a model in pieces: it is whole meanwhile.
-        output = call(**given, streamer=streamer, use_cache=True, synced_gpus=False)
+        output = model.generate(**given, streamer=streamer, use_cache=True, synced_gpus=False)
     new = output if shown else output[:, length:]  # given embeddings, `generate` returns the new tokens alone
-    config = model.generation_config
+    config = model.inner.generation_config
     ends = config.eos_token_id if config is not None else None
     end_ids = set(ends if isinstance(ends, list) else [ends])
     return [_text(tokenizer, row, end_ids) for row in new.tolist()]
 
 
-def embeddings(model: VisionLanguageModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
+def embeddings(model: SightModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
     """Embeddings of left-padded rows with their visual tokens in place."""
-    table = model.visual_tokens(_features(model, prompts))
-    per_crop = model.tokens_per_crop if isinstance(model, StockModel) else model.connector.tokens_per_crop
     slots, sources, crops = [], [], 0
     for number, prompt in enumerate(prompts):
         if prompt.num_crops:
             begin = number * length + length - len(prompt.row.ids)
             slots.append(begin + prompt.row.slots)
-            shift = crops * per_crop
+            shift = crops * model.tokens_per_crop
             sources.append(np.where(prompt.source >= 0, prompt.source + shift, prompt.source))
             crops += prompt.num_crops
-    slot_M = torch.from_numpy(np.concatenate(slots)).to(model.device)
-    source_M = torch.from_numpy(np.concatenate(sources)).to(model.device)
-    return splice(model.get_input_embeddings()(ids_BT), table, slot_M, source_M)
+    device = model.inner.device
+    visual = Visual(
+        pixels_NHWC=_joined([prompt.pixels for prompt in prompts], device),
+        features_NPE=_joined([prompt.features for prompt in prompts], device),
+        slot_M=torch.from_numpy(np.concatenate(slots)).to(device),
+        source_M=torch.from_numpy(np.concatenate(sources)).to(device),
+    )
+    table = model.visual_tokens(model.features(visual))
+    return splice(model.inner.get_input_embeddings()(ids_BT), table, visual.slot_M, visual.source_M)
 
 
-def _features(model: VisionLanguageModel, prompts: Sequence[Prompt]) -> Tensor:
-    """Encoder outputs of all crops in order, stored ones or those of the pixels."""
-    stored = [prompt.features for prompt in prompts if prompt.features is not None]
-    if stored:
-        return torch.from_numpy(np.concatenate(stored)).to(model.device, model.dtype)
-    pixels = np.concatenate([prompt.pixels for prompt in prompts if prompt.pixels is not None])
-    return model.encode_pixels(model.normalise(torch.from_numpy(pixels).to(model.device)))
+def _joined(arrays: Sequence[np.ndarray | None], device: torch.device) -> Tensor | None:
+    found = [array for array in arrays if array is not None]
+    return torch.from_numpy(np.concatenate(found)).to(device) if found else None
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Text:

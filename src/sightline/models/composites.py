@@ -62,6 +62,11 @@ COMPOSITES: dict[str, Composite] = {
 }
 
 
+def is_composite(config: PreTrainedConfig) -> bool:
+    """Whether a configuration is that of a whole vision-language model whose parts are known: a stock one, or one of ours."""
+    return isinstance(config, SightlineConfig) or config.model_type in COMPOSITES
+
+
 def of(config: PreTrainedConfig, path: str) -> Composite:
     """The architecture's parts.
 

@@ -1,4 +1,4 @@
-"""Writing a model as a `from_pretrained` folder with one safetensors file per part.
+"""Writing a model as a `from_pretrained` folder with one safetensors file per part, and reading it back.
 
 A part that has not changed since another folder was written is hard-linked from there: a run that trains a connector of some
 megabytes between frozen parts of gigabytes writes only the connector at each checkpoint.
@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
+from sightline.models import composites, language, loading
+from sightline.models.text import TextModel
+from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
 from sightline.runtime.storage import link_or_copy, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -62,6 +64,21 @@ def save_model(
             save_file(tensors, folder / file, metadata={"format": "pt"})
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return linked
+
+
+def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration | TextModel:
+    """Reads a folder that `save_model` wrote: a vision-language model of ours, or a decoder alone.
+
+    Raises:
+        ConfigError: it holds neither.
+        StorageError: its weights are damaged.
+    """
+    config = loading.read_config(folder)
+    if isinstance(config, SightlineConfig):
+        model = composites.load(folder, attention)
+        assert isinstance(model, SightlineForConditionalGeneration)
+        return model
+    return TextModel(loading.load(AutoModelForCausalLM, folder, config, language.kernel_for(config, attention)))
 
 
 def part_names(part: str, names: Collection[str]) -> list[str]:

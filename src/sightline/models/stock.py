@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sightline.errors import ConfigError
 from sightline.models import composites
 from sightline.models.text import hidden_states
 from sightline.models.vision import raw_output
+from sightline.models.vlm import PARTS
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
 
 class StockModel(nn.Module):
-    """A stock model with the surface that evaluation and generation use.
+    """A stock model as a `SightModel`; its connector is its own and none of Sightline's.
 
     Args:
         inner: LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM, as transformers loads it.
@@ -31,6 +32,10 @@ class StockModel(nn.Module):
     Raises:
         ConfigError: the architecture is not known.
     """
+
+    parts = PARTS
+    takes_images = True
+    connector = encoder_outputs = None
 
     def __init__(
         self, inner: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...], rescale: float, side: tuple[int, int]
@@ -44,8 +49,8 @@ class StockModel(nn.Module):
     def _probe(self, side: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Visual tokens of a crop, and their rows and columns (one row where they are no grid)."""
         with torch.no_grad():
-            tokens = self._tokens(torch.zeros(1, 3, *side, dtype=self.dtype, device=self.device))
-        count = tokens.shape[1]
+            crop = torch.zeros(1, 3, *side, dtype=self.inner.dtype, device=self.inner.device)
+            count = self._connected(self.encode_pixels(crop)).shape[1]
         patch = composites.vision_of(self.inner).config.to_dict().get("patch_size")
         factor = self.inner.config.to_dict().get("scale_factor", 1)
         if not isinstance(patch, int):
@@ -53,77 +58,53 @@ class StockModel(nn.Module):
         rows, columns = side[0] // patch // factor, side[1] // patch // factor
         return count, (rows, columns) if rows * columns == count else (1, count)
 
-    # What transformers' own models have -------------------------------------------------------------------------------------
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.inner.config
-
     @property
     def language(self) -> PreTrainedModel:
         """What rows of embeddings run through: the model itself, which takes them as its decoder does."""
         return self.inner
 
-    @property
-    def device(self) -> torch.device:
-        return self.inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.inner.dtype
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        assert self.inner.generation_config is not None
-        return self.inner.generation_config
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.inner.get_input_embeddings()
-
-    def generate(self, **arguments: Any) -> Tensor:
+    def generate(self, **arguments: Any) -> Any:
         """`generate` of the model itself."""
         return self.inner.generate(**arguments)  # pyrefly: ignore
-
-    # What ours have -----------------------------------------------------------------------------------------------------------
 
     def normalise(self, pixels_NHWC: UInt8[Tensor, "N h w 3"]) -> Float[Tensor, "N 3 h w"]:
         """Rescales and normalises prepared pixels as the model's processor does."""
         mean, std = (torch.tensor(value, device=pixels_NHWC.device) for value in (self.mean, self.std))
         values = (pixels_NHWC.to(torch.float32) * self.rescale - mean) / std
-        return values.to(self.dtype).permute(0, 3, 1, 2)
+        return values.to(self.inner.dtype).permute(0, 3, 1, 2)
 
-    def features(self, visual: Visual) -> Float[Tensor, "N K D"]:
-        """Visual tokens of a batch's crops.
+    def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N P E"]:
+        """Encoder outputs of each crop as the model's own connector takes them."""
+        config = self.inner.config.to_dict()
+        encoder, layers = composites.vision_of(self.inner), config.get("vision_feature_layer", "last")
+        joined = [raw_output(encoder, pixels_NCHW, layer) for layer in (layers if isinstance(layers, list | tuple) else [layers])]
+        if config.get("vision_feature_select_strategy") == "default":
+            joined = [states[:, 1:] for states in joined]
+        return torch.cat(joined, dim=-1)
+
+    def features(self, visual: Visual) -> Float[Tensor, "N P E"]:
+        """Encoder outputs of a batch's crops.
 
         Raises:
             ConfigError: the batch holds stored features.
         """
         if visual.pixels_NHWC is None:
-            raise ConfigError("a stock model takes pictures, no stored features.", "Leave data.features out.")
+            raise ConfigError("a stock model takes images, no stored features.", "Leave data.features out.")
         return self.encode_pixels(self.normalise(visual.pixels_NHWC))
 
-    def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N K D"]:
-        """Visual tokens of each crop, after the model's own connector."""
-        return self._tokens(pixels_NCHW)
-
-    def visual_tokens(self, tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
+    def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
         """Table of visual tokens: those of all crops one after the other, then the model's learned separators."""
+        tokens_NKD = self._connected(features_NPE)
         separators = composites.separators_of(self.inner).to(tokens_NKD)
         return torch.cat([tokens_NKD.flatten(0, 1), separators])
 
     def hidden(self, batch: Batch) -> Hidden:
         """Hidden states of packed rows at the supervised slots."""
-        embeddings_BTD = self.get_input_embeddings()(batch.tokens.ids_BT)
+        embeddings_BTD = self.inner.get_input_embeddings()(batch.tokens.ids_BT)
         if batch.visual is not None:
             table = self.visual_tokens(self.features(batch.visual))
             embeddings_BTD = splice(embeddings_BTD, table, batch.visual.slot_M, batch.visual.source_M)
         return hidden_states(self.inner, embeddings_BTD, batch)
 
-    def _tokens(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N K D"]:
-        config = self.inner.config
-        encoder, connector = composites.vision_of(self.inner), composites.connector_of(self.inner)
-        layers = config.to_dict().get("vision_feature_layer", "last")
-        joined = [raw_output(encoder, pixels_NCHW, layer) for layer in (layers if isinstance(layers, list | tuple) else [layers])]
-        if config.to_dict().get("vision_feature_select_strategy") == "default":
-            joined = [states[:, 1:] for states in joined]
-        return connector(torch.cat(joined, dim=-1))
+    def _connected(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "N K D"]:
+        return composites.connector_of(self.inner)(features_NPE)

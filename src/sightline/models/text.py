@@ -1,33 +1,55 @@
-"""A decoder alone, with the surface that the training loop uses: how a language model is pre-trained on text records."""
+"""A decoder alone: how a language model is pre-trained and evaluated on text records."""
+
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sightline.errors import RecordError
 from sightline.models.language import decode, head_of
-from sightline.types import Batch, Hidden
+from sightline.types import Batch, Hidden, Visual
 
 
 class TextModel(nn.Module):
-    """`hidden` for a causal language model.
+    """A causal language model as a `SightModel` that takes no images.
 
     Args:
         language: the decoder; it saves itself as an ordinary transformers folder.
     """
 
+    parts = ("language",)
+    takes_images = False
+    tokens_per_crop = 0
+    token_grid = (1, 1)
+    connector = encoder_outputs = None
+
     def __init__(self, language: PreTrainedModel) -> None:
         super().__init__()
         self.language = language
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        return self.language
+
+    def features(self, visual: Visual) -> NoReturn:
+        raise RecordError("image_in_text_model", "a text model was given images")
+
+    def visual_tokens(self, features_NPE: Tensor) -> NoReturn:
+        raise RecordError("image_in_text_model", "a text model was given features of images")
+
+    def generate(self, **arguments: Any) -> Any:
+        """`generate` of the decoder."""
+        return self.language.generate(**arguments)  # pyrefly: ignore
 
     def hidden(self, batch: Batch) -> Hidden:
         """Hidden states of packed rows of text at the supervised slots.
 
         Raises:
-            RecordError: the batch holds pictures.
+            RecordError: the batch holds images.
         """
         if batch.visual is not None:
-            raise RecordError("image_in_text_model", "a text model was given pictures")
+            self.features(batch.visual)
         return hidden_states(self.language, self.language.get_input_embeddings()(batch.tokens.ids_BT), batch)
 
 

@@ -63,6 +63,25 @@ class EncoderShape:
         return drop, (1, self.rows * self.columns + self.prefix - drop)
 
 
+@dataclass(frozen=True)
+class EncoderOutputs:
+    """An encoder and which of its outputs a connector takes.
+
+    Attributes:
+        encoder: the module.
+        layer: hidden state: `last` or an index.
+        drop: leading tokens that are left out.
+        grid: rows and columns of the tokens of a crop that are kept.
+        width: of a token.
+    """
+
+    encoder: PreTrainedModel
+    layer: Literal["last"] | int
+    drop: int
+    grid: tuple[int, int]
+    width: int
+
+
 def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedModel:
     """Loads the encoder, or makes one from sizes.
 

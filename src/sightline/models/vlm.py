@@ -29,7 +29,7 @@ from sightline.models import gradient_checkpointing as checkpointing
 from sightline.models import loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
 from sightline.models.text import hidden_states
-from sightline.models.vision import encode, normalise
+from sightline.models.vision import EncoderOutputs, encode, normalise
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
@@ -167,6 +167,29 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module.reset_parameters()
 
     # Parts ------------------------------------------------------------------------------------------------------------
+
+    parts = PARTS
+    takes_images = True
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        return self
+
+    @property
+    def tokens_per_crop(self) -> int:
+        return self.connector.tokens_per_crop
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        return self.connector.token_grid
+
+    @property
+    def encoder_outputs(self) -> EncoderOutputs:
+        """The encoder and which of its outputs the connector takes."""
+        config = self.config
+        return EncoderOutputs(
+            self.vision, config.vision_layer, config.vision_drop, (config.grid[0], config.grid[1]), config.vision_width
+        )
 
     def part(self, name: str) -> list[tuple[str, nn.Parameter]]:
         """Parameters of a part (`vision`, `connector`, `language`) by their full names; separators belong to the connector."""

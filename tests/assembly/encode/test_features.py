@@ -22,7 +22,8 @@ from sightline.assembly.encode.features import (
     feature_encoder_of_run,
     open_features,
 )
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, pictures_for
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
+from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, pictures_of
 from sightline.assembly.train.run import train
@@ -184,8 +185,8 @@ def test_the_blind_control_encodes_the_uniform_picture_once_and_rounds_as_the_st
         calls.append(1)
         return forward(self, *arguments, **options)
 
-    blind = pictures_for(assembled, "blind", str(store), machine())
-    plain = pictures_for(assembled, "blind")
+    blind = OpenedModel(tmp_path, assembled, machine(), str(store)).pictures(control="blind")
+    plain = OpenedModel(tmp_path, assembled, machine()).pictures(control="blind")
     assert blind is not None
     assert plain is not None
     with pytest.MonkeyPatch.context() as patch:
@@ -392,7 +393,7 @@ def test_a_saved_model_of_a_table_is_read_back_the_same(tmp_path: Path, table: t
 
 
 def test_the_blind_control_of_a_table_is_its_mean_row(table: tuple[Path, Path]) -> None:
-    pictures = pictures_for(built(external(table)), "blind", str(table[1]))
+    pictures = OpenedModel(table[0], built(external(table)), machine(), str(table[1])).pictures(control="blind")
     assert pictures is not None
     dataset = open_dataset(table[0])
     store = FeatureStore(table[1])

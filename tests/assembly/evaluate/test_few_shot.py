@@ -64,7 +64,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
     dataset, builder = open_dataset(folder), bundle.builder("What is it?")
     assert bundle.processing.preparation is not None
     pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
-    shots = draw_all(asked(dataset), dataset, (str(folder), "train"), 2, 0, captioned, pictures)
+    shots = draw_all(asked(dataset), dataset, dataset, "train", 2, 0, captioned, pictures)
     for record in asked(dataset):
         examples = shots.of[record.id]
         prompt = make_prompt(dataset, record, builder, pictures, bundle.tokens_per_crop, examples)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
-from sightline.assembly.evaluate.probe import seen_records
+from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
@@ -20,6 +20,7 @@ from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
+from sightline.runtime.device import Runtime
 from tests.assembly.inspect.test_rows import run_config
 from tests.builders import decoder_folder
 from tests.data.check.planted import folder, png, record, scene, stored
@@ -40,6 +41,10 @@ def built(**fields: Any) -> ModelBundle:
     bundle = models.build(config.model_copy(update={"model": section}), Processing(prompt="Look.", max_tokens=200), None)
     bundle.model.eval()
     return bundle
+
+
+def opened(bundle: ModelBundle) -> OpenedModel:
+    return OpenedModel(Path(), bundle, Runtime("cpu", False, 1))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +125,7 @@ def test_pictures_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp
     stored(path, 1).write_bytes(b"broken")
     bundle, dataset, skipped = models.read(align), Dataset(path), Counter[str]()
     pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
-    seen = list(seen_records(bundle, dataset, list(dataset.records("train")), pictures, skipped))
+    seen = list(opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, skipped))
     assert [each.record_id for each in seen] == ["r0", "r2"]
     assert skipped == {"image_format": 1}
 
@@ -180,7 +185,7 @@ def test_one_word_turns_every_visual_token_into_the_word_that_is_used_most(
     pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     total = torch.zeros(model.config.num_words, dtype=torch.float64)
     with torch.no_grad():
-        for each in seen_records(bundle, dataset, list(dataset.records("train")), pictures, Counter()):
+        for each in opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, Counter()):
             total += model.connector.word_mixer.distribution(model.connector.merged(each.features_NPE), 1, 1e-6).mean_V
         word = model.words()[int(total.argmax())]
     assert found

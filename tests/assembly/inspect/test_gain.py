@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sightline.assembly.evaluate import opened
 from sightline.assembly.inspect import gain as check_gain
 from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.inspect.gain import GainRequest
@@ -50,7 +51,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
         return Hidden(logits, Head(torch.eye(vocabulary)))
 
     monkeypatch.setattr(bundle.model, "hidden", hidden)
-    monkeypatch.setattr(check_gain.models, "read", lambda path: bundle)
+    monkeypatch.setattr(opened, "read", lambda path: bundle)
 
 
 def colour(number: int) -> bytes:

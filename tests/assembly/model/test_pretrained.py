@@ -100,18 +100,18 @@ def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, bundle:
 def test_the_words_are_those_of_transformers_own_generate(kind: str, bundle: ModelBundle, record: Record) -> None:
     theirs = inputs(kind, bundle, record)
     model = stock(kind)
-    settings = bundle.model.generation_config  # pyrefly: ignore
+    settings = bundle.inner.generation_config
     said = model.generate(**theirs, max_new_tokens=8, do_sample=False, generation_config=settings)
     new = said[0, theirs["input_ids"].shape[1] :]
     expected = bundle.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-    assert generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0].text == expected
+    assert generate(bundle.model, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0].text == expected
 
 
 def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(bundle: ModelBundle) -> None:
     """Left padding, several pictures, none at all: rows do not see each other."""
     records = [*RECORDS, question(text="No picture here.")]
-    alone = [generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0] for record in records]
-    together = generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record) for record in records], GREEDY, width=400)
+    alone = [generate(bundle.model, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0] for record in records]
+    together = generate(bundle.model, bundle.tokenizer, [prompt(bundle, record) for record in records], GREEDY, width=400)
     assert together == alone
     assert len({text.text for text in alone}) > 1
 
@@ -119,8 +119,8 @@ def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(bundle: M
 def test_beams_keep_the_crops_of_their_row(bundle: ModelBundle) -> None:
     decoding = DecodingConfig(max_new_tokens=6, num_beams=3)
     records = [question(3, 4), question(1)]
-    alone = [generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record)], decoding)[0] for record in records]
-    assert generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, record) for record in records], decoding) == alone
+    alone = [generate(bundle.model, bundle.tokenizer, [prompt(bundle, record)], decoding)[0] for record in records]
+    assert generate(bundle.model, bundle.tokenizer, [prompt(bundle, record) for record in records], decoding) == alone
 
 
 def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(kind: str) -> None:
@@ -210,11 +210,11 @@ def test_generate_answers_from_a_stock_folder(
     noise(3).save(tmp_path / "b.png")
     asked = ["--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.png"), "--prompt", "What is it?"]
     said = run(capsys, "generate", str(stock_folder(kind)), *asked, "--max-new-tokens", "8")
-    expected = generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, question(2, 3, text="What is it?"))], GREEDY)[0]
+    expected = generate(bundle.model, bundle.tokenizer, [prompt(bundle, question(2, 3, text="What is it?"))], GREEDY)[0]
     assert (said["text"], said["tokens"]) == (expected.text, expected.num_tokens)
     with_default = run(capsys, "generate", str(stock_folder(kind)), "--image", str(tmp_path / "a.png"), "--max-new-tokens", "8")
     asked_default = question(2, text="Provide a one-sentence caption for the provided image.")
-    assert with_default["text"] == generate(bundle.speaker, bundle.tokenizer, [prompt(bundle, asked_default)], GREEDY)[0].text
+    assert with_default["text"] == generate(bundle.model, bundle.tokenizer, [prompt(bundle, asked_default)], GREEDY)[0].text
 
 
 def test_answers_skip_a_record_whose_picture_is_gone(bundle: ModelBundle, dataset: Path, tmp_path: Path) -> None:

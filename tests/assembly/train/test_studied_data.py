@@ -1,5 +1,6 @@
 """What studies change in training and evaluation: label noise, noise on features, few words."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import torch
 
 from sightline.assembly.config.resolving import plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, pictures_for, restrict_words, with_noise
-from sightline.assembly.evaluate.probe import connected, seen_records
+from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, restrict_words
+from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, validation_corpus
 from sightline.assembly.train.run import train
@@ -96,11 +97,10 @@ def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, 
 
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
-    bundle = models.read(align_run / "checkpoints/step-1/model")
-    runtime, dataset = choose_runtime("cpu", "fp32", 1), open_dataset(folder)
-    plain = pictures_for(bundle, None)
-    noisy = with_noise(bundle, plain, 0.7, runtime)
-    for seen in seen_records(bundle, dataset, list(dataset.records("val"))[:3], plain, None):  # type: ignore[arg-type]
+    model, dataset = open_model(str(align_run), "1", device="cpu", threads=1), open_dataset(folder)
+    noisy = model.pictures(noise=0.7)
+    assert noisy is not None
+    for seen in model.probed_records(dataset, list(dataset.records("val"))[:3], model.pictures(), Counter()):
         record = next(record for record in dataset.records("val") if record.id == seen.record_id)
         pixels, features = noisy.fill(dataset, record)
         assert pixels is None
@@ -112,17 +112,15 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
 
 
 def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
-    bundle = models.read(align_run / "checkpoints/step-1/model")
-    runtime, dataset = choose_runtime("cpu", "fp32", 1), open_dataset(folder)
-    bundle.model.eval()
-    connector = connected(bundle).connector
+    model, dataset = open_model(str(align_run), "1", device="cpu", threads=1), open_dataset(folder)
+    connector, pictures = model.connector, model.pictures()
     records = list(dataset.records("train"))
-    seen = seen_records(bundle, dataset, records, pictures_for(bundle, None), None)  # type: ignore[arg-type]
+    seen = model.probed_records(dataset, records, pictures, Counter())
     wanted = set(most_used_words(connector, seen, 7))
-    restrict_words(bundle, dataset, EvaluationRequest(model="", task="caption", data=str(folder), split="val", words=7), runtime)
-    again = seen_records(bundle, dataset, records, pictures_for(bundle, None), None)  # type: ignore[arg-type]
+    restrict_words(model, dataset, "train", 7)
+    again = model.probed_records(dataset, records, pictures, Counter())
     assert set(most_used_words(connector, again, 7)) == wanted
-    for one in seen_records(bundle, dataset, records[:2], pictures_for(bundle, None), None):  # type: ignore[arg-type]
+    for one in model.probed_records(dataset, records[:2], pictures, Counter()):
         found = connector.word_mixer.distribution(one.features_NPE, 20, 1e-6)
         assert int((found.mean_V > 0).sum()) == 7
 
@@ -137,6 +135,6 @@ def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     settings = config(folder)
     linear = settings.model_copy(update={"model": settings.model.model_copy(update={"connector": LinearConfig()})})
     bundle = models.build(linear, Processing(max_tokens=64), None)
-    request = EvaluationRequest(model="", task="caption", data=str(folder), split="val", words=7)
+    model = OpenedModel(folder, bundle, choose_runtime("cpu", "fp32", 1))
     with pytest.raises(ConfigError, match="connector 'linear' mixes no words"):
-        restrict_words(bundle, open_dataset(folder), request, choose_runtime("cpu", "fp32", 1))
+        restrict_words(model, open_dataset(folder), "train", 7)

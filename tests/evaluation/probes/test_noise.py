@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sightline.evaluation.probes import ProbedRecord, add_noise, probe_noise
 from sightline.evaluation.probes.noise import NoisyPictures, mean_distance
 from sightline.models.connectors import Connector, ConnectorShape
 from sightline.models.connectors.align import AlignConfig
+from sightline.models.connectors.base import Words
 from sightline.models.connectors.linear import LinearConfig
 from sightline.types import Record
 
@@ -31,6 +33,10 @@ def linear() -> Connector:
 
 def no_words() -> Tensor:
     raise AssertionError
+
+
+def tokens_of(connector: Connector, words: Words = no_words) -> Callable[[Tensor], Tensor]:
+    return lambda features_NPE: connector(features_NPE, words).flatten(0, 1)
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> float:
@@ -52,7 +58,7 @@ def test_noise_has_the_size_that_was_asked_for_and_belongs_to_the_record() -> No
 def test_distances_are_those_of_all_pairs_by_hand() -> None:
     connector = linear()
     records = [ProbedRecord("a", features(1)), ProbedRecord("b", features(2, crops=2))]
-    found = probe_noise(connector, no_words, records, sigmas=(0.5, 2.0))
+    found = probe_noise(tokens_of(connector), records, sigmas=(0.5, 2.0))
     clean = [connector(record.features_NPE, no_words).flatten(0, 1) for record in records]
     tokens = torch.cat(clean).detach()
     pairs = [cosine_distance(a, b) for a, b in itertools.combinations(tokens, 2)]
@@ -73,7 +79,9 @@ def test_outputs_that_are_all_alike_seem_robust_until_they_are_measured_against_
     for gain in (0.01, 1.0):
         torch.manual_seed(2)
         connector = Connector(AlignConfig(initial_gain=gain), SHAPE).double().eval()
-        found = probe_noise(connector, lambda: words, [ProbedRecord(str(n), features(n)) for n in range(20)], sigmas=(1.0,))
+        found = probe_noise(
+            tokens_of(connector, lambda: words), [ProbedRecord(str(n), features(n)) for n in range(20)], sigmas=(1.0,)
+        )
         moved.append(found.rows[0].moved)
         relative.append(found.rows[0].relative)
     assert moved[0] < 1e-3 * moved[1]
@@ -92,13 +100,13 @@ def test_a_token_of_zeros_has_no_direction_and_breaks_nothing() -> None:
     with torch.no_grad():
         for value in connector.parameters():
             value.zero_()
-    found = probe_noise(connector, no_words, [ProbedRecord("a", features(1))], sigmas=(1.0,))
+    found = probe_noise(tokens_of(connector), [ProbedRecord("a", features(1))], sigmas=(1.0,))
     assert math.isfinite(found.between)
     assert all(math.isfinite(row.moved) and math.isfinite(row.relative) for row in found.rows)
 
 
 def test_nothing_to_look_at_is_no_error() -> None:
-    found = probe_noise(linear(), no_words, [], sigmas=(1.0,), skipped={"no_image": 3})
+    found = probe_noise(tokens_of(linear()), [], sigmas=(1.0,), skipped={"no_image": 3})
     assert found.to_json() == {
         "what": "noise",
         "records": 0,
@@ -110,7 +118,7 @@ def test_nothing_to_look_at_is_no_error() -> None:
 
 
 def test_the_page_has_a_line_over_the_sigmas() -> None:
-    page = probe_noise(linear(), no_words, [ProbedRecord("a", features(1))]).page("noise")
+    page = probe_noise(tokens_of(linear()), [ProbedRecord("a", features(1))]).page("noise")
     assert "<svg" in page
     assert "sigma 0.25" in page
     assert "sigma 3" in page

@@ -16,7 +16,6 @@ from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.stored import StoredFeaturesConfig
 from sightline.models.vision import VisionConfig
-from sightline.models.vlm import SightlineConfig
 
 
 def resolve(wanted: ModelConfig) -> ModelConfig:
@@ -45,13 +44,13 @@ def _with_parts(wanted: ModelConfig, origin: FromConfig) -> ModelConfig:
     """The section with the parts of another model filled in where it names none itself."""
     path = str(locate.model_folder(origin.path))
     config = loading.read_config(path)
-    if not isinstance(config, SightlineConfig):
+    if not composites.is_composite(config):
         composites.of(config, path)
     given = {"vision": wanted.vision is not None, "language": wanted.language is not None}
     taken = tuple(part for part in origin.parts if not given.get(part, False))
     changes: dict[str, object] = {"from_": FromConfig(path=path, parts=taken)}
     if "vision" in taken:
-        if isinstance(config, SightlineConfig) and isinstance(config.vision_config, StoredFeaturesConfig):
+        if isinstance(config.vision_config, StoredFeaturesConfig):
             raise ConfigError(f"model.from: the model at {path!r} was trained on an external table and has no encoder.")
         layer, drop = composites.vision_choice(config, path)
         changes["vision"] = VisionConfig(path=path, layer=layer, drop_class_token=drop)

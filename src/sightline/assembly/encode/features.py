@@ -30,8 +30,6 @@ from sightline.data.images.reader import PicturePlace, PictureReader
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import ConfigError, UsageError
 from sightline.models import vision
-from sightline.models.stored import StoredFeaturesConfig
-from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime.device import Runtime, process_settings_restored
 from sightline.runtime.workers import GuardedPool, TaskFailure
 
@@ -113,21 +111,20 @@ def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
     Raises:
         UsageError: it has none.
     """
-    model, processing = bundle.model, bundle.processing
-    if not isinstance(model, SightlineForConditionalGeneration):
-        raise UsageError("this model is a decoder alone; it has no encoder.")
+    outputs, processing = bundle.model.encoder_outputs, bundle.processing
+    if outputs is None:
+        raise UsageError("this model has no encoder whose outputs can be stored.", "Name a run of a vision-language model.")
     if processing.preparation is None:
         raise UsageError("this model was trained on an external table; it has no encoder.")
-    config = model.config
     return FeatureEncoder(
-        encoder=model.vision,
+        encoder=outputs.encoder,
         preparation=processing.preparation,
         tiling=processing.tiling,
-        layer=config.vision_layer,
-        drop=config.vision_drop,
-        grid=(config.grid[0], config.grid[1]),
-        width=config.vision_width,
-        name=str(config.vision_config.model_type),
+        layer=outputs.layer,
+        drop=outputs.drop,
+        grid=outputs.grid,
+        width=outputs.width,
+        name=str(outputs.encoder.config.model_type),
     )
 
 
@@ -268,16 +265,17 @@ def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") ->
         ConfigError: it does not belong to this model; names the part that differs.
     """
     store = open_store(path)
-    model = bundle.model
-    if not isinstance(model, SightlineForConditionalGeneration):
-        raise ConfigError(f"data.features={path}: the model is a decoder alone and takes no features.", "Leave it out.")
-    rows = (model.config.grid[0] * model.config.grid[1], model.config.vision_width)
-    faults = [] if bundle.processing.preparation is None else _faults(store, feature_encoder_of(bundle))
-    if isinstance(model.config.vision_config, StoredFeaturesConfig):
+    outputs = bundle.model.encoder_outputs
+    if outputs is None:
+        raise ConfigError(f"data.features={path}: this model reads no stored features.", "Leave it out.")
+    rows = (outputs.grid[0] * outputs.grid[1], outputs.width)
+    if bundle.processing.preparation is None:
         encoder = "--external FILE"
         faults = [] if store.kind == "external" else ["it holds the outputs of an encoder, the model takes an external table"]
     elif store.kind == "external":
         faults = ["it is an external table, the model has an encoder of its own"]
+    else:
+        faults = _faults(store, feature_encoder_of(bundle))
     if not faults and (store.form.patches, store.form.width) != rows:
         faults = [f"it has {store.form.patches} tokens of width {store.form.width}, the model takes {rows[0]} of {rows[1]}"]
     if faults:

@@ -1,4 +1,4 @@
-"""A model of ours as something that answers records."""
+"""A model as something that answers records."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +19,7 @@ class ModelAnswers:
     """Answers records by batched generation.
 
     Args:
-        made: the model, on its device and in `eval` mode.
+        bundle: the model, on its device and in `eval` mode.
         dataset: holds the pictures.
         pictures: fills visual slots; a control replaces them.
         decoding: greedy by default.
@@ -56,16 +56,16 @@ class ModelAnswers:
 
     def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
         """One text per record, or why there is none."""
-        bundle: dict[str, Prompt | RecordError] = {}
+        made: dict[str, Prompt | RecordError] = {}
         for record in records:
-            if record.id not in bundle:
-                bundle[record.id] = self._prompt(record)
-        prompts = [prompt for record in records if isinstance(prompt := bundle[record.id], Prompt)]
+            if record.id not in made:
+                made[record.id] = self._prompt(record)
+        prompts = [prompt for record in records if isinstance(prompt := made[record.id], Prompt)]
         prompts += prompts[-1:] * (len(records) - len(prompts))  # one shape, whatever had to be skipped
         device = self.bundle.inner.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            texts = iter(generate(self.bundle.speaker, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
-        return [next(texts) if isinstance(bundle[record.id], Prompt) else bundle[record.id] for record in records]  # type: ignore[misc]
+            texts = iter(generate(self.bundle.model, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
+        return [next(texts) if isinstance(made[record.id], Prompt) else made[record.id] for record in records]  # type: ignore[misc]
 
     def _prompt(self, record: Record) -> Prompt | RecordError:
         examples, per_crop = self.examples.get(record.id, ()), self.bundle.tokens_per_crop

@@ -2,22 +2,17 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sightline.assembly.config import locate
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.evaluate.opened import OpenedModel, open_model
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.images.opener import open_image
-from sightline.data.samples.encoding import join_sources
-from sightline.data.samples.prompts import Prompt
+from sightline.data.samples.prompts import Prompt, filled_prompt
 from sightline.errors import RecordError, UsageError
 from sightline.generation.decode import DecodingConfig, generate
-from sightline.models.text import TextModel
-from sightline.runtime.device import Runtime, prepare_runtime, process_settings_restored
+from sightline.runtime.device import process_settings_restored
 from sightline.types import ImageInfo, Message, Part, Record
 
 
@@ -38,23 +33,20 @@ class ChatModel:
     """A model that talks about pictures.
 
     Attributes:
-        made: the model, on its device.
-        runtime: where it runs.
+        model: the opened model.
     """
 
-    bundle: ModelBundle
-    runtime: Runtime
-    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    model: OpenedModel
 
     @classmethod
     @process_settings_restored()
     def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "ChatModel":
-        """Loads a run's checkpoint or a model folder."""
-        runtime = prepare_runtime(device, "auto", threads)
-        bundle = models.read(locate.model_folder(model, checkpoint))
-        bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
-        bundle.model.eval()
-        return cls(bundle, runtime)
+        """Loads a run's checkpoint or a model folder; see `open_model`."""
+        return cls(open_model(model, checkpoint, device=device, threads=threads))
+
+    @property
+    def bundle(self) -> ModelBundle:
+        return self.model.bundle
 
     def opening(self, num_images: int, text: str | None) -> Message:
         """The first turn: the pictures, then the text; without a text the prompt that the model was trained with."""
@@ -82,15 +74,15 @@ class ChatModel:
             UsageError: a picture or a text cannot be used.
         """
         begin = time.perf_counter()
-        self.runtime.apply()
+        self.model.runtime.apply()
         prompt = self._prompt(messages, images)
         streamer = _streamer(self.bundle, stream) if stream is not None and decoding.num_beams == 1 else None
-        with torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16):
-            said = generate(self.bundle.speaker, self.bundle.tokenizer, [prompt], decoding, streamer=streamer)[0]
+        with self.model.autocast():
+            said = generate(self.bundle.model, self.bundle.tokenizer, [prompt], decoding, streamer=streamer)[0]
         return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
-        if images and isinstance(self.bundle.model, TextModel):
+        if images and not self.bundle.model.takes_images:
             raise UsageError("this model is a decoder alone; it takes no pictures.", "Leave --image out.")
         preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
         if images and preparation is None:
@@ -107,12 +99,8 @@ class ChatModel:
         limit = self.bundle.processing.max_tokens
         if len(row.ids) >= limit:
             raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
-        if preparation is None or not pictures:
-            return Prompt(row, join_sources([], 0))
-        import numpy as np
-
-        pixels = np.concatenate([tiling.crops(picture, preparation) for picture in pictures])
-        return Prompt(row, join_sources(layouts, self.bundle.tokens_per_crop), pixels)
+        crops = [] if preparation is None else [(tiling.crops(picture, preparation), None) for picture in pictures]
+        return filled_prompt(row, layouts, crops, self.bundle.tokens_per_crop)
 
 
 def _streamer(bundle: ModelBundle, stream: Callable[[str], None]) -> Any:
@@ -123,4 +111,4 @@ def _streamer(bundle: ModelBundle, stream: Callable[[str], None]) -> Any:
             stream(text)
 
     tokenizer: Any = bundle.tokenizer
-    return Pieces(tokenizer, skip_prompt=isinstance(bundle.model, TextModel), skip_special_tokens=True)
+    return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -3,38 +3,24 @@
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sightline.assembly.config import locate
-from sightline.assembly.encode.features import check_covered, feature_encoder_of, open_features
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
-from sightline.assembly.model import build as models
+from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
-from sightline.data.images.pixels import Pictures, PixelPictures
 from sightline.errors import SkipLimitError, UsageError
-from sightline.evaluation.controls import (
-    NOT_EXCHANGEABLE,
-    BlindFeatures,
-    BlindPictures,
-    Control,
-    MeanFeatures,
-    exchange_images,
-)
+from sightline.evaluation.controls import NOT_EXCHANGEABLE, Control, exchange_images
 from sightline.evaluation.predict import Predicted, predict
-from sightline.evaluation.probes.noise import NoisyPictures
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
-from sightline.models.text import TextModel
 from sightline.runtime import storage
-from sightline.runtime.device import Runtime, prepare_runtime, process_settings_restored
-from sightline.runtime.keyed import keyed_generator
+from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
 from sightline.types import Record, Score
 
@@ -137,31 +123,21 @@ def evaluate(request: EvaluationRequest) -> Evaluation:
     if request.task not in TASKS:
         raise UsageError(f"no task {request.task!r}.", f"There are {', '.join(TASKS)}.")
     task = TASKS[request.task](request.resamples)
-    runtime = prepare_runtime(request.device, "auto", request.threads)
-    dataset = open_dataset(request.data)
-    records = chosen_records(list(dataset.records(request.split)), task.asks, request.limit)
-    if not records:
-        raise UsageError(f"split {request.split!r} of {request.data} has no record for task {request.task!r}.")
-    source = locate.model_folder(request.model, request.checkpoint)
-    bundle = models.read(source)
-    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    bundle.model.eval()
+    dataset, records = open_records(request.data, request.split, task.asks, request.limit, f"for task {request.task!r}")
+    model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
+    bundle, runtime = model.bundle, model.runtime
     length = request.max_new_tokens or task.max_new_tokens
     decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
     asked = exchange_images(records) if request.control == "shuffled" else records
-    pictures = pictures_for(bundle, request.control, request.features, runtime)
-    if request.control != "blind":
-        check_covered(pictures, [(dataset, request.split)])
-    if request.noise is not None:
-        pictures = with_noise(bundle, pictures, request.noise, runtime)
+    pictures = model.pictures([(dataset, request.split)], request.control, request.noise)
     if request.words is not None:
-        restrict_words(bundle, dataset, request, runtime)
-    shots = shots_for(request, bundle, dataset, records, task.asks, runtime) if request.shots else None
+        restrict_words(model, dataset, request.words_from, request.words)
+    shots = shots_for(request, model, dataset, records, task.asks) if request.shots else None
     examples = None if shots is None else shots.of
     answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder(request.prompt), runtime.bf16, examples)
-    folder = request.out or default_folder(request, source)
+    folder = request.out or default_folder(request, model.folder)
     settings = {
-        "model": weights_hash(source),
+        "model": weights_hash(model.folder),
         "data": dataset.fingerprint,
         "split": request.split,
         "control": request.control,
@@ -199,88 +175,34 @@ def _told(predicted: Predicted) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items())
 
 
-def chosen_records(records: list[Record], asks: Any, limit: int | None) -> list[Record]:
-    """The records that a task can ask about, or `limit` of them."""
-    found = [record for record in records if asks(record)]
-    if limit is not None and limit < len(found):
-        keep = set(keyed_generator("evaluate", 0).permutation(len(found))[:limit].tolist())
-        found = [record for place, record in enumerate(found) if place in keep]
-    return found
-
-
-def pictures_for(
-    bundle: models.ModelBundle, control: Control | None, features: str | None = None, runtime: Runtime | None = None
-) -> Pictures | None:
-    """What fills visual slots under a control.
-
-    Args:
-        made: the model.
-        control: `blind` shows the model a uniform picture, or of an external table its mean row.
-        features: a store to read instead of pictures.
-        runtime: where the uniform picture is encoded, once for each size, when features are stored.
-
-    Raises:
-        UsageError: the model needs a store and none is given.
-        ConfigError: the store does not belong to the model.
-    """
-    if isinstance(bundle.model, TextModel):
-        return None
-    preparation, tiling = bundle.processing.preparation, bundle.processing.tiling
-    if features is None:
-        if preparation is None:
-            raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
-        return BlindPictures(preparation, tiling) if control == "blind" else PixelPictures(preparation, tiling)
-    stored = open_features(features, bundle)
-    if control != "blind":
-        return stored
-    if preparation is None:
-        return MeanFeatures(stored.store)
-    eye, machine = feature_encoder_of(bundle), runtime or prepare_runtime("cpu", "auto", None)
-    return BlindFeatures(BlindPictures(preparation, tiling), lambda pixels: eye.encode(pixels, machine), stored.store.form)
-
-
 def shots_for(
-    request: EvaluationRequest, bundle: models.ModelBundle, dataset: Dataset, records: list[Record], suits: Any, runtime: Runtime
+    request: EvaluationRequest, model: OpenedModel, dataset: Dataset, records: list[Record], suits: Callable[[Record], bool]
 ) -> Shots:
-    """The examples of an evaluation, the same under every control; their pictures carry noise as the questions' do."""
-    pictures = pictures_for(bundle, None, request.features, runtime)
-    origin = origin_of(request.shots_from, request.data)
-    shots = draw_all(records, dataset, origin, request.shots, request.shots_seed, suits, pictures)
-    if request.noise is None:
-        return shots
-    noisy = with_noise(bundle, pictures, request.noise, runtime)
-    of = {key: tuple(replace(example, pictures=noisy) for example in found) for key, found in shots.of.items()}
-    return replace(shots, of=of)
-
-
-def with_noise(bundle: models.ModelBundle, pictures: Pictures | None, sigma: float, runtime: Runtime) -> Pictures:
-    """Pictures whose features carry noise; pixels are encoded one record at a time for it.
+    """The examples of an evaluation, the same under every control; their images carry noise as the questions' do.
 
     Raises:
-        UsageError: the model takes no pictures.
+        DataError: the data set or the split that they come from does not exist.
+        UsageError: it has too few records.
+        ConfigError: a feature store lacks their images.
     """
-    if pictures is None:
-        raise UsageError("the model takes text only; there are no visual features to put noise on.")
-    eye = None if bundle.processing.preparation is None else feature_encoder_of(bundle)
-    return NoisyPictures(pictures, sigma, None if eye is None else lambda pixels: eye.encode(pixels, runtime))
+    folder, split = origin_of(request.shots_from, request.data)
+    pool = open_dataset(folder)
+    pictures = model.pictures([(pool, split)], noise=request.noise)
+    return draw_all(records, dataset, pool, split, request.shots, request.shots_seed, suits, pictures)
 
 
-def restrict_words(bundle: models.ModelBundle, dataset: Dataset, request: EvaluationRequest, runtime: Runtime) -> None:
-    """Leaves an `align` connector the words that it uses most, for as long as the model lives.
+def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int) -> None:
+    """Leaves an `align` connector the words that it uses most on a split, for as long as the model lives.
 
     Raises:
+        UsageError: the model has no connector of ours.
         ConfigError: the connector mixes no words.
     """
-    from sightline.assembly.evaluate.probe import connected, seen_records
-
-    model = connected(bundle)
-    assert request.words is not None
-    mixer = model.connector.word_mixer
-    records = chosen_records(list(dataset.records(request.words_from)), lambda record: bool(record.images), WORD_RECORDS)
-    pictures = pictures_for(bundle, None, request.features, runtime)
-    check_covered(pictures, [(dataset, request.words_from)])
-    seen = seen_records(bundle, dataset, records, pictures, Counter())
-    mixer.restrict(most_used_words(model.connector, seen, request.words))
+    connector = model.connector
+    mixer = connector.word_mixer
+    records = chosen_records(list(dataset.records(split)), has_images, WORD_RECORDS)
+    encoded = model.probed_records(dataset, records, model.pictures([(dataset, split)]), Counter())
+    mixer.restrict(most_used_words(connector, encoded, count))
 
 
 def default_folder(request: EvaluationRequest, source: Path) -> Path:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.encode.features import check_covered
-from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.data.samples.prompts import FewShotExample
 from sightline.evaluation.few_shot import draw_shots
@@ -49,7 +48,8 @@ def origin_of(text: str, data: str) -> tuple[str, str]:
 def draw_all(
     records: Sequence[Record],
     dataset: Dataset,
-    origin: tuple[str, str],
+    pool: Dataset,
+    split: str,
     count: int,
     seed: int,
     suits: Callable[[Record], bool],
@@ -59,18 +59,15 @@ def draw_all(
 
     Args:
         records, dataset: the questions.
-        origin: folder and split of the examples.
+        pool, split: where examples come from.
         count, seed: how many for each record, and of the draw.
         suits: whether a record can be an example.
         pictures: fills the examples' visual slots; a control of the questions' pictures leaves them alone.
 
     Raises:
         UsageError: there are too few records for it.
-        DataError: there is no such folder or split.
-        ConfigError: a feature store lacks their pictures.
+        DataError: there is no such split.
     """
-    pool = open_dataset(origin[0])
-    check_covered(pictures, [(pool, origin[1])])
-    drawn = {record.id: draw_shots(record, dataset, pool, origin[1], count, seed, suits) for record in records}
+    drawn = {record.id: draw_shots(record, dataset, pool, split, count, seed, suits) for record in records}
     of = {key: tuple(FewShotExample(pool, record, pictures) for record in found) for key, found in drawn.items()}
-    return Shots(pool, origin[1], count, seed, of)
+    return Shots(pool, split, count, seed, of)

@@ -22,7 +22,6 @@ from sightline.data.samples.encoding import ConversationEncoder, EncodedConversa
 from sightline.errors import DataError, RecordError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
 from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain
-from sightline.models.text import TextModel
 from sightline.objectives.cal import CAL, CALConfig
 from sightline.ops.cross_entropy import target_logits
 from sightline.runtime.logs import progress
@@ -55,8 +54,8 @@ def gains(
     Raises:
         UsageError: the model takes no pictures.
     """
-    if isinstance(bundle.model, TextModel) or pictures is None:
-        raise UsageError("this model is a decoder alone; a picture raises nothing.", "Name a run of a vision-language model.")
+    if not bundle.model.takes_images or pictures is None:
+        raise UsageError("visual gain needs a vision-language model; this one is a decoder alone.", "Name another run.")
     builder = bundle.builder()
     ready: list[tuple[Record, list[Sample]]] = []
     with progress("gain", count) as bar:

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import torch
 
-from sightline.assembly.config import locate
-from sightline.assembly.evaluate.evaluate import chosen_records, pictures_for
 from sightline.assembly.evaluate.gain import probe_gain
-from sightline.assembly.model import build as models
+from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_model, open_records
 from sightline.assembly.model.bundle import ModelBundle
-from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
-from sightline.errors import RecordError, UsageError
+from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
-from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime import storage
-from sightline.runtime.device import prepare_runtime, process_settings_restored
-from sightline.runtime.logs import progress
+from sightline.runtime.device import process_settings_restored
 from sightline.types import Record
 
 
@@ -54,22 +50,24 @@ class ProbeRequest:
 
 
 @dataclass(frozen=True)
-class Opened:
+class ProbeInputs:
     """A request with everything that it names opened.
 
     Attributes:
-        made: the model, on its device and in `eval` mode.
+        model: on its device, in `eval` mode.
         dataset, records: what it is shown.
         pictures: fills visual slots; None for a model of text alone.
-        bf16: arithmetic of the machine.
     """
 
     request: ProbeRequest
-    bundle: ModelBundle
+    model: OpenedModel
     dataset: Dataset
     records: Sequence[Record]
     pictures: Pictures | None
-    bf16: bool
+
+    def encoded(self, skipped: Counter[str]) -> Iterator[ProbedRecord]:
+        """Encoder outputs of each record; records that cannot be used are counted in `skipped`."""
+        return self.model.probed_records(self.dataset, self.records, self.pictures, skipped)
 
 
 @process_settings_restored()
@@ -77,89 +75,44 @@ def probe(request: ProbeRequest) -> Findings:
     """Opens the model and the data and asks.
 
     Raises:
-        UsageError: there is no such probe, or the split has no record with a picture.
+        UsageError: there is no such probe, or the split has no record with an image.
         ConfigError: the model has not what the probe looks at.
         DataError: the data set or the split does not exist.
     """
     if request.what not in WHAT:
         raise UsageError(f"there is no probe {request.what!r}.", f"There are {', '.join(WHAT)}.")
-    return WHAT[request.what](opened(request))
+    return WHAT[request.what](open_probe(request))
 
 
-def opened(request: ProbeRequest) -> Opened:
+def open_probe(request: ProbeRequest) -> ProbeInputs:
     """Opens the model and the data of a request; raises as `probe` does."""
-    runtime = prepare_runtime(request.device, "auto", request.threads)
-    dataset = open_dataset(request.data)
-    records = chosen_records(list(dataset.records(request.split)), lambda record: bool(record.images), request.count)
-    if not records:
-        raise UsageError(f"split {request.split!r} of {request.data} has no record with a picture.")
-    bundle = models.read(locate.model_folder(request.model, request.checkpoint))
-    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    bundle.model.eval()
-    pictures = pictures_for(bundle, None, request.features, runtime)
-    return Opened(request, bundle, dataset, records, pictures, runtime.bf16)
+    dataset, records = open_records(request.data, request.split, has_images, request.count, "with an image")
+    model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
+    return ProbeInputs(request, model, dataset, records, model.pictures())
 
 
-def seen_records(
-    bundle: ModelBundle, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, skipped: Counter[str]
-) -> Iterator[ProbedRecord]:
-    """Each record as it reaches the connector, one by one; those that cannot be opened are counted in `skipped`.
-
-    Raises:
-        UsageError: the model has no connector of ours.
-    """
-    model = connected(bundle)
-    with progress("encoding", len(records)) as bar:
-        for record in records:
-            bar.step(1)
-            try:
-                assert pictures is not None  # a model of ours with a connector takes pictures
-                pixels, features = pictures.fill(dataset, record)
-            except RecordError as error:
-                skipped[error.reason] += 1
-                continue
-            yield ProbedRecord(record.id, features_of(model, pixels, features), pixels)
-
-
-def features_of(model: SightlineForConditionalGeneration, pixels: object, features: object) -> torch.Tensor:
-    """The encoder's outputs of a record's crops, computed or stored."""
-    if features is not None:
-        return torch.tensor(features).to(model.device, model.dtype)  # a copy: rows of a store are read-only
-    with torch.no_grad():
-        return model.encode_pixels(model.normalise(torch.as_tensor(pixels).to(model.device)))
-
-
-def connected(bundle: ModelBundle) -> SightlineForConditionalGeneration:
-    """The model, if it has a connector of ours.
-
-    Raises:
-        UsageError: it is a stock model or a decoder alone.
-    """
-    if not isinstance(bundle.model, SightlineForConditionalGeneration):
-        raise UsageError("this model has no connector of Sightline's.", "Name a run of a vision-language model.")
-    return bundle.model
-
-
-def words(opened: Opened) -> Findings:
+def words(inputs: ProbeInputs) -> Findings:
     """`words`: what the visual tokens of an ALIGN connector are mixtures of."""
-    model = connected(opened.bundle)
-    _ = model.connector.word_mixer  # refuses another kind before anything is encoded
-    skipped: Counter[str] = Counter()
-    seen = seen_records(opened.bundle, opened.dataset, opened.records, opened.pictures, skipped)
-    return probe_words(model.connector, seen, lambda word: word_text(opened.bundle, word), opened.request.shown, skipped)
+    connector, bundle, skipped = inputs.model.connector, inputs.model.bundle, Counter[str]()
+    _ = connector.word_mixer  # refuses another kind before anything is encoded
+    return probe_words(connector, inputs.encoded(skipped), lambda word: word_text(bundle, word), inputs.request.shown, skipped)
 
 
-def gain(opened: Opened) -> Findings:
-    """`gain`: how much the picture raises each token of the texts, for own and for exchanged pictures."""
-    return probe_gain(opened.bundle, opened.dataset, opened.records, opened.pictures, opened.request.shown, opened.bf16)
+def gain(inputs: ProbeInputs) -> Findings:
+    """`gain`: how much the image raises each token of the texts, for own and for exchanged images."""
+    bundle, bf16 = inputs.model.bundle, inputs.model.runtime.bf16
+    return probe_gain(bundle, inputs.dataset, inputs.records, inputs.pictures, inputs.request.shown, bf16)
 
 
-def noise(opened: Opened) -> Findings:
+def noise(inputs: ProbeInputs) -> Findings:
     """`noise`: how far noise on the features moves the connector's outputs."""
-    model = connected(opened.bundle)
-    skipped: Counter[str] = Counter()
-    seen = seen_records(opened.bundle, opened.dataset, opened.records, opened.pictures, skipped)
-    return probe_noise(model.connector, model.words, seen, opened.request.sigmas, skipped)
+    model, skipped = inputs.model.bundle.model, Counter[str]()
+    per_crop = inputs.model.connector.tokens_per_crop
+
+    def connected(features_NPE: torch.Tensor) -> torch.Tensor:
+        return model.visual_tokens(features_NPE)[: len(features_NPE) * per_crop]  # without separators
+
+    return probe_noise(connected, inputs.encoded(skipped), inputs.request.sigmas, skipped)
 
 
 def word_text(bundle: ModelBundle, word: int) -> str:
@@ -175,7 +128,7 @@ def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
     storage.write_text(out, findings.page(f"{request.what}: {request.model} on {Path(request.data).name} ({request.split})"))
 
 
-WHAT: dict[str, Callable[[Opened], Findings]] = {
+WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
     "gain": gain,
     "noise": noise,
     "words": words,

@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from sightline.assembly.config import locate
-from sightline.assembly.evaluate.evaluate import pictures_for
 from sightline.assembly.evaluate.gain import gains
-from sightline.assembly.model import build as models
+from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.check import CheckReport
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.errors import DataError, RecordError
 from sightline.evaluation.probes.gain import PERCENTILES, TextGain, percentiles
-from sightline.runtime.device import prepare_runtime, process_settings_restored
+from sightline.runtime.device import process_settings_restored
 from sightline.types import Record
 
 LISTED = 100
@@ -62,15 +59,12 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[di
     Raises:
         UsageError: the model takes no pictures.
     """
-    runtime = prepare_runtime(request.device, "auto", request.threads)
-    bundle = models.read(locate.model_folder(request.model, "last"))
-    bundle.model.to(torch.device(runtime.device))  # pyrefly: ignore
-    bundle.model.eval()
-    pictures = pictures_for(bundle, None, request.features, runtime)
+    model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
+    pictures = model.pictures()
     means, below, skipped = array("d"), 0, Counter[str]()
     lowest: list[dict[str, Any]] = []
     for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):
-        for line in _lines(bundle, folder, dataset, pictures, skipped, runtime.bf16):
+        for line in _lines(model, folder, dataset, pictures, skipped):
             means.append(line["gain"])
             lowest.append(line)
             if line["gain"] < 0:
@@ -94,7 +88,7 @@ def _rank(line: dict[str, Any]) -> tuple[float, int, int, int]:
 
 
 def _lines(
-    bundle: models.ModelBundle, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str], bf16: bool
+    model: OpenedModel, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """One line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}
@@ -109,7 +103,7 @@ def _lines(
                 place[record.id] = index, record.split
                 yield record
 
-    for text in gains(bundle, dataset, records(), pictures, skipped, bf16, len(dataset)):
+    for text in gains(model.bundle, dataset, records(), pictures, skipped, model.runtime.bf16, len(dataset)):
         index, split = place[text.record_id]
         yield _line(text, folder, index, split)
 

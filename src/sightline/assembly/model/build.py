@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.assembly.config import locate
 from sightline.assembly.config import parts as sections
@@ -28,10 +28,10 @@ from sightline.data.samples.processing import Processing as Processing
 from sightline.data.samples.processing import is_ours, read_processing
 from sightline.data.samples.templates import TEMPLATES
 from sightline.errors import ConfigError
-from sightline.models import composites, language, loading, vision
+from sightline.models import composites, language, vision
 from sightline.models.connectors import Connector
+from sightline.models.saving import load_model, save_model
 from sightline.models.saving import non_finite as non_finite
-from sightline.models.saving import save_model
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
@@ -194,7 +194,7 @@ def rows_of(module: nn.Module | None) -> nn.Parameter:
 
 def generation_config(bundle: ModelBundle) -> Any:
     """The decoder's generation settings with the ends of a turn, the padding, and no image token among what may be said."""
-    config = bundle.inner.generation_config if isinstance(bundle.model, TextModel) else bundle.model.language.generation_config
+    config: Any = bundle.model.language.generation_config
     ends = config.eos_token_id
     found = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
     if bundle.tokenizer.eos_token_id is not None:
@@ -205,7 +205,7 @@ def generation_config(bundle: ModelBundle) -> Any:
     config.eos_token_id = sorted(found)
     config.pad_token_id = bundle.pad_id
     config.bos_token_id = bundle.tokenizer.bos_token_id
-    if isinstance(bundle.model, SightlineForConditionalGeneration):
+    if bundle.model.takes_images:
         tokens = (IMAGE, *bundle.processing.tiling.tokens)
         config.suppress_tokens = sorted(bundle.tokenizer.get_vocab()[token] for token in tokens)
     return config
@@ -261,13 +261,7 @@ def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
         return read_stock(str(folder), kernel)
     processing = read_processing(folder)
     tokenizer = tokenizers.load_tokenizer(str(folder))
-    config = loading.read_config(str(folder))
-    if isinstance(config, SightlineConfig):
-        model = composites.load(str(folder), kernel)
-        assert isinstance(model, SightlineForConditionalGeneration)
-        return ModelBundle(model, tokenizer, processing)
-    decoder = loading.load(AutoModelForCausalLM, str(folder), config, language.kernel_for(config, kernel))
-    return ModelBundle(TextModel(decoder), tokenizer, processing)
+    return ModelBundle(load_model(str(folder), kernel), tokenizer, processing)
 
 
 def initialise(bundle: ModelBundle, origin: str) -> None:

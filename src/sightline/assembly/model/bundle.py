@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.data.samples.encoding import ConversationEncoder, Policy, TextRules
 from sightline.data.samples.processing import Processing
 from sightline.data.samples.templates import Template
-from sightline.models.stock import StockModel
-from sightline.models.text import TextModel
-from sightline.models.vlm import SightlineForConditionalGeneration
+from sightline.models.surface import SightModel
 
 
 @dataclass(frozen=True)
@@ -18,26 +17,25 @@ class ModelBundle:
     """A model with all that it takes to use it.
 
     Attributes:
-        model: the vision-language model, a stock one, or a `TextModel`.
+        model: a vision-language model of ours, a stock one, or a decoder alone.
         tokenizer: knows `<image>` and the tokens of the tiling.
         processing: how records become inputs.
     """
 
-    model: SightlineForConditionalGeneration | StockModel | TextModel
+    model: SightModel
     tokenizer: PreTrainedTokenizerBase
     processing: Processing
 
     @property
-    def inner(self) -> PreTrainedModel:
-        """The transformers model that is saved, and that hooks of transformers go to."""
-        if isinstance(self.model, TextModel):
-            return self.model.language
-        return self.model.inner if isinstance(self.model, StockModel) else self.model
+    def module(self) -> nn.Module:
+        """The model as a torch module: what is moved, trained and saved."""
+        assert isinstance(self.model, nn.Module)  # every implementation of the surface is one
+        return self.model
 
     @property
-    def speaker(self) -> PreTrainedModel | StockModel:
-        """What `sightline.generation.decode.generate` is called with."""
-        return self.model if isinstance(self.model, StockModel) else self.inner
+    def inner(self) -> PreTrainedModel:
+        """The transformers model that is saved, and that hooks of transformers go to."""
+        return self.model.inner
 
     @property
     def template(self) -> Template:
@@ -45,16 +43,12 @@ class ModelBundle:
 
     @property
     def tokens_per_crop(self) -> int:
-        if isinstance(self.model, TextModel):
-            return 0
-        return self.model.tokens_per_crop if isinstance(self.model, StockModel) else self.model.connector.tokens_per_crop
+        return self.model.tokens_per_crop
 
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of visual tokens of a crop."""
-        if isinstance(self.model, TextModel):
-            return 1, 1
-        return self.model.token_grid if isinstance(self.model, StockModel) else self.model.connector.token_grid
+        return self.model.token_grid
 
     @property
     def pad_id(self) -> int:
@@ -78,6 +72,6 @@ class ModelBundle:
             captions=captions,
             drop_images=drop_images,
             grid=self.token_grid,
-            tiling=None if isinstance(self.model, TextModel) else self.processing.tiling,
+            tiling=self.processing.tiling if self.model.takes_images else None,
         )
         return ConversationEncoder(self.tokenizer, self.template, rules)

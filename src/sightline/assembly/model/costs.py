@@ -22,7 +22,6 @@ from sightline.models.connectors import ConnectorShape
 from sightline.models.connectors.cost import ConnectorCost, connector_cost
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.vision import EncoderShape, VisionConfig
-from sightline.models.vlm import SightlineForConditionalGeneration
 
 EXAMPLE = (1024, 768)  # a picture's width and height, for tilings whose number of crops depends on it
 
@@ -170,9 +169,9 @@ def _num_words(decoder: LanguageConfig) -> int:
 
 def card_facts(bundle: ModelBundle) -> dict[str, str]:
     """What the run card says of the connector; nothing for a decoder alone or a stock model."""
-    if not isinstance(bundle.model, SightlineForConditionalGeneration):
-        return {}
     connector = bundle.model.connector
+    if connector is None:
+        return {}
     cost = connector_cost(connector.config, connector.shape)
     known = {"kind": cost.kind, "parameters": f"{cost.parameters:,}", "forward pass of a crop": short_flops(cost.flops)}
     return known | {name.replace("_", " "): f"{value:.4g}" for name, value in connector.log_values().items()}
@@ -180,9 +179,8 @@ def card_facts(bundle: ModelBundle) -> dict[str, str]:
 
 def log_values(bundle: ModelBundle) -> dict[str, float]:
     """Values of the connector for each line of the log."""
-    if not isinstance(bundle.model, SightlineForConditionalGeneration):
-        return {}
-    return {f"connector/{name}": value for name, value in bundle.model.connector.log_values().items()}
+    connector = bundle.model.connector
+    return {} if connector is None else {f"connector/{name}": value for name, value in connector.log_values().items()}
 
 
 def short_flops(value: int) -> str:

@@ -52,7 +52,8 @@ def read_stock(path: str, attention: str = "sdpa") -> ModelBundle:
         recipe=f"stock {model.config.model_type}",
     )
     bundle = ModelBundle(stock, tokenizer, processing)
-    settings = stock.generation_config
+    settings = model.generation_config
+    assert settings is not None
     if settings.eos_token_id is None:
         settings.eos_token_id = tokenizer.eos_token_id
     if settings.pad_token_id is None:

@@ -17,7 +17,6 @@ from sightline.data.samples.label_noise import with_noise
 from sightline.data.samples.length_table import LengthTableRules, load_length_table
 from sightline.errors import ConfigError
 from sightline.models.language import check_packable
-from sightline.models.text import TextModel
 from sightline.runtime.keyed import keyed_generator
 
 CACHE = ".cache"
@@ -83,7 +82,7 @@ def pictures_of(bundle: ModelBundle, data: DataConfig) -> Pictures | None:
     Raises:
         ConfigError: `data.features` names a store that does not belong to the model.
     """
-    if isinstance(bundle.model, TextModel):
+    if not bundle.model.takes_images:
         return None
     if data.features is not None:
         return open_features(data.features, bundle, "--config CONFIG")

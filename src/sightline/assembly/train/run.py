@@ -208,7 +208,7 @@ class _Run:
     def _model(self) -> ModelBundle:
         seeds.seed_all(self.config.train.seed)
         bundle = self._new_model() if self.saved is None else self._saved_model(self.saved)
-        bundle.model.to(self.accelerator.device)
+        bundle.module.to(self.accelerator.device)
         if self.config.runtime.gradient_checkpointing:
             checkpoint_activations(bundle.inner)
         return bundle
@@ -238,13 +238,13 @@ class _Run:
         plan = settings.plan(self.config, at.stage)
         bundle = _retargeted(bundle, plan)
         self._give_back_random()  # so that new adapters are the same whether the stage before ended in this process or another
-        stage = stages.apply(bundle.model, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
+        stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         pictures = data.pictures_of(bundle, plan.data)
         corpus = data.build_corpus(bundle, plan.data, pictures)
         if plan.objective.stores_blind_logits and plan.parts.get("language", "frozen") == "frozen":
-            bundle.model.eval()
+            bundle.module.eval()
             corpus = contrast.with_blind_logits(corpus, bundle, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
-            bundle.model.train()
+            bundle.module.train()
         loader = self._loader(corpus, plan, bundle.pad_id)
         pace = stage_schedule(plan, loader)
         shared, stage = self._shared(bundle, plan, stage)
@@ -263,7 +263,7 @@ class _Run:
 
         job = loop.Job(
             accelerator=self.accelerator,
-            model=bundle.model,
+            model=bundle.module,
             ranks=shared,
             stage=stage,
             optimiser=optimiser,
@@ -278,7 +278,7 @@ class _Run:
             sources=corpus.names,
         )
         at = loop.fit(job, at)
-        lora.fold(bundle.model)
+        lora.fold(bundle.module)
         at = replace(at, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
         self._card(bundle, plan, stage, corpus, at)
         save(at, end=True)
@@ -291,9 +291,9 @@ class _Run:
         rule = stages.resolved(plan.parts.get("language", "frozen"), plan.train.lr)
         # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
         if not self.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
-            return ranks.Replicated(self.accelerator, ranks.StepModule(bundle.model, objective)), stage
-        shared = ranks.Sharded(self.accelerator, bundle.model, objective, bundle.model.language)
-        return shared, stages.renewed(stage, bundle.model)
+            return ranks.Replicated(self.accelerator, ranks.StepModule(bundle.module, objective)), stage
+        shared = ranks.Sharded(self.accelerator, bundle.module, objective, bundle.model.language)
+        return shared, stages.renewed(stage, bundle.module)
 
     def _give_back_random(self) -> None:
         """The random state of the last checkpoint: what came between is not part of the run."""
@@ -340,7 +340,7 @@ class _Run:
             odd = models.non_finite(weights)
             if odd is not None:
                 raise StorageError(f"weight {odd!r} holds NaN or infinity; the checkpoint is not published.")
-            checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in bundle.model.parameters() if p.requires_grad))
+            checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in bundle.module.parameters() if p.requires_grad))
             self.log.sync()
             saved = checkpoint.save(
                 self.path,

@@ -67,6 +67,6 @@ class Validation:
             except RecordError:
                 continue
             with self.accelerator.autocast(), torch.no_grad():
-                text = generate(self.bundle.speaker, self.bundle.tokenizer, [prompt], DecodingConfig(max_new_tokens=32))[0]
+                text = generate(self.bundle.model, self.bundle.tokenizer, [prompt], DecodingConfig(max_new_tokens=32))[0]
             out.append({"id": record.id, "text": text.text})
         return out

@@ -82,15 +82,36 @@ def make_prompt(
         RecordError: its text or a picture cannot be used.
     """
     row, layouts = prompt_row(record, builder, examples)
-    source = join_sources(layouts, tokens_per_crop)
-    if not layouts:
-        return Prompt(row, source)
-    stacks = []
+    filled = []
     for shown in (*examples, FewShotExample(dataset, record, pictures)):
         if not builder.layouts(shown.record):
             continue
         if shown.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        stacks.append(shown.pictures.fill(shown.dataset, shown.record))
-    pixels, features = ([stack for stack in side if stack is not None] for side in zip(*stacks, strict=True))
-    return Prompt(row, source, np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)
+        filled.append(shown.pictures.fill(shown.dataset, shown.record))
+    return filled_prompt(row, layouts, filled, tokens_per_crop)
+
+
+def filled_prompt(
+    row: EncodedConversation,
+    layouts: Sequence[Layout],
+    filled: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
+    tokens_per_crop: int,
+) -> Prompt:
+    """A row with what fills its visual slots.
+
+    Args:
+        row: up to the answer.
+        layouts: of its images in order.
+        filled: pixels or features of the crops of each of them, or of several together, in order.
+        tokens_per_crop: of the model.
+    """
+    pixels, features = (
+        ([stack for stack in side if stack is not None] for side in zip(*filled, strict=True)) if filled else ([], [])
+    )
+    return Prompt(
+        row,
+        join_sources(layouts, tokens_per_crop),
+        np.concatenate(pixels) if pixels else None,
+        np.concatenate(features) if features else None,
+    )

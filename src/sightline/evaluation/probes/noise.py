@@ -16,8 +16,6 @@ from torch import Tensor
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.evaluation.probes.base import ProbedRecord
-from sightline.models.connectors import Connector
-from sightline.models.connectors.base import Words
 from sightline.reporting import html
 from sightline.reporting.plots import LineSeries, line_chart
 from sightline.reporting.scales import Axis
@@ -123,8 +121,7 @@ class NoiseFindings:
 
 
 def probe_noise(
-    connector: Connector,
-    words: Words,
+    visual_tokens: Callable[[Float[Tensor, "N P E"]], Float[Tensor, "X D"]],
     seen: Iterable[ProbedRecord],
     sigmas: Sequence[float] = SIGMAS,
     skipped: dict[str, int] | None = None,
@@ -132,8 +129,7 @@ def probe_noise(
     """Runs the connector on clean and on noisy features.
 
     Args:
-        connector: of any kind.
-        words: the decoder's input embeddings, for connectors that mix them.
+        visual_tokens: from features to the connector's outputs, one after the other.
         seen: the records.
         sigmas: sizes of the noise, in units of the features' standard deviation.
         skipped: records that were left out before, by reason.
@@ -143,10 +139,10 @@ def probe_noise(
     records = tokens = 0
     for record in seen:
         with torch.no_grad():
-            clean_KD = _directions(connector(record.features_NPE, words))
+            clean_KD = _directions(visual_tokens(record.features_NPE))
             for place, sigma in enumerate(sigmas):
                 noisy = add_noise(record.features_NPE, sigma, record.record_id)
-                moved[place] += float((1 - (clean_KD * _directions(connector(noisy, words))).sum(1)).sum())
+                moved[place] += float((1 - (clean_KD * _directions(visual_tokens(noisy))).sum(1)).sum())
         direction_D = clean_KD.sum(0) if direction_D is None else direction_D + clean_KD.sum(0)
         records, tokens = records + 1, tokens + len(clean_KD)
     between = mean_distance(direction_D, tokens) if direction_D is not None else 0.0
@@ -157,9 +153,9 @@ def probe_noise(
     return NoiseFindings(records, tokens, between, tuple(rows), skipped or {})
 
 
-def _directions(tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
+def _directions(tokens_XD: Float[Tensor, "X D"]) -> Float[Tensor, "X D"]:
     """Unit vectors in float64; a token of zeros stays zero."""
-    return torch.nn.functional.normalize(tokens_NKD.double().flatten(0, 1), dim=1)
+    return torch.nn.functional.normalize(tokens_XD.double(), dim=1)
 
 
 def mean_distance(sum_D: Float[Tensor, " D"], count: int) -> float:

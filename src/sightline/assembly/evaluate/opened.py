@@ -1,0 +1,188 @@
+"""Opens what the user names: a model (run, RUN@STAGE, folder, Hub id) on its device, and the records that it is asked about."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sightline.assembly.config import locate
+from sightline.assembly.encode.features import check_covered, feature_encoder_of, open_features
+from sightline.assembly.model.build import read
+from sightline.assembly.model.bundle import ModelBundle
+from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.features.store import FeaturePictures
+from sightline.data.images.pixels import Pictures, PixelPictures
+from sightline.errors import RecordError, UsageError
+from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures
+from sightline.evaluation.probes import ProbedRecord
+from sightline.evaluation.probes.noise import NoisyPictures
+from sightline.models.connectors import Connector
+from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.keyed import keyed_generator
+from sightline.runtime.logs import progress
+from sightline.types import Record, Visual
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model on its device, in `eval` mode.
+
+    Attributes:
+        folder: its files, or a Hub id.
+        bundle: the model with its tokenizer and processing.
+        runtime: the device and the arithmetic.
+        features: a feature store that is read instead of images.
+    """
+
+    folder: Path
+    bundle: ModelBundle
+    runtime: Runtime
+    features: str | None = None
+
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the device as a context."""
+        return torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16)
+
+    def pictures(
+        self, splits: Sequence[tuple[Dataset, str]] = (), control: Control | None = None, noise: float | None = None
+    ) -> Pictures | None:
+        """What fills the visual slots of records; None for a model that takes no images.
+
+        Args:
+            splits: datasets and splits whose images will be needed.
+            control: `blind` shows a uniform image, or the mean row of an external table.
+            noise: size of Gaussian noise on the features, in units of their standard deviation; pixels are then encoded one record
+                at a time.
+
+        Raises:
+            UsageError: the model needs a feature store and none is given, or noise is asked of a model without images.
+            ConfigError: the store does not belong to the model, or lacks images of the splits.
+        """
+        plain = self._blind() if control == "blind" else self._seeing()
+        if control != "blind":
+            check_covered(plain, splits)
+        if noise is None:
+            return plain
+        if plain is None:
+            raise UsageError("the model takes text only; there are no visual features to put noise on.")
+        return NoisyPictures(plain, noise, None if self.bundle.processing.preparation is None else self._encoding())
+
+    @property
+    def connector(self) -> Connector:
+        """The model's connector.
+
+        Raises:
+            UsageError: it has none, or one that is none of Sightline's.
+        """
+        if self.bundle.model.connector is None:
+            raise UsageError("this model has no connector of Sightline's.", "Name a run of a vision-language model.")
+        return self.bundle.model.connector
+
+    def probed_records(
+        self, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, skipped: Counter[str]
+    ) -> Iterator[ProbedRecord]:
+        """Encoder outputs of each record, one by one; records that cannot be used are counted in `skipped`."""
+        with progress("encoding", len(records)) as bar:
+            for record in records:
+                bar.step(1)
+                try:
+                    assert pictures is not None  # probes refuse a decoder alone before
+                    pixels, features = pictures.fill(dataset, record)
+                except RecordError as error:
+                    skipped[error.reason] += 1
+                    continue
+                yield ProbedRecord(record.id, self._features_of(pixels, features), pixels)
+
+    def _features_of(self, pixels: np.ndarray | None, features: np.ndarray | None) -> torch.Tensor:
+        def tensor(array: np.ndarray | None) -> torch.Tensor | None:
+            return None if array is None else torch.tensor(array, device=self.bundle.inner.device)  # rows of a store are read-only
+
+        nowhere = torch.zeros(0, dtype=torch.long)
+        with torch.no_grad():
+            return self.bundle.model.features(Visual(tensor(pixels), tensor(features), nowhere, nowhere))
+
+    def _seeing(self) -> Pictures | None:
+        if not self.bundle.model.takes_images:
+            return None
+        if self.features is not None:
+            return open_features(self.features, self.bundle)
+        processing = self.bundle.processing
+        if processing.preparation is None:
+            raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
+        return PixelPictures(processing.preparation, processing.tiling)
+
+    def _blind(self) -> Pictures | None:
+        stored, processing = self._seeing(), self.bundle.processing
+        if stored is None:
+            return None
+        uniform = None if processing.preparation is None else BlindPictures(processing.preparation, processing.tiling)
+        if not isinstance(stored, FeaturePictures):
+            return uniform
+        return MeanFeatures(stored.store) if uniform is None else BlindFeatures(uniform, self._encoding(), stored.store.form)
+
+    def _encoding(self) -> Callable[[np.ndarray], np.ndarray]:
+        """From prepared crops to features, as the model's own encoder makes them."""
+        encoder = feature_encoder_of(self.bundle)
+        return lambda pixels: encoder.encode(pixels, self.runtime)
+
+
+def open_model(
+    model: str, checkpoint: str = "last", features: str | None = None, device: str = "auto", threads: int | None = None
+) -> OpenedModel:
+    """Opens a model to be asked.
+
+    Args:
+        model: a run, RUN@STAGE, a model folder, or a stock model's folder or Hub id.
+        checkpoint: of a run: `last`, `best`, the name of a stage, or a step.
+        features: a feature store that is read instead of images.
+        device, threads: the machine, see `prepare_runtime`.
+
+    Raises:
+        UsageError: the run has no such checkpoint.
+        ConfigError: the folder holds no model that is known, or the device is not there.
+        StorageError: its weights are damaged.
+    """
+    runtime = prepare_runtime(device, "auto", threads)
+    folder = locate.model_folder(model, checkpoint)
+    bundle = read(folder)
+    bundle.module.to(torch.device(runtime.device)).eval()
+    return OpenedModel(folder, bundle, runtime, features)
+
+
+def open_records(
+    data: str, split: str, suits: Callable[[Record], bool], limit: int | None, purpose: str
+) -> tuple[Dataset, list[Record]]:
+    """Opens a data set and chooses the records that a model is asked about.
+
+    Args:
+        data, split: a dataset folder and one of its splits.
+        suits: whether a record can be used.
+        limit: keep this many records, drawn with seed 0.
+        purpose: what the records are for, for the message: `with an image`.
+
+    Raises:
+        DataError: the data set or the split does not exist.
+        UsageError: no record suits.
+    """
+    dataset = open_dataset(data)
+    records = chosen_records(list(dataset.records(split)), suits, limit)
+    if not records:
+        raise UsageError(f"split {split!r} of {data} has no record {purpose}.")
+    return dataset, records
+
+
+def chosen_records(records: Sequence[Record], suits: Callable[[Record], bool], limit: int | None) -> list[Record]:
+    """The records that suit, or `limit` of them, drawn with seed 0, in their order."""
+    found = [record for record in records if suits(record)]
+    if limit is not None and limit < len(found):
+        keep = set(keyed_generator("evaluate", 0).permutation(len(found))[:limit].tolist())
+        found = [record for place, record in enumerate(found) if place in keep]
+    return found
+
+
+def has_images(record: Record) -> bool:
+    """Whether a record has an image."""
+    return bool(record.images)
