@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
+from sightline.models.vlm import PARTS, SightlineForConditionalGeneration, part_of
 from sightline.runtime.storage import link_or_copy, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ def save_model(
     tied = set(model.all_tied_weights_keys)
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
-        names = part_names(part, state)
+        names = [name for name in state if part_of(name) == part]
         if not names:  # the place of an encoder whose outputs come from a table
             continue
         file = f"{part}.safetensors"
@@ -62,13 +62,6 @@ def save_model(
             save_file(tensors, folder / file, metadata={"format": "pt"})
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
     return linked
-
-
-def part_names(part: str, names: Collection[str]) -> list[str]:
-    """The names of a part's weights; what belongs to no part (separators) goes with the connector."""
-    prefixes = tuple(f"{other}." for other in PARTS)
-    own = f"{part}."
-    return [name for name in names if name.startswith(own) or (part == "connector" and not name.startswith(prefixes))]
 
 
 def non_finite(state: Mapping[str, Tensor]) -> str | None:

@@ -33,8 +33,8 @@ class TextModel(nn.Module):
 
 def hidden_states(decoder: PreTrainedModel, embeddings_BTD: torch.Tensor, batch: Batch) -> Hidden:
     """Runs the decoder on rows of embeddings and picks the supervised slots; a slot of -1 gives zeros."""
-    states_BTD, routers = decode(decoder, embeddings_BTD, batch.tokens)
+    states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
     slot_S = batch.supervision.slot_S
     states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
     states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
-    return Hidden(states_SD, head_of(decoder), routers)
+    return Hidden(states_SD, head_of(decoder), losses)
