@@ -498,13 +498,11 @@ class Hidden:
 
     Attributes:
         states_SD: one row per entry of `Supervision`; entries whose slot is -1 hold zeros.
-        router_logits: `[tokens, experts]` per mixture-of-experts layer of the decoder.
-        auxiliary: scalars that the model adds to the loss, coefficients included, each times the loss's weight.
+        auxiliary: losses that the model itself adds, by name: scalars, coefficients included, means over the micro-batch.
     """
 
     states_SD: "Float[Tensor, 'S D']"
     head: Head
-    router_logits: "tuple[Float[Tensor, 'tokens X'], ...]" = ()
     auxiliary: "Mapping[str, Float[Tensor, '']]" = field(default_factory=dict)
 
 

@@ -4,7 +4,8 @@ Three things differ between decoders and are settled here once: where the hidden
 (bias, soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
+from sightline.ops.load_balancing import load_balancing_loss
 from sightline.ops.masks import additive_mask
 from sightline.types import PADDING, Head, Tokens
 
@@ -41,6 +43,9 @@ class LanguageConfig(Config):
     """Sizes of a decoder to train from scratch, with its `model_type`; instead of `path`."""
     tokenizer: TokenizerConfig | str | None = None
     """What to train a tokenizer with, or the folder of one; a decoder from `path` brings its own."""
+    router_aux_loss_coef: float | None = Field(default=None, ge=0)
+    """Coefficient of the load-balancing loss of a mixture-of-experts decoder while it trains; that of the decoder's own
+    configuration by default, 0 for none."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "LanguageConfig":
@@ -61,16 +66,28 @@ def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attenti
         StorageError: its weights are not all there.
     """
     if config.path is not None:
-        found = loading.read_config(config.path)
+        found = _with_coefficient(loading.read_config(config.path), config.router_aux_loss_coef)
         return loading.load(AutoModelForCausalLM, config.path, found, kernel_for(found, attention), LEFTOVERS)
     values = dict(config.config or {})
     if vocabulary is not None:
         values["vocab_size"] = vocabulary
-    made = loading.config_from(values, "model.language.config")
+    made = _with_coefficient(loading.config_from(values, "model.language.config"), config.router_aux_loss_coef)
     try:
         return AutoModelForCausalLM.from_config(made, attn_implementation=kernel_for(made, attention), trust_remote_code=False)
     except ValueError as error:
         raise ConfigError(f"model.language.config: {loading.first_line(error)}") from error
+
+
+def _with_coefficient(config: PreTrainedConfig, coefficient: float | None) -> PreTrainedConfig:
+    """Sets the coefficient of the load-balancing loss, which is saved with the model."""
+    if coefficient is not None:
+        if not hasattr(config, "router_aux_loss_coef"):
+            raise ConfigError(
+                f"model.language.router_aux_loss_coef={coefficient}: a {config.model_type} decoder has no load-balancing loss.",
+                "Leave it out.",
+            )
+        config.router_aux_loss_coef = coefficient
+    return config
 
 
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
@@ -156,7 +173,7 @@ def check_packable(decoder: PreTrainedModel) -> None:
     with _evaluating(decoder):
         alone = _states_alone(decoder, ids[:, [3, 4, 7, 8]])
         try:
-            together, _ = decode(decoder, decoder.get_input_embeddings()(ids), tokens)
+            together = decode(decoder, decoder.get_input_embeddings()(ids), tokens)[0]
         except Exception as error:  # as in `check_decoder`
             raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACKED) from error
     if not _alike(together[:, 7:], alone[:, 2:]):
@@ -198,20 +215,52 @@ def body(decoder: PreTrainedModel) -> nn.Module:
 
 def decode(
     decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], tokens: Tokens
-) -> tuple[Float[Tensor, "B T D"], tuple[Tensor, ...]]:
-    """Hidden states of packed rows, after the decoder's last norm, and the router logits of its expert layers.
+) -> tuple[Float[Tensor, "B T D"], dict[str, Tensor]]:
+    """Runs the decoder's body on packed rows.
+
+    Returns:
+        Hidden states after the last norm, and the decoder's auxiliary losses by name, coefficients included: `decoder_balance`
+        of a mixture of experts that trains (see `balance_coefficient`).
 
     Raises:
-        ConfigError: a layer's attention cannot keep packed samples apart.
+        ConfigError: a layer's attention cannot keep packed samples apart, or the router logits are of an unknown form.
     """
+    coefficient = balance_coefficient(decoder)
     output = body(decoder)(
         inputs_embeds=embeddings_BTD,
         attention_mask=masks(text_config(decoder), tokens, embeddings_BTD.dtype),
         position_ids=tokens.position_BT,
         use_cache=False,
+        **({"output_router_logits": True} if coefficient else {}),
     )
-    routers = output.get("router_logits")
-    return output.last_hidden_state, tuple(routers) if routers else ()
+    routers = (output.get("router_logits") or ()) if coefficient else ()  # empty where every layer is dense
+    return output.last_hidden_state, {"decoder_balance": coefficient * _balance(decoder, routers, tokens)} if routers else {}
+
+
+def balance_coefficient(decoder: PreTrainedModel) -> float:
+    """Coefficient of the decoder's load-balancing loss, `router_aux_loss_coef` of its configuration; 0 where it has no such loss.
+
+    It has none while it is frozen (in eval mode) or run without gradient, and none where transformers' own class computes none
+    (DeepSeek balances its experts by a bias).
+
+    Differs: transformers adds the loss only where `output_router_logits` is set; it is always added here.
+    """
+    if not decoder.training or not torch.is_grad_enabled():
+        return 0.0
+    if "output_router_logits" not in inspect.signature(type(decoder).forward).parameters:
+        return 0.0
+    return float(getattr(text_config(decoder), "router_aux_loss_coef", None) or 0.0)
+
+
+def _balance(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens) -> Tensor:
+    num_tokens = tokens.ids_BT.numel()
+    if any(logits.ndim != 2 or len(logits) != num_tokens for logits in routers):
+        raise ConfigError(
+            f"{type(decoder).__name__} has router logits of shape {tuple(routers[0].shape)} for {num_tokens} tokens, which "
+            "Sightline does not know how to balance.",
+            "Set model.language.router_aux_loss_coef=0.",
+        )
+    return load_balancing_loss(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
 
 
 def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sightline.models import composites, language, loading
 from sightline.models.text import TextModel
-from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
+from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration, part_of
 from sightline.runtime.storage import link_or_copy, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -50,7 +50,7 @@ def save_model(
     tied = set(model.all_tied_weights_keys)
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
-        names = part_names(part, state)
+        names = [name for name in state if part_of(name) == part]
         if not names:  # the place of an encoder whose outputs come from a table
             continue
         file = f"{part}.safetensors"
@@ -79,13 +79,6 @@ def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration
         assert isinstance(model, SightlineForConditionalGeneration)
         return model
     return TextModel(loading.load(AutoModelForCausalLM, folder, config, language.kernel_for(config, attention)))
-
-
-def part_names(part: str, names: Collection[str]) -> list[str]:
-    """The names of a part's weights; what belongs to no part (separators) goes with the connector."""
-    prefixes = tuple(f"{other}." for other in PARTS)
-    own = f"{part}."
-    return [name for name in names if name.startswith(own) or (part == "connector" and not name.startswith(prefixes))]
 
 
 def non_finite(state: Mapping[str, Tensor]) -> str | None:

@@ -33,7 +33,6 @@ class StockModel(nn.Module):
         ConfigError: the architecture is not known.
     """
 
-    parts = PARTS
     takes_images = True
     connector = encoder_outputs = None
 
@@ -45,6 +44,15 @@ class StockModel(nn.Module):
         self.inner = inner
         self.mean, self.std, self.rescale = mean, std, rescale
         self.tokens_per_crop, self.token_grid = self._probe(side)
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Parameters of `vision` and `language` by their full names; all others belong to `connector`."""
+        modules = {"vision": composites.vision_of(self.inner), "language": composites.language_of(self.inner)}
+        part_of = {id(parameter): part for part, module in modules.items() for parameter in module.parameters()}
+        parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
+        for name, parameter in self.named_parameters():
+            parts[part_of.get(id(parameter), "connector")][name] = parameter
+        return parts
 
     def _probe(self, side: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Visual tokens of a crop, and their rows and columns (one row where they are no grid)."""

@@ -3,10 +3,11 @@
 Everything outside `sightline.models` uses these members and asks a model what it can do, never which class it is.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sightline.models.connectors import Connector
@@ -27,9 +28,8 @@ class SightModel(Protocol):
         """The causal language model that rows of embeddings run through."""
         ...
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the model's parts."""
+    def parts(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
+        """Parameters of each part by their full names; every parameter belongs to one part."""
         ...
 
     @property

@@ -18,7 +18,6 @@ class TextModel(nn.Module):
         language: the decoder; it saves itself as an ordinary transformers folder.
     """
 
-    parts = ("language",)
     takes_images = False
     tokens_per_crop = 0
     token_grid = (1, 1)
@@ -31,6 +30,10 @@ class TextModel(nn.Module):
     @property
     def inner(self) -> PreTrainedModel:
         return self.language
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """All parameters as the part `language`."""
+        return {"language": dict(self.named_parameters())}
 
     def features(self, visual: Visual) -> NoReturn:
         raise RecordError("image_in_text_model", "a text model was given images")
@@ -55,8 +58,8 @@ class TextModel(nn.Module):
 
 def hidden_states(decoder: PreTrainedModel, embeddings_BTD: torch.Tensor, batch: Batch) -> Hidden:
     """Runs the decoder on rows of embeddings and picks the supervised slots; a slot of -1 gives zeros."""
-    states_BTD, routers = decode(decoder, embeddings_BTD, batch.tokens)
+    states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
     slot_S = batch.supervision.slot_S
     states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
     states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
-    return Hidden(states_SD, head_of(decoder), routers)
+    return Hidden(states_SD, head_of(decoder), losses)

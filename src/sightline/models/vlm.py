@@ -40,6 +40,20 @@ _GENERATION_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_genera
 CACHE_NAME = next(name for name in CACHE_NAMES if name in _GENERATION_INPUTS)
 
 
+def part_of(name: str) -> str:
+    """The part of a vision-language model that a weight belongs to; separators belong to the connector."""
+    part = name.partition(".")[0]
+    return part if part in PARTS else "connector"
+
+
+def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by part and full name, for a module whose children are named as those of a vision-language model."""
+    parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name, _ in model.named_children()}
+    for name, parameter in model.named_parameters():
+        parts[part_of(name)][name] = parameter
+    return parts
+
+
 class SightlineConfig(PreTrainedConfig):
     """Everything needed to build the model without weights.
 
@@ -168,7 +182,6 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
-    parts = PARTS
     takes_images = True
 
     @property
@@ -191,10 +204,9 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.vision, config.vision_layer, config.vision_drop, (config.grid[0], config.grid[1]), config.vision_width
         )
 
-    def part(self, name: str) -> list[tuple[str, nn.Parameter]]:
-        """Parameters of a part (`vision`, `connector`, `language`) by their full names; separators belong to the connector."""
-        names = ("connector.", "separators") if name == "connector" else (f"{name}.",)
-        return [(key, value) for key, value in self.named_parameters() if key.startswith(names)]
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Parameters of `vision`, `connector` and `language` by their full names; separators belong to the connector."""
+        return parts_of(self)
 
     def train(self, mode: bool = True) -> "SightlineForConditionalGeneration":
         """As in torch, but a part without trainable parameters stays in `eval`: BatchNorm would move its statistics."""
@@ -267,7 +279,9 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
         """Table of visual tokens: those of all crops one after the other, then the separators."""
-        tokens_NKD = self.connector(features_NPE, self.words)
+        return self._table(self.connector(features_NPE, self.words))
+
+    def _table(self, tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
         return torch.cat([tokens_NKD.flatten(0, 1), self.separators.to(tokens_NKD.dtype)])
 
     # Our surface --------------------------------------------------------------------------------------------------------
@@ -282,12 +296,12 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ConfigError: the decoder's attention cannot keep packed samples apart.
         """
         embeddings_BTD = self.get_input_embeddings()(batch.tokens.ids_BT)
+        losses: dict[str, Tensor] = {}
         if batch.visual is not None:
-            visual = self.visual_tokens(self.features(batch.visual))
-            embeddings_BTD = splice(embeddings_BTD, visual, batch.visual.slot_M, batch.visual.source_M)
+            tokens_NKD, losses = self.connector.tokens_and_losses(self.features(batch.visual), self.words)
+            embeddings_BTD = splice(embeddings_BTD, self._table(tokens_NKD), batch.visual.slot_M, batch.visual.source_M)
         hidden = hidden_states(self.language, embeddings_BTD, batch)
-        auxiliary = self.connector.take_auxiliary() if batch.visual is not None else {}
-        return replace(hidden, auxiliary=auxiliary) if auxiliary else hidden
+        return replace(hidden, auxiliary={**losses, **hidden.auxiliary})
 
     # transformers' surface ------------------------------------------------------------------------------------------------
 

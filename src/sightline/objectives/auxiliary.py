@@ -1,4 +1,4 @@
-"""Terms that the model itself adds to a loss: the balance of an expert connector, for example."""
+"""Auxiliary losses: what the model itself adds to the objective, such as the load balancing of experts."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ from sightline.types import Hidden, Loss
 
 
 def with_auxiliary(loss: Loss, hidden: Hidden) -> Loss:
-    """The loss plus the terms of `hidden`, each times the loss's own weight, so that the step's division leaves them as they are.
+    """Adds the auxiliary losses of `hidden` to a loss, each times the loss's own weight, by which the loop divides again.
 
-    A term is a mean over a micro-batch; accumulation over several micro-batches averages it by their weights, which is not the same
-    as one mean over all of them.
+    An auxiliary loss is a mean over a micro-batch. Accumulation averages the micro-batches by their weights, which is not the same
+    as one mean over all their tokens.
     """
     if not hidden.auxiliary:
         return loss

@@ -3,9 +3,9 @@
 from sightline.assembly.config.schema import DataConfig, FromConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.align import AlignConfig
 from sightline.training.lora import LoraRule
-from sightline.training.stages import PartConfig, PartName, PartRule
+from sightline.training.stages import PartConfig, PartRule
 
-PARTS: dict[PartName, PartRule] = {
+PARTS: dict[str, PartRule] = {
     "vision": "frozen",
     "connector": "train",
     "language": PartConfig(

@@ -1,11 +1,12 @@
-"""Stages: which part of the model trains at which rate, as a table that is said aloud before the first step.
+"""Stages: which part of the model trains at which learning rate, as a table that is printed before the first step.
 
-A frozen part has no gradient and is in `eval` mode, so that its parameters and buffers are bit-equal after training.
+The model names its parts. A frozen part has no gradient and, in models of ours, is in `eval` mode, so that its parameters and
+buffers are bit-equal after training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import nn
@@ -15,7 +16,14 @@ from sightline.errors import ConfigError
 from sightline.training import lora
 from sightline.training.lora import LoraRule
 
-PartName = Literal["connector", "language", "vision"]
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A model that groups its parameters into named parts itself."""
+
+    def parts(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
+        """Parameters of each part by their full names; each parameter belongs to one part."""
+        ...
 
 
 class PartConfig(Config):
@@ -78,31 +86,31 @@ class Stage:
 
 
 def apply(
-    model: nn.Module, stage: str, rules: Mapping[PartName, PartRule], lr: float, weight_decay: float, decay_all: bool = False
+    model: nn.Module, stage: str, rules: Mapping[str, PartRule], lr: float, weight_decay: float, decay_all: bool = False
 ) -> Stage:
     """Freezes and unfreezes the parts of a model, and puts adapters in where a rule asks for them.
 
     Args:
-        model: its children are the parts.
+        model: names its parts (see `parts_of`).
         stage: its name.
         rules: for each part `frozen`, `train` (at `lr`), a rate, or a `PartConfig`; a part that is not named is frozen.
         lr, weight_decay: what a rule does not say.
         decay_all: decay biases and norms too.
 
     Raises:
-        ConfigError: a rule names a part that the model does not have, or nothing trains.
+        ConfigError: a rule names a part that the model does not have, asks for adapters in a part that is no module, or nothing
+            trains.
     """
     parts = parts_of(model)
     for part in rules:
         if part not in parts:
-            raise ConfigError(f"stage {stage!r}: the model has no part {part!r}; it has {', '.join(parts)}.")
+            raise ConfigError(unknown_part(stage, part, parts), "Name one of these in stages.*.parts.")
     groups, table = [], []
-    by_name: dict[str, PartRule] = {str(part): rule for part, rule in rules.items()}
     for part, parameters in parts.items():
-        rule = resolved(by_name.get(part, "frozen"), lr)
+        rule = resolved(rules.get(part, "frozen"), lr)
         size = sum(parameter.numel() for parameter in parameters.values())
         if rule is not None and rule.lora is not None:
-            lora.inject(model.get_submodule(part), rule.lora, part)
+            lora.inject(_module_of(model, part), rule.lora, part)
             parameters = parts_of(model)[part]
             lora.check_full(rule.lora, parameters, part)
         trained = {name: value for name, value in parameters.items() if rule is not None and _trains(rule, name)}
@@ -133,12 +141,41 @@ def renewed(stage: Stage, model: nn.Module) -> Stage:
 
 
 def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by part: the model's children; single parameters of the model itself belong to the connector."""
-    parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name, _ in model.named_children()}
+    """Returns the parameters of each part by their full names.
+
+    The model's own `parts()` names them. In a model without it each child module is a part, and so is each parameter of the model
+    itself, such as a logit scale.
+
+    Raises:
+        ConfigError: `parts()` leaves out a parameter, which would neither train nor be frozen.
+    """
+    if isinstance(model, HasParts):
+        parts = {part: dict(parameters) for part, parameters in model.parts().items()}
+        inside = {name for parameters in parts.values() for name in parameters}
+        outside = [name for name, _ in model.named_parameters() if name not in inside]
+        if outside:
+            raise ConfigError(f"{type(model).__name__}.parts() leaves out the parameter {outside[0]!r}.", "Put it into a part.")
+        return parts
+    parts = {name: {} for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
-        part = name.split(".", 1)[0]
-        parts[part if part in parts else "connector"][name] = parameter
+        parts.setdefault(name.partition(".")[0], {})[name] = parameter
     return parts
+
+
+def unknown_part(stage: str, part: str, parts: Iterable[str]) -> str:
+    """The error message for a part that a model does not have."""
+    return f"stage {stage!r}: the model has no part {part!r}; it has {', '.join(parts)}."
+
+
+def _module_of(model: nn.Module, part: str) -> nn.Module:
+    """The module of a part that gets adapters."""
+    modules = dict(model.named_children())
+    if part not in modules:
+        raise ConfigError(
+            f"part {part!r} of {type(model).__name__} is no module with linear layers, so it takes no adapters.",
+            f"Give stages.*.parts.{part} a learning rate instead of lora.",
+        )
+    return modules[part]
 
 
 def _trains(rule: PartConfig, parameter: str) -> bool:

@@ -111,7 +111,7 @@ def test_every_stage_gets_finite_gradients_and_nothing_else_does(rules: dict[Any
     got = {name for name, value in model.named_parameters() if value.grad is not None and value.numel()}
     assert got <= trained
     for part in rules:
-        reached = [value.grad for name, value in model.part(part) if name in got and value.grad is not None]
+        reached = [value.grad for name, value in model.parts()[part].items() if name in got and value.grad is not None]
         assert all(bool(value.isfinite().all()) for value in reached)
         assert max(float(value.abs().max()) for value in reached) > 0
     if "language" in rules and isinstance(rules["language"], stages.PartConfig):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.models.connectors import Connector
 from sightline.models.connectors.cost import connector_cost
 from sightline.models.connectors.moe import MoEConfig
 from sightline.objectives.next_token import NextToken
@@ -38,16 +39,20 @@ def test_one_expert_is_an_mlp() -> None:
 def test_the_terms_of_the_loss_by_hand() -> None:
     config = MoEConfig(experts=3, top=2, balance=0.2, z_loss=0.05)
     connector = made(config).train()
-    connector(features(), unused)
+    tokens, losses = connector.tokens_and_losses(features(), unused)
+    assert torch.equal(tokens, connector(features(), unused))
     scores = affine(features().flatten(0, 1), weights(connector.project)["router.weight"])
     p = torch.softmax(scores, 1)
     first = torch.stack([(p.argmax(1) == number).double().mean() for number in range(3)])
-    terms = {name: value.detach() for name, value in connector.take_auxiliary().items()}
+    terms = {name: value.detach() for name, value in losses.items()}
     assert set(terms) == {"balance", "router_z"}
     assert float(terms["balance"]) == pytest.approx(0.2 * 3 * float((first * p.mean(0)).sum()), rel=1e-5)
     assert float(terms["router_z"]) == pytest.approx(0.05 * float(scores.logsumexp(1).square().mean()), rel=1e-5)
     assert connector.log_values()["largest_expert"] == pytest.approx(float(first.max()))
-    assert connector.take_auxiliary() == {}  # each is given once
+
+
+def losses_of(connector: Connector, features_NPE: Tensor) -> dict[str, Tensor]:
+    return connector.tokens_and_losses(features_NPE, unused)[1]
 
 
 def test_balance_is_least_when_all_experts_are_used_alike() -> None:
@@ -56,20 +61,16 @@ def test_balance_is_least_when_all_experts_are_used_alike() -> None:
     with torch.no_grad():
         router.zero_()
     connector.train()
-    connector(features(), unused)
-    assert connector.take_auxiliary()["balance"].item() == pytest.approx(1.0)  # p is 1/4 whatever is chosen
+    assert losses_of(connector, features())["balance"].item() == pytest.approx(1.0)  # p is 1/4 whatever is chosen
     with torch.no_grad():
         router[0] = 40
-    connector(features().abs(), unused)  # all tokens go to the first
-    assert connector.take_auxiliary()["balance"].item() == pytest.approx(4.0)
-    connector(features(crops=0), unused)
-    assert connector.take_auxiliary() == {}
+    assert losses_of(connector, features().abs())["balance"].item() == pytest.approx(4.0)  # all tokens go to the first
+    assert losses_of(connector, features(crops=0)) == {}
 
 
-def test_nothing_is_noted_outside_of_training() -> None:
+def test_there_are_no_losses_in_eval_mode() -> None:
     connector = made(MoEConfig())
-    connector(features(), unused)
-    assert connector.take_auxiliary() == {}
+    assert losses_of(connector, features()) == {}
     assert connector.log_values() == {}
 
 

@@ -16,10 +16,11 @@ from sightline.models.connectors import AnyConnector
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
+from sightline.models.vlm import PARTS
 from sightline.objectives import AnyObjective
 from sightline.objectives.next_token import NextTokenConfig
 from sightline.training.optim import Schedule
-from sightline.training.stages import PartName, PartRule
+from sightline.training.stages import PartRule, unknown_part
 
 Part = Literal["vision", "connector", "language", "tiling"]
 
@@ -72,6 +73,11 @@ class ModelConfig(Config):
     def sees(self) -> bool:
         """Whether the model has an encoder."""
         return self.vision is not None or (self.from_ is not None and "vision" in self.from_.parts)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the model's parts, for which a stage sets learning rates."""
+        return PARTS if self.sees else ("language",)
 
 
 class SourceConfig(Config):
@@ -208,8 +214,9 @@ class StageConfig(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """For the table, the log and `init: RUN@STAGE`."""
-    parts: dict[PartName, PartRule]
-    """Part -> `frozen`, `train` (at `train.lr`), a learning rate, or `{lr, weight_decay}`; a part not named is frozen."""
+    parts: dict[str, PartRule]
+    """Part of the model (`vision`, `connector`, `language`) -> `frozen`, `train` (at `train.lr`), a learning rate, or
+    `{lr, weight_decay, lora}`; a part not named is frozen."""
     data: dict[str, Any] = Field(default_factory=dict)
     """Keys of `data` that differ in this stage."""
     objective: dict[str, Any] = Field(default_factory=dict)
@@ -267,12 +274,13 @@ class RunConfig(Config):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
-        if not self.model.sees:
-            odd = {part for stage in self.stages for part in stage.parts if part != "language"}
-            if odd:
-                raise ValueError(f"without model.vision there is no part {sorted(odd)[0]!r} to train")
-            if self.data.features is not None:
-                raise ValueError("data.features needs model.vision")
+        for stage in self.stages:
+            for part in stage.parts:
+                if part not in self.model.part_names:
+                    hint = "" if self.model.sees else " An encoder and a connector need model.vision."
+                    raise ValueError(unknown_part(stage.name, part, self.model.part_names) + hint)
+        if self.data.features is not None and not self.model.sees:
+            raise ValueError("data.features needs model.vision")
         trained = ""
         for stage in self.stages:
             if trained and stage.data.get("features", self.data.features) is not None:
@@ -286,7 +294,7 @@ class StagePlan(Config):
     """A stage with its sections as they hold for it."""
 
     name: str
-    parts: dict[PartName, PartRule]
+    parts: dict[str, PartRule]
     data: DataConfig
     objective: AnyObjective
     train: TrainConfig

@@ -20,6 +20,7 @@ from sightline.errors import SightlineError
 from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector
 from sightline.models.language import TokenizerConfig
+from sightline.models.vlm import parts_of
 from sightline.training import stages
 from sightline.training.stages import PartRow
 from sightline.types import IMAGE
@@ -101,8 +102,15 @@ def _applied(section: ModelConfig, plan: StagePlan) -> tuple[PartRow, ...]:
 
 def _rates(section: ModelConfig, plan: StagePlan) -> tuple[PartRow, ...]:
     """The same without sizes."""
-    parts: tuple[stages.PartName, ...] = ("vision", "connector", "language") if section.sees else ("language",)
-    return tuple(stages.row_of(part, stages.resolved(plan.parts.get(part, "frozen"), plan.train.lr)) for part in parts)
+    rules = plan.parts
+    return tuple(stages.row_of(part, stages.resolved(rules.get(part, "frozen"), plan.train.lr)) for part in section.part_names)
+
+
+class _MetaModel(nn.Module):
+    """Holds the parts of a vision-language model or of a decoder alone."""
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        return parts_of(self)
 
 
 def hollow(section: ModelConfig) -> nn.Module:
@@ -113,7 +121,7 @@ def hollow(section: ModelConfig) -> nn.Module:
     """
     wanted = sections.resolve(section)
     assert wanted.language is not None  # by `resolve`
-    whole = nn.Module()
+    whole = _MetaModel()
     eye = wanted.vision
     shape = connector_shape(wanted) if eye is not None else None
     with torch.device("meta"):

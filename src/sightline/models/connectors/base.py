@@ -96,11 +96,13 @@ class MixesVocabulary(ABC):
 
 
 class HasAuxiliaryLoss(ABC):
-    """A projection with terms of its own in the loss."""
+    """A projection that adds auxiliary losses to the objective."""
 
     @abstractmethod
-    def take_auxiliary(self) -> dict[str, Tensor]:
-        """The terms of the last call in training, coefficients included; each is given once."""
+    def tokens_and_losses(
+        self, features_NKF: Float[Tensor, "N K F"], words: Words
+    ) -> tuple[Float[Tensor, "N K D"], dict[str, Tensor]]:
+        """Visual tokens as `forward` gives them, and scalar losses by name, coefficients included; no losses in eval mode."""
 
 
 class HasLogValues(ABC):
@@ -147,6 +149,14 @@ class Connector(nn.Module):
         """
         return self.project(self.merged(features_NPE), words)
 
+    def tokens_and_losses(
+        self, features_NPE: Float[Tensor, "N P E"], words: Words
+    ) -> tuple[Float[Tensor, "N K D"], dict[str, Tensor]]:
+        """Visual tokens as `forward` gives them, and the connector's auxiliary losses by name, coefficients included."""
+        if isinstance(self.project, HasAuxiliaryLoss):
+            return self.project.tokens_and_losses(self.merged(features_NPE), words)
+        return self(features_NPE, words), {}
+
     def merged(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "N K F"]:
         """Features after folding, as the projection takes them."""
         if self.config.merge == "raster":
@@ -169,10 +179,6 @@ class Connector(nn.Module):
             kind = type(self.config).model_fields["kind"].default
             raise ConfigError(f"connector {kind!r} mixes no words.", "Only a model with the connector 'align' has words per patch.")
         return self.project
-
-    def take_auxiliary(self) -> dict[str, Tensor]:
-        """Terms that the last call in training adds to the loss, coefficients included."""
-        return self.project.take_auxiliary() if isinstance(self.project, HasAuxiliaryLoss) else {}
 
     def log_values(self) -> dict[str, float]:
         """Values of the connector for the log."""

@@ -18,7 +18,7 @@ class MoEConfig(ConnectorConfig):
 
     In training two terms join the loss, as in CuMo: `balance X sum_i s_i m_i`, where `s_i` is the share of tokens whose first
     choice is expert i (no gradient) and `m_i` the mean of `p_i`, and `z_loss mean logsumexp(W f)^2`. Both are means over the visual
-    tokens of a micro-batch; they reach the loss through `Hidden.auxiliary`.
+    tokens of a micro-batch; the model returns them in `Hidden.auxiliary`.
 
     Differs: experts are not copies of a trained MLP (CuMo's upcycling) but each begins at random.
     """
@@ -55,17 +55,21 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         self.router = nn.Linear(shape.width_in, config.experts, bias=False)
         hidden = config.hidden or shape.width_out
         self.experts = nn.ModuleList(MLP(shape.width_in, hidden, shape.width_out, 2, True) for _ in range(config.experts))
-        self._auxiliary: dict[str, Tensor] = {}
         self._share: Tensor | None = None
 
     def forward(self, features_NKF: Float[Tensor, "N K F"], words: Words) -> Float[Tensor, "N K D"]:
+        return self.tokens_and_losses(features_NKF, words)[0]
+
+    def tokens_and_losses(
+        self, features_NKF: Float[Tensor, "N K F"], words: Words
+    ) -> tuple[Float[Tensor, "N K D"], dict[str, Tensor]]:
         tokens_TF = features_NKF.flatten(0, 1)
         logits_TX = self.router(tokens_TF).float()
         p_TX = torch.softmax(logits_TX, 1)
         gates, chosen = p_TX.topk(self.config.top, 1)
         gates = gates / gates.sum(1, keepdim=True)
-        if self.training and len(tokens_TF) and not tokens_TF.is_meta:
-            self._note(logits_TX, p_TX, chosen[:, 0])
+        has_losses = self.training and len(tokens_TF) > 0 and not tokens_TF.is_meta
+        losses = self._losses(logits_TX, p_TX, chosen[:, 0]) if has_losses else {}
         gate_TX = torch.zeros_like(p_TX).scatter(1, chosen, gates)
         parts = []
         for number, expert in enumerate(self.experts):
@@ -75,7 +79,7 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         mixed = parts[0][1].new_zeros(len(tokens_TF), parts[0][1].shape[1])
         for rows, out in parts:
             mixed = mixed.index_add(0, rows, out)
-        return mixed.unflatten(0, features_NKF.shape[:2])
+        return mixed.unflatten(0, features_NKF.shape[:2]), losses
 
     def _rows(self, chosen: Tensor, number: int) -> Tensor:
         """Tokens of an expert; on the meta device, where nothing is chosen, as many as when all are used alike."""
@@ -83,16 +87,12 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
             return torch.arange(-(-chosen.numel() // self.config.experts), device="meta")
         return (chosen == number).any(1).nonzero().squeeze(1)
 
-    def _note(self, logits_TX: Tensor, p_TX: Tensor, first_T: Tensor) -> None:
+    def _losses(self, logits_TX: Tensor, p_TX: Tensor, first_T: Tensor) -> dict[str, Tensor]:
         share_X = torch.bincount(first_T, minlength=self.config.experts).to(p_TX.dtype) / max(len(first_T), 1)
         balance = self.config.experts * (share_X * p_TX.mean(0)).sum()
         z = logits_TX.logsumexp(1).square().mean()
-        self._auxiliary = {"balance": self.config.balance * balance, "router_z": self.config.z_loss * z}
-        self._share = share_X
-
-    def take_auxiliary(self) -> dict[str, Tensor]:
-        taken, self._auxiliary = self._auxiliary, {}
-        return taken
+        self._share = share_X  # for the log alone
+        return {"balance": self.config.balance * balance, "router_z": self.config.z_loss * z}
 
     def log_values(self) -> dict[str, float]:
         """The largest share of tokens that have one expert as their first choice; 1 / experts when all are used alike."""

@@ -1,0 +1,31 @@
+"""The load-balancing loss of mixture-of-experts layers."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def load_balancing_loss(
+    logits: Sequence[Float[Tensor, "N X"]], num_chosen: int, counted_N: Bool[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """Computes `X sum_i f_i p_i` over X experts: `num_chosen` where all are used alike, more where they are not.
+
+    `f_i` is the number of tokens that chose expert i, `p_i` the sum of its router probabilities, both divided by the number of
+    tokens; tokens of all layers count together. No gradient flows through the choice. Fedus et al. 2021 (Switch Transformers),
+    equations 4 to 6, for `num_chosen` experts a token, as transformers' `load_balancing_loss_func` computes it.
+
+    Args:
+        logits: of each layer's router.
+        num_chosen: experts that each token goes through.
+        counted_N: tokens that are no padding; with none of them the loss is 0.
+    """
+    chosen_X = probability_X = torch.zeros((), device=counted_N.device)
+    for layer_NX in logits:
+        p_NX = torch.softmax(layer_NX, 1, dtype=torch.promote_types(layer_NX.dtype, torch.float32))
+        is_chosen_NX = torch.zeros_like(p_NX).scatter(1, p_NX.topk(num_chosen, 1).indices, 1.0)
+        chosen_X = chosen_X + (is_chosen_NX * counted_N[:, None]).sum(0)
+        probability_X = probability_X + (p_NX * counted_N[:, None]).sum(0)
+    total = (counted_N.sum() * len(logits)).clamp(min=1)
+    return logits[0].shape[1] * ((chosen_X / total) * (probability_X / total)).sum()
