@@ -99,8 +99,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     seconds = []
     for _ in range(STEPS):
         begin = time.perf_counter()
-        with accelerator.autocast(), shared.exchanging(last=True):
-            accelerator.backward(shared.module(batch).total)
+        shared.forward_backward([batch])
         shared.scale_and_clip(parameters, 1.0, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sightline.assembly.config.epochs import draws_of
 from sightline.assembly.config.schema import (
     DataConfig,
     ModelConfig,
@@ -17,7 +18,6 @@ from sightline.assembly.config.schema import (
     StageConfig,
     TrainConfig,
 )
-from sightline.assembly.train.corpus import draws_of
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sightline.data.readers.base import shown
+from sightline.data.records import record_from_json
 from sightline.errors import RecordError
-from sightline.types import Message, Part, Record
+from sightline.types import Message, Part
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
@@ -111,7 +112,7 @@ def chat(messages: Any, num_images: int) -> tuple[Message, ...]:
         RecordError: reason `bad_messages`, or `places_without_image` and the like.
     """
     line = {"id": "row", "images": [str(index) for index in range(num_images)], "messages": messages}
-    return Record.from_json(line).messages
+    return record_from_json(line).messages
 
 
 def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:
