@@ -115,15 +115,24 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
-    """One continuation of a sample's prefix: a caption, or a question with its answer.
+class EncodedConversation:
+    """One conversation as tokens; in a sample one continuation of its prefix: a caption, or a question with its answer.
 
-    `ids` are the tokens of the whole row (prefix included), exactly as they would stand alone; `spans` index into them.
+    Attributes:
+        ids: tokens of the whole conversation, prefix included, as they would stand alone; an image token at each visual slot.
+        spans: supervised tokens.
+        slots: position of each visual token.
+        record_id: of the record that it was made of, where that is known.
     """
 
     ids: "Int[np.ndarray, ' T']"
     spans: tuple[Span, ...]
-    record_id: str
+    slots: "Int[np.ndarray, ' M']"
+    record_id: str = ""
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(span.end - span.start for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,6 @@ class Sample:
     Attributes:
         branches: at least one; all begin with the same `prefix` tokens.
         prefix: number of leading tokens that the branches share; they hold every image. Equal to 0 with a single branch.
-        image_slots: position of each visual token in the row.
         image_source: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
             below 0 names a learned separator instead of a patch (see `sightline.data.images.tilings`).
         images: prepared pixels of each crop; None when features are stored.
@@ -143,15 +151,19 @@ class Sample:
         source: index of the data source in a mixture.
     """
 
-    branches: tuple[Branch, ...]
+    branches: tuple[EncodedConversation, ...]
     prefix: int
-    image_slots: "Int[np.ndarray, ' M']"
     image_source: "Int[np.ndarray, ' M']"
     images: "UInt8[np.ndarray, 'N h w 3'] | None" = None
     features: "Float[np.ndarray, 'N P E'] | None" = None
     tokens_per_crop: int = 0
     contrast: "Float[np.ndarray, ' S'] | None" = None
     source: int = 0
+
+    @property
+    def image_slots(self) -> "Int[np.ndarray, ' M']":
+        """Position of each visual token, the same in every branch."""
+        return self.branches[0].slots
 
     @property
     def num_crops(self) -> int:

@@ -299,9 +299,9 @@ def test_text_only_equals_the_full_pass_in_which_nothing_sees_the_image(kind: st
 
 def test_a_target_with_no_text_before_it_has_a_hidden_state_of_zeros() -> None:
     model = vlm("siglip", "llama")
-    one = replace(sample(1, [3], prompt=0), image_slots=np.arange(4))
+    one = sample(1, [3], prompt=0)
     ids = one.branches[0].ids
-    one = replace(one, branches=(branch([0, 0, 0, 0, *ids[-3:]], (4, 7)),))
+    one = replace(one, branches=(branch([0, 0, 0, 0, *ids[-3:]], (4, 7), slots=range(4)),))
     batch = text_only(batch_of([one]))
     assert batch.supervision.slot_S.tolist() == [-1, 0, 1]
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """A batch without its visual tokens against a plain loop over targets."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sightline.ops.text_only import text_only
-from sightline.types import PADDING, Batch, Branch, Sample, Span
+from sightline.types import PADDING, Batch, EncodedConversation, Sample, Span
 from tests.builders import batch_of
 
 READS = {"item", "tolist", "nonzero", "__int__", "__bool__", "__index__", "__float__", "cpu", "numpy", "masked_select", "argwhere"}
@@ -39,14 +40,13 @@ def drawn(generator: np.random.Generator) -> Sample:
         first = prefix if count > 1 else 0
         start = int(generator.integers(max(first, 1), len(ids)))
         end = int(generator.integers(start + 1, len(ids) + 1))
-        branches.append(Branch(ids, (Span(start, end, 0),), f"r{number}"))
+        branches.append(EncodedConversation(ids, (Span(start, end, 0),), np.zeros(0, int), f"r{number}"))
     # Of several branches the visual tokens stand in the prefix; a lone one may hold them anywhere, its first place included.
     places = prefix if count > 1 else len(branches[0].ids) - 1
     slots = np.flatnonzero(generator.random(places) < generator.choice([0.0, 0.3, 0.7, 1.0]))
     return Sample(
-        branches=tuple(branches),
+        branches=tuple(replace(branch, slots=slots) for branch in branches),
         prefix=prefix if count > 1 else 0,
-        image_slots=slots,
         image_source=np.arange(len(slots)),
         features=np.zeros((1, 1, 1), np.float32) if len(slots) else None,
         tokens_per_crop=len(slots),
@@ -80,7 +80,9 @@ def test_rows_and_slots_are_those_of_a_loop_over_targets_and_nothing_is_read(see
     generator = np.random.default_rng(seed)
     rows = [[drawn(generator) for _ in range(generator.integers(0, 4))] for _ in range(generator.integers(1, 4))]
     rows[0].append(
-        Sample((Branch(np.array([0, 5, 6]), (Span(1, 3, 0),), "r"),), 0, np.zeros(1, int), np.zeros(1, int), tokens_per_crop=1)
+        Sample(
+            (EncodedConversation(np.array([0, 5, 6]), (Span(1, 3, 0),), np.zeros(1, int)),), 0, np.zeros(1, int), tokens_per_crop=1
+        )
     )
     batch = batch_of(*rows, min_width=int(generator.integers(1, 40)))
     expected, slots = by_loop(batch)
