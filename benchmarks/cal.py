@@ -26,7 +26,7 @@ from sightline.objectives.cal import CAL, CALConfig
 from sightline.objectives.next_token import NextTokenConfig
 from sightline.ops.pooling import published_loss, published_weights
 from sightline.ops.splice import splice
-from sightline.types import Batch, Branch, Hidden, Sample, Span
+from sightline.types import Batch, EncodedConversation, Hidden, Sample, Span
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama32_1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128_256}
@@ -213,9 +213,8 @@ def _sample(number: int, visual: int, text: int, supervised: int, width: int) ->
     ids = np.concatenate([words[:BEFORE], np.zeros(visual, dtype=np.int64), words[BEFORE:]])
     span = Span(len(ids) - supervised, len(ids), 0)
     return Sample(
-        branches=(Branch(ids, (span,), str(number)),),
+        branches=(EncodedConversation(ids, (span,), np.arange(BEFORE, BEFORE + visual), str(number)),),
         prefix=0,
-        image_slots=np.arange(BEFORE, BEFORE + visual),
         image_source=np.arange(visual),
         features=0.02 * draw.standard_normal((1, visual, width), dtype=np.float32),  # the size of word embeddings at the start
         tokens_per_crop=visual,

@@ -28,7 +28,8 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.tokenizer import texts_of
 from sightline.assembly.train import corpus as data_of
 from sightline.data.batches.corpus import Corpus
-from sightline.data.batches.loader import BatchRules, Loader
+from sightline.data.batches.loader import Loader
+from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import PixelPictures

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from benchmarks import material
 from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, compute_clock, in_turn, seconds_of
+from sightline.assembly.config.epochs import batch_rules
 from sightline.assembly.config.resolving import plan as plan_of
 from sightline.assembly.config.schema import StagePlan
 from sightline.assembly.encode.features import EncodingRequest, encode_dataset, feature_encoder_of, open_features
@@ -105,7 +106,7 @@ class Arm:
     def epoch(self) -> float:
         """Trains one epoch; returns the share of time that was spent waiting."""
         made, plan = self.measure.made, self.measure.plan
-        loader = Loader(self.corpus, data_of.batch_rules(plan), made.pad_id)
+        loader = Loader(self.corpus, batch_rules(plan), made.pad_id)
         lines = _Lines()
         job = loop.Job(
             accelerator=self.measure.accelerator,

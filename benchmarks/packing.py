@@ -25,8 +25,9 @@ from sightline.assembly.model.build import ModelBundle
 from sightline.assembly.model.tokenizer import texts_of
 from sightline.assembly.train import corpus as data_of
 from sightline.data.batches.collate import collate
-from sightline.data.batches.loader import BatchRules, Loader
+from sightline.data.batches.loader import Loader
 from sightline.data.batches.packing import pack
+from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.samples.processing import Processing
 from sightline.objectives.next_token import NextToken
@@ -121,9 +122,8 @@ def fewest_rows(tokens: np.ndarray, row: int) -> int:
 def caption_fill(corpora: "Corpora", repeats: int) -> list[Finding]:
     """Fill rates of caption groups, epoch by epoch."""
     shared, single = corpora.shared, corpora.single
-    fills = []
-    for epoch in range(repeats):
-        fills.append(pack(shared.order(0, epoch), shared.tokens, shared.crops, ROW, 64).fill)
+    plan = shared.plan(BatchRules(pack=True, row_tokens=ROW, row_images=64, rows_per_step=1, accumulate=1, sort_by_length=False))
+    fills = [int(shared.tokens.sum()) / (len(plan.rows(epoch)) * ROW) for epoch in range(repeats)]
     saved = 1 - int(shared.tokens.sum()) / int(single.tokens.sum())
     return [
         Finding("packing_fill_flickr8k", Ratio.of(fills), "fill rate, groups of captions, rows of 2,048", at_least=0.95),
@@ -203,7 +203,7 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
         loader = Loader(corpus, rule, bundle.pad_id)
         batches = []
         for number in range(min(BATCHES, loader.steps_in_epoch(0))):
-            rows = loader.rows_of_step(0, number)[0]
+            rows = loader.plan.step(0, number)[0]
             batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], bundle.pad_id).to_batch())
         steps[name] = Steps(bundle.module, tuple(batches))
         say(f"    {name}: {steps[name].places} places, {steps[name].supervised} supervised tokens")

@@ -99,8 +99,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     seconds = []
     for _ in range(STEPS):
         begin = time.perf_counter()
-        with accelerator.autocast(), shared.exchanging(last=True):
-            accelerator.backward(shared.module(batch).total)
+        shared.forward_backward([batch])
         shared.scale_and_clip(parameters, 1.0, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -114,11 +113,11 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
 def _batch(tokens: int) -> "Batch":
     """A row of random tokens, all but the first supervised."""
     from sightline.data.batches.collate import collate
-    from sightline.types import Branch, Sample, Span
+    from sightline.types import EncodedConversation, Sample, Span
 
     ids = np.random.default_rng(0).integers(3, 8192, tokens)
     none = np.zeros(0, dtype=np.int64)
-    sample = Sample((Branch(ids, (Span(1, tokens, 0),), "0"),), prefix=0, image_slots=none, image_source=none)
+    sample = Sample((EncodedConversation(ids, (Span(1, tokens, 0),), none, "0"),), prefix=0, image_source=none)
     return collate([[sample]], pad_id=0).to_batch()
 
 

@@ -62,7 +62,7 @@ from sightline.models import language, vision
 from sightline.models.connectors import Connector, ConnectorConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.vlm import SightlineConfig, SightlineForConditionalGeneration
-from sightline.types import Batch, Branch, Sample, Span
+from sightline.types import Batch, EncodedConversation, Sample, Span
 
 SIDE, PATCH, GRID = 32, 8, 4
 WIDE = 0.3
@@ -396,11 +396,10 @@ def pictures(seed: int, count: int, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def branch(ids: Sequence[int], *spans: tuple[int, int], record_id: str = "r") -> Branch:
+def branch(ids: Sequence[int], *spans: tuple[int, int], slots: Sequence[int] = (), record_id: str = "r") -> EncodedConversation:
     """A branch whose supervised tokens are those of `spans` (start, end)."""
-    return Branch(
-        np.array(ids, dtype=np.int64), tuple(Span(start, end, turn) for turn, (start, end) in enumerate(spans)), record_id
-    )
+    turns = tuple(Span(start, end, turn) for turn, (start, end) in enumerate(spans))
+    return EncodedConversation(np.array(ids, dtype=np.int64), turns, np.array(slots, dtype=np.int64), record_id)
 
 
 def sample(
@@ -434,13 +433,17 @@ def sample(
         ids.extend([0] * tokens_per_crop)
     ids.extend(draw.integers(3, vocabulary, prompt).tolist())
     branches = tuple(
-        branch([*ids, *draw.integers(3, vocabulary, length).tolist()], (len(ids), len(ids) + length), record_id=f"{seed}-{number}")
+        branch(
+            [*ids, *draw.integers(3, vocabulary, length).tolist()],
+            (len(ids), len(ids) + length),
+            slots=slots,
+            record_id=f"{seed}-{number}",
+        )
         for number, length in enumerate(texts)
     )
     return Sample(
         branches=branches,
         prefix=len(ids) if len(branches) > 1 else 0,
-        image_slots=np.array(slots, dtype=np.int64),
         image_source=np.arange(len(slots), dtype=np.int64),
         images=pictures(seed, num_images, side) if num_images else None,
         tokens_per_crop=tokens_per_crop,
@@ -453,7 +456,6 @@ def apart(sample: Sample) -> list[Sample]:
         Sample(
             branches=(part,),
             prefix=0,
-            image_slots=sample.image_slots,
             image_source=sample.image_source,
             images=sample.images,
             features=sample.features,

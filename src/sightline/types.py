@@ -1,8 +1,8 @@
 """The nouns of Sightline, in reading order: Record, Sample, Batch, Hidden, Loss, Prediction, Score.
 
 Every stage of the way of data takes one of these and returns the next. They are frozen and carry no behaviour beyond their own
-form, so that a floor can exchange them without knowing who made them. This module does not import torch: preparing data is
-quick to start.
+form: records are read and checked in `data.records`, batches are changed in `ops`. This module does not import torch, so that
+preparing data is quick to start.
 
 Shape legend, used as suffix on tensors and in annotations of the whole project:
 
@@ -11,13 +11,9 @@ Shape legend, used as suffix on tensors and in annotations of the whole project:
     E width of the vision encoder    D width of the decoder    V vocabulary    H heads    X experts
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-from sightline.errors import RecordError
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,160 +101,6 @@ class Record:
     split: str = "train"
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """The line as a JSON object; empty fields are left out."""
-        out: dict[str, Any] = {"id": self.id, "split": self.split}
-        if self.images:
-            out["images"] = list(self.images)
-        if self.image_info:
-            out["image_info"] = [[info.sha256, info.width, info.height] for info in self.image_info]
-        if self.messages:
-            out["messages"] = [
-                {
-                    "role": message.role,
-                    "content": [
-                        {"type": "image"} if part.is_image else {"type": "text", "text": part.text} for part in message.content
-                    ],
-                }
-                for message in self.messages
-            ]
-        for name in ("captions", "answers", "negatives"):
-            if getattr(self, name):
-                out[name] = list(getattr(self, name))
-        if self.boxes:
-            out["boxes"] = [{"label": box.label, "xyxy": list(box.xyxy), "score": box.score} for box in self.boxes]
-        if self.meta:
-            out["meta"] = dict(self.meta)
-        return out
-
-    @classmethod
-    def from_json(cls, line: Any) -> Self:
-        """Reads one JSON object.
-
-        Raises:
-            RecordError: a field is missing, unknown, or of the wrong type; `reason` names it.
-        """
-        if not isinstance(line, dict):
-            raise RecordError("not_an_object", f"a record is a JSON object, this is {type(line).__name__}")
-        unknown = sorted(set(line) - RECORD_FIELDS)
-        if unknown:
-            raise RecordError("unknown_field", f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_FIELDS))}")
-        record_id = line.get("id")
-        if isinstance(record_id, bool) or not isinstance(record_id, str | int) or record_id == "":
-            raise RecordError("bad_id", f"'id' must be a text or a whole number, got {record_id!r}")
-        record = cls(
-            id=str(record_id),
-            images=_texts(line, "images"),
-            image_info=tuple(_image_info(item) for item in _items(line, "image_info")),
-            messages=tuple(_message(item) for item in _items(line, "messages")),
-            captions=_texts(line, "captions"),
-            boxes=tuple(_box(item) for item in _items(line, "boxes")),
-            answers=_texts(line, "answers"),
-            negatives=_texts(line, "negatives"),
-            split=_text(line.get("split", "train"), "split"),
-            meta=_meta(line.get("meta", {})),
-        )
-        record.check()
-        return record
-
-    def check(self) -> None:
-        """Refuses a record that cannot be trained or evaluated on.
-
-        Raises:
-            RecordError: reasons `no_text`, `two_texts`, `empty_caption`, `images_without_place`, `places_without_image`,
-                `path_outside_root`, `image_info_count`, `no_split`.
-        """
-        if self.messages and self.captions:
-            raise RecordError("two_texts", "a record has 'messages' or 'captions', not both")
-        if not self.messages and not self.captions:
-            raise RecordError("no_text", "a record needs 'messages' or 'captions'")
-        if any(not caption.strip() for caption in self.captions):
-            raise RecordError("empty_caption", "a caption is empty")
-        if not self.split:
-            raise RecordError("no_split", "'split' is empty")
-        if self.messages:
-            places = sum(message.num_images for message in self.messages)
-            if places < len(self.images):
-                raise RecordError("images_without_place", f"{len(self.images)} images, {places} image parts in 'messages'")
-            if places > len(self.images):
-                raise RecordError("places_without_image", f"{places} image parts in 'messages', {len(self.images)} images")
-        if self.image_info and len(self.image_info) != len(self.images):
-            raise RecordError("image_info_count", f"{len(self.images)} images, {len(self.image_info)} entries in 'image_info'")
-        for path in self.images:
-            pure = PurePosixPath(path.replace("\\", "/"))
-            if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-                raise RecordError("path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder")
-
-
-RECORD_FIELDS = frozenset(item.name for item in fields(Record))
-
-
-def _items(line: dict[str, Any], name: str) -> list[Any]:
-    value = line.get(name, [])
-    if not isinstance(value, list):
-        raise RecordError(f"bad_{name}", f"{name!r} must be a list, got {type(value).__name__}")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise RecordError(f"bad_{name}", f"{name!r} must be text, got {type(value).__name__}")
-    return value
-
-
-def _texts(line: dict[str, Any], name: str) -> tuple[str, ...]:
-    return tuple(_text(value, name) for value in _items(line, name))
-
-
-def _meta(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordError("bad_meta", f"'meta' must be an object, got {type(value).__name__}")
-    return value
-
-
-def _image_info(item: Any) -> ImageInfo:
-    match item:
-        case [str(sha256), int(width), int(height)] if width > 0 and height > 0:
-            return ImageInfo(sha256, width, height)
-    raise RecordError("bad_image_info", f"an 'image_info' entry is [sha256, width, height], got {item!r}")
-
-
-def _message(item: Any) -> Message:
-    if not isinstance(item, dict) or item.get("role") not in ("system", "user", "assistant"):
-        raise RecordError("bad_messages", "a message is {'role': 'system'|'user'|'assistant', 'content': ...}")
-    content = item.get("content")
-    if isinstance(content, str):
-        return Message(item["role"], (Part(content),))
-    if not isinstance(content, list):
-        raise RecordError("bad_messages", "'content' of a message is a text or a list of parts")
-    return Message(item["role"], tuple(_part(part) for part in content))
-
-
-def _part(item: Any) -> Part:
-    match item:
-        case {"type": "image"}:
-            return Part()
-        case {"type": "text", "text": str(text)}:
-            return Part(text)
-    raise RecordError("bad_messages", "a content part is {'type': 'image'} or {'type': 'text', 'text': ...}")
-
-
-def _is_finite(value: Any) -> bool:
-    """A number that fits a float; JSON allows whole numbers of any length."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and abs(value) <= 1e300
-
-
-def _box(item: Any) -> Box:
-    if not isinstance(item, dict) or not isinstance(item.get("label"), str):
-        raise RecordError("bad_boxes", "a box is {'label': text, 'xyxy': [left, top, right, bottom], 'score': number}")
-    values = [*item.get("xyxy", []), item.get("score", 1.0)] if isinstance(item.get("xyxy"), list) else []
-    if len(values) != 5 or not all(_is_finite(value) for value in values):
-        raise RecordError("bad_boxes", f"'xyxy' of a box is four finite numbers, got {item.get('xyxy')!r}")
-    left, top, right, bottom, score = (float(value) for value in values)
-    if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
-        raise RecordError("bad_boxes", f"'xyxy' are fractions with left <= right and top <= bottom, got {item['xyxy']!r}")
-    return Box(item["label"], (left, top, right, bottom), score)
-
 
 # Sample ---------------------------------------------------------------------------------------------------------------------
 
@@ -273,15 +115,24 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
-    """One continuation of a sample's prefix: a caption, or a question with its answer.
+class EncodedConversation:
+    """One conversation as tokens; in a sample one continuation of its prefix: a caption, or a question with its answer.
 
-    `ids` are the tokens of the whole row (prefix included), exactly as they would stand alone; `spans` index into them.
+    Attributes:
+        ids: tokens of the whole conversation, prefix included, as they would stand alone; an image token at each visual slot.
+        spans: supervised tokens.
+        slots: position of each visual token.
+        record_id: of the record that it was made of, where that is known.
     """
 
     ids: "Int[np.ndarray, ' T']"
     spans: tuple[Span, ...]
-    record_id: str
+    slots: "Int[np.ndarray, ' M']"
+    record_id: str = ""
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(span.end - span.start for span in self.spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +142,6 @@ class Sample:
     Attributes:
         branches: at least one; all begin with the same `prefix` tokens.
         prefix: number of leading tokens that the branches share; they hold every image. Equal to 0 with a single branch.
-        image_slots: position of each visual token in the row.
         image_source: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
             below 0 names a learned separator instead of a patch (see `sightline.data.images.tilings`).
         images: prepared pixels of each crop; None when features are stored.
@@ -301,15 +151,19 @@ class Sample:
         source: index of the data source in a mixture.
     """
 
-    branches: tuple[Branch, ...]
+    branches: tuple[EncodedConversation, ...]
     prefix: int
-    image_slots: "Int[np.ndarray, ' M']"
     image_source: "Int[np.ndarray, ' M']"
     images: "UInt8[np.ndarray, 'N h w 3'] | None" = None
     features: "Float[np.ndarray, 'N P E'] | None" = None
     tokens_per_crop: int = 0
     contrast: "Float[np.ndarray, ' S'] | None" = None
     source: int = 0
+
+    @property
+    def image_slots(self) -> "Int[np.ndarray, ' M']":
+        """Position of each visual token, the same in every branch."""
+        return self.branches[0].slots
 
     @property
     def num_crops(self) -> int:
@@ -323,6 +177,23 @@ class Sample:
 
 
 # Batch ----------------------------------------------------------------------------------------------------------------------
+
+
+class TrainingBatch(Protocol):
+    """What the training loop asks of a batch, whatever its objective makes of it."""
+
+    @property
+    def record_ids(self) -> Sequence[Sequence[str]]:
+        """For each sample the ids of its records, for error messages."""
+        ...
+
+    def to(self, device: Any) -> Self:
+        """The same batch on another device."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """Numbers that the log adds up over micro-batches and ranks; "samples" among them, and "tokens" where there are any."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,12 +226,15 @@ class Visual:
         slot_M: index of each visual token in the flattened rows (`row * T + position in row`).
         source_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values
             below 0 count from the end of the model's table of learned separators.
+        text_width: most tokens of a row that are not visual, at least 1: the width of the rows without their visual tokens; 0 where
+            the rows are not known.
     """
 
     pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
     features_NPE: "Float[Tensor, 'N P E'] | None"
     slot_M: "Int[Tensor, ' M']"
     source_M: "Int[Tensor, ' M']"
+    text_width: int = 0
 
     @property
     def num_crops(self) -> int:
@@ -403,7 +277,7 @@ class Batch:
         tokens: the rows.
         visual: crops and their slots; None in a batch of text.
         supervision: the targets.
-        contrast_S: stored logits of the targets without the image, where a frozen decoder makes them constant.
+        blind_logits_S: stored logits of the targets without the image, where a frozen decoder makes them constant.
         record_ids: for each sample the ids of the records in its branches, for error messages and logs.
     """
 
@@ -415,68 +289,25 @@ class Batch:
 
     def to(self, device: Any) -> Self:
         """The same batch on another device."""
-        visual = None if self.visual is None else _moved(self.visual, device)
-        batch = replace(self, tokens=_moved(self.tokens, device), visual=visual, supervision=_moved(self.supervision, device))
-        return _moved(batch, device)
+        return _on_device(self, device)
 
-    def text_only(self) -> Self:
-        """The same batch without its visual tokens: rows get shorter, positions stay.
-
-        A target that a visual token used to predict is now predicted from the last text before it in its sample (prefix or own
-        branch); where there is none its slot is -1.
-        """
-        if self.visual is None:
-            return self
-        import torch
-
-        tokens, supervision = self.tokens, self.supervision
-        num_rows, width = tokens.ids_BT.shape
-        keep = (tokens.sample_BT != PADDING).flatten()
-        keep[self.visual.slot_M] = False
-        keep_BT = keep.view(num_rows, width)
-        counts_B = keep_BT.sum(1)
-        new_width = max(int(counts_B.max()), 1)
-        column_BT = keep_BT.cumsum(1) - 1
-        row_BT = torch.arange(num_rows, device=keep.device)[:, None].expand(num_rows, width)
-        new_slot = torch.where(keep, (row_BT * new_width + column_BT).flatten(), -1)
-
-        def compact(values_BT: "Tensor", fill: int) -> "Tensor":
-            out = values_BT.new_full((num_rows * new_width,), fill)
-            out[new_slot[keep]] = values_BT.flatten()[keep]
-            return out.view(num_rows, new_width)
-
-        short = Tokens(
-            ids_BT=compact(tokens.ids_BT, 0),
-            position_BT=compact(tokens.position_BT, 0),
-            sample_BT=compact(tokens.sample_BT, PADDING),
-            branch_BT=compact(tokens.branch_BT, PADDING),
-            is_plain=False,  # positions jump where an image stood; only an explicit mask is right
-        )
-        return replace(
-            self,
-            tokens=short,
-            visual=None,
-            supervision=replace(supervision, slot_S=_last_text_slot(tokens, keep, new_slot, supervision.slot_S)),
-            blind_logits_S=None,
-        )
+    def counts(self) -> dict[str, int]:
+        """What the log counts, padding aside."""
+        return {
+            "tokens": int((self.tokens.sample_BT != PADDING).sum()),
+            "supervised": len(self.supervision),
+            "samples": len(self.record_ids),
+            "crops": 0 if self.visual is None else self.visual.num_crops,
+        }
 
 
-def _last_text_slot(tokens: Tokens, keep: "Tensor", new_slot: "Tensor", slot_S: "Tensor") -> "Tensor":
-    """Moves each slot back to the nearest kept slot of the same sample, in the same branch or in the prefix before it."""
-    sample, branch = tokens.sample_BT.flatten(), tokens.branch_BT.flatten()
-    out = new_slot[slot_S].clone()
-    for index in (~keep[slot_S]).nonzero().flatten().tolist():
-        slot = int(slot_S[index])
-        visible = keep[:slot] & (sample[:slot] == sample[slot]) & ((branch[:slot] == branch[slot]) | (branch[:slot] == PADDING))
-        before = visible.nonzero().flatten()
-        out[index] = new_slot[before[-1]] if len(before) else -1
-    return out
-
-
-def _moved(noun: Any, device: Any) -> Any:
-    """A noun whose tensors (fields with an axis suffix) are on `device`."""
-    tensors = {item.name: getattr(noun, item.name) for item in fields(noun) if item.name.rpartition("_")[2].isupper()}
-    return replace(noun, **{name: value.to(device, non_blocking=True) for name, value in tensors.items() if value is not None})
+def _on_device(value: Any, device: Any) -> Any:
+    """A noun with every tensor that it holds on `device`; what is no tensor stays as it is."""
+    if hasattr(value, "to") and not is_dataclass(value):
+        return value.to(device, non_blocking=True)
+    if is_dataclass(value):
+        return replace(value, **{item.name: _on_device(getattr(value, item.name), device) for item in fields(value)})  # type: ignore
+    return value
 
 
 # Hidden ---------------------------------------------------------------------------------------------------------------------

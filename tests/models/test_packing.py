@@ -15,6 +15,7 @@ from sightline.models.text import TextModel
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.objectives.next_token import NextToken
 from sightline.ops.masks import visible
+from sightline.ops.text_only import text_only
 from sightline.types import Batch, Head, Sample
 from tests.builders import DECODERS, WINDOW, Exact, apart, batch_of, branch, decoder, sample, vlm
 
@@ -287,7 +288,7 @@ def test_text_only_equals_the_full_pass_in_which_nothing_sees_the_image(kind: st
     model = vlm("siglip", kind).double()
     batch = packed(the_samples())
     with Exact(), torch.no_grad():
-        ours = model.hidden(batch.text_only()).states_SD
+        ours = model.hidden(text_only(batch)).states_SD
         theirs = masked_out(model, batch)[batch.supervision.slot_S]
         sighted = model.hidden(batch).states_SD
     assert distance(ours, theirs) < 1e-10
@@ -298,10 +299,10 @@ def test_text_only_equals_the_full_pass_in_which_nothing_sees_the_image(kind: st
 
 def test_a_target_with_no_text_before_it_has_a_hidden_state_of_zeros() -> None:
     model = vlm("siglip", "llama")
-    one = replace(sample(1, [3], prompt=0), image_slots=np.arange(4))
+    one = sample(1, [3], prompt=0)
     ids = one.branches[0].ids
-    one = replace(one, branches=(branch([0, 0, 0, 0, *ids[-3:]], (4, 7)),))
-    batch = batch_of([one]).text_only()
+    one = replace(one, branches=(branch([0, 0, 0, 0, *ids[-3:]], (4, 7), slots=range(4)),))
+    batch = text_only(batch_of([one]))
     assert batch.supervision.slot_S.tolist() == [-1, 0, 1]
     with torch.no_grad():
         states = model.hidden(batch).states_SD

@@ -27,8 +27,9 @@ IMAGE_FIRST = 4
 def image_first(seed: int, length: int) -> Sample:
     """A picture with nothing before it, then a supervised text: its first token is predicted from the picture alone."""
     ids = [0] * IMAGE_FIRST + np.random.default_rng(seed).integers(3, 300, length).tolist()
-    slots = np.arange(IMAGE_FIRST)
-    return Sample((branch(ids, (IMAGE_FIRST, len(ids))),), 0, slots, slots, images=pictures(seed, 1), tokens_per_crop=IMAGE_FIRST)
+    slots = range(IMAGE_FIRST)
+    parts = (branch(ids, (IMAGE_FIRST, len(ids)), slots=slots),)
+    return Sample(parts, 0, np.array(slots), images=pictures(seed, 1), tokens_per_crop=IMAGE_FIRST)
 
 
 def the_samples() -> list[Sample]:

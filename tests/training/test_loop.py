@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -399,6 +399,109 @@ def test_steps_without_any_weight_move_nothing_and_end_nothing() -> None:
     at = loop.fit(job(model, [[batch_of([sample(5, [3])])]] * 5, Broken("nothing", set(range(9)))), Progress())
     assert at.step == 5
     assert not moved(model, before)
+
+
+# Another kind of batch ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of pairs of vectors, as a contrastive objective has them: no tokens, no visual slots, no supervision."""
+
+    left_PE: Tensor
+    right_PE: Tensor
+    record_ids: tuple[tuple[str, ...], ...]
+
+    def to(self, device: Any) -> "Pairs":
+        return replace(self, left_PE=self.left_PE.to(device), right_PE=self.right_PE.to(device))
+
+    def counts(self) -> dict[str, int]:
+        return {"samples": len(self.record_ids), "pairs": len(self.left_PE)}
+
+
+class TwoTowers(nn.Module):
+    """Two linear maps into a shared space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision, self.language = nn.Linear(3, 4, bias=False), nn.Linear(5, 4, bias=False)
+
+
+class InfoNCE:
+    """Cross-entropy of each left vector over all right ones of the micro-batch."""
+
+    def __call__(self, model: Any, batch: Any) -> Loss:
+        logits = model.vision(batch.left_PE) @ model.language(batch.right_PE).T
+        total = nn.functional.cross_entropy(logits, torch.arange(len(logits)), reduction="sum")
+        return Loss(total, torch.tensor(float(len(logits))))
+
+
+def towers() -> TwoTowers:
+    torch.manual_seed(4)
+    return TwoTowers()
+
+
+def pairs(seed: int, count: int) -> Pairs:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.randn(count, width, generator=generator) for width in (3, 5))
+    return Pairs(left, right, tuple((f"p{seed}.{number}",) for number in range(count)))
+
+
+def test_the_loop_trains_on_a_batch_that_it_does_not_know() -> None:
+    model, twin = towers(), towers()
+    steps = [[pairs(0, 3), pairs(1, 2)], [pairs(2, 4)]]
+    group = {"vision": "train", "language": "train"}
+    given = job(model, cast(Any, steps), cast(Any, InfoNCE()), group, lr=0.1)
+    at = loop.fit(given, Progress())
+    for step in steps:
+        losses = [InfoNCE()(twin, batch) for batch in step]
+        gradients = torch.autograd.grad(sum(x.total for x in losses) / sum(x.weight for x in losses), list(twin.parameters()))  # type: ignore
+        with torch.no_grad():
+            for value, gradient in zip(twin.parameters(), gradients, strict=True):
+                value -= 0.1 * gradient
+    assert weights(model).keys() == weights(twin).keys()
+    for name, value in weights(twin).items():
+        torch.testing.assert_close(weights(model)[name], value)
+    assert [(line["samples"], line["pairs"]) for line in given.log] == [(5, 5), (4, 4)]
+    assert not any(name in given.log[0] for name in ("tokens", "supervised", "crops", "tokens_per_s"))
+    assert (at.seen_samples, at.seen_tokens) == (9, 0)
+
+
+class TwoPasses(Replicated):
+    """A strategy whose loss spans all micro-batches of a step: embeddings first, then the loss over all of them at once."""
+
+    def forward_backward(self, batches: Sequence[Any]) -> list[Loss]:
+        with torch.no_grad():
+            lefts = torch.cat([self.module.model.vision(batch.left_PE) for batch in batches])
+            rights = torch.cat([self.module.model.language(batch.right_PE) for batch in batches])
+        lefts.requires_grad_()
+        rights.requires_grad_()
+        total = nn.functional.cross_entropy(lefts @ rights.T, torch.arange(len(lefts)), reduction="sum")
+        total.backward()
+        at = 0
+        for batch in batches:
+            end = at + len(batch.left_PE)
+            self.module.model.vision(batch.left_PE).backward(lefts.grad[at:end])  # pyrefly: ignore
+            self.module.model.language(batch.right_PE).backward(rights.grad[at:end])  # pyrefly: ignore
+            at = end
+        return [Loss(total.detach(), torch.tensor(float(len(lefts))))]
+
+
+def test_a_strategy_may_pass_twice_over_the_micro_batches_of_a_step() -> None:
+    """Gradients of cached embeddings make three micro-batches the step of one large batch, negatives of all of them included."""
+    parts = [pairs(seed, 2) for seed in range(3)]
+    whole = Pairs(torch.cat([p.left_PE for p in parts]), torch.cat([p.right_PE for p in parts]), (("all",),) * 6)
+    ends = []
+    for steps in ([parts], [[whole]]):
+        model, accelerator = towers(), Accelerator(cpu=True)
+        strategy = TwoPasses if len(steps[0]) > 1 else Replicated
+        ranks = strategy(accelerator, StepModule(model, cast(Any, InfoNCE())))
+        group = {"vision": "train", "language": "train"}
+        loop.fit(job(model, cast(Any, steps), cast(Any, InfoNCE()), group, ranks=ranks, accelerator=accelerator), Progress())
+        ends.append(weights(model))
+    for name, value in ends[1].items():
+        torch.testing.assert_close(ends[0][name], value)
+        assert not torch.equal(value, weights(towers())[name])
 
 
 # Rhythm ---------------------------------------------------------------------------------------------------------------------------

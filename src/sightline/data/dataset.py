@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
 from sightline.runtime.storage import safe_join, sha256_file
 from sightline.types import Record
@@ -96,7 +97,7 @@ class Dataset:
         file = self.path / self._shards[row["file"]]["file"] if self._shards else self._records
         data = self._files.read(file, int(row["offset"]), int(row["size"]))
         try:
-            return Record.from_json(json.loads(data))
+            return record_from_json(json.loads(data))
         except (ValueError, RecordError) as error:
             raise DataError(f"{file}: record {index} at byte {row['offset']} is damaged: {error}.", _AGAIN) from error
 

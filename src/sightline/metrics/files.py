@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
 from sightline.runtime.logs import logger
-from sightline.types import Record
 
 Kind = Literal["captions", "answers"]
 
@@ -162,7 +162,7 @@ def _references(entry: dict[str, Any], kind: Kind, path: Path, where: str) -> li
     if "messages" not in entry:
         raise DataError(f"{path}, {where}: no 'references', 'captions', 'answers' or 'messages' with something in it.")
     try:
-        messages = Record.from_json(entry).messages
+        messages = record_from_json(entry).messages
     except RecordError as error:
         raise DataError(f"{path}, {where}: {error}.") from error
     return [message.text for message in messages if message.role == "assistant"][-1:]

@@ -33,6 +33,7 @@ from sightline.objectives.changed_images import Contrast, changed_picture
 from sightline.objectives.next_token import by_source
 from sightline.ops.cross_entropy import linear_cross_entropy, target_logits
 from sightline.ops.pooling import pool_within_spans, published_loss, published_weights
+from sightline.ops.text_only import text_only
 from sightline.types import PADDING, Batch, Loss, Supervision
 
 
@@ -116,7 +117,7 @@ class CAL:
             return torch.zeros(len(target_S), device=target_S.device), torch.zeros_like(has_image_S)
         with torch.no_grad():
             if self.config.contrast == "removed":
-                other = batch.text_only()
+                other = text_only(batch)
                 known_S = other.supervision.slot_S >= 0
             else:
                 other = changed_picture(batch, self.config.contrast, self.config.mask_ratio, self.config.blur_sigma)
@@ -146,7 +147,7 @@ class PublishedCAL:
         text_S = ~(image_positions(batch)[:, :-1] | padding_BT).flatten()
         slot_S, target_S = everywhere.supervision.slot_S[text_S], everywhere.supervision.target_S[text_S]
         with torch.no_grad():
-            hidden = model.hidden(supervised_at(batch, slot_S, target_S).text_only())
+            hidden = model.hidden(text_only(supervised_at(batch, slot_S, target_S)))
             values = target_logits(hidden.states_SD, hidden.head, target_S)
             blind_BT = values.new_zeros(text_S.shape).masked_scatter(text_S, values).view(shape)
         hidden = model.hidden(everywhere)

@@ -5,7 +5,7 @@ divided once, before clipping. So one large batch and several small ones are the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sightline.data.batches.loader import Loader, MicroBatch
+from sightline.data.batches.loader import MicroBatch
 from sightline.errors import Stopped
 from sightline.runtime import fault_injection as faults
 from sightline.runtime import seeds
@@ -51,6 +51,16 @@ class StageSchedule:
     evaluate_every: int
 
 
+class StepLoader(Protocol):
+    """Gives the micro-batches of this rank, step by step."""
+
+    def steps_in_epoch(self, epoch: int) -> int: ...
+
+    def stream(self, epoch: int, step: int, until: int) -> Iterator[Sequence[MicroBatch]]:
+        """The micro-batches of each of the next `until` steps, beginning at `(epoch, step)`, across epochs."""
+        ...
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that one stage of training needs.
@@ -58,10 +68,10 @@ class Job:
     Attributes:
         accelerator: device, precision and ranks.
         model: the bare model.
-        ranks: model and objective as one module, and how processes share it.
+        ranks: model and objective as one module, how processes share it and make a step's gradient.
         stage: what trains.
         optimiser: of the stage's groups.
-        loader: micro-batches of this rank.
+        loader: micro-batches of this rank; of any type that `ranks.module` takes.
         pace: lengths and rhythms.
         log: takes a line per step.
         save: publishes a checkpoint; called on all ranks.
@@ -77,7 +87,7 @@ class Job:
     ranks: Ranks
     stage: Stage
     optimiser: torch.optim.Optimizer
-    loader: Loader
+    loader: StepLoader
     pace: StageSchedule
     log: Log
     save: Callable[[Progress], None]
@@ -122,7 +132,8 @@ def fit(job: Job, at: Progress) -> Progress:
             seconds = time.perf_counter() - begin
             values = sums.line(job.sources)
             job.log.write(_line(at, job.stage.name, sums, values, norm, rates, stepped, seconds, waited) | job.watch())
-            bar.step(1, f"loss {sums.mean:.4f}  {sums.tokens / seconds:,.0f} tokens/s")
+            unit = "tokens" if "tokens" in sums.counts else "samples"
+            bar.step(1, f"loss {sums.mean:.4f}  {sums.counts.get(unit, 0) / seconds:,.0f} {unit}/s")
             faults.hit("step.end")
 
             if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
@@ -141,7 +152,7 @@ def _stop_now(job: Job) -> str:
     return job.stop() if job.accelerator.num_processes == 1 else ""
 
 
-def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch], float]]:
+def _timed(steps: Iterator[Sequence[MicroBatch]]) -> Iterator[tuple[Sequence[MicroBatch], float]]:
     """Each step's micro-batches with the seconds that were spent waiting for them."""
     while True:
         begin = time.perf_counter()
@@ -152,16 +163,11 @@ def _timed(steps: Iterator[list[MicroBatch]]) -> Iterator[tuple[list[MicroBatch]
         yield group, time.perf_counter() - begin
 
 
-def _forward_backward(job: Job, micro_batches: list[MicroBatch]) -> Sums:
+def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> Sums:
     sums = Sums()
-    for number, micro in enumerate(micro_batches):
+    for micro in micro_batches:
         sums.count(micro)
-        batch = micro.batch.to(job.accelerator.device)
-        last = number == len(micro_batches) - 1
-        with job.accelerator.autocast(), job.ranks.exchanging(last):
-            loss = job.ranks.module(batch)
-            if loss.total.requires_grad:
-                job.accelerator.backward(loss.total)
+    for loss in job.ranks.forward_backward([micro.batch for micro in micro_batches]):
         sums.add(loss)
     return sums
 
@@ -182,8 +188,8 @@ def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
         stage_step=at.stage_step + 1,
         epoch=epoch,
         epoch_step=epoch_step + 1,
-        seen_tokens=at.seen_tokens + sums.tokens,
-        seen_samples=at.seen_samples + sums.samples,
+        seen_tokens=at.seen_tokens + sums.counts.get("tokens", 0),
+        seen_samples=at.seen_samples + sums.counts.get("samples", 0),
         refused=at.refused + (0 if stepped else 1),
         skipped=at.skipped + sums.skipped,
     )
@@ -209,19 +215,16 @@ def _line(
         "grad_norm": norm,
         "lr": rates,
         "weight": sums.weight,
-        "tokens": sums.tokens,
-        "supervised": sums.supervised,
-        "samples": sums.samples,
-        "crops": sums.crops,
+        **sums.counts,
         **({"skipped": sums.skipped} if sums.skipped else {}),
         **({} if stepped else {"refused": True}),
         "seconds": round(seconds, 6),
-        "tokens_per_s": round(sums.tokens / seconds, 1),
+        **({"tokens_per_s": round(sums.counts["tokens"] / seconds, 1)} if "tokens" in sums.counts else {}),
         "wait_share": round(waited / seconds, 4),
     }
 
 
-def _ids(micro_batches: list[MicroBatch]) -> str:
+def _ids(micro_batches: Sequence[MicroBatch]) -> str:
     ids = [record for micro in micro_batches for sample in micro.batch.record_ids for record in sample]
     return ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sightline.data.batches.loader import MicroBatch
-from sightline.types import PADDING, Loss
+from sightline.types import Loss
 
 
 @dataclass
@@ -17,28 +17,21 @@ class Sums:
     Attributes:
         loss, weight: `Loss.total` and `Loss.weight`.
         parts: `(sum, weight)` of each named part.
-        tokens, supervised, samples, crops: what was processed, padding not counted.
-        skipped: samples whose pictures could not be opened.
+        counts: what was processed, as the batches count it (`TrainingBatch.counts`).
+        skipped: samples whose images could not be opened.
         stop: signals that arrived, by rank.
     """
 
     loss: float = 0.0
     weight: float = 0.0
     parts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    tokens: int = 0
-    supervised: int = 0
-    samples: int = 0
-    crops: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     skipped: int = 0
     stop: str = ""
 
     def count(self, micro: MicroBatch) -> None:
         """Adds what a micro-batch holds; it is still on the CPU."""
-        batch = micro.batch
-        self.tokens += int((batch.tokens.sample_BT != PADDING).sum())
-        self.supervised += len(batch.supervision)
-        self.samples += len(batch.record_ids)
-        self.crops += batch.visual.num_crops if batch.visual is not None else 0
+        self._add_counts(micro.batch.counts())
         self.skipped += len(micro.skipped)
 
     def add(self, loss: Loss) -> None:
@@ -59,12 +52,17 @@ class Sums:
         return out
 
     def _merge(self, other: Mapping) -> None:
-        for name in ("loss", "weight", "tokens", "supervised", "samples", "crops", "skipped"):
+        for name in ("loss", "weight", "skipped"):
             setattr(self, name, getattr(self, name) + other[name])
+        self._add_counts(other["counts"])
         self.stop = self.stop or other["stop"]
         for name, (total, weight) in other["parts"].items():
             before = self.parts.get(name, (0.0, 0.0))
             self.parts[name] = (before[0] + total, before[1] + weight)
+
+    def _add_counts(self, counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
 
     @property
     def mean(self) -> float:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from sightline.errors import ConfigError
 from sightline.models.language import body
 from sightline.objectives.base import HiddenStateModel, Objective
-from sightline.types import Batch, Loss
+from sightline.types import Batch, Loss, TrainingBatch
 
 
 class StepModule(nn.Module):
@@ -36,8 +36,8 @@ class StepModule(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> Loss:
-        loss = self.objective(cast(HiddenStateModel, self.model), batch)
+    def forward(self, batch: TrainingBatch) -> Loss:
+        loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
         if torch.is_grad_enabled() and not loss.total.requires_grad and _several():
             # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
             loss = replace(loss, total=loss.total + _nothing_of(self.model.parameters()))
@@ -45,13 +45,17 @@ class StepModule(nn.Module):
 
 
 class Ranks(Protocol):
-    """What the loop asks of the way in which ranks share the model."""
+    """How ranks share the model, and how they make the gradient of a step."""
 
     module: nn.Module
     """Called with a batch, gives its loss."""
 
-    def exchanging(self, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: gradients go between ranks with the `last` one of a step only."""
+    def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
+        """Adds the gradient of a step to the parameters and averages it over ranks; gives losses without graph.
+
+        Args:
+            batches: all micro-batches of this rank's step, so that a strategy may pass over them more than once.
+        """
         ...
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
@@ -67,7 +71,34 @@ class Ranks(Protocol):
         ...
 
 
-class Replicated:
+class _OneByOne:
+    """A step whose micro-batches are independent: the gradient is the sum of theirs, each from one forward and backward pass.
+
+    Attributes:
+        accelerator: device, precision and ranks.
+        module: model and objective.
+    """
+
+    accelerator: Accelerator
+    module: nn.Module
+
+    def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            batch = batch.to(self.accelerator.device)
+            with self.accelerator.autocast(), self._exchanging(number == len(batches)):
+                loss: Loss = self.module(batch)
+                if loss.total.requires_grad:
+                    self.accelerator.backward(loss.total)
+            losses.append(replace(loss, total=loss.total.detach()))
+        return losses
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Around a micro-batch: gradients go between ranks with the `last` one of a step only."""
+        raise NotImplementedError
+
+
+class Replicated(_OneByOne):
     """Every rank holds the whole model.
 
     Args:
@@ -79,7 +110,7 @@ class Replicated:
         self.accelerator = accelerator
         self.module = accelerator.prepare_model(step)
 
-    def exchanging(self, last: bool) -> AbstractContextManager[None]:
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
@@ -95,7 +126,7 @@ class Replicated:
         return dict(tensors) if self.accelerator.is_main_process else {}
 
 
-class Sharded:
+class Sharded(_OneByOne):
     """Every rank holds a piece of each weight, of its gradient and of its optimiser state (FSDP2).
 
     A layer of the decoder is whole only while it computes; what is not in a layer (encoder, connector, embeddings, head) is whole
@@ -113,7 +144,7 @@ class Sharded:
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, objective: Objective, decoder: PreTrainedModel) -> None:
-        self.layers = _layers(decoder)
+        self.accelerator, self.layers = accelerator, _layers(decoder)
         self.module: nn.Module = _ShardedStep(model, objective, decoder, accelerator.device)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # bf16 where autocast would compute in bf16: gathering costs half, and no cast copies of all layers stay in memory.
@@ -125,7 +156,7 @@ class Sharded:
             fully_shard(layer, mesh=mesh, mp_policy=arithmetic)
         fully_shard(self.module, mesh=mesh, ignored_params=set(filter(_is_indivisible, model.parameters())))
 
-    def exchanging(self, last: bool) -> AbstractContextManager[None]:
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
@@ -193,10 +224,10 @@ class _ShardedStep(StepModule):
         self._listens = False
         inner.register_forward_pre_hook(self._before_pass)
 
-    def forward(self, batch: Batch) -> Loss:
+    def forward(self, batch: TrainingBatch) -> Loss:
         grad, passes = torch.is_grad_enabled(), 0
         self._listens, self._passes = True, 0
-        loss = self.objective(cast(HiddenStateModel, self.model), batch)
+        loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
         self._listens = False
         total = loss.total
         while self._announced(0):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.epochs import batch_rules
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from sightline.assembly.inspect.check import CheckRequest, check_data, judge
 from sightline.assembly.inspect.rows import folders_of, training_report, with_folders
@@ -73,8 +74,8 @@ def test_steps_and_rows_of_an_epoch_are_those_of_the_loader(tmp_path: Path, sect
     made = models.build(config, Processing(max_tokens=120), None)
     plan = settings.plan(config, 0)
     corpus = assembly_data.build_corpus(made, plan.data, None)
-    loader = Loader(corpus, assembly_data.batch_rules(plan), made.pad_id)
-    rows = loader.epoch_rows(0)
+    loader = Loader(corpus, batch_rules(plan), made.pad_id)
+    rows = loader.plan.rows(0)
     assert stage["epoch"]["samples"] == sum(map(len, rows))
     assert stage["epoch"]["rows"] == len(rows)
     assert stage["epoch"]["tokens"] == sum(int(corpus.tokens[unit]) for row in rows for unit in row)
@@ -91,9 +92,9 @@ def test_a_mixture_draws_as_training_draws(tmp_path: Path) -> None:
     made = models.build(config, Processing(max_tokens=120), None)
     plan = settings.plan(config, 0)
     corpus = assembly_data.build_corpus(made, plan.data, None)
-    loader = Loader(corpus, assembly_data.batch_rules(plan), made.pad_id)
+    loader = Loader(corpus, batch_rules(plan), made.pad_id)
     (stage,) = told["stages"]
-    assert stage["epoch"]["rows"] == len(loader.epoch_rows(0))
+    assert stage["epoch"]["rows"] == len(loader.plan.rows(0))
     assert stage["epoch"]["samples"] == sum(source.draws for source in corpus.sources)
     assert set(told["rows"]) == {"a:train", "a:val", "b:train"}
     assert told["rows"]["b:train"]["tokens_shared"] == corpus.sources[1].units.tokens.sum()

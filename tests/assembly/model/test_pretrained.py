@@ -147,14 +147,13 @@ def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(
 
 def sample_of(bundle: ModelBundle, ours: Prompt) -> Any:
     """A sample whose last three tokens are supervised, each predicted from the token before; one more token than the prompt."""
-    from sightline.types import Branch, Sample, Span
+    from sightline.types import EncodedConversation, Sample, Span
 
     ids = np.concatenate([ours.row.ids, [5]])
     spans = (Span(len(ids) - 3, len(ids), 0),)
     return Sample(
-        branches=(Branch(ids, spans, "r"),),
+        branches=(EncodedConversation(ids, spans, ours.row.slots),),
         prefix=0,
-        image_slots=ours.row.slots,
         image_source=ours.source,
         images=ours.pixels,
         tokens_per_crop=bundle.tokens_per_crop,

@@ -12,6 +12,7 @@ from sightline.models.connectors import CONNECTORS, ConnectorConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.objectives.cal import CAL, CALConfig, with_image
 from sightline.ops.cross_entropy import target_logits
+from sightline.ops.text_only import text_only
 from sightline.training import lora, stages
 from sightline.training.meters import Sums
 from sightline.types import Batch, Loss, Sample
@@ -142,7 +143,7 @@ def test_the_log_says_what_the_weights_are() -> None:
     loss = loss_of(model, batch)
     with torch.no_grad():
         seen, blind = (
-            target_logits(h.states_SD, h.head, batch.supervision.target_S) for h in map(model.hidden, (batch, batch.text_only()))
+            target_logits(h.states_SD, h.head, batch.supervision.target_S) for h in map(model.hidden, (batch, text_only(batch)))
         )
     has_image = with_image(batch).numpy()
     gain = np.where(has_image, (seen - blind).numpy(), 0.0)

@@ -152,7 +152,7 @@ def test_lengths_and_crops_are_known_before_any_picture_is_opened(bundle: ModelB
     corpus = corpus_of(bundle, folder)
     for unit, sample in enumerate(samples_of(corpus)):
         assert corpus.tokens[unit] == sample.num_tokens
-        assert corpus.crops[unit] == sample.num_crops
+        assert corpus.sources[0].units.crops[unit] == sample.num_crops
         assert corpus.supervised[unit] == sum(span.end - span.start for part in sample.branches for span in part.spans)
 
 
@@ -195,7 +195,7 @@ def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, rec
         assert corpus.pictures is not None
         pixels, _ = corpus.pictures.fill(corpus.sources[0].dataset, one)
         assert pixels is not None
-        visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long())
+        visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long(), 1)
         out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.source)])
     return out
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sightline.assembly.config.epochs import draws_of
 from sightline.assembly.config.schema import (
     DataConfig,
     ModelConfig,
@@ -15,7 +16,6 @@ from sightline.assembly.config.schema import (
     StageConfig,
     TrainConfig,
 )
-from sightline.assembly.train.corpus import draws_of
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from sightline.assembly.config.epochs import draws_of
 from sightline.assembly.config.schema import SourceConfig
-from sightline.assembly.train.corpus import draws_of
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.runtime import storage

@@ -132,8 +132,8 @@ def test_every_visual_slot_is_filled_from_its_own_samples_picture(drawn: Drawn) 
 
 
 def test_captions_of_one_picture_lie_behind_it_side_by_side() -> None:
-    parts = (branch([5, 9, 9, 6, 1, 2], (4, 6)), branch([5, 9, 9, 6, 3], (4, 5)))
-    shared = Sample(parts, 4, np.array([1, 2]), np.array([0, 1]), np.zeros((1, 2, 2, 3), np.uint8), tokens_per_crop=2)
+    parts = (branch([5, 9, 9, 6, 1, 2], (4, 6), slots=[1, 2]), branch([5, 9, 9, 6, 3], (4, 5), slots=[1, 2]))
+    shared = Sample(parts, 4, np.array([0, 1]), np.zeros((1, 2, 2, 3), np.uint8), tokens_per_crop=2)
     tokens = batch_of([shared]).tokens
     assert tokens.ids_BT.tolist() == [[5, 9, 9, 6, 1, 2, 3]]
     assert tokens.position_BT.tolist() == [[0, 1, 2, 3, 4, 5, 4]]

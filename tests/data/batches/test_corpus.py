@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.batches.corpus import Corpus, Source, mixture_order
+from sightline.data.batches.corpus import Corpus, Source
+from sightline.data.batches.order import mixture_order
+from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.samples.encoding import EncodedConversation, TextRules
@@ -330,6 +332,9 @@ def test_an_empty_source_cannot_be_drawn_from() -> None:
         mixture_order([3, 0], [3, 1], 0, 0, [False, False])
 
 
+PLAIN = BatchRules(pack=False, row_tokens=90, row_images=3, rows_per_step=4, accumulate=1, sort_by_length=False, seed=5)
+
+
 def test_units_of_a_mixture_come_from_their_own_source(dataset: Dataset) -> None:
     units = table(dataset)
     some = units.subset(np.array([2, 3]))
@@ -338,6 +343,6 @@ def test_units_of_a_mixture_come_from_their_own_source(dataset: Dataset) -> None
     assert corpus.first.tolist() == [0, len(units), len(units) + 2]
     assert [corpus.sample(unit).source for unit in (0, len(units) - 1, len(units), len(units) + 1)] == [0, 0, 1, 1]
     assert corpus.text(len(units)).branches[0].record_id == "q1"
-    order = corpus.order(5, 0).tolist()
+    order = corpus.plan(PLAIN).order(0).tolist()
     assert len([unit for unit in order if unit < len(units)]) == 3
     assert len(order) == 7

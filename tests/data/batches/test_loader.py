@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sightline.data.batches.corpus import Corpus, Source
-from sightline.data.batches.loader import BatchRules, Loader, MicroBatch
+from sightline.data.batches.loader import Loader, MicroBatch
+from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset
 from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.errors import ConfigError, DistributedError
@@ -62,9 +63,9 @@ def test_an_epoch_shows_every_branch_once(dataset: Dataset) -> None:
 
 def test_the_order_is_a_function_of_seed_and_epoch(dataset: Dataset) -> None:
     first, again = loader_of(dataset), loader_of(dataset)
-    assert first.epoch_rows(0) == again.epoch_rows(0) != first.epoch_rows(1)
-    assert again.epoch_rows(1) == first.epoch_rows(1)
-    assert loader_of(dataset, replace(RULES, seed=4)).epoch_rows(0) != first.epoch_rows(0)
+    assert first.plan.rows(0) == again.plan.rows(0) != first.plan.rows(1)
+    assert again.plan.rows(1) == first.plan.rows(1)
+    assert loader_of(dataset, replace(RULES, seed=4)).plan.rows(0) != first.plan.rows(0)
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
@@ -73,8 +74,8 @@ def test_ranks_and_micro_batches_share_the_rows_of_a_step_among_them(dataset: Da
     loaders = [loader_of(dataset, replace(RULES, accumulate=accumulate), rank=rank, world=world) for rank in range(world)]
     for epoch in (0, 1):
         for step in range(whole.steps_in_epoch(epoch)):
-            ((*expected,),) = [[row for row in rows] for rows in whole.rows_of_step(epoch, step)]
-            shares = [loader.rows_of_step(epoch, step) for loader in loaders]
+            ((*expected,),) = [[row for row in rows] for rows in whole.plan.step(epoch, step)]
+            shares = [loader.plan.step(epoch, step, loader.rank, loader.world) for loader in loaders]
             assert all(len(share) == accumulate for share in shares)
             assert len({len(rows) for share in shares for rows in share}) == 1  # the same number of rows everywhere
             found = [row for share in shares for rows in share for row in rows]
@@ -86,7 +87,7 @@ def test_ranks_and_micro_batches_share_the_rows_of_a_step_among_them(dataset: Da
 def test_an_epochs_last_step_is_filled_up_with_rows_of_nothing(dataset: Dataset) -> None:
     loader = loader_of(dataset, replace(RULES, rows_per_step=64))
     ((micro,),) = read(loader)
-    rows = len(loader.epoch_rows(0))
+    rows = len(loader.plan.rows(0))
     assert rows < 64
     assert micro.batch.tokens.ids_BT.shape[0] == 64
     assert int((micro.batch.tokens.sample_BT[rows:] >= 0).sum()) == 0

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.data.batches.packing import pack
-from sightline.data.check.rows import Filling, Left, Lengths, fill_rows, measure_rows, padded
+from sightline.data.batches.plan import BatchRules, EpochPlan
+from sightline.data.check.rows import ConversationLengths, Left, epoch_figures, measure_rows, padded
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.samples.encoding import ConversationEncoder, TextRules
@@ -95,45 +96,47 @@ def test_padded_batches_take_the_longest_row_times_their_rows(lengths: list[int]
     assert padded(np.array(lengths), batch) == expected
 
 
-def lengths_of(generator: np.random.Generator, count: int) -> Lengths:
-    sizes = generator.integers(1, 6, count)
-    alone = generator.integers(5, 30, sizes.sum())
-    begin = np.concatenate([[0], np.cumsum(sizes)])
-    tokens = np.array([alone[a:b].sum() - 4 * (b - a - 1) for a, b in pairwise(begin)])
-    return Lengths(tokens, generator.integers(0, 3, count), alone, begin)
+def plan_of(tokens: np.ndarray, crops: np.ndarray, order: np.ndarray, rules: BatchRules) -> EpochPlan:
+    return EpochPlan(tokens, crops, lambda epoch: order, rules)
 
 
 def test_packed_rows_and_steps_are_those_of_the_packer() -> None:
     generator = np.random.default_rng(0)
-    lengths = lengths_of(generator, 200)
-    order = generator.permutation(200)
-    filling = Filling(pack=True, row_tokens=256, row_images=6, rows_per_step=4, accumulate=2, sort_by_length=True)
-    told = fill_rows(order, lengths, filling)
-    packed = pack(order, lengths.tokens, lengths.crops, 256, 6)
+    sizes = generator.integers(1, 6, 200)
+    alone = generator.integers(5, 30, sizes.sum())
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    tokens = np.array([alone[a:b].sum() - 4 * (b - a - 1) for a, b in pairwise(begin)])
+    crops, order = generator.integers(0, 3, 200), generator.permutation(200)
+    rules = BatchRules(pack=True, row_tokens=256, row_images=6, rows_per_step=4, accumulate=2, sort_by_length=True)
+    told = epoch_figures(plan_of(tokens, crops, order, rules), ConversationLengths(alone, begin))
+    packed = pack(order, tokens, crops, 256, 6)
     assert (told["rows"], told["capacity"], told["fill"]) == (len(packed.rows), 256 * len(packed.rows), packed.fill)
     assert told["steps_per_epoch"] == -(-len(packed.rows) // 4)
-    assert told["conversations"] == len(lengths.alone)
-    assert told["padded"]["tokens"] == lengths.alone.sum()
-    assert told["padded"]["batch"] == round(len(lengths.alone) / len(packed.rows) * 2)
+    assert told["conversations"] == len(alone)
+    assert told["padded"]["tokens"] == alone.sum()
+    assert told["padded"]["batch"] == round(len(alone) / len(packed.rows) * 2)
     assert told["padded"]["capacity"] >= told["padded"]["capacity_sorted"] >= told["padded"]["tokens"]
     assert told["padded_over_packed"] == told["padded"]["capacity"] / told["capacity"]
-    assert told["rows_full_of_images"] == sum(lengths.crops[list(row)].sum() == 6 for row in packed.rows)
+    assert told["rows_full_of_images"] == sum(crops[list(row)].sum() == 6 for row in packed.rows)
 
 
 def test_rows_of_their_own_are_padded_batch_by_batch() -> None:
-    lengths = Lengths(np.array([10, 4, 8, 6, 5]), np.ones(5, np.int64), np.array([10, 4, 8, 6, 5]), np.arange(6))
-    filling = Filling(pack=False, row_tokens=16, row_images=4, rows_per_step=4, accumulate=2, sort_by_length=False)
-    told = fill_rows(np.arange(5), lengths, filling)
+    tokens = np.array([10, 4, 8, 6, 5])
+    rules = BatchRules(pack=False, row_tokens=16, row_images=4, rows_per_step=4, accumulate=2, sort_by_length=False)
+    plan = plan_of(tokens, np.ones(5, np.int64), np.arange(5), rules)
+    told = epoch_figures(plan, ConversationLengths(tokens, np.arange(6)))
     assert (told["rows"], told["steps_per_epoch"], told["tokens"], told["capacity"]) == (5, 2, 33, 10 * 2 + 8 * 2 + 5)
 
 
-def test_tables_of_several_sources_stand_one_after_the_other(tmp_path: Path) -> None:
+def test_conversations_of_several_sources_stand_one_after_the_other(tmp_path: Path) -> None:
     dataset, builder = data(tmp_path), builder_of()
     first = measure_rows(dataset, [0], builder, LengthTableRules())
     second = measure_rows(dataset, [1, 2, 5], builder, LengthTableRules())
     assert first.units is not None
     assert second.units is not None
-    joined = Lengths.of([first, second])
-    assert joined.tokens.tolist() == [*first.units.tokens, *second.units.tokens]
-    assert len(joined.conversations(np.array([0]))) == 5
-    assert joined.conversations(np.array([1, 2])).sum() == second.units.alone.sum()
+    kept = [first.kept_lengths, second.kept_lengths]
+    joined = ConversationLengths.of([first.units, second.units], kept)
+    assert len(joined.of_samples(np.array([0]))) == 5
+    assert joined.of_samples(np.array([1, 2])).sum() == second.units.alone.sum()
+    last = ConversationLengths.of([first.units, second.units.subset(np.array([1]))], kept)
+    assert last.of_samples(np.array([1])).sum() == second.units.alone[1]

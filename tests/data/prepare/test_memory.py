@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.epochs import batch_rules
 from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.train import corpus as assembly_data
@@ -43,7 +44,7 @@ def made_and_read(dataset: Path, bundle: ModelBundle) -> None:
     config = run_config(path=str(dataset), max_tokens=250, row_tokens=250, keep_pixels=0, captions="first")
     plan = settings.plan(config, 0)
     corpus = assembly_data.build_corpus(bundle, plan.data, assembly_data.pictures_of(bundle, plan.data))
-    loader = Loader(corpus, assembly_data.batch_rules(plan), bundle.pad_id)
+    loader = Loader(corpus, batch_rules(plan), bundle.pad_id)
     for _ in loader.stream(0, 0, loader.steps_in_epoch(0)):
         pass
 

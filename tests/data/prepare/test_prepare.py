@@ -21,6 +21,7 @@ from sightline.data.prepare.run import PrepareOptions
 from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.readers import Skip, SourceOptions
+from sightline.data.records import record_to_json
 from sightline.errors import DataError, SkipLimitError, StorageError, UsageError
 from tests.data import crashing
 from tests.data.broken_images import bombs, damaged_files
@@ -109,7 +110,7 @@ def test_text_in_any_script_and_meta_survive(tmp_path: Path) -> None:
     put(tmp_path / "in/records.jsonl", [row])
     prepared("records", tmp_path / "in", tmp_path / "out")
     record = open_dataset(tmp_path / "out").record(0)
-    assert record.to_json() == row
+    assert record_to_json(record) == row
 
 
 def test_generated_scenes_are_stored_as_pictures(tmp_path: Path) -> None:

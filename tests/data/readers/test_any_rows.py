@@ -15,8 +15,8 @@ from sightline.data.readers.flickr8k import KEYS as FLICKR8K
 from sightline.data.readers.llava import KEYS as LLAVA
 from sightline.data.readers.rows import Keys, all_keys
 from sightline.data.readers.tables import PRESETS
+from sightline.data.records import RECORD_FIELDS
 from sightline.errors import SkipLimitError
-from sightline.types import RECORD_FIELDS
 from tests.data.pictures import prepared, put, read
 
 LEAVES = (

@@ -4,19 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.epochs import batch_rules, samples_of_stage, stage_steps
 from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig, StageConfig, StagePlan
+from sightline.assembly.config.sources import sources_of
 from sightline.assembly.model.describe import Description
-from sightline.assembly.train import corpus as assembly_data
-from sightline.data.batches.corpus import mixture_order
+from sightline.data.batches.plan import EpochPlan
 from sightline.data.check import CheckReport
-from sightline.data.check.rows import Filling, Left, Lengths, RowFigures, fill_rows, measure_rows
+from sightline.data.check.rows import ConversationLengths, Left, RowFigures, epoch_figures, measure_rows
 from sightline.data.dataset import Dataset
 from sightline.data.samples.length_table import LengthTableRules, check_skip_limit
 from sightline.errors import SkipLimitError
-from sightline.runtime.keyed import keyed_generator
 
 OnSkip = Callable[[str, Left], None]
 
@@ -42,7 +40,7 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
         ConfigError: none is named.
     """
     plans = [settings.plan(config, number) for number in range(len(config.stages))]
-    return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in assembly_data.sources_of(plan.data)))
+    return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
 def training_report(checked: CheckReport, description: Description, on_skip: OnSkip) -> dict[str, Any]:
@@ -94,7 +92,7 @@ class _Measured:
 
     def of_place(self, data: DataConfig, dataset: Dataset, split: str) -> RowFigures:
         """The rows of a split with the prompt of the source that it is."""
-        sources = {Path(source.path): source for source in assembly_data.sources_of(data)}
+        sources = {Path(source.path): source for source in sources_of(data)}
         source = sources.get(dataset.path)
         return self.rows(data, dataset, split, data.prompt if source is None or source.prompt is None else source.prompt)
 
@@ -114,7 +112,7 @@ class _Measured:
 def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str, Any]:
     """What a stage trains on."""
     data = plan.data
-    sources = assembly_data.sources_of(data)
+    sources = sources_of(data)
     out: dict[str, Any] = {
         "name": stage.name,
         "sources": [{"path": source.path, "split": source.split} for source in sources],
@@ -139,24 +137,9 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str
         out["refused"] = str(error)
     if not all(own.units for own in figures):
         return out | {"why": "no conversation is left"}
+    tables, draws = samples_of_stage(data, [own.units for own in figures if own.units is not None])
     windowed = [measured.datasets[str(Path(source.path))].is_sharded for source in sources]
-    order = _epoch(data, sources, figures, windowed, plan.train.seed)
-    filling = Filling(data.pack, data.width, data.row_images, plan.rows_per_step, plan.train.accumulate, data.sort_by_length)
-    epoch = fill_rows(order, Lengths.of(figures), filling)
-    steps = plan.train.steps if plan.train.steps is not None else round((plan.train.epochs or 0) * epoch["steps_per_epoch"])
+    epochs = EpochPlan.of_tables(tables, draws, windowed, batch_rules(plan))
+    epoch = epoch_figures(epochs, ConversationLengths.of(tables, [own.kept_lengths for own in figures]))
+    steps = stage_steps(plan, epochs)
     return out | {"epoch": epoch, "steps": steps, "epochs": steps / epoch["steps_per_epoch"]}
-
-
-def _epoch(
-    data: DataConfig, sources: Sequence[SourceConfig], figures: Sequence[RowFigures], windowed: Sequence[bool], seed: int
-) -> np.ndarray:
-    """The units of the first epoch in the order of training, numbered over all sources."""
-    sizes = [len(own.units) for own in figures if own.units is not None]
-    chosen = [np.arange(size) for size in sizes]
-    if data.limit is not None:
-        chosen = [np.sort(keyed_generator("limit", 0).permutation(size)[: data.limit]) for size in sizes]
-    starts = np.cumsum([0, *sizes[:-1]])
-    units = np.concatenate([own + start for own, start in zip(chosen, starts, strict=True)])
-    counts = [len(own) for own in chosen]
-    draws = assembly_data.draws_of(sources, counts)
-    return units[mixture_order(counts, draws, seed, 0, windowed)]

@@ -16,8 +16,9 @@ from accelerate.utils import gather_object
 from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
-from sightline.data.batches.packing import pack
+from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.ops.cross_entropy import target_logits
+from sightline.ops.text_only import text_only
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 
@@ -29,7 +30,7 @@ def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelera
 
     Args:
         corpus: the units of a stage.
-        made: the model, with a frozen decoder in `eval` mode.
+        bundle: the model, with a frozen decoder in `eval` mode.
         accelerator: ranks share the work.
         cache: a file of the run folder.
     """
@@ -73,14 +74,18 @@ def _compute(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator) -> n
     logits = np.full(int(corpus.first_target[-1]), np.nan, dtype=np.float32)
     units = np.arange(len(corpus.tokens))
     text_tokens = np.minimum(corpus.tokens, ROW_TOKENS)  # visual slots count too, which only makes rows shorter
-    rows = pack(units, text_tokens, np.zeros_like(units), ROW_TOKENS, 1).rows
-    own = rows[accelerator.process_index :: accelerator.num_processes]
+    world = accelerator.num_processes
+    rules = BatchRules(
+        pack=True, row_tokens=ROW_TOKENS, row_images=1, rows_per_step=ROWS * world, accumulate=1, sort_by_length=False
+    )
+    plan = EpochPlan(text_tokens, np.zeros_like(units), lambda epoch: units, rules)
     mine: list[tuple[int, np.ndarray]] = []
-    with progress("contrast", len(own), show=accelerator.is_main_process) as bar:
-        for begin in range(0, len(own), ROWS):
-            group = own[begin : begin + ROWS]
-            mine.extend(_logits_of(group, corpus, bundle, accelerator))
-            bar.step(len(group))
+    with progress("blind logits", plan.steps(0), show=accelerator.is_main_process) as bar:
+        for (rows,) in plan.next_steps(0, 0, plan.steps(0), accelerator.process_index, world):
+            filled = tuple(row for row in rows if row)
+            if filled:
+                mine.extend(_logits_of(filled, corpus, bundle, accelerator))
+            bar.step(1)
     parts = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
     for part in parts:
         for unit, values in part:
@@ -88,12 +93,10 @@ def _compute(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator) -> n
     return logits
 
 
-def _logits_of(
-    rows: tuple[tuple[int, ...], ...], corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator
-) -> list[tuple[int, np.ndarray]]:
+def _logits_of(rows: Rows, corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator) -> list[tuple[int, np.ndarray]]:
     samples = [[corpus.text(unit) for unit in row] for row in rows]
     batch = collate(samples, bundle.pad_id).to_batch().to(accelerator.device)
-    text = batch.text_only()
+    text = text_only(batch)
     # In a packed row several samples stand side by side, so the mask is needed even where no picture was.
     with torch.no_grad(), accelerator.autocast():
         hidden = bundle.model.hidden(text)

@@ -19,6 +19,7 @@ from sightline import __version__
 from sightline import config as files
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.changes import differences, may_differ
+from sightline.assembly.config.epochs import batch_rules, stage_steps
 from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.config.sources import training_splits
@@ -27,11 +28,13 @@ from sightline.assembly.model import costs
 from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.train import blind_logits as contrast
 from sightline.assembly.train import corpus as data
-from sightline.assembly.train.validation import Validation
+from sightline.assembly.train.validation import Validation, captions, validation_batches
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
+from sightline.data.batches.plan import EpochPlan
 from sightline.errors import ConfigError, DistributedError, SightlineError, StorageError
 from sightline.models.gradient_checkpointing import checkpoint_activations
+from sightline.objectives.next_token import NextToken
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import seeds, storage
 from sightline.runtime.device import prepare_runtime, process_settings_restored
@@ -246,7 +249,7 @@ class _Run:
             corpus = contrast.with_blind_logits(corpus, bundle, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
             bundle.module.train()
         loader = self._loader(corpus, plan, bundle.pad_id)
-        pace = stage_schedule(plan, loader)
+        pace = stage_schedule(plan, loader.plan)
         shared, stage = self._shared(bundle, plan, stage)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
@@ -304,7 +307,7 @@ class _Run:
     def _loader(self, corpus: Corpus, plan: StagePlan, pad_id: int) -> Loader:
         return Loader(
             corpus,
-            data.batch_rules(plan),
+            batch_rules(plan),
             pad_id,
             self.accelerator.process_index,
             self.accelerator.num_processes,
@@ -316,7 +319,15 @@ class _Run:
         corpus = data.validation_corpus(bundle, plan.data, pictures, plan.train.evaluate_samples)
         if corpus is None:
             return None
-        return Validation(self.accelerator, bundle, corpus, plan)
+        accelerator, count = self.accelerator, plan.train.generate_samples
+        rank, world = accelerator.process_index, accelerator.num_processes
+        return Validation(
+            accelerator,
+            bundle.module,
+            NextToken(),
+            lambda: validation_batches(corpus, bundle.pad_id, rank, world),
+            (lambda: captions(corpus, bundle, count, accelerator)) if count else None,
+        )
 
     def _save(
         self,
@@ -448,22 +459,15 @@ class _Log:
 # Lengths -------------------------------------------------------------------------------------------------------------------------
 
 
-def stage_schedule(plan: StagePlan, loader: Loader) -> loop.StageSchedule:
+def stage_schedule(plan: StagePlan, epochs: EpochPlan) -> loop.StageSchedule:
     """The lengths of a stage in steps.
 
     Raises:
         ConfigError: an epoch has no step.
     """
-    train = plan.train
-    if train.steps is not None:
-        steps = train.steps
-    else:
-        assert train.epochs is not None
-        whole = int(train.epochs)
-        steps = sum(loader.steps_in_epoch(epoch) for epoch in range(whole))
-        steps += round((train.epochs - whole) * loader.steps_in_epoch(whole)) if train.epochs > whole else 0
+    train, steps = plan.train, stage_steps(plan, epochs)
     if steps < 1:
-        raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {loader.steps_in_epoch(0)} steps.")
+        raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {epochs.steps(0)} steps.")
     warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
     return loop.StageSchedule(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
 

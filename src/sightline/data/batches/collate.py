@@ -23,6 +23,7 @@ class Arrays:
     supervision: dict[str, np.ndarray]
     contrast: np.ndarray | None
     record_ids: tuple[tuple[str, ...], ...]
+    text_width: int = 1
     skipped: tuple[tuple[str, str], ...] = ()
 
     def values(self) -> list[Any]:
@@ -48,6 +49,7 @@ class Arrays:
                 features_NPE=None if features is None else tensor(features),
                 slot_M=tensor(self.visual["slot"]),
                 source_M=tensor(self.visual["source"]),
+                text_width=self.text_width,
             )
         return Batch(
             tokens=Tokens(**{f"{name}_BT": tensor(value) for name, value in self.tokens.items()}, is_plain=self.is_plain),
@@ -88,12 +90,14 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
             _lay_out(sample, {name: values[row, column : column + size] for name, values in tokens.items()})
             column += size
             number += 1
+    num_text = [sum(sample.num_tokens - len(sample.image_slots) for sample in row) for row in rows]
     return Arrays(
         tokens=tokens,
         is_plain=all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows),
         visual=seen.columns(),
         supervision=found.columns(),
         contrast=_contrast(rows),
+        text_width=max([1, *num_text]),
         record_ids=tuple(tuple(branch.record_id for branch in sample.branches) for row in rows for sample in row),
     )
 

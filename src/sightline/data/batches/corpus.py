@@ -1,9 +1,4 @@
-"""One or several data sets as one list of units, and the order in which an epoch draws from them.
-
-Unit numbers run over the sources one after the other. The order of an epoch is a pure function of (seed, epoch, sizes): each
-source is an endless row of permutations from which an epoch takes its share, and the shares are mixed without disturbing the
-order within a source, so that shards are still read from front to back.
-"""
+"""One or several data sets as one list of units, numbered over the sources one after the other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from sightline.data.batches.order import epoch_order
+from sightline.data.batches.plan import BatchRules, EpochPlan
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import Pictures
 from sightline.data.samples.encoding import ConversationEncoder, text_sample
 from sightline.data.samples.length_table import LengthTable
-from sightline.errors import ConfigError, RecordError
-from sightline.runtime.keyed import keyed_generator
+from sightline.errors import RecordError
 from sightline.types import Record, Sample
 
 Built = TypeVar("Built")
@@ -72,10 +66,6 @@ class Corpus:
         return np.concatenate([source.units.tokens for source in self.sources])
 
     @cached_property
-    def crops(self) -> Int[np.ndarray, " units"]:
-        return np.concatenate([source.units.crops for source in self.sources])
-
-    @cached_property
     def supervised(self) -> Int[np.ndarray, " units"]:
         return np.concatenate([source.units.supervised for source in self.sources])
 
@@ -90,15 +80,11 @@ class Corpus:
         names = [source.name for source in self.sources]
         return tuple(f"{name}_{number}" if names.count(name) > 1 else name for number, name in enumerate(names))
 
-    def order(self, seed: int, epoch: int) -> Int[np.ndarray, " draws"]:
-        """Unit numbers of an epoch in order."""
-        return mixture_order(
-            [len(source.units) for source in self.sources],
-            [source.draws for source in self.sources],
-            seed,
-            epoch,
-            [source.windowed for source in self.sources],
-        )
+    def plan(self, rules: BatchRules) -> EpochPlan:
+        """The rows of every step."""
+        sources = self.sources
+        draws, windowed = [source.draws for source in sources], [source.windowed for source in sources]
+        return EpochPlan.of_tables([source.units for source in sources], draws, windowed, rules)
 
     def sample(self, unit: int) -> Sample:
         """Builds a unit: reads its records and tokens, opens its pictures.
@@ -167,36 +153,3 @@ def _attempt(work: Callable[..., Built], *arguments: Any) -> Built | RecordError
         return work(*arguments)
     except RecordError as error:
         return error
-
-
-def mixture_order(
-    sizes: Sequence[int], draws: Sequence[int], seed: int, epoch: int, windowed: Sequence[bool]
-) -> Int[np.ndarray, " draws"]:
-    """Unit numbers of an epoch over several sources.
-
-    Source `i` is an endless sequence of permutations of its `sizes[i]` units; epoch `e` takes the elements
-    `e * draws[i] .. (e + 1) * draws[i] - 1` of it. The sources' places in the epoch are drawn at random.
-
-    Args:
-        sizes: units of each source.
-        draws: units that an epoch takes from each source.
-        seed, epoch: key of everything random.
-        windowed: sources whose permutations run over windows of shards.
-    """
-    labels = np.repeat(np.arange(len(sizes)), draws)
-    if len(sizes) > 1:
-        labels = keyed_generator(seed, epoch, "mixture").permutation(labels)
-    out = np.empty(len(labels), dtype=np.int64)
-    first = 0
-    for number, (size, count) in enumerate(zip(sizes, draws, strict=True)):
-        if count and not size:
-            raise ConfigError(f"source {number} of data.mixture has nothing to draw from.")
-        begin, parts = epoch * count, []
-        while sum(map(len, parts)) < count:
-            at = begin + sum(map(len, parts))
-            cycle, place = divmod(at, size)
-            parts.append(epoch_order(size, seed, cycle, windowed=windowed[number])[place:])
-        own = np.concatenate(parts)[:count] if parts else np.zeros(0, dtype=np.int64)
-        out[labels == number] = own + first
-        first += size
-    return out

@@ -1,66 +1,43 @@
 """Micro-batches in exact order, for any rank, any number of workers, from any step.
 
-What a step sees is decided before anything is read: the rows of an epoch are a pure function of (seed, epoch, length table), and
-rank `r` of `W` takes rows `r, r + W, ...` of a step. Workers hold no state; they get a list of units and give numpy arrays, in
-memory that this process maps as well.
+The epoch plan decides what a step sees before anything is read. Workers hold no state; they get a list of samples and give numpy
+arrays, in memory that this process maps as well.
 """
 
 import gc
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.data.batches.collate import Arrays, collate
 from sightline.data.batches.corpus import Corpus
-from sightline.data.batches.packing import by_length, pack
+from sightline.data.batches.plan import BatchRules, Rows
 from sightline.errors import ConfigError, DistributedError, RecordError
 from sightline.runtime.logs import logger
 from sightline.runtime.prefetch import prefetched
 from sightline.runtime.shared_memory import ArrayPlace, SharedSlots
-from sightline.types import Batch, Sample
+from sightline.types import Batch, Sample, TrainingBatch
 
-Rows = tuple[tuple[int, ...], ...]
+AnyBatch = TypeVar("AnyBatch", bound=TrainingBatch, covariant=True)
 Task = tuple[Rows, int | None]  # what a worker gets: the rows of a micro-batch, and the slot for its arrays
 AHEAD = 2  # micro-batches that a thread makes while another is trained on, where there are no worker processes
 AHEAD_PER_WORKER = 4  # micro-batches asked of each worker: it has the next one to do while its last one waits
 
 
 @dataclass(frozen=True)
-class BatchRules:
-    """How units become rows and rows become steps.
-
-    Attributes:
-        pack: several units per row; else one.
-        row_tokens, row_images: limits of a packed row.
-        rows_per_step: rows of one optimiser step over all ranks and micro-batches.
-        accumulate: micro-batches per step and rank.
-        sort_by_length: neighbours of like length where rows are not packed.
-        seed: key of the order.
-    """
-
-    pack: bool
-    row_tokens: int
-    row_images: int
-    rows_per_step: int
-    accumulate: int
-    sort_by_length: bool
-    seed: int
-
-
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(Generic[AnyBatch]):
     """A batch with what was lost while it was made.
 
     Attributes:
-        skipped: `(number of the unit, reason)` of samples whose pictures could not be opened; their places carry no weight.
+        skipped: `(sample number, reason)` of samples whose images could not be opened; their places carry no weight.
     """
 
-    batch: Batch
-    skipped: tuple[tuple[str, str], ...]
+    batch: AnyBatch
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,47 +112,22 @@ class Loader:
             )
         self.corpus, self.rules, self.pad_id = corpus, rules, pad_id
         self.rank, self.world, self.workers, self.timeout = rank, world, workers, timeout
-        self.epoch_rows = lru_cache(maxsize=2)(self._epoch_rows)
-
-    def _epoch_rows(self, epoch: int) -> Rows:
-        order = self.corpus.order(self.rules.seed, epoch)
-        if self.rules.pack:
-            limits = (self.rules.row_tokens, self.rules.row_images)
-            return pack(order, self.corpus.tokens, self.corpus.crops, *limits).rows
-        if self.rules.sort_by_length:
-            order = by_length(order, self.corpus.tokens, self.rules.rows_per_step)
-        return tuple((unit,) for unit in order.tolist())
+        self.plan = corpus.plan(rules)
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Optimiser steps of an epoch; the last may have fewer samples."""
-        return -(-len(self.epoch_rows(epoch)) // self.rules.rows_per_step)
+        return self.plan.steps(epoch)
 
-    def rows_of_step(self, epoch: int, step: int) -> list[Rows]:
-        """The rows of this rank in a step, one entry per micro-batch; places that an epoch's last step leaves free are empty."""
-        count = self.rules.rows_per_step
-        rows = list(self.epoch_rows(epoch)[step * count : (step + 1) * count])
-        rows += [()] * (count - len(rows))
-        own = rows[self.rank :: self.world]
-        size = len(own) // self.rules.accumulate
-        return [tuple(own[at : at + size]) for at in range(0, len(own), size)]
-
-    def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch]]:
+    def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch[Batch]]]:
         """The micro-batches of each of the next `until` steps, beginning at `(epoch, step)`, across epochs."""
-        plan = self._plan(epoch, step, until)
-        batches = self._make(rows for step_rows in plan for rows in step_rows)
+        steps = self.plan.next_steps(epoch, step, until, self.rank, self.world)
+        batches = self._make(rows for step_rows in steps for rows in step_rows)
         for _ in range(until):
             group = []
             for _ in range(self.rules.accumulate):
                 arrays = next(batches)
                 group.append(MicroBatch(arrays.to_batch(), arrays.skipped))
             yield group
-
-    def _plan(self, epoch: int, step: int, until: int) -> Iterator[list[Rows]]:
-        for _ in range(until):
-            if step >= self.steps_in_epoch(epoch):
-                epoch, step = epoch + 1, 0
-            yield self.rows_of_step(epoch, step)
-            step += 1
 
     def _make(self, plan: Iterable[Rows]) -> Iterator[Arrays]:
         """Arrays in the order of the plan. A dead worker costs one restart from the first batch that is missing."""

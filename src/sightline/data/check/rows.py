@@ -1,6 +1,6 @@
 """What a data set becomes under a configuration: lengths in tokens, what is supervised, what is left out, how rows fill.
 
-Everything is counted by the code that trains: the same builder, the same length table, the same packing.
+Everything is counted by the code that trains: the same builder, the same length table, the same epoch plan.
 """
 
 from array import array
@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from sightline.data.batches.packing import by_length, pack
+from sightline.data.batches.packing import by_length
+from sightline.data.batches.plan import EpochPlan
 from sightline.data.check.figures import spread
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
 from sightline.data.samples.length_table import LengthTable, LengthTableRules, make_length_table
+from sightline.data.samples.token_table import starts
 from sightline.errors import RecordError
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
@@ -145,90 +147,61 @@ def measure_rows(
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Lengths of units, and of the conversations that each is made of.
+class ConversationLengths:
+    """Length of every conversation as a row of its own, by sample.
 
     Attributes:
-        tokens, crops: of each unit.
-        alone: of each conversation as a row of its own.
-        begin: where each unit's conversations begin in `alone`; one entry more than units.
+        alone: of each conversation.
+        begin: where each sample's conversations begin; one entry more than samples.
     """
 
-    tokens: Int[np.ndarray, " units"]
-    crops: Int[np.ndarray, " units"]
     alone: Int[np.ndarray, " conversations"]
-    begin: Int[np.ndarray, " units_and_end"]
+    begin: Int[np.ndarray, " samples_and_end"]
 
     @classmethod
-    def of(cls, sources: Sequence[RowFigures]) -> "Lengths":
-        """Those of several data sets, one after the other."""
-        tables = [source.units for source in sources if source.units is not None]
-        starts = np.cumsum([0, *(table.begin[-1] for table in tables)])
-        begin = [table.begin[:-1] + start for table, start in zip(tables, starts, strict=False)]
-        return cls(
-            np.concatenate([table.tokens for table in tables]),
-            np.concatenate([table.crops for table in tables]),
-            np.concatenate([np.asarray(source.kept_lengths, dtype=np.int64) for source in sources]),
-            np.concatenate([*begin, starts[-1:]]),
-        )
+    def of(cls, tables: Sequence[LengthTable], kept_lengths: Sequence[Sequence[int]]) -> "ConversationLengths":
+        """Those of several data sets, one after the other.
 
-    def conversations(self, order: Int[np.ndarray, " draws"]) -> Int[np.ndarray, " conversations"]:
-        """Length of every conversation of some units."""
-        spans = [self.alone[self.begin[unit] : self.begin[unit + 1]] for unit in order.tolist()]
+        Args:
+            tables: the samples of each data set.
+            kept_lengths: of all its conversations that can be trained on.
+        """
+        alone = [np.asarray(lengths, dtype=np.int64)[table.text] for table, lengths in zip(tables, kept_lengths, strict=True)]
+        return cls(np.concatenate(alone), starts(np.concatenate([np.diff(table.begin) for table in tables]).tolist()))
+
+    def of_samples(self, order: Int[np.ndarray, " draws"]) -> Int[np.ndarray, " conversations"]:
+        """Length of every conversation of some samples."""
+        spans = [self.alone[self.begin[sample] : self.begin[sample + 1]] for sample in order.tolist()]
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Filling:
-    """How units become the rows and steps of an epoch.
-
-    Attributes:
-        pack: several units share a row; else each has its own, padded to the longest of its batch.
-        row_tokens, row_images: limits of a packed row.
-        rows_per_step: rows of an optimiser step.
-        accumulate: micro-batches of a step.
-        sort_by_length: without packing, neighbours of like length.
-    """
-
-    pack: bool
-    row_tokens: int
-    row_images: int
-    rows_per_step: int
-    accumulate: int
-    sort_by_length: bool
-
-
-def fill_rows(order: Int[np.ndarray, " draws"], lengths: Lengths, filling: Filling) -> dict[str, Any]:
-    """Rows, fill rate and steps of an epoch, beside what padded batches of single conversations would take.
+def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> dict[str, Any]:
+    """Rows, fill rate and steps of the first epoch, beside what padded batches of single conversations would take.
 
     Args:
-        order: the units of an epoch.
-        lengths: of the units.
-        filling: how rows are made.
+        plan: the rows of an epoch.
+        conversations: lengths of the conversations of its samples.
     """
-    tokens, batch = int(lengths.tokens[order].sum()), max(1, filling.rows_per_step // filling.accumulate)
-    full = 0
-    if filling.pack:
-        packed = pack(order, lengths.tokens, lengths.crops, filling.row_tokens, filling.row_images)
-        rows, capacity = len(packed.rows), packed.capacity
-        full = sum(int(lengths.crops[list(row)].sum()) == filling.row_images for row in packed.rows)
+    rules, order, rows = plan.rules, plan.order(0), plan.rows(0)
+    tokens, batch = int(plan.lengths[order].sum()), max(1, rules.rows_per_step // rules.accumulate)
+    if rules.pack:
+        capacity = len(rows) * rules.row_tokens
     else:
-        ordered = by_length(order, lengths.tokens, filling.rows_per_step) if filling.sort_by_length else order
-        rows, capacity = len(order), padded(lengths.tokens[ordered], batch)
-    single = keyed_generator("padded", 0).permutation(lengths.conversations(order))
-    size = max(1, round(len(single) / max(rows, 1) * batch))  # as many conversations a batch as the rows above hold
+        capacity = padded(plan.lengths[[sample for row in rows for sample in row]], batch)
+    single = keyed_generator("padded", 0).permutation(conversations.of_samples(order))
+    size = max(1, round(len(single) / max(len(rows), 1) * batch))  # as many conversations a batch as the rows above hold
     as_padded = padded(single, size)
     sorted_padded = padded(single[by_length(np.arange(len(single)), single, size)], size)
     return {
         "samples": len(order),
         "conversations": len(single),
         "tokens": tokens,
-        "rows": rows,
-        "rows_full_of_images": full,
+        "rows": len(rows),
+        "rows_full_of_images": sum(int(plan.crops[list(row)].sum()) == rules.row_images for row in rows) if rules.pack else 0,
         "capacity": capacity,
         "fill": tokens / capacity if capacity else 0.0,
-        "rows_per_step": filling.rows_per_step,
-        "steps_per_epoch": -(-rows // filling.rows_per_step),
+        "rows_per_step": rules.rows_per_step,
+        "steps_per_epoch": plan.steps(0),
         "padded": {"batch": size, "capacity": as_padded, "capacity_sorted": sorted_padded, "tokens": int(single.sum())},
         "padded_over_packed": as_padded / capacity if capacity else 0.0,
     }

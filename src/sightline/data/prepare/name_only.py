@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from sightline.data.readers.base import ImageInRoot, Item, Tally
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions
+from sightline.data.records import check_record
 from sightline.errors import RecordError
 from sightline.types import ImageInfo, Record
 
@@ -22,7 +23,7 @@ def named_record(item: Item, tally: Tally) -> Record:
     """The record of an item with the names of its images; sizes are those that the source claims, else 1 x 1.
 
     Raises:
-        RecordError: `image_without_name`: the image lies in the source itself; or the reasons of `Record.check`.
+        RecordError: `image_without_name`: the image lies in the source itself; or the reasons of `check_record`.
     """
     names = []
     for image in item.images:
@@ -37,5 +38,5 @@ def named_record(item: Item, tally: Tally) -> Record:
     elif item.pixel_boxes:
         tally.notes["box_without_size"] += len(item.pixel_boxes)
     record = replace(item.record, images=tuple(names), image_info=infos, boxes=boxes)
-    record.check()
+    check_record(record)
     return record

@@ -31,6 +31,7 @@ from sightline.data.prepare.writer import Written, file_entry, write_records
 from sightline.data.readers import FORMATS, ImageInRoot, Item, Skip, SourceOptions, Tally
 from sightline.data.readers.base import Format, uniform
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions, refers_to_shown, turned_box
+from sightline.data.records import check_record, record_to_json
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection as faults
 from sightline.runtime.logs import Bar, progress
@@ -346,7 +347,7 @@ class _Preparation:
             if isinstance(outcome, Skip):
                 skipped.write(dump_line(_skip_line(outcome)))
             else:
-                checked.write(dump_line(outcome.to_json()))
+                checked.write(dump_line(record_to_json(outcome)))
             self.budget.add(outcome if isinstance(outcome, Skip) else None)
             bar.step(1, f"{self.budget.ok} ok, {sum(self.budget.skipped.values())} skipped")
 
@@ -459,9 +460,9 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     if not _SPLIT.match(record.split):
         raise RecordError("bad_split", f"split {record.split!r} must be made of letters, digits, '_', '-' and '.'")
     record = replace(record, captions=captions, images=tuple(map(str, range(len(item.images)))), image_info=())
-    record.check()
+    check_record(record)
     try:
-        dump_line(record.to_json())
+        dump_line(record_to_json(record))
     except (UnicodeEncodeError, TypeError, ValueError) as error:
         raise RecordError("bad_text", f"cannot be written as JSON: {error}") from error
     return replace(item, record=record)

@@ -18,6 +18,7 @@ from sightline.data.dataset import INDEX, INDEX_ROW, RECORDS
 from sightline.data.prepare.image_store import name_number
 from sightline.data.prepare.splitting import ImageGroups, SplitRule
 from sightline.data.readers.base import DEFAULT_SPLIT
+from sightline.data.records import record_from_json, record_to_json
 from sightline.errors import DataError, UsageError
 from sightline.runtime.storage import atomic_file, dump_line, sha256_file
 from sightline.types import Record
@@ -40,7 +41,7 @@ def read_lines(path: Path) -> Iterator[Record]:
     """Records of a file that `dump_line` wrote."""
     with path.open("rb") as file:
         for line in file:
-            yield Record.from_json(json.loads(line))
+            yield record_from_json(json.loads(line))
 
 
 def write_records(work: Path, checked: Path, count: int, rule: SplitRule, poll: Callable[[], None] = lambda: None) -> Written:
@@ -79,7 +80,7 @@ def write_records(work: Path, checked: Path, count: int, rule: SplitRule, poll: 
             if code >= MAX_SPLITS:
                 raise DataError(f"more than {MAX_SPLITS} splits, e.g. {record.split!r}.", "Is 'split' mapped to the right key?")
             splits[record.split] += 1
-            told = record.to_json()
+            told = record_to_json(record)
             line = dump_line(told)
             records.write(line)
             index.add((offset, places, len(line), 0, len(record.images), code))

@@ -11,7 +11,7 @@ from typing import Any
 from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SKIPPED, Dataset
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
-from sightline.types import Record
+from sightline.data.records import record_from_json
 
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
@@ -32,7 +32,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
                 tally.notes["empty_caption"] += len(captions) - len(told)
         if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
             values["id"] = make_id(values.pop(options.mapping["id"], None), number)
-        record = Record.from_json(values)
+        record = record_from_json(values)
         return Item(
             record,
             tuple(ImageInRoot(root, name) for name in record.images),

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sightline.data.readers.base import shown
+from sightline.data.records import record_from_json
 from sightline.errors import RecordError
-from sightline.types import Message, Part, Record
+from sightline.types import Message, Part
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
@@ -119,13 +120,13 @@ def chat(messages: Any, num_images: int) -> tuple[Message, ...]:
         RecordError: reason `bad_messages`, or `places_without_image` and the like.
     """
     if num_images and isinstance(messages, list | tuple) and not any(map(_has_image_part, messages)):
-        record = Record.from_json({"id": "row", "messages": list(messages)})
+        record = record_from_json({"id": "row", "messages": list(messages)})
         return tuple(
             Message(message.role, tuple(part for text in message.content for part in marked_parts(text.text or "")))
             for message in record.messages
         )
     line = {"id": "row", "images": [str(index) for index in range(num_images)], "messages": messages}
-    return Record.from_json(line).messages
+    return record_from_json(line).messages
 
 
 def _has_image_part(message: Any) -> bool:

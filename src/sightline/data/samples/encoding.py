@@ -6,7 +6,7 @@ they have in common, and whatever cannot be trained on has a reason.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ from jaxtyping import Int
 from sightline.data.images.tilings import Layout, TilingConfig
 from sightline.data.samples.templates import Rendered, Template, Turn
 from sightline.errors import RecordError
-from sightline.types import IMAGE, Branch, Message, Part, Record, Sample, Span
+from sightline.types import IMAGE, EncodedConversation, Message, Part, Record, Sample, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,25 +64,6 @@ class TextEncoding:
 
     ids: Int[np.ndarray, " T"]
     turn_of: Int[np.ndarray, " T"]
-
-
-@dataclass(frozen=True)
-class EncodedConversation:
-    """One branch as it stands alone.
-
-    Attributes:
-        ids: tokens, an image token at each visual slot.
-        spans: supervised tokens.
-        slots: positions of the visual slots.
-    """
-
-    ids: Int[np.ndarray, " T"]
-    spans: tuple[Span, ...]
-    slots: Int[np.ndarray, " M"]
-
-    @property
-    def num_supervised(self) -> int:
-        return sum(span.end - span.start for span in self.spans)
 
 
 class ConversationEncoder:
@@ -339,19 +320,13 @@ def shared_prefix(rows: Sequence[EncodedConversation]) -> int:
     return prefix if holds_images else 0
 
 
-def as_branch(row: EncodedConversation, record_id: str) -> Branch:
-    """A row as a branch of a sample."""
-    return Branch(row.ids, row.spans, record_id)
-
-
 def text_sample(
     rows: Sequence[EncodedConversation], record_ids: Sequence[str], layouts: Sequence[Layout], tokens_per_crop: int, source: int = 0
 ) -> Sample:
     """Rows with the same pictures as one sample whose pictures are not filled in."""
     return Sample(
-        branches=tuple(as_branch(row, record_id) for row, record_id in zip(rows, record_ids, strict=True)),
+        branches=tuple(replace(row, record_id=record_id) for row, record_id in zip(rows, record_ids, strict=True)),
         prefix=shared_prefix(rows) if len(rows) > 1 else 0,
-        image_slots=rows[0].slots,
         image_source=join_sources(layouts, tokens_per_crop),
         tokens_per_crop=tokens_per_crop,
         source=source,

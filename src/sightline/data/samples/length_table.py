@@ -23,6 +23,7 @@ from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, TextEncoding, shared_prefix
 from sightline.data.samples.token_table import TokenTable, TokenWriter, starts
 from sightline.errors import DataError, RecordError, SkipLimitError, StorageError
+from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Record
@@ -43,7 +44,7 @@ class LengthTable:
         crops: images (tiles) of each unit.
         skipped: records or captions that cannot be trained on, by reason.
         texts: all conversations as they were tokenised; None where they were not kept.
-        text: for each member the number of its conversation in `texts`.
+        text: for each member the number of its conversation in `texts`, which counts all that can be trained on.
     """
 
     record: Int[np.ndarray, " members"]
@@ -53,9 +54,9 @@ class LengthTable:
     alone: Int[np.ndarray, " units"]
     supervised: Int[np.ndarray, " units"]
     crops: Int[np.ndarray, " units"]
+    text: Int[np.ndarray, " members"]
     skipped: dict[str, int] = field(default_factory=dict)
     texts: TokenTable | None = None
-    text: Int[np.ndarray, " members"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -74,8 +75,14 @@ class LengthTable:
             crops=self.crops[chosen],
             skipped=self.skipped,
             texts=self.texts,
-            text=self.text[places] if self.texts is not None else self.text,
+            text=self.text[places],
         )
+
+    def limited(self, limit: int | None) -> "LengthTable":
+        """The table of at most `limit` samples, the same ones each time, in order; all of them with None."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.subset(np.sort(keyed_generator("limit", 0).permutation(len(self))[:limit]))
 
     def members(self, unit: int) -> list[tuple[int, int]]:
         """`(record, conversation)` of each branch of a unit."""
@@ -139,7 +146,7 @@ def load_length_table(
         cache: folder of tables; None keeps nothing.
 
     Raises:
-        BudgetError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
+        SkipLimitError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
     """
     if cache is None:
         units = _made_in_memory(dataset, split, builder, rules)
@@ -180,8 +187,7 @@ def _with_texts(
     """The table, and where each conversation begins in the file."""
     writer = TokenWriter(file)
     units = make_length_table(dataset, dataset.split_indices(split), builder, rules, texts=writer)
-    begin = writer.begin
-    return replace(units, text=np.arange(len(begin) - 1)), begin
+    return units, writer.begin
 
 
 def check_skip_limit(units: LengthTable, max_skipped: float, split: str) -> None:
@@ -244,6 +250,7 @@ def make_length_table(
         alone=columns[:, 1],
         supervised=columns[:, 2],
         crops=columns[:, 3],
+        text=np.arange(len(members)),
         skipped=dict(reader.skipped),
     )
 

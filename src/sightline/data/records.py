@@ -1,0 +1,164 @@
+"""A record as JSON and back, and what a record must fulfil. The checks name the field that is wrong."""
+
+import math
+from dataclasses import fields
+from pathlib import PurePosixPath
+from typing import Any
+
+from sightline.errors import RecordError
+from sightline.types import Box, ImageInfo, Message, Part, Record
+
+RECORD_FIELDS = frozenset(item.name for item in fields(Record))
+
+
+def record_to_json(record: Record) -> dict[str, Any]:
+    """Gives a record as a JSON object; empty fields are left out."""
+    out: dict[str, Any] = {"id": record.id, "split": record.split}
+    if record.images:
+        out["images"] = list(record.images)
+    if record.image_info:
+        out["image_info"] = [[info.sha256, info.width, info.height] for info in record.image_info]
+    if record.messages:
+        out["messages"] = [
+            {
+                "role": message.role,
+                "content": [
+                    {"type": "image"} if part.is_image else {"type": "text", "text": part.text} for part in message.content
+                ],
+            }
+            for message in record.messages
+        ]
+    for name in ("captions", "answers", "negatives"):
+        if getattr(record, name):
+            out[name] = list(getattr(record, name))
+    if record.boxes:
+        out["boxes"] = [{"label": box.label, "xyxy": list(box.xyxy), "score": box.score} for box in record.boxes]
+    if record.meta:
+        out["meta"] = dict(record.meta)
+    return out
+
+
+def record_from_json(line: Any) -> Record:
+    """Reads a record from a JSON object and checks it.
+
+    Raises:
+        RecordError: a field is missing, unknown, or of the wrong type; `reason` names it. Also what `check_record` raises.
+    """
+    if not isinstance(line, dict):
+        raise RecordError("not_an_object", f"a record is a JSON object, this is {type(line).__name__}")
+    unknown = sorted(set(line) - RECORD_FIELDS)
+    if unknown:
+        raise RecordError("unknown_field", f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_FIELDS))}")
+    record_id = line.get("id")
+    if isinstance(record_id, bool) or not isinstance(record_id, str | int) or record_id == "":
+        raise RecordError("bad_id", f"'id' must be a text or a whole number, got {record_id!r}")
+    record = Record(
+        id=str(record_id),
+        images=_texts(line, "images"),
+        image_info=tuple(_image_info(item) for item in _items(line, "image_info")),
+        messages=tuple(_message(item) for item in _items(line, "messages")),
+        captions=_texts(line, "captions"),
+        boxes=tuple(_box(item) for item in _items(line, "boxes")),
+        answers=_texts(line, "answers"),
+        negatives=_texts(line, "negatives"),
+        split=_text(line.get("split", "train"), "split"),
+        meta=_meta(line.get("meta", {})),
+    )
+    check_record(record)
+    return record
+
+
+def check_record(record: Record) -> None:
+    """Refuses a record that cannot be trained or evaluated on.
+
+    Raises:
+        RecordError: reasons `no_text`, `two_texts`, `empty_caption`, `images_without_place`, `places_without_image`,
+            `path_outside_root`, `image_info_count`, `no_split`.
+    """
+    if record.messages and record.captions:
+        raise RecordError("two_texts", "a record has 'messages' or 'captions', not both")
+    if not record.messages and not record.captions:
+        raise RecordError("no_text", "a record needs 'messages' or 'captions'")
+    if any(not caption.strip() for caption in record.captions):
+        raise RecordError("empty_caption", "a caption is empty")
+    if not record.split:
+        raise RecordError("no_split", "'split' is empty")
+    if record.messages:
+        places = sum(message.num_images for message in record.messages)
+        if places < len(record.images):
+            raise RecordError("images_without_place", f"{len(record.images)} images, {places} image parts in 'messages'")
+        if places > len(record.images):
+            raise RecordError("places_without_image", f"{places} image parts in 'messages', {len(record.images)} images")
+    if record.image_info and len(record.image_info) != len(record.images):
+        raise RecordError("image_info_count", f"{len(record.images)} images, {len(record.image_info)} entries in 'image_info'")
+    for path in record.images:
+        pure = PurePosixPath(path.replace("\\", "/"))
+        if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+            raise RecordError("path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder")
+
+
+def _items(line: dict[str, Any], name: str) -> list[Any]:
+    value = line.get(name, [])
+    if not isinstance(value, list):
+        raise RecordError(f"bad_{name}", f"{name!r} must be a list, got {type(value).__name__}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"bad_{name}", f"{name!r} must be text, got {type(value).__name__}")
+    return value
+
+
+def _texts(line: dict[str, Any], name: str) -> tuple[str, ...]:
+    return tuple(_text(value, name) for value in _items(line, name))
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecordError("bad_meta", f"'meta' must be an object, got {type(value).__name__}")
+    return value
+
+
+def _image_info(item: Any) -> ImageInfo:
+    match item:
+        case [str(sha256), int(width), int(height)] if width > 0 and height > 0:
+            return ImageInfo(sha256, width, height)
+    raise RecordError("bad_image_info", f"an 'image_info' entry is [sha256, width, height], got {item!r}")
+
+
+def _message(item: Any) -> Message:
+    if not isinstance(item, dict) or item.get("role") not in ("system", "user", "assistant"):
+        raise RecordError("bad_messages", "a message is {'role': 'system'|'user'|'assistant', 'content': ...}")
+    content = item.get("content")
+    if isinstance(content, str):
+        return Message(item["role"], (Part(content),))
+    if not isinstance(content, list):
+        raise RecordError("bad_messages", "'content' of a message is a text or a list of parts")
+    return Message(item["role"], tuple(_part(part) for part in content))
+
+
+def _part(item: Any) -> Part:
+    match item:
+        case {"type": "image"}:
+            return Part()
+        case {"type": "text", "text": str(text)}:
+            return Part(text)
+    raise RecordError("bad_messages", "a content part is {'type': 'image'} or {'type': 'text', 'text': ...}")
+
+
+def _is_finite(value: Any) -> bool:
+    """A number that fits a float; JSON allows whole numbers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and abs(value) <= 1e300
+
+
+def _box(item: Any) -> Box:
+    if not isinstance(item, dict) or not isinstance(item.get("label"), str):
+        raise RecordError("bad_boxes", "a box is {'label': text, 'xyxy': [left, top, right, bottom], 'score': number}")
+    values = [*item.get("xyxy", []), item.get("score", 1.0)] if isinstance(item.get("xyxy"), list) else []
+    if len(values) != 5 or not all(_is_finite(value) for value in values):
+        raise RecordError("bad_boxes", f"'xyxy' of a box is four finite numbers, got {item.get('xyxy')!r}")
+    left, top, right, bottom, score = (float(value) for value in values)
+    if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
+        raise RecordError("bad_boxes", f"'xyxy' are fractions with left <= right and top <= bottom, got {item['xyxy']!r}")
+    return Box(item["label"], (left, top, right, bottom), score)
