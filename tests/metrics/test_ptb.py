@@ -24,6 +24,22 @@ def test_every_golden_sentence_has_the_tokens_of_the_official_program() -> None:
     assert not differences
 
 
+def test_words_with_an_apostrophe_are_whole_in_any_case() -> None:
+    # Output of the official program for this line.
+    line = "A Nor'easter hit CAP'N Crunch near C'EST la vie and NAT'L li'l EV'RY E'ER C'MON CONT'D. S'MORES s'Mores"
+    assert tokenize(line) == line.lower().split()
+
+
+def test_a_thin_space_after_a_web_address_is_no_part_of_a_line_that_ends_there() -> None:
+    # pycocoevalcap strips each line of the official program, which takes U+2009 into the token.
+    assert tokenize_all(["see http://a.b/c\u2009", "see http://a.b/c\u2009 now", "www.a.com/x\u2009", "hi\u2009"]) == [
+        ["see", "http://a.b/c"],
+        ["see", "http://a.b/c\u2009", "now"],
+        ["www.a.com/x"],
+        ["hi"],
+    ]
+
+
 def test_punctuation_goes_and_brackets_stay_as_words() -> None:
     assert tokenize('He said: "Stop!" (twice), - then left...') == ["he", "said", "stop", "-lrb-", "twice", "-rrb-", "then", "left"]
 

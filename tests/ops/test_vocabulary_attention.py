@@ -194,6 +194,15 @@ def test_the_closed_form_is_the_mean_and_variance_of_the_scores() -> None:
     torch.testing.assert_close(variance, scores.var(1, correction=0), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0, 30.0, 300.0])
+def test_the_closed_form_does_not_cancel_where_keys_share_a_large_mean(shift: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(5000, 16, generator=generator) + shift * torch.randn(16, generator=generator)
+    query = torch.randn(64, 16, generator=generator)
+    variance = (query.double() @ keys.double().T).var(1, correction=0)
+    torch.testing.assert_close(outer_statistics(query, keys)[1].double(), variance, rtol=1e-5, atol=0)
+
+
 # Words that may not be used ---------------------------------------------------------------------------------------------------
 
 

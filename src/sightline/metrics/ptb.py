@@ -40,14 +40,26 @@ def tokenize_all(texts: Iterable[str]) -> list[list[str]]:
     Returns:
         One list per text. A token may hold a no-break space ("3 1/2" is one token).
     """
-    lines: list[list[str]] = [[]]
+    lines: list[list[str]] = []
     text = "\n".join(_LINE_END.sub(" ", text) for text in texts)
-    for token in _lex(_surrogates(text)):
-        if token == "\n":
-            lines.append([])
-        elif (lowered := token.lower()) not in PUNCTUATION:
-            lines[-1].append(lowered if lowered.isascii() else _characters(lowered))
+    for line in _lines(_surrogates(text)):
+        # pycocoevalcap strips the line before it removes punctuation; a web address takes a thin space (U+2009) along.
+        lowered = [*(token.lower() for token in line[:-1]), *(token.lower().rstrip() for token in line[-1:])]
+        words = [token for token in lowered if token and token not in PUNCTUATION]
+        lines.append([token if token.isascii() else _characters(token) for token in words])
     return lines
+
+
+def _lines(text: str) -> Iterator[list[str]]:
+    """The tokens of each line."""
+    line: list[str] = []
+    for token in _lex(text):
+        if token == "\n":
+            yield line
+            line = []
+        else:
+            line.append(token)
+    yield line
 
 
 def _lex(text: str) -> Iterator[str]:

@@ -189,8 +189,8 @@ _APOSTROPHE_WORDS = (
     f"[A-HJ-XZn]{_TICK}[{_L}]{{2,}}",
     f"[{_L}]+[aeiouyAEIOUY]{_TICK}[aeiouA-Z][{_L}]*",
     f"[oO]{_TICK}[oO]",
-    r"cont'd\.|nor'easter|c'mon|e'er|[sS]'mores|ev'ry|[lL]i'l|nat'l",
-    f"[cC]ap{_APOSTROPHE}n|[cC]{_APOSTROPHE}est",
+    r"(?i:cont'd\.|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)",
+    f"(?i:cap{_APOSTROPHE}n|c{_APOSTROPHE}est)",
 )
 
 
