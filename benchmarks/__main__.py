@@ -19,6 +19,7 @@ BENCHMARKS = {
     "data": "benchmarks.data",
     "downloads": "benchmarks.downloads",
     "features": "benchmarks.features",
+    "kill": "benchmarks.kill",
     "memory": "benchmarks.memory",
     "packing": "benchmarks.packing",
     "ranks": "benchmarks.ranks",
