@@ -1,6 +1,5 @@
 """`sightline data check`: is the data whole, what stands in it twice, and what will training make of it?"""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,9 +71,10 @@ def check(
 
     from sightline.assembly.inspect.check import CheckRequest, check_data, judge
     from sightline.data.check import CheckOptions
+    from sightline.runtime.workers import usable_cores
 
     options = CheckOptions(
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        workers=usable_cores() if workers is None else workers,
         check_hash=check_hash,
         min_side=min_side,
         max_aspect=max_aspect,
