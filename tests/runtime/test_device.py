@@ -54,9 +54,10 @@ def test_auto_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, cuda:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert choose_runtime("auto", "auto", 1) == Runtime(chosen, cuda, 1, exact)
-    if not cuda:
-        with pytest.raises(ConfigError, match="torch sees no GPU"):
-            choose_runtime("cuda", "auto", 1)
+    for device, is_there in {"cuda": cuda, "mps": mps}.items():
+        if not is_there:
+            with pytest.raises(ConfigError, match=f"runtime.device={device}, but torch sees no GPU"):
+                choose_runtime(device, "auto", 1)
 
 
 def test_images_are_opened_without_touching_the_warning_filters_of_the_process() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sightline.errors import DistributedError, StorageError
 from sightline.runtime import workers
-from sightline.runtime.workers import TASKS_PER_WORKER, GuardedPool, TaskFailure
+from sightline.runtime.workers import TASKS_PER_WORKER, GuardedPool, TaskFailure, usable_cores
 from tests.runtime import worker_hooks
 from tests.runtime.worker_hooks import act
 
@@ -44,6 +44,15 @@ def _no_child_and_no_descriptor_is_left() -> Iterator[None]:
 
 def reasons(outcomes: list[object]) -> list[object]:
     return [outcome.reason if isinstance(outcome, TaskFailure) else outcome for outcome in outcomes]
+
+
+def test_cores_are_those_that_the_process_may_use_where_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert usable_cores() == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert usable_cores() == 1
 
 
 BAD = {

@@ -1,6 +1,5 @@
 """`sightline data ...`: everything that makes, checks, shows or exports a dataset folder."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,6 +61,7 @@ def prepare(
     from sightline.data.prepare.splitting import SplitRule, parse_shares
     from sightline.data.readers import SourceOptions
     from sightline.data.readers.base import parse_mapping
+    from sightline.runtime.workers import usable_cores
 
     options = PrepareOptions(
         out=out,
@@ -82,7 +82,7 @@ def prepare(
         split=SplitRule(parse_shares(split or ()), by, seed),
         sample=sample,
         group=group,
-        workers=_cores() if workers is None else workers,
+        workers=usable_cores() if workers is None else workers,
         max_skipped=max_skipped,
         shards=None if shards is None else parse_size(shards),
         licence=licence,
@@ -96,11 +96,6 @@ def prepare(
         emit(result)
     else:
         _print_prepared(result)
-
-
-def _cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _print_prepared(result: dict[str, Any]) -> None:

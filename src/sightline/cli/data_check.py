@@ -1,6 +1,5 @@
 """`sightline data check`: is the data whole, what stands in it twice, and what will training make of it?"""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +40,7 @@ def check(
         str | None, typer.Option(metavar="RUN", help="A model that looks: list the texts that their pictures support least.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="A feature store for --gain, instead of the pictures.")] = None,
-    device: Annotated[str, typer.Option(help="Of --gain: auto, cpu, cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Of --gain: auto, cpu, cuda, mps.")] = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,
@@ -72,9 +71,10 @@ def check(
 
     from sightline.assembly.inspect.check import CheckRequest, check_data, judge
     from sightline.data.check import CheckOptions
+    from sightline.runtime.workers import usable_cores
 
     options = CheckOptions(
-        workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+        workers=usable_cores() if workers is None else workers,
         check_hash=check_hash,
         min_side=min_side,
         max_aspect=max_aspect,

@@ -1,6 +1,5 @@
 """`sightline data features`: a frozen encoder's outputs computed once, or a table of features imported."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ def features(
     batch_size: Annotated[int, typer.Option(min=1, help="Crops per batch of the encoder.")] = 32,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; by device.")] = None,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures that may be skipped.")] = 0.01,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the encoder runs.")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where the encoder runs.")] = None,
     external: Annotated[Path | None, typer.Option(help="Import this table (.npz, .npy, .h5) instead of encoding.")] = None,
     names: Annotated[str | None, typer.Option(help="external: key of the names; for .npy a file of names.")] = None,
     values: Annotated[str | None, typer.Option(help="external: key of the features.")] = None,
@@ -63,9 +62,10 @@ def features(
         if names or values or scale or power != 1.0:
             raise UsageError("--names, --values, --scale and --power describe a table.", "Name it with --external FILE.")
         from sightline.assembly.encode.features import EncodingRequest, encode_dataset
+        from sightline.runtime.workers import usable_cores
 
         eye, runtime = _encoder(config, recipe, run, settings, device)
-        default_workers = 1 if runtime.device == "cpu" else len(os.sched_getaffinity(0))
+        default_workers = 1 if runtime.device == "cpu" else usable_cores()
         request = EncodingRequest(
             datasets=datasets,
             out=out,

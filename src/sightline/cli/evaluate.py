@@ -41,7 +41,7 @@ def evaluate(
     ] = "train",
     shots_seed: Annotated[int, typer.Option(min=0, help="Of their draw.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; inside the run by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of the intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

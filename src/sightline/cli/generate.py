@@ -21,7 +21,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw among the likeliest tokens of this total share.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(min=1.0, help="Above 1 makes repeating less likely.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of drawing.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say something about a picture.

@@ -30,7 +30,7 @@ def probe(
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     features: Annotated[str | None, typer.Option(help="A feature store, instead of the pictures.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -29,7 +29,7 @@ def report(
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many records, drawn at random with a fixed seed.")] = None,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

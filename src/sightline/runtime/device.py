@@ -65,10 +65,9 @@ def choose_runtime(
         ConfigError: the wanted device is not there.
     """
     if device == "auto":
-        has_mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("runtime.device=cuda, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"runtime.device={device}, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
     exact = device == "cpu" if deterministic is None else deterministic
     return Runtime(device, bf16, torch.get_num_threads() if threads is None else threads, exact)

@@ -41,6 +41,11 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+def usable_cores() -> int:
+    """Number of processors that this process may use; macOS and Windows know only how many the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class TaskFailure:
     """Why a task has no result.

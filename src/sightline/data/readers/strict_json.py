@@ -8,6 +8,7 @@ import codecs
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ class _NotStrict(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _NotStrict(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+        counts = Counter(name for name, _ in pairs)
+        raise _NotStrict(f"key {next(name for name in counts if counts[name] > 1)!r} stands twice in one object")
     return out
 
 
