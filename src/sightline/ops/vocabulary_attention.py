@@ -106,8 +106,8 @@ def outer_statistics(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Computes mean and variance over words of `q K^T` in closed form: `q . mean(K)` and `q^T Cov(K) q`.
 
-    The keys are centred before they are multiplied, a block at a time: `mean(k k^T) - mean(k) mean(k)^T` cancels where all keys share
-    a mean that is far larger than their spread.
+    The keys are centred before they are multiplied, a block at a time: `mean(k k^T) - mean(k) mean(k)^T` cancels where all keys
+    share a mean that is far larger than their spread.
     """
     query = _wide(query_ND)
     mean_D = keys_VD.mean(0, dtype=query.dtype)

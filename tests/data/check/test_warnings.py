@@ -53,6 +53,47 @@ def test_a_frequent_answer_is_told_and_a_rare_one_not(tmp_path: Path) -> None:
     ]
 
 
+def turn(name: str, image: str, answer: str, split: str = "train", turns: int = 1) -> dict[str, Any]:
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]}
+    more = {"role": "user", "content": "Is that so?"}
+    messages = [user, *([{"role": "assistant", "content": answer}, more] * (turns - 1)), {"role": "assistant", "content": answer}]
+    return record(name, image, split, messages=messages)
+
+
+LONG = "a long answer that tells what the image number {} shows in many words"
+
+
+def test_a_question_that_splits_share_is_no_leak_and_a_conversation_is(tmp_path: Path) -> None:
+    """LLaVA asks the same few questions of all images; short answers are shared as well."""
+    pictures = {f"{index}.png": png(scene(index)) for index in range(6)}
+    rows = [turn(f"t{index}", f"{index}.png", LONG.format(index)) for index in range(3)]
+    rows += [turn("v3", "3.png", LONG.format(3), "val"), turn("t4", "4.png", "a dog"), turn("v5", "5.png", "A dog", "val")]
+    assert told(folder(tmp_path / "apart", rows, pictures)) == []
+    rows[3] = turn("v3", "3.png", LONG.format(2), "val")
+    (found,) = told(folder(tmp_path / "same", rows, pictures))
+    assert found == "50 % of the records of val (1) have the captions or the question of a record of train, word for word."
+
+
+def test_a_majority_takes_more_than_one_record_and_counts_long_answers(tmp_path: Path) -> None:
+    pictures = {f"{index}.png": png(scene(index)) for index in range(6)}
+    alone = folder(tmp_path / "alone", [turn("a", "0.png", "yes", turns=4)], pictures)
+    assert told(alone) == []
+    rows = [turn(f"r{index}", f"{index}.png", "yes" if index < 2 else LONG.format(index)) for index in range(6)]
+    (found,) = told(folder(tmp_path / "some", rows, pictures))
+    assert found.startswith("The answer 'yes' is right for 33 % of the questions of train")
+    rows = [turn(f"r{index}", f"{index}.png", "yes" if index < 1 else LONG.format(index)) for index in range(3)]
+    assert told(folder(tmp_path / "few", rows, pictures)) == []
+
+
+def test_an_image_in_many_records_of_captions_is_told_of(tmp_path: Path) -> None:
+    pictures = {f"{index}.png": png(scene(index)) for index in range(3)}
+    rows = [record(f"r{index}-{n}", f"{index}.png", captions=[f"{n} of {index}"]) for n in range(5) for index in range(3)]
+    (found,) = told(folder(tmp_path / "rows", rows, pictures))
+    assert found.startswith("3 images of train stand in 15 records of captions (up to 5 each)")
+    assert "--group image" in found
+    assert told(folder(tmp_path / "grouped", rows, pictures, group="image")) == []
+
+
 def training(**rows: Any) -> dict[str, Any]:
     base = {"skipped": {}, "conversations": 100, "kept": 100, "too_long": None, "longest": {"tokens": 50, "id": "x"}}
     base |= {"max_tokens": 60, "supervised_share": 0.4}

@@ -182,6 +182,43 @@ def _tarfile_is_content(data: bytes) -> bool:
         return False
 
 
+def test_zeros_in_the_middle_of_a_tar_are_damage_wherever_they_stand(tmp_path: Path) -> None:
+    """A block of zeros in the place of any header, or of a member as a whole; tarfile ends there without a word."""
+    path = make_tar(tmp_path / "x.tar", {f"{index}.png": picture(index) for index in range(6)}, tarfile.USTAR_FORMAT)
+    with tarfile.open(path) as file:
+        starts = [member.offset for member in file.getmembers()]
+    data = path.read_bytes()
+    for number, start in enumerate(starts):
+        for end in (start + 512, *starts[number + 1 : number + 2]):
+            path.write_bytes(data[:start] + bytes(end - start) + data[end:])
+            follows = next(place for place in range(start, len(data)) if path.read_bytes()[place])
+            if not any(data[end:]):
+                continue
+            told = rf"data follows at byte {follows}, after {follows - start} zero bytes .* after {number} whole members"
+            with pytest.raises(DataError, match=told):
+                list(tar_members(path))
+            with pytest.raises(DataError, match=told):
+                open_root(path)
+
+
+def test_the_end_of_a_tar_is_zeros_to_the_end_of_the_file(tmp_path: Path) -> None:
+    whole = make_tar(tmp_path / "x.tar", {"a.png": b"1", "b.png": b"2"}, tarfile.USTAR_FORMAT).read_bytes()
+    end = len(whole.rstrip(b"\0")) + -len(whole.rstrip(b"\0")) % 512
+    for zeros in (512, 1024, 3 << 20):
+        path = put(tmp_path / "y.tar", whole[:end] + bytes(zeros))
+        assert [member.name for member in tar_members(path)] == ["a.png", "b.png"]
+    path = put(tmp_path / "y.tar", whole[:end] + bytes(2 << 20) + b"x")
+    with pytest.raises(DataError, match=rf"data follows at byte {end + (2 << 20)}, .*after 2 whole members"):
+        list(tar_members(path))
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+def test_the_first_or_second_of_two_archives_in_one_file_does_not_vanish(tmp_path: Path, name: str, make: Callable) -> None:
+    parts = [make(tmp_path / f"{index}-{name}", {f"{index}.png": picture(index)}).read_bytes() for index in range(2)]
+    with pytest.raises(DataError, match=r"concatenated|two zips"):
+        open_root(put(tmp_path / name, b"".join(parts)))
+
+
 @settings(deadline=None, max_examples=200)
 @given(at=st.integers(0, 6000), value=st.integers(0, 255), data=st.data())
 def test_any_damage_gives_members_or_our_error(

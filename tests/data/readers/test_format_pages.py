@@ -71,6 +71,12 @@ def flickr8k(here: Path) -> None:
         put(here / f"flickr8k/Flickr_8k.{split}Images.txt", f"{name}\n")
         put(here / "flickr8k/Flicker8k_Dataset" / name, picture(int(name[0]), "JPEG"))
     flickr8k_jsonl(here, "flickr8k-jsonl")
+    put(
+        here / "flickr8k-kaggle/captions.txt",
+        "image,caption\n" + "".join(f"{n}.jpg,caption {k}\n" for n in range(9) for k in range(5)),
+    )
+    for n in range(9):
+        put(here / f"flickr8k-kaggle/Images/{n}.jpg", picture(n, "JPEG"))
 
 
 def coco(here: Path) -> None:
@@ -138,6 +144,8 @@ def imagefolder(here: Path) -> None:
     for split in ("train", "test"):
         put(here / f"pets/{split}/metadata.jsonl", [{"file_name": "1.png", "text": "a dog on a sofa"}])
         put(here / f"pets/{split}/1.png", picture(len(split)))
+    for suffix, content in ((".jpg", picture(1, "JPEG")), (".txt", b"a caption"), (".json", b"{}")):
+        put((here / "shots/00000/000000000").with_suffix(suffix), content)
     for index in range(20):
         put(here / f"animals/{['cat', 'dog'][index % 2]}/{index}.png", picture(index))
 

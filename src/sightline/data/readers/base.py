@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from sightline.data.readers.roots import ImageRoot, is_hidden, is_picture
 from sightline.errors import RecordError, UsageError
 from sightline.types import Record
@@ -118,7 +120,7 @@ class Tally:
             leave_out: a folder below them that is not looked into (where this run writes).
             with_images: count images; False where they were left out on purpose.
         """
-        used = sorted(set(self._used))
+        used = np.unique(np.array(self._used, dtype=np.int64))
 
         def ignore(place: str, name: str, reason: str) -> None:
             at = bisect_left(used, hash(place))

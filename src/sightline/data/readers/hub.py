@@ -60,9 +60,7 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             found = datasets.load_from_disk(str(path))
             tally.use(*path.rglob("*"))
         else:
-            builder = datasets.load_dataset_builder(
-                str(path), options.subset or None, revision=options.revision or None, trust_remote_code=False
-            )
+            builder = datasets.load_dataset_builder(str(path), options.subset or None, revision=options.revision or None)
             tally.use(*(Path(file) for files in (builder.config.data_files or {}).values() for file in files))
             found = builder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:

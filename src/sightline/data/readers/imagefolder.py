@@ -84,6 +84,7 @@ def _without_metadata(path: Path, options: SourceOptions, tally: Tally) -> Itera
             record = Record(id=name, captions=(folder,), split=split, meta={"caption_from": "folder"})
             yield Item(record, (ImageInRoot(root, name),), name)
         else:
+            tally.use(path / name)
             yield Skip(name, name, "no_text", "no folder names what it shows")
 
 
@@ -105,6 +106,7 @@ def _by_side_file(path: Path, names: list[str], options: SourceOptions, tally: T
         for number, name in enumerate(names):
             values: dict[str, Any] = {"__image__": name}
             fault = None
+            tally.use(path / name)
             for beside in _side_files(path / name):
                 tally.use(beside)
                 try:
