@@ -94,7 +94,7 @@ def test_the_blind_picture_depends_on_the_size_alone_and_is_the_mean_colour(tmp_
     for file in (tmp_path / "set").rglob("*.png"):
         file.unlink()  # nothing is opened
     blind = BlindPictures(PREPARATION, tiling)
-    first, second, wide = (blind.fill(dataset, dataset.record(index))[0] for index in range(3))
+    first, second, wide = (blind.fill(dataset, dataset.record(index)).pixels for index in range(3))
     assert first is not None
     assert second is not None
     assert wide is not None

@@ -109,7 +109,7 @@ def test_stored_numbers_are_those_of_the_encoder(tmp_path: Path, made_set: Path,
     pixels = pictures_of(assembled, settings.data)
     assert pixels is not None
     for record in dataset.records():
-        crops, _ = pixels.fill(dataset, record)
+        crops = pixels.fill(dataset, record).pixels
         with torch.no_grad():
             expected = assembled.model.encode_pixels(assembled.model.normalise(torch.from_numpy(crops))).numpy()
         found = store.features(record.image_info[0].sha256)
@@ -191,9 +191,9 @@ def test_the_blind_control_encodes_the_uniform_picture_once_and_rounds_as_the_st
     assert plain is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(assembled.model.vision), "forward", counted)
-        found = [blind.fill(dataset, record)[1] for record in dataset.records()]
+        found = [blind.fill(dataset, record).features for record in dataset.records()]
     assert len(calls) == 1
-    crops, _ = plain.fill(dataset, dataset.record(0))
+    crops = plain.fill(dataset, dataset.record(0)).pixels
     expected = FeatureStore(store).form.rounded(siglip().encode(crops, machine()))  # type: ignore[arg-type]
     for features in found:
         np.testing.assert_array_equal(features, expected)
@@ -398,7 +398,7 @@ def test_the_blind_control_of_a_table_is_its_mean_row(table: tuple[Path, Path]) 
     dataset = open_dataset(table[0])
     store = FeatureStore(table[1])
     every = [store.features(record.image_info[0].sha256) for record in dataset.records()]
-    _, features = pictures.fill(dataset, dataset.record(3))
+    features = pictures.fill(dataset, dataset.record(3)).features
     np.testing.assert_allclose(features, np.mean(every, axis=0), atol=1e-6)
 
 

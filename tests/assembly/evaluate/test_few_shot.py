@@ -79,7 +79,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
         assert prompt.row.ids.tolist() == wanted["input_ids"][0].tolist()
         counts = [bundle.processing.tiling.layout(*image.size, bundle.token_grid).num_crops for image in images]
         assert prompt.num_crops == sum(counts)
-        alone = [pixels for one in shown if (pixels := pictures.fill(dataset, one)[0]) is not None]
+        alone = [pixels for one in shown if (pixels := pictures.fill(dataset, one).pixels) is not None]
         np.testing.assert_array_equal(prompt.pixels, np.concatenate(alone))
         assert prompt.source.tolist() == list(range(prompt.num_crops * bundle.tokens_per_crop))
 

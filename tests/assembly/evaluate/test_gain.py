@@ -63,7 +63,7 @@ def by_hand(bundle: ModelBundle, dataset: Dataset, record: Record, text: int) ->
     model, builder = bundle.model, bundle.builder()
     assert isinstance(model, SightlineForConditionalGeneration)
     row = builder.row(builder.conversations(record)[text], builder.layouts(record))
-    pixels, _ = pictures(bundle).fill(dataset, record)
+    pixels = pictures(bundle).fill(dataset, record).pixels
     ids, position = torch.from_numpy(row.ids), torch.arange(len(row.ids))
     is_text = torch.ones(len(ids), dtype=torch.bool)
     is_text[torch.from_numpy(row.slots)] = False

@@ -81,7 +81,7 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     with torch.no_grad():
         for each in dataset.records("val"):
             if each.images:
-                pixels, _ = pictures.fill(dataset, each)
+                pixels = pictures.fill(dataset, each).pixels
                 features = model.encode_pixels(model.normalise(torch.as_tensor(pixels)))
                 states = mixer.inner(mixer.w1(model.connector.merged(features)))[0].double()
                 scores = states @ mixer.w2.weight.double().T

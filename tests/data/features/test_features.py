@@ -134,10 +134,12 @@ def test_a_record_of_several_images_gets_all_their_crops_in_order(tmp_path: Path
     pictures = FeaturePictures(FeatureStore(tmp_path / "s"))
     info = tuple(ImageInfo(hexed(of.sha256[place]), 1, 1) for place in (5, 2))
     record = Record("r", images=("a", "b"), image_info=info, captions=("c",))
-    pixels, features = pickle.loads(pickle.dumps(pictures)).fill(None, record)
+    filled = pickle.loads(pickle.dumps(pictures)).fill(None, record)
     first = np.concatenate([[0], np.cumsum(of.crops)])
-    assert pixels is None
-    np.testing.assert_array_equal(features, np.concatenate([numbers(of)[first[5] : first[6]], numbers(of)[first[2] : first[3]]]))
+    assert filled.pixels is None
+    np.testing.assert_array_equal(
+        filled.features, np.concatenate([numbers(of)[first[5] : first[6]], numbers(of)[first[2] : first[3]]])
+    )
     with pytest.raises(RecordError, match="prepare the data set again"):
         pictures.fill(None, Record("r", images=("a",), captions=("c",)))  # type: ignore[arg-type]
 

@@ -138,11 +138,11 @@ def _samples(
     if not layouts:
         raise RecordError("no_image", "the record has no image")
     rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
-    pixels, features = pictures.fill(dataset, record)
+    inputs = pictures.fill(dataset, record)
 
     def sample(rows: list[EncodedConversation]) -> Sample:
         text = text_sample(rows, [record.id] * len(rows), layouts, bundle.tokens_per_crop)
-        return replace(text, images=pixels, features=features)
+        return replace(text, images=inputs.pixels, features=inputs.features)
 
     together = sample(rows)
     return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]

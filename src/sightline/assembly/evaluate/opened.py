@@ -14,7 +14,7 @@ from sightline.assembly.model.build import read
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import FeaturePictures
-from sightline.data.images.pixels import Pictures, PixelPictures
+from sightline.data.images.pixels import Pictures, PixelPictures, VisualInputs
 from sightline.errors import RecordError, UsageError
 from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures
 from sightline.evaluation.probes import ProbedRecord
@@ -90,19 +90,19 @@ class OpenedModel:
                 bar.step(1)
                 try:
                     assert pictures is not None  # probes refuse a decoder alone before
-                    pixels, features = pictures.fill(dataset, record)
+                    inputs = pictures.fill(dataset, record)
                 except RecordError as error:
                     skipped[error.reason] += 1
                     continue
-                yield ProbedRecord(record.id, self._features_of(pixels, features), pixels)
+                yield ProbedRecord(record.id, self._features_of(inputs), inputs.pixels)
 
-    def _features_of(self, pixels: np.ndarray | None, features: np.ndarray | None) -> torch.Tensor:
+    def _features_of(self, inputs: VisualInputs) -> torch.Tensor:
         def tensor(array: np.ndarray | None) -> torch.Tensor | None:
             return None if array is None else torch.tensor(array, device=self.bundle.inner.device)  # rows of a store are read-only
 
         nowhere = torch.zeros(0, dtype=torch.long)
         with torch.no_grad():
-            return self.bundle.model.features(Visual(tensor(pixels), tensor(features), nowhere, nowhere))
+            return self.bundle.model.features(Visual(tensor(inputs.pixels), tensor(inputs.features), nowhere, nowhere))
 
     def _seeing(self) -> Pictures | None:
         if not self.bundle.model.takes_images:

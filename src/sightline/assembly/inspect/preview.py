@@ -201,7 +201,7 @@ class _Viewer:
         if self.pictures is None or not record.images:
             return None, []
         try:
-            return self.pictures.fill(self.dataset, record)[0], []
+            return self.pictures.fill(self.dataset, record).pixels, []
         except RecordError as error:
             return None, [f"its picture cannot be shown: {error.reason}: {error.message}"]
 

@@ -129,8 +129,8 @@ class Corpus:
             return text
         if self.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        pixels, features = self.pictures.fill(source.dataset, record)
-        return replace(text, images=pixels, features=features)
+        inputs = self.pictures.fill(source.dataset, record)
+        return replace(text, images=inputs.pixels, features=inputs.features)
 
     def _text(self, unit: int) -> tuple[Sample, Source, Record]:
         """A unit without its pictures, its source, and the record of its first branch, whose pictures are those of all."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import Pictures, VisualInputs
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_sources
 from sightline.errors import RecordError
@@ -93,25 +93,15 @@ def make_prompt(
 
 
 def filled_prompt(
-    row: EncodedConversation,
-    layouts: Sequence[Layout],
-    filled: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
-    tokens_per_crop: int,
+    row: EncodedConversation, layouts: Sequence[Layout], filled: Sequence[VisualInputs], tokens_per_crop: int
 ) -> Prompt:
     """A row with what fills its visual slots.
 
     Args:
         row: up to the answer.
         layouts: of its images in order.
-        filled: pixels or features of the crops of each of them, or of several together, in order.
+        filled: the crops of these images in order, of one or of several images each.
         tokens_per_crop: of the model.
     """
-    pixels, features = (
-        ([stack for stack in side if stack is not None] for side in zip(*filled, strict=True)) if filled else ([], [])
-    )
-    return Prompt(
-        row,
-        join_sources(layouts, tokens_per_crop),
-        np.concatenate(pixels) if pixels else None,
-        np.concatenate(features) if features else None,
-    )
+    inputs = VisualInputs.joined(filled)
+    return Prompt(row, join_sources(layouts, tokens_per_crop), inputs.pixels, inputs.features)
