@@ -141,7 +141,7 @@ class NoisePictures:
     def __init__(self, patches: int, width: int) -> None:
         self.features = np.random.default_rng(0).normal(size=(1, patches, width)).astype(np.float32)
 
-    def fill(self, dataset: Dataset, record: Record) -> VisualInputs:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """The same features for every record."""
         return VisualInputs(features=self.features)
 

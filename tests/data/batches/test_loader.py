@@ -143,12 +143,12 @@ class Deadly(Sizes):
     def __init__(self, lives: Path) -> None:
         self.lives = lives
 
-    def fill(self, dataset: Dataset, record: Record) -> VisualInputs:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         if record.id == "r11":
             for file in sorted(self.lives.iterdir())[:1]:
                 file.unlink()
                 os._exit(9)
-        return super().fill(dataset, record)
+        return super().load(dataset, record)
 
 
 def deaths(folder: Path, count: int) -> Path:

@@ -244,7 +244,7 @@ class FeatureStore:
         return np.asarray(array)  # a plain view of the map: slices of np.memmap itself cost ten times as much
 
 
-class FeaturePictures:
+class FeatureLoader:
     """Fills visual slots from a feature store.
 
     Args:
@@ -254,7 +254,7 @@ class FeaturePictures:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
 
-    def fill(self, dataset: Dataset, record: Record) -> VisualInputs:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Features of all images of a record; no image file is opened.
 
         Raises:

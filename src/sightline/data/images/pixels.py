@@ -36,7 +36,7 @@ class VisualInputs:
         return VisualInputs(np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)
 
 
-class PixelPictures:
+class PixelLoader:
     """Opens, tiles and prepares pictures.
 
     Args:
@@ -53,7 +53,7 @@ class PixelPictures:
         self.left = keep_bytes
         self._kept: dict[tuple[Path, tuple[str, ...]], np.ndarray] = {}
 
-    def fill(self, dataset: Dataset, record: Record) -> VisualInputs:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Prepared pixels of all images of a record.
 
         Raises:
@@ -88,10 +88,10 @@ class PixelPictures:
         return crops[0] if whole else np.concatenate(crops)
 
 
-class Pictures(Protocol):
+class VisualInputLoader(Protocol):
     """Makes visual inputs of records."""
 
-    def fill(self, dataset: Dataset, record: Record) -> VisualInputs:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Pixels or features of all images of a record.
 
         Raises:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures, VisualInputs
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_sources
 from sightline.errors import RecordError
@@ -47,7 +47,7 @@ class FewShotExample:
 
     dataset: Dataset
     record: Record
-    pictures: Pictures | None
+    pictures: VisualInputLoader | None
 
 
 def prompt_row(
@@ -72,7 +72,7 @@ def make_prompt(
     dataset: Dataset,
     record: Record,
     builder: ConversationEncoder,
-    pictures: Pictures | None,
+    pictures: VisualInputLoader | None,
     tokens_per_crop: int,
     examples: Sequence[FewShotExample] = (),
 ) -> Prompt:
@@ -88,7 +88,7 @@ def make_prompt(
             continue
         if shown.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        filled.append(shown.pictures.fill(shown.dataset, shown.record))
+        filled.append(shown.pictures.load(shown.dataset, shown.record))
     return filled_prompt(row, layouts, filled, tokens_per_crop)
 
 
