@@ -197,7 +197,7 @@ def test_ids_and_pixels_are_in_the_page(tmp_path: Path) -> None:
     preview(request(path, tmp_path / "p.html", ids=("five",)), described)
     page = (tmp_path / "p.html").read_text("utf-8")
     builder = described.builder("", 120)
-    row = builder.row(builder.conversations(Dataset(path).record(0)).pixels, builder.layouts(Dataset(path).record(0)))
+    row = builder.row(builder.conversations(Dataset(path).record(0))[0], builder.layouts(Dataset(path).record(0)))
     for place in np.flatnonzero(row.ids != builder.image_id)[-4:]:
         assert f"{place}: id {row.ids[place]} " in page
     reader = read(page.removeprefix("<!doctype html>"))
