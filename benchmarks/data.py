@@ -32,7 +32,7 @@ from sightline.data.batches.loader import Loader
 from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.prepare.run import PrepareOptions, prepare
@@ -117,7 +117,7 @@ class _Measure:
 
     def loader(self, corpus: Corpus, workers: int) -> "Epochs":
         """A loader that opens every picture of an epoch anew."""
-        fresh = replace(corpus, pictures=PixelPictures(PREPARATION, WholeConfig(), keep_bytes=0))
+        fresh = replace(corpus, pictures=PixelLoader(PREPARATION, WholeConfig(), keep_bytes=0))
         rules = BatchRules(pack=True, row_tokens=512, row_images=64, rows_per_step=4, accumulate=1, sort_by_length=False, seed=0)
         return Epochs(Loader(fresh, rules, self.pad_id, workers=workers))
 

@@ -31,7 +31,7 @@ from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import NUMBERS
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.samples.processing import Processing
 from sightline.runtime.device import Runtime, prepare_runtime
@@ -62,18 +62,18 @@ def run(options: argparse.Namespace) -> list[Finding]:
 class MemoryPictures:
     """Features held in memory: what a store is compared with."""
 
-    def __init__(self, inner: Pictures) -> None:
+    def __init__(self, inner: VisualInputLoader) -> None:
         self.inner = inner
         self.kept: dict[tuple[str, ...], np.ndarray] = {}
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """The features of a record, read once."""
         found = self.kept.get(record.images)
         if found is None:
-            _, features = self.inner.fill(dataset, record)
+            features = self.inner.load(dataset, record).features
             assert features is not None
             found = self.kept[record.images] = np.array(features)
-        return None, found
+        return VisualInputs(features=found)
 
 
 class _Lines:

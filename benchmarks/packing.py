@@ -29,6 +29,7 @@ from sightline.data.batches.loader import Loader
 from sightline.data.batches.packing import pack
 from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset, open_dataset
+from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.processing import Processing
 from sightline.objectives.next_token import NextToken
 from sightline.types import Batch, Record
@@ -140,9 +141,9 @@ class NoisePictures:
     def __init__(self, patches: int, width: int) -> None:
         self.features = np.random.default_rng(0).normal(size=(1, patches, width)).astype(np.float32)
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """The same features for every record."""
-        return None, self.features
+        return VisualInputs(features=self.features)
 
 
 class Corpora:

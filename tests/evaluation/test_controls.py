@@ -12,7 +12,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
 from sightline.errors import UsageError
-from sightline.evaluation.controls import BlindPictures, exchange_images
+from sightline.evaluation.controls import BlindPixelLoader, exchange_images
 from sightline.types import ImageInfo, Record
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.kinds import SPLIT_TILING
@@ -93,8 +93,8 @@ def test_the_blind_picture_depends_on_the_size_alone_and_is_the_mean_colour(tmp_
     dataset = Dataset(folder(tmp_path / "set", rows, {name: png(image) for name, image in pictures.items()}))
     for file in (tmp_path / "set").rglob("*.png"):
         file.unlink()  # nothing is opened
-    blind = BlindPictures(PREPARATION, tiling)
-    first, second, wide = (blind.fill(dataset, dataset.record(index))[0] for index in range(3))
+    blind = BlindPixelLoader(PREPARATION, tiling)
+    first, second, wide = (blind.load(dataset, dataset.record(index)).pixels for index in range(3))
     assert first is not None
     assert second is not None
     assert wide is not None

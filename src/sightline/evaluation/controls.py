@@ -16,6 +16,7 @@ from PIL import Image
 
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureForm, FeatureStore
+from sightline.data.images.pixels import VisualInputs
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import UsageError
@@ -26,7 +27,7 @@ Control = Literal["blind", "shuffled"]
 NOT_EXCHANGEABLE = "not_exchangeable"  # reason under which records without a partner are counted
 
 
-class BlindPictures:
+class BlindPixelLoader:
     """A uniform picture of the encoder's mean colour in place of every image, at the image's own size.
 
     Args:
@@ -37,14 +38,14 @@ class BlindPictures:
         self.preparation, self.tiling = preparation, tiling
         self.colour = tuple(round(mean / preparation.rescale) for mean in preparation.mean)
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Prepared pixels of the uniform pictures; no file is opened."""
         sizes = [(info.width, info.height) for info in record.image_info]
         pictures = [Image.new("RGB", size, self.colour) for size in sizes]
-        return np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures]), None
+        return VisualInputs(np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures]))
 
 
-class BlindFeatures:
+class BlindFeatureLoader:
     """The encoder's outputs for those uniform pictures, for a model that reads stored features.
 
     Args:
@@ -55,18 +56,18 @@ class BlindFeatures:
 
     def __init__(
         self,
-        blind: BlindPictures,
+        blind: BlindPixelLoader,
         encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]],
         form: FeatureForm,
     ) -> None:
         self.blind, self.encode, self.form = blind, encode, form
         self._known: dict[bytes, np.ndarray] = {}
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Features of the uniform pictures; equal crops are encoded once."""
-        pixels, _ = self.blind.fill(dataset, record)
+        pixels = self.blind.load(dataset, record).pixels
         assert pixels is not None
-        return None, np.stack([self._of(crop) for crop in pixels])
+        return VisualInputs(features=np.stack([self._of(crop) for crop in pixels]))
 
     def _of(self, crop: np.ndarray) -> np.ndarray:
         key = crop.tobytes()
@@ -75,7 +76,7 @@ class BlindFeatures:
         return self._known[key]
 
 
-class MeanFeatures:
+class MeanFeatureLoader:
     """The mean row of an external table in place of every picture's: where no encoder is, no uniform picture can be shown.
 
     Args:
@@ -85,9 +86,9 @@ class MeanFeatures:
     def __init__(self, store: FeatureStore) -> None:
         self.mean = store.form.rounded(store.mean()[None])
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """The mean row for each image."""
-        return None, np.repeat(self.mean, len(record.images), axis=0)
+        return VisualInputs(features=np.repeat(self.mean, len(record.images), axis=0))
 
 
 def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:

@@ -62,7 +62,7 @@ COMPOSITES: dict[str, Composite] = {
 }
 
 
-def is_composite(config: PreTrainedConfig) -> bool:
+def is_known(config: PreTrainedConfig) -> bool:
     """Whether a configuration is that of a whole vision-language model whose parts are known: a stock one, or one of ours."""
     return isinstance(config, SightlineConfig) or config.model_type in COMPOSITES
 

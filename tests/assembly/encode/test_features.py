@@ -30,7 +30,7 @@ from sightline.assembly.train.run import train
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.dataset import open_dataset
-from sightline.data.features.store import FeaturePictures, FeatureStore, Number
+from sightline.data.features.store import FeatureLoader, FeatureStore, Number
 from sightline.data.readers import SourceOptions
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError, DataError, UsageError
@@ -109,7 +109,7 @@ def test_stored_numbers_are_those_of_the_encoder(tmp_path: Path, made_set: Path,
     pixels = pictures_of(assembled, settings.data)
     assert pixels is not None
     for record in dataset.records():
-        crops, _ = pixels.fill(dataset, record)
+        crops = pixels.load(dataset, record).pixels
         with torch.no_grad():
             expected = assembled.model.encode_pixels(assembled.model.normalise(torch.from_numpy(crops))).numpy()
         found = store.features(record.image_info[0].sha256)
@@ -191,9 +191,9 @@ def test_the_blind_control_encodes_the_uniform_picture_once_and_rounds_as_the_st
     assert plain is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(assembled.model.vision), "forward", counted)
-        found = [blind.fill(dataset, record)[1] for record in dataset.records()]
+        found = [blind.load(dataset, record).features for record in dataset.records()]
     assert len(calls) == 1
-    crops, _ = plain.fill(dataset, dataset.record(0))
+    crops = plain.load(dataset, dataset.record(0)).pixels
     expected = FeatureStore(store).form.rounded(siglip().encode(crops, machine()))  # type: ignore[arg-type]
     for features in found:
         np.testing.assert_array_equal(features, expected)
@@ -295,7 +295,7 @@ def test_pictures_that_the_store_lacks_are_missed_before_the_first_step(tmp_path
     store = stored(siglip(), made_set, tmp_path / "s", splits=("val",))
     with pytest.raises(ConfigError, match=r"lacks 8 of 8 pictures of .*split 'train'.*sightline data features"):
         train(config(made_set, store), tmp_path / "run")
-    check_covered(FeaturePictures(FeatureStore(store)), [(open_dataset(made_set), "val")])
+    check_covered(FeatureLoader(FeatureStore(store)), [(open_dataset(made_set), "val")])
 
 
 def test_a_run_gives_its_encoder_too_and_the_key_is_the_same(tmp_path: Path, made_set: Path) -> None:
@@ -398,7 +398,7 @@ def test_the_blind_control_of_a_table_is_its_mean_row(table: tuple[Path, Path]) 
     dataset = open_dataset(table[0])
     store = FeatureStore(table[1])
     every = [store.features(record.image_info[0].sha256) for record in dataset.records()]
-    _, features = pictures.fill(dataset, dataset.record(3))
+    features = pictures.load(dataset, dataset.record(3)).features
     np.testing.assert_allclose(features, np.mean(every, axis=0), atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.prompts import make_prompt, prompt_row
 from sightline.errors import RecordError
 from sightline.generation.decode import DecodingConfig
@@ -63,7 +63,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
     """Two examples with pictures, then the question: ids and pixels of Idefics3's processor for the same conversation."""
     dataset, builder = open_dataset(folder), bundle.builder("What is it?")
     assert bundle.processing.preparation is not None
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     shots = draw_all(asked(dataset), dataset, dataset, "train", 2, 0, captioned, pictures)
     for record in asked(dataset):
         examples = shots.of[record.id]
@@ -79,7 +79,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
         assert prompt.row.ids.tolist() == wanted["input_ids"][0].tolist()
         counts = [bundle.processing.tiling.layout(*image.size, bundle.token_grid).num_crops for image in images]
         assert prompt.num_crops == sum(counts)
-        alone = [pixels for one in shown if (pixels := pictures.fill(dataset, one)[0]) is not None]
+        alone = [pixels for one in shown if (pixels := pictures.load(dataset, one).pixels) is not None]
         np.testing.assert_array_equal(prompt.pixels, np.concatenate(alone))
         assert prompt.source.tolist() == list(range(prompt.num_crops * bundle.tokens_per_crop))
 
@@ -90,7 +90,7 @@ def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelB
     length = len(prompt_row(record, bundle.builder("What?"))[0].ids)
     decoding = DecodingConfig(max_new_tokens=4096 - length + 1)
     assert bundle.processing.preparation is not None
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder("What?"), False)
     (said,) = answers.answer([record], 0)
     assert isinstance(said, RecordError)

@@ -14,7 +14,7 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.processing import Processing
 from sightline.errors import UsageError
 from sightline.evaluation.controls import exchange_images
@@ -49,9 +49,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder(tmp_path_factory.mktemp("gain") / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(8)})
 
 
-def pictures(bundle: ModelBundle) -> PixelPictures:
+def pictures(bundle: ModelBundle) -> PixelLoader:
     assert bundle.processing.preparation is not None
-    return PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    return PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
 
 
 def found(bundle: ModelBundle, dataset: Dataset, records: list[Record], skipped: Counter[str] | None = None) -> list[TextGain]:
@@ -63,7 +63,7 @@ def by_hand(bundle: ModelBundle, dataset: Dataset, record: Record, text: int) ->
     model, builder = bundle.model, bundle.builder()
     assert isinstance(model, SightlineForConditionalGeneration)
     row = builder.row(builder.conversations(record)[text], builder.layouts(record))
-    pixels, _ = pictures(bundle).fill(dataset, record)
+    pixels = pictures(bundle).load(dataset, record).pixels
     ids, position = torch.from_numpy(row.ids), torch.arange(len(row.ids))
     is_text = torch.ones(len(ids), dtype=torch.bool)
     is_text[torch.from_numpy(row.slots)] = False

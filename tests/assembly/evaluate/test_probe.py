@@ -15,12 +15,12 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
-from sightline.runtime.device import Runtime
+from sightline.runtime.device import choose_runtime
 from tests.assembly.inspect.test_rows import run_config
 from tests.builders import decoder_folder
 from tests.data.check.planted import folder, png, record, scene, stored
@@ -44,7 +44,7 @@ def built(**fields: Any) -> ModelBundle:
 
 
 def opened(bundle: ModelBundle) -> OpenedModel:
-    return OpenedModel(Path(), bundle, Runtime("cpu", False, 1))
+    return OpenedModel(Path(), bundle, choose_runtime("cpu", "fp32", 1))
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,12 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     mixer = model.connector.project
     assert isinstance(mixer, Align)
     dataset = Dataset(data)
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     p = []
     with torch.no_grad():
         for each in dataset.records("val"):
             if each.images:
-                pixels, _ = pictures.fill(dataset, each)
+                pixels = pictures.load(dataset, each).pixels
                 features = model.encode_pixels(model.normalise(torch.as_tensor(pixels)))
                 states = mixer.inner(mixer.w1(model.connector.merged(features)))[0].double()
                 scores = states @ mixer.w2.weight.double().T
@@ -124,7 +124,7 @@ def test_pictures_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp
     )
     stored(path, 1).write_bytes(b"broken")
     bundle, dataset, skipped = models.read(align), Dataset(path), Counter[str]()
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     seen = list(opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, skipped))
     assert [each.record_id for each in seen] == ["r0", "r2"]
     assert skipped == {"image_format": 1}
@@ -182,7 +182,7 @@ def test_one_word_turns_every_visual_token_into_the_word_that_is_used_most(
     model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     dataset = Dataset(data)
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     total = torch.zeros(model.config.num_words, dtype=torch.float64)
     with torch.no_grad():
         for each in opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, Counter()):

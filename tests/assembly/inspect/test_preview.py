@@ -14,7 +14,7 @@ from sightline.assembly.model.build import Processing
 from sightline.assembly.model.describe import describe_config
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.samples.encoding import ConversationEncoder, TextRules
 from sightline.data.samples.length_table import LengthTableRules
@@ -87,7 +87,7 @@ def test_pictures_are_those_that_the_encoder_gets(tmp_path: Path) -> None:
     (sample,) = view.samples([0], "train")
     preparation = bundle.processing.preparation
     assert preparation is not None
-    expected = PixelPictures(preparation, bundle.processing.tiling).fill(Dataset(path), Dataset(path).record(0))[0]
+    expected = PixelLoader(preparation, bundle.processing.tiling).load(Dataset(path), Dataset(path).record(0)).pixels
     assert sample.crops is not None
     assert (sample.crops == expected).all()
 

@@ -16,11 +16,11 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.encoding import join_sources
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError, RecordError, SightlineError
-from sightline.evaluation.controls import BlindPictures
+from sightline.evaluation.controls import BlindPixelLoader
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.stock import StockModel
 from sightline.types import ImageInfo, Message, Part, Record
@@ -222,12 +222,12 @@ def test_answers_skip_a_record_whose_picture_is_gone(bundle: ModelBundle, datase
     records = list(opened.records("val"))
     (tmp_path / "set" / records[1].images[0]).unlink()
     assert bundle.processing.preparation is not None
-    pictures = PixelPictures(bundle.processing.preparation, bundle.processing.tiling)
+    pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     answers = ModelAnswers(bundle, opened, pictures, GREEDY, bundle.builder(), bf16=False)
     said = answers.answer(records[:3], answers.width(records))
     assert isinstance(said[1], RecordError)
     assert said[1].reason == "image_missing"
-    blind = BlindPictures(bundle.processing.preparation, bundle.processing.tiling)
+    blind = BlindPixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.builder(), bf16=False).answer(records[:3], 0)
     assert not any(isinstance(text, RecordError) for text in unseen)
 

@@ -193,7 +193,7 @@ def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, rec
     for number, layout in enumerate(builder.layouts(record)):
         one = replace(record, images=record.images[number : number + 1], image_info=record.image_info[number : number + 1])
         assert corpus.pictures is not None
-        pixels, _ = corpus.pictures.fill(corpus.sources[0].dataset, one)
+        pixels = corpus.pictures.load(corpus.sources[0].dataset, one).pixels
         assert pixels is not None
         visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long(), 1)
         out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.source)])

@@ -11,7 +11,7 @@ import torch
 from sightline.assembly.config.resolving import plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, restrict_words
-from sightline.assembly.evaluate.opened import OpenedModel, open_model
+from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, validation_corpus
 from sightline.assembly.train.run import train
@@ -96,14 +96,18 @@ def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, 
         train(config(folder), tmp_path)
 
 
+def opened(run: Path) -> OpenedModel:
+    folder = run / "checkpoints/step-1/model"
+    return OpenedModel(folder, models.read(folder), choose_runtime("cpu", "fp32", 1))
+
+
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
-    model, dataset = open_model(str(align_run), "1", device="cpu", threads=1), open_dataset(folder)
+    model, dataset = opened(align_run), open_dataset(folder)
     noisy = model.pictures(noise=0.7)
     assert noisy is not None
     for seen in model.probed_records(dataset, list(dataset.records("val"))[:3], model.pictures(), Counter()):
         record = next(record for record in dataset.records("val") if record.id == seen.record_id)
-        pixels, features = noisy.fill(dataset, record)
-        assert pixels is None
+        features = noisy.load(dataset, record).features
         assert features is not None
         wanted = add_noise(seen.features_NPE, 0.7, record.id)
         torch.testing.assert_close(torch.from_numpy(features), wanted, rtol=1e-4, atol=1e-4)
@@ -112,7 +116,7 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
 
 
 def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
-    model, dataset = open_model(str(align_run), "1", device="cpu", threads=1), open_dataset(folder)
+    model, dataset = opened(align_run), open_dataset(folder)
     connector, pictures = model.connector, model.pictures()
     records = list(dataset.records("train"))
     seen = model.probed_records(dataset, records, pictures, Counter())

@@ -14,6 +14,7 @@ from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.batches.order import mixture_order
 from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import VisualInputs
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.samples.encoding import EncodedConversation, TextRules
 from sightline.data.samples.length_table import (
@@ -37,11 +38,11 @@ PICTURES = {f"{index}.png": png(scene(index, 64)) for index in range(6)}
 class Sizes:
     """Pictures that say which file they are: one crop per picture, filled with the first byte of its hash."""
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         if "gone" in record.id:
             raise RecordError("image_missing", "it was there once")
         values = [int(info.sha256[:2], 16) for info in record.image_info]
-        return np.stack([np.full((2, 2, 3), value, np.uint8) for value in values]), None
+        return VisualInputs(np.stack([np.full((2, 2, 3), value, np.uint8) for value in values]))
 
 
 def talk(name: str, image: str | None, *texts: str) -> dict[str, Any]:
@@ -85,11 +86,11 @@ def test_several_units_are_what_each_is_alone_and_are_read_before_a_picture_is_o
     events: list[str] = []
 
     class Told(Sizes):
-        def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+        def load(self, dataset: Dataset, record: Record) -> VisualInputs:
             events.append("picture")
             if record.id == lost:
                 raise RecordError("image_missing", "it was there once")
-            return super().fill(dataset, record)
+            return super().load(dataset, record)
 
     class Heard(Dataset):
         def record(self, index: int) -> Record:
@@ -228,7 +229,7 @@ def test_the_pictures_of_a_unit_are_opened_each_time(dataset: Dataset, monkeypat
     corpus = corpus_of(dataset, table(dataset))
     opened = []
     monkeypatch.setattr(
-        Sizes, "fill", lambda self, dataset, record: (opened.append(record.id), (np.zeros((1, 2, 2, 3), np.uint8), None))[1]
+        Sizes, "load", lambda self, dataset, record: (opened.append(record.id), VisualInputs(np.zeros((1, 2, 2, 3), np.uint8)))[1]
     )
     corpus.sample(0)
     corpus.sample(0)

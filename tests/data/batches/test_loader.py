@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.batches.loader import Loader, MicroBatch
 from sightline.data.batches.plan import BatchRules
 from sightline.data.dataset import Dataset
+from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.errors import ConfigError, DistributedError
 from sightline.types import Record
@@ -143,12 +143,12 @@ class Deadly(Sizes):
     def __init__(self, lives: Path) -> None:
         self.lives = lives
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         if record.id == "r11":
             for file in sorted(self.lives.iterdir())[:1]:
                 file.unlink()
                 os._exit(9)
-        return super().fill(dataset, record)
+        return super().load(dataset, record)
 
 
 def deaths(folder: Path, count: int) -> Path:

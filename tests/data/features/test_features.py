@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sightline.data.dataset import open_dataset
-from sightline.data.features.store import NUMBERS, FeatureForm, FeaturePictures, FeatureStore, Number, bytes_told, missing_pictures
+from sightline.data.features.store import NUMBERS, FeatureForm, FeatureLoader, FeatureStore, Number, bytes_told, missing_pictures
 from sightline.data.features.writer import MAX_SHARDS, gather, key_of, plan_shards
 from sightline.errors import DataError, NumericsError, RecordError, SightlineError, SkipLimitError, StorageError, UsageError
 from sightline.types import ImageInfo, Record
@@ -131,15 +131,17 @@ def test_unknown_pictures_are_missing_also_beside_known_ones(tmp_path: Path) -> 
 def test_a_record_of_several_images_gets_all_their_crops_in_order(tmp_path: Path) -> None:
     of = wanted()
     write(tmp_path / "s", "fp32", of)
-    pictures = FeaturePictures(FeatureStore(tmp_path / "s"))
+    pictures = FeatureLoader(FeatureStore(tmp_path / "s"))
     info = tuple(ImageInfo(hexed(of.sha256[place]), 1, 1) for place in (5, 2))
     record = Record("r", images=("a", "b"), image_info=info, captions=("c",))
-    pixels, features = pickle.loads(pickle.dumps(pictures)).fill(None, record)
+    filled = pickle.loads(pickle.dumps(pictures)).load(None, record)
     first = np.concatenate([[0], np.cumsum(of.crops)])
-    assert pixels is None
-    np.testing.assert_array_equal(features, np.concatenate([numbers(of)[first[5] : first[6]], numbers(of)[first[2] : first[3]]]))
+    assert filled.pixels is None
+    np.testing.assert_array_equal(
+        filled.features, np.concatenate([numbers(of)[first[5] : first[6]], numbers(of)[first[2] : first[3]]])
+    )
     with pytest.raises(RecordError, match="prepare the data set again"):
-        pictures.fill(None, Record("r", images=("a",), captions=("c",)))  # type: ignore[arg-type]
+        pictures.load(None, Record("r", images=("a",), captions=("c",)))  # type: ignore[arg-type]
 
 
 def test_the_mean_is_that_of_all_rows(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.evaluation.probes import ProbedRecord, add_noise, probe_noise
-from sightline.evaluation.probes.noise import NoisyPictures, mean_distance
+from sightline.evaluation.probes.noise import NoisyFeatureLoader, mean_distance
 from sightline.models.connectors import Connector, ConnectorShape
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.connectors.base import Words
@@ -124,14 +124,14 @@ def test_the_page_has_a_line_over_the_sigmas() -> None:
     assert "sigma 3" in page
 
 
-class Fixed(Pictures):
+class Fixed(VisualInputLoader):
     """The same pixels or features for any record."""
 
     def __init__(self, pixels: np.ndarray | None, stored: np.ndarray | None) -> None:
         self.pixels, self.stored = pixels, stored
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
-        return self.pixels, self.stored
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
+        return VisualInputs(self.pixels, self.stored)
 
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(tmp_path: object) -> None:
@@ -139,10 +139,10 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(tmp_path: object)
     stored = features(4).float().numpy()
     wanted = add_noise(torch.from_numpy(stored), 1.5, "r7").numpy()
     dataset = object.__new__(Dataset)  # pictures that need none
-    _, noisy = NoisyPictures(Fixed(None, stored), 1.5).fill(dataset, record)
+    noisy = NoisyFeatureLoader(Fixed(None, stored), 1.5).load(dataset, record).features
     assert noisy is not None
     np.testing.assert_array_equal(noisy, wanted)
     pixels = np.zeros((1, 8, 8, 3), dtype=np.uint8)
-    _, encoded = NoisyPictures(Fixed(pixels, None), 1.5, lambda seen: stored).fill(dataset, record)
+    encoded = NoisyFeatureLoader(Fixed(pixels, None), 1.5, lambda seen: stored).load(dataset, record).features
     assert encoded is not None
     np.testing.assert_array_equal(encoded, wanted)

@@ -44,7 +44,7 @@ def _with_parts(wanted: ModelConfig, origin: FromConfig) -> ModelConfig:
     """The section with the parts of another model filled in where it names none itself."""
     path = str(locate.model_folder(origin.path))
     config = loading.read_config(path)
-    if not composites.is_composite(config):
+    if not composites.is_known(config):
         composites.of(config, path)
     given = {"vision": wanted.vision is not None, "language": wanted.language is not None}
     taken = tuple(part for part in origin.parts if not given.get(part, False))

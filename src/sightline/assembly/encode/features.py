@@ -22,9 +22,9 @@ from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
-from sightline.data.features.store import FeatureForm, FeaturePictures, FeatureStore, Number, missing_pictures, open_store
+from sightline.data.features.store import FeatureForm, FeatureLoader, FeatureStore, Number, missing_pictures, open_store
 from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.reader import PicturePlace, PictureReader
 from sightline.data.images.tilings import TilingConfig
@@ -252,7 +252,7 @@ class _Encoding:
 # Use ------------------------------------------------------------------------------------------------------------------------
 
 
-def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") -> FeaturePictures:
+def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") -> FeatureLoader:
     """Opens a store for a model.
 
     Args:
@@ -281,7 +281,7 @@ def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") ->
     if faults:
         remedy = f"Make one for this model: sightline data features DATASET {encoder} --out STORE"
         raise ConfigError(f"the feature store {path} does not belong to this model: {'; '.join(faults)}.", remedy)
-    return FeaturePictures(store)
+    return FeatureLoader(store)
 
 
 def _faults(store: FeatureStore, eye: FeatureEncoder) -> list[str]:
@@ -308,14 +308,14 @@ def _settings_fault(name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> 
     return f"{name} is another"
 
 
-def check_covered(pictures: Pictures | None, splits: Sequence[tuple[Dataset, str]]) -> None:
+def check_covered(pictures: VisualInputLoader | None, splits: Sequence[tuple[Dataset, str]]) -> None:
     """Makes sure that the pictures of some splits are there, before anything is trained or asked.
 
     Raises:
         ConfigError: the store lacks some, or pixels are wanted of a data set that was prepared without images; says how many,
             and how to get them.
     """
-    if not isinstance(pictures, FeaturePictures):
+    if not isinstance(pictures, FeatureLoader):
         blank = [dataset for dataset, _ in splits if dataset.is_without_images] if pictures is not None else []
         if blank:
             raise ConfigError(

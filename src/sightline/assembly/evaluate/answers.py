@@ -6,7 +6,7 @@ import torch
 
 from sightline.assembly.model.build import ModelBundle
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
 from sightline.data.samples.prompts import FewShotExample, Prompt, make_prompt, prompt_row
 from sightline.errors import RecordError
@@ -31,7 +31,7 @@ class ModelAnswers:
         self,
         bundle: ModelBundle,
         dataset: Dataset,
-        pictures: Pictures | None,
+        pictures: VisualInputLoader | None,
         decoding: DecodingConfig,
         builder: ConversationEncoder,
         bf16: bool,

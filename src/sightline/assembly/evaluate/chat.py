@@ -9,6 +9,7 @@ from typing import Any
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.images.opener import open_image
+from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.prompts import Prompt, filled_prompt
 from sightline.errors import RecordError, UsageError
 from sightline.generation.decode import DecodingConfig, generate
@@ -99,7 +100,7 @@ class ChatModel:
         limit = self.bundle.processing.max_tokens
         if len(row.ids) >= limit:
             raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
-        crops = [] if preparation is None else [(tiling.crops(picture, preparation), None) for picture in pictures]
+        crops = [] if preparation is None else [VisualInputs(tiling.crops(picture, preparation)) for picture in pictures]
         return filled_prompt(row, layouts, crops, self.bundle.tokens_per_crop)
 
 

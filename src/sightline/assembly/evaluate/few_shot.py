@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.prompts import FewShotExample
 from sightline.evaluation.few_shot import draw_shots
 from sightline.types import Record
@@ -53,7 +53,7 @@ def draw_all(
     count: int,
     seed: int,
     suits: Callable[[Record], bool],
-    pictures: Pictures | None,
+    pictures: VisualInputLoader | None,
 ) -> Shots:
     """Examples of all records.
 

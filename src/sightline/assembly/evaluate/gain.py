@@ -17,7 +17,7 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import open_image
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, text_sample
 from sightline.errors import DataError, RecordError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
@@ -35,7 +35,7 @@ def gains(
     bundle: ModelBundle,
     dataset: Dataset,
     records: Iterable[Record],
-    pictures: Pictures | None,
+    pictures: VisualInputLoader | None,
     skipped: Counter[str],
     bf16: bool = False,
     count: int = 0,
@@ -73,7 +73,12 @@ def gains(
 
 
 def probe_gain(
-    bundle: ModelBundle, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, shown: int = 12, bf16: bool = False
+    bundle: ModelBundle,
+    dataset: Dataset,
+    records: Sequence[Record],
+    pictures: VisualInputLoader | None,
+    shown: int = 12,
+    bf16: bool = False,
 ) -> GainFindings:
     """Gains of the texts of some records with their own and with exchanged pictures.
 
@@ -131,18 +136,18 @@ def _small(dataset: Dataset, record: Record) -> bytes | None:
 
 
 def _samples(
-    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, pictures: Pictures
+    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, pictures: VisualInputLoader
 ) -> list[Sample]:
     """All texts of a record as branches of one sample, or each as its own where they share no prefix with the pictures."""
     layouts = builder.layouts(record)
     if not layouts:
         raise RecordError("no_image", "the record has no image")
     rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
-    pixels, features = pictures.fill(dataset, record)
+    inputs = pictures.load(dataset, record)
 
     def sample(rows: list[EncodedConversation]) -> Sample:
         text = text_sample(rows, [record.id] * len(rows), layouts, bundle.tokens_per_crop)
-        return replace(text, images=pixels, features=features)
+        return replace(text, images=inputs.pixels, features=inputs.features)
 
     together = sample(rows)
     return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]

@@ -13,12 +13,12 @@ from sightline.assembly.encode.features import check_covered, feature_encoder_of
 from sightline.assembly.model.build import read
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.features.store import FeaturePictures
-from sightline.data.images.pixels import Pictures, PixelPictures
+from sightline.data.features.store import FeatureLoader
+from sightline.data.images.pixels import PixelLoader, VisualInputLoader, VisualInputs
 from sightline.errors import RecordError, UsageError
-from sightline.evaluation.controls import BlindFeatures, BlindPictures, Control, MeanFeatures
+from sightline.evaluation.controls import BlindFeatureLoader, BlindPixelLoader, Control, MeanFeatureLoader
 from sightline.evaluation.probes import ProbedRecord
-from sightline.evaluation.probes.noise import NoisyPictures
+from sightline.evaluation.probes.noise import NoisyFeatureLoader
 from sightline.models.connectors import Connector
 from sightline.runtime.device import Runtime, prepare_runtime
 from sightline.runtime.keyed import keyed_generator
@@ -48,7 +48,7 @@ class OpenedModel:
 
     def pictures(
         self, splits: Sequence[tuple[Dataset, str]] = (), control: Control | None = None, noise: float | None = None
-    ) -> Pictures | None:
+    ) -> VisualInputLoader | None:
         """What fills the visual slots of records; None for a model that takes no images.
 
         Args:
@@ -68,7 +68,7 @@ class OpenedModel:
             return plain
         if plain is None:
             raise UsageError("the model takes text only; there are no visual features to put noise on.")
-        return NoisyPictures(plain, noise, None if self.bundle.processing.preparation is None else self._encoding())
+        return NoisyFeatureLoader(plain, noise, None if self.bundle.processing.preparation is None else self._encoding())
 
     @property
     def connector(self) -> Connector:
@@ -82,7 +82,7 @@ class OpenedModel:
         return self.bundle.model.connector
 
     def probed_records(
-        self, dataset: Dataset, records: Sequence[Record], pictures: Pictures | None, skipped: Counter[str]
+        self, dataset: Dataset, records: Sequence[Record], pictures: VisualInputLoader | None, skipped: Counter[str]
     ) -> Iterator[ProbedRecord]:
         """Encoder outputs of each record, one by one; records that cannot be used are counted in `skipped`."""
         with progress("encoding", len(records)) as bar:
@@ -90,21 +90,21 @@ class OpenedModel:
                 bar.step(1)
                 try:
                     assert pictures is not None  # probes refuse a decoder alone before
-                    pixels, features = pictures.fill(dataset, record)
+                    inputs = pictures.load(dataset, record)
                 except RecordError as error:
                     skipped[error.reason] += 1
                     continue
-                yield ProbedRecord(record.id, self._features_of(pixels, features), pixels)
+                yield ProbedRecord(record.id, self._features_of(inputs), inputs.pixels)
 
-    def _features_of(self, pixels: np.ndarray | None, features: np.ndarray | None) -> torch.Tensor:
+    def _features_of(self, inputs: VisualInputs) -> torch.Tensor:
         def tensor(array: np.ndarray | None) -> torch.Tensor | None:
             return None if array is None else torch.tensor(array, device=self.bundle.inner.device)  # rows of a store are read-only
 
         nowhere = torch.zeros(0, dtype=torch.long)
         with torch.no_grad():
-            return self.bundle.model.features(Visual(tensor(pixels), tensor(features), nowhere, nowhere))
+            return self.bundle.model.features(Visual(tensor(inputs.pixels), tensor(inputs.features), nowhere, nowhere))
 
-    def _seeing(self) -> Pictures | None:
+    def _seeing(self) -> VisualInputLoader | None:
         if not self.bundle.model.takes_images:
             return None
         if self.features is not None:
@@ -112,16 +112,18 @@ class OpenedModel:
         processing = self.bundle.processing
         if processing.preparation is None:
             raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
-        return PixelPictures(processing.preparation, processing.tiling)
+        return PixelLoader(processing.preparation, processing.tiling)
 
-    def _blind(self) -> Pictures | None:
+    def _blind(self) -> VisualInputLoader | None:
         stored, processing = self._seeing(), self.bundle.processing
         if stored is None:
             return None
-        uniform = None if processing.preparation is None else BlindPictures(processing.preparation, processing.tiling)
-        if not isinstance(stored, FeaturePictures):
+        uniform = None if processing.preparation is None else BlindPixelLoader(processing.preparation, processing.tiling)
+        if not isinstance(stored, FeatureLoader):
             return uniform
-        return MeanFeatures(stored.store) if uniform is None else BlindFeatures(uniform, self._encoding(), stored.store.form)
+        return (
+            MeanFeatureLoader(stored.store) if uniform is None else BlindFeatureLoader(uniform, self._encoding(), stored.store.form)
+        )
 
     def _encoding(self) -> Callable[[np.ndarray], np.ndarray]:
         """From prepared crops to features, as the model's own encoder makes them."""

@@ -11,7 +11,7 @@ from sightline.assembly.evaluate.gain import probe_gain
 from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_model, open_records
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
@@ -63,7 +63,7 @@ class ProbeInputs:
     model: OpenedModel
     dataset: Dataset
     records: Sequence[Record]
-    pictures: Pictures | None
+    pictures: VisualInputLoader | None
 
     def encoded(self, skipped: Counter[str]) -> Iterator[ProbedRecord]:
         """Encoder outputs of each record; records that cannot be used are counted in `skipped`."""

@@ -18,7 +18,7 @@ from sightline.assembly.evaluate.gain import gains
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.check import CheckReport
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.errors import DataError, RecordError
 from sightline.evaluation.probes.gain import PERCENTILES, TextGain, percentiles
 from sightline.runtime.device import process_settings_restored
@@ -88,7 +88,7 @@ def _rank(line: dict[str, Any]) -> tuple[float, int, int, int]:
 
 
 def _lines(
-    model: OpenedModel, folder: int, dataset: Dataset, pictures: Pictures | None, skipped: Counter[str]
+    model: OpenedModel, folder: int, dataset: Dataset, pictures: VisualInputLoader | None, skipped: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """One line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}

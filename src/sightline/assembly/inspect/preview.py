@@ -14,7 +14,7 @@ from sightline.assembly.config.schema import DataConfig
 from sightline.assembly.config.sources import sources_of
 from sightline.assembly.model.describe import Description
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.images.pixels import PixelPictures
+from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, shared_prefix
 from sightline.data.samples.length_table import LengthTableRules, make_length_table
@@ -149,7 +149,7 @@ class _Viewer:
         processing = description.processing
         self.pictures = None
         if processing.preparation is not None:
-            self.pictures = PixelPictures(processing.preparation, processing.tiling)
+            self.pictures = PixelLoader(processing.preparation, processing.tiling)
 
     def samples(self, chosen: Sequence[int], split: str) -> list[PreviewedSample]:
         """The samples that records are part of, as training makes them; what is left out stands with its reason."""
@@ -201,7 +201,7 @@ class _Viewer:
         if self.pictures is None or not record.images:
             return None, []
         try:
-            return self.pictures.fill(self.dataset, record)[0], []
+            return self.pictures.load(self.dataset, record).pixels, []
         except RecordError as error:
             return None, [f"its picture cannot be shown: {error.reason}: {error.message}"]
 

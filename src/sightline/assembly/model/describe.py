@@ -131,7 +131,7 @@ def describe_folder(path: str, arguments: Sequence[str] = ()) -> Description:
     config = settings.resolve(None, Path(run) / CONFIG, arguments) if has_config else None
     processing, tokenizer, found = read_processing(folder), tokenizers.load_tokenizer(folder), loading.read_config(folder)
     text_config = found.get_text_config(decoder=True)
-    if not composites.is_composite(found):
+    if not composites.is_known(found):
         return Description(tokenizer, processing, None, 0, text_config, config)
     connector = _connector(composites.connector_config(found, folder), found.connector_shape())
     return Description(tokenizer, processing, connector.token_grid, connector.tokens_per_crop, text_config, config)

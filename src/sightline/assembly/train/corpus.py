@@ -10,7 +10,7 @@ from sightline.assembly.encode.features import check_covered, open_features
 from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.dataset import open_dataset
-from sightline.data.images.pixels import Pictures, PixelPictures
+from sightline.data.images.pixels import PixelLoader, VisualInputLoader
 from sightline.data.samples.label_noise import with_noise
 from sightline.data.samples.length_table import LengthTableRules, load_length_table
 from sightline.errors import ConfigError
@@ -19,7 +19,7 @@ from sightline.models.language import check_packable
 CACHE = ".cache"
 
 
-def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: Pictures | None) -> Corpus:
+def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoader | None) -> Corpus:
     """The training units of a stage.
 
     Args:
@@ -53,7 +53,7 @@ def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Sour
     return Source(name, dataset, units, builder, len(units), dataset.is_sharded)
 
 
-def pictures_of(bundle: ModelBundle, data: DataConfig) -> Pictures | None:
+def pictures_of(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | None:
     """What fills the visual slots of a stage.
 
     Raises:
@@ -66,10 +66,10 @@ def pictures_of(bundle: ModelBundle, data: DataConfig) -> Pictures | None:
     preparation = bundle.processing.preparation
     if preparation is None:
         raise ConfigError("the model was trained on an external table and has no encoder.", "Set data.features=STORE.")
-    return PixelPictures(preparation, bundle.processing.tiling, data.keep_pixels * 1_000_000)
+    return PixelLoader(preparation, bundle.processing.tiling, data.keep_pixels * 1_000_000)
 
 
-def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: Pictures | None, limit: int) -> Corpus | None:
+def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoader | None, limit: int) -> Corpus | None:
     """Units of the validation split, at most `limit` of them, the same ones each time; None where there is no such split."""
     if data.validation_split is None or limit == 0:
         return None

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from sightline.data.batches.plan import BatchRules, EpochPlan
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.encoding import ConversationEncoder, text_sample
 from sightline.data.samples.length_table import LengthTable
 from sightline.errors import RecordError
@@ -52,7 +52,7 @@ class Corpus:
     """
 
     sources: tuple[Source, ...]
-    pictures: Pictures | None
+    pictures: VisualInputLoader | None
     tokens_per_crop: int
     contrast: Float[np.ndarray, " supervised"] | None = None
 
@@ -129,8 +129,8 @@ class Corpus:
             return text
         if self.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        pixels, features = self.pictures.fill(source.dataset, record)
-        return replace(text, images=pixels, features=features)
+        inputs = self.pictures.load(source.dataset, record)
+        return replace(text, images=inputs.pixels, features=inputs.features)
 
     def _text(self, unit: int) -> tuple[Sample, Source, Record]:
         """A unit without its pictures, its source, and the record of its first branch, whose pictures are those of all."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sightline.data.dataset import UNFINISHED, Dataset
+from sightline.data.images.pixels import VisualInputs
 from sightline.errors import DataError, NumericsError, RecordError
 from sightline.runtime.storage import sha256_file
 from sightline.types import Record
@@ -243,7 +244,7 @@ class FeatureStore:
         return np.asarray(array)  # a plain view of the map: slices of np.memmap itself cost ten times as much
 
 
-class FeaturePictures:
+class FeatureLoader:
     """Fills visual slots from a feature store.
 
     Args:
@@ -253,8 +254,8 @@ class FeaturePictures:
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """No pixels, and the features `[crops, P, E]` of all images of a record; no image file is opened.
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
+        """Features of all images of a record; no image file is opened.
 
         Raises:
             RecordError: reasons `features_missing`, `image_info_missing`.
@@ -262,7 +263,7 @@ class FeaturePictures:
         if len(record.image_info) != len(record.images):
             raise RecordError("image_info_missing", "the hashes of the record's images are not known; prepare the data set again")
         parts = [self.store.features(info.sha256) for info in record.image_info]
-        return None, parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return VisualInputs(features=parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
 def open_store(path: str | Path) -> FeatureStore:

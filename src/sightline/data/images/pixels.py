@@ -1,9 +1,12 @@
 """What fills visual slots: the pixels of a record's images, opened, cropped and prepared."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
@@ -13,7 +16,27 @@ from sightline.errors import DataError, RecordError
 from sightline.types import Record
 
 
-class PixelPictures:
+@dataclass(frozen=True, slots=True)
+class VisualInputs:
+    """What fills the visual slots of a record: the prepared pixels of its crops, or their features.
+
+    Attributes:
+        pixels: crops as prepared for the encoder.
+        features: outputs of the encoder, or rows of an external table; float16 or float32.
+    """
+
+    pixels: UInt8[np.ndarray, "N h w 3"] | None = None
+    features: Float[np.ndarray, "N P E"] | None = None
+
+    @staticmethod
+    def joined(parts: "Sequence[VisualInputs]") -> "VisualInputs":
+        """The crops of several, one after the other."""
+        pixels = [part.pixels for part in parts if part.pixels is not None]
+        features = [part.features for part in parts if part.features is not None]
+        return VisualInputs(np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)
+
+
+class PixelLoader:
     """Opens, tiles and prepares pictures.
 
     Args:
@@ -30,8 +53,8 @@ class PixelPictures:
         self.left = keep_bytes
         self._kept: dict[tuple[Path, tuple[str, ...]], np.ndarray] = {}
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Prepared pixels `[crops, h, w, 3]` of all images of a record, and no features.
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
+        """Prepared pixels of all images of a record.
 
         Raises:
             RecordError: an image is missing, cannot be opened, or has not the size that its tokens were counted for.
@@ -39,12 +62,12 @@ class PixelPictures:
         key = (dataset.path, record.images)
         kept = self._kept.get(key)
         if kept is not None:
-            return kept, None
+            return VisualInputs(kept)
         pixels = self._prepared(dataset, record)
         if pixels.nbytes <= self.left:
             self.left -= pixels.nbytes
             self._kept[key] = pixels
-        return pixels, None
+        return VisualInputs(pixels)
 
     def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
         crops, draft = [], self.tiling.draft_side(self.preparation)
@@ -65,11 +88,11 @@ class PixelPictures:
         return crops[0] if whole else np.concatenate(crops)
 
 
-class Pictures(Protocol):
-    """What fills the visual slots of a record: prepared pixels, or stored features."""
+class VisualInputLoader(Protocol):
+    """Makes visual inputs of records."""
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Pixels `uint8 [crops, h, w, 3]` and features `[crops, P, E]` of a record's images; one of them is None.
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
+        """Pixels or features of all images of a record.
 
         Raises:
             RecordError: an image cannot be opened, or its features are not stored.

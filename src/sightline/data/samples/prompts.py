@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_sources
 from sightline.errors import RecordError
@@ -47,7 +47,7 @@ class FewShotExample:
 
     dataset: Dataset
     record: Record
-    pictures: Pictures | None
+    pictures: VisualInputLoader | None
 
 
 def prompt_row(
@@ -72,7 +72,7 @@ def make_prompt(
     dataset: Dataset,
     record: Record,
     builder: ConversationEncoder,
-    pictures: Pictures | None,
+    pictures: VisualInputLoader | None,
     tokens_per_crop: int,
     examples: Sequence[FewShotExample] = (),
 ) -> Prompt:
@@ -88,30 +88,20 @@ def make_prompt(
             continue
         if shown.pictures is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        filled.append(shown.pictures.fill(shown.dataset, shown.record))
+        filled.append(shown.pictures.load(shown.dataset, shown.record))
     return filled_prompt(row, layouts, filled, tokens_per_crop)
 
 
 def filled_prompt(
-    row: EncodedConversation,
-    layouts: Sequence[Layout],
-    filled: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
-    tokens_per_crop: int,
+    row: EncodedConversation, layouts: Sequence[Layout], filled: Sequence[VisualInputs], tokens_per_crop: int
 ) -> Prompt:
     """A row with what fills its visual slots.
 
     Args:
         row: up to the answer.
         layouts: of its images in order.
-        filled: pixels or features of the crops of each of them, or of several together, in order.
+        filled: the crops of these images in order, of one or of several images each.
         tokens_per_crop: of the model.
     """
-    pixels, features = (
-        ([stack for stack in side if stack is not None] for side in zip(*filled, strict=True)) if filled else ([], [])
-    )
-    return Prompt(
-        row,
-        join_sources(layouts, tokens_per_crop),
-        np.concatenate(pixels) if pixels else None,
-        np.concatenate(features) if features else None,
-    )
+    inputs = VisualInputs.joined(filled)
+    return Prompt(row, join_sources(layouts, tokens_per_crop), inputs.pixels, inputs.features)

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import Pictures
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.evaluation.probes.base import ProbedRecord
 from sightline.reporting import html
 from sightline.reporting.plots import LineSeries, line_chart
@@ -35,7 +35,7 @@ def add_noise(features_NPE: Float[Tensor, "N P E"], sigma: float, key: str) -> F
     return features_NPE + (drawn.to(features_NPE.device, torch.float32) * scale).to(features_NPE.dtype)
 
 
-class NoisyPictures:
+class NoisyFeatureLoader:
     """The features of pictures with noise, as `add_noise` draws it, for an evaluation.
 
     Args:
@@ -46,20 +46,22 @@ class NoisyPictures:
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: VisualInputLoader,
         sigma: float,
         encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]] | None = None,
     ) -> None:
         self.pictures, self.sigma, self.encode = pictures, sigma, encode
 
-    def fill(self, dataset: Dataset, record: Record) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Noisy features of a record's pictures."""
-        pixels, features = self.pictures.fill(dataset, record)
+        inputs = self.pictures.load(dataset, record)
+        features = inputs.features
         if features is None:
-            assert pixels is not None
+            assert inputs.pixels is not None
             assert self.encode is not None
-            features = self.encode(pixels)
-        return None, add_noise(torch.from_numpy(np.array(features, dtype=np.float32)), self.sigma, record.id).numpy()
+            features = self.encode(inputs.pixels)
+        noisy = add_noise(torch.from_numpy(np.array(features, dtype=np.float32)), self.sigma, record.id)
+        return VisualInputs(features=noisy.numpy())
 
 
 @dataclass(frozen=True)
