@@ -224,6 +224,26 @@ def decoder(kind: str, attention: str = "sdpa", spare: int = 0) -> PreTrainedMod
     return language.build_decoder(config, attention=attention).eval()
 
 
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "router_aux_loss_coef": 0.02},
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "router_aux_loss_coef": 0.001},
+}
+
+
+def experts(kind: str, **changes: Any) -> PreTrainedModel:
+    """A new mixture-of-experts decoder, a key of `EXPERTS`; its experts run one by one, for the fused kernel has no float64.
+
+    Args:
+        kind: a key of `EXPERTS`.
+        changes: other fields of `LanguageConfig`.
+    """
+    torch.manual_seed(5)
+    config = {"model_type": kind, "vocab_size": 320, **_SIZES, **EXPERTS[kind]}
+    model = language.build_decoder(language.LanguageConfig(config=config, tokenizer="here", **changes))
+    model.set_experts_implementation("eager")
+    return model
+
+
 def _spread(model: PreTrainedModel) -> None:
     """Moves biases and norms off their 0 and 1, so that a forgotten one is seen."""
     with torch.no_grad():

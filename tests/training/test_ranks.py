@@ -23,7 +23,7 @@ from sightline.training import loop, stages
 from sightline.training.checkpoint import Progress
 from sightline.training.ranks import Ranks, Replicated, Sharded, StepModule
 from sightline.types import Sample
-from tests.builders import Exact, batch_of, sample, vlm
+from tests.builders import Exact, batch_of, experts, sample, vlm
 from tests.data.pictures import picture, prepared, put
 from tests.processes import PATIENCE, Command, Commands
 from tests.training.test_loop import EVERY, job
@@ -53,6 +53,7 @@ class Case:
     align: bool = False  # as connector, whose gain is a scalar, and which looks at the live word embeddings
     again: bool = False  # gradient checkpointing, in float32: what is computed again is so outside of `Exact`
     clip: float = 0.0
+    experts: bool = False  # in the decoder, whose load-balancing loss is a mean over a micro-batch: each row is one
 
 
 TEXT_ALONE, NO_ROWS = "rank 1 has text alone", "rank 1 has no rows"
@@ -61,6 +62,7 @@ REPLICATED = [
     Case("all", "next_token", accumulate=2),
     Case("align", "cal", TEXT_ALONE, 2),
     Case("align", "next_token", NO_ROWS),
+    Case("instruct", "next_token", experts=True),
 ]
 SHARDED = [
     Case("all", "cal"),
@@ -69,6 +71,8 @@ SHARDED = [
     Case("all", "cal", NO_ROWS),
     Case("instruct", "cal", TEXT_ALONE, align=True, clip=0.1),
     Case("all", "cal", again=True, clip=0.1),
+    Case("instruct", "next_token", clip=0.1, experts=True),
+    Case("instruct", "next_token", NO_ROWS, experts=True),
 ]
 
 
@@ -82,9 +86,11 @@ def step(arguments: Sequence[str]) -> None:
     for number, text in enumerate(cases):
         case = Case(**json.loads(text))
         model = vlm("siglip", "llama", AlignConfig(shuffle=2) if case.align else None, attention="eager")
+        if case.experts:
+            model.language = experts("mixtral", router_aux_loss_coef=5.0)
         checkpoint_activations(model) if case.again else model.double()
         own = rows_of(case.rows)[rank::world]
-        size = len(own) // case.accumulate
+        size = 1 if case.experts else len(own) // case.accumulate
         micro = [batch_of(*own[at : at + size]) for at in range(0, len(own), size)]
         with contextlib.nullcontext() if case.again else Exact():
             stage = stages.apply(model, "test", RULES[case.parts], 1.0, 0.0)
@@ -103,7 +109,8 @@ def step(arguments: Sequence[str]) -> None:
             given = job(model, [micro], objective, stage=stage, accelerator=accelerator, ranks=shared, clip=case.clip)
             loop.fit(given, Progress())
             with shared.whole():  # and after a step, each rank has it all
-                alone = [len(row) for row in (model.language.lm_head.weight, model.language.model.layers[0].mlp.up_proj.weight)]
+                layer = model.language.model.layers[0].self_attn.q_proj
+                alone = [len(row) for row in (model.language.lm_head.weight, layer.weight)]
             ends = dict(model.named_parameters())
             ends = shared.gathered(ends) if kind == "sharded" else ends
         line = {name: value for name, value in given.log[0].items() if isinstance(value, int | float)}

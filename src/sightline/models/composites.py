@@ -17,6 +17,7 @@ from sightline.models import language, loading, vision
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorConfig
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.transformers_private import attention_kernel, set_attention_kernel
 from sightline.models.vlm import SightlineConfig, SightlineForConditionalGeneration
 
 LEFTOVERS = (*language.LEFTOVERS, *vision.LEFTOVERS)
@@ -91,8 +92,8 @@ def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
     config = loading.read_config(path)
     if not isinstance(config, SightlineConfig):
         of(config, path)
-    config.vision_config._attn_implementation = vision.kernel_for(config.vision_config, attention)
-    config.text_config._attn_implementation = language.kernel_for(config.text_config, attention)
+    set_attention_kernel(config.vision_config, vision.kernel_for(config.vision_config, attention))
+    set_attention_kernel(config.text_config, language.kernel_for(config.text_config, attention))
     leftovers = () if isinstance(config, SightlineConfig) else LEFTOVERS
     return loading.load(AutoModelForImageTextToText, path, config, None, leftovers)
 
@@ -181,7 +182,7 @@ def language_of(model: PreTrainedModel) -> PreTrainedModel:
     config = copy.deepcopy(model.config.text_config)
     config.tie_word_embeddings = head.weight is embedding.weight
     with torch.device("meta"):  # its own weights are thrown away at once
-        decoder = AutoModelForCausalLM.from_config(config, attn_implementation=config._attn_implementation, trust_remote_code=False)
+        decoder = AutoModelForCausalLM.from_config(config, attn_implementation=attention_kernel(config), trust_remote_code=False)
     body = model.get_submodule(COMPOSITES[model.config.model_type].body)
     if type(decoder.base_model) is not type(body):
         raise ConfigError(f"{type(body).__name__} is the body of no causal language model.", "Name model.language.path.")

@@ -18,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
+from sightline.models.transformers_private import attention_kernel
 from sightline.ops.load_balancing import load_balancing_loss
 from sightline.ops.masks import additive_mask
 from sightline.types import PADDING, Head, Tokens
@@ -304,7 +305,7 @@ def check_layers(config: PreTrainedConfig) -> None:
         raise ConfigError(
             f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.", UNPACKED
         )
-    kernel = config._attn_implementation
+    kernel = attention_kernel(config)
     if kernel not in (None, *WITH_MASKS):
         raise ConfigError(
             f"the attention kernel {kernel!r} takes no mask, which packed rows need.", f"Set runtime.attention=sdpa. {UNPACKED}"

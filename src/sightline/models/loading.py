@@ -1,7 +1,8 @@
-"""The gate through which foreign weights and configurations enter.
+"""Loads configurations and weights of other projects safely; nothing else in the package calls `from_pretrained` on them.
 
-Only safetensors, no remote code, an index whose entries stay inside its folder, an attention kernel chosen by us, and no weight
-silently left at random: what is missing is an error, what is left over is allowed by name only.
+Weights come from safetensors alone, and no remote code runs. The entries of an index file must stay inside its folder, and kernels
+are chosen by this package, not by the file. No weight stays at its random initial value unnoticed: a missing weight is an error,
+and a left-over one is allowed only by name.
 """
 
 import copy
@@ -19,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sightline.errors import ConfigError, DataError, StorageError
+from sightline.models.transformers_private import forget_kernels, supports_sdpa
 from sightline.runtime.storage import safe_join
 
-# No real model has more; a configuration beyond them builds for minutes or asks for all memory. By all names in use.
+# Largest sizes, under all names in use. No real model has more; a larger one builds for minutes or asks for all memory.
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 512),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1024),
@@ -38,11 +40,11 @@ MAX_ITEMS = 100_000  # of a configuration, all sections together
 
 
 def read_config(path: str) -> PreTrainedConfig:
-    """The transformers configuration of a local folder or Hub id.
+    """Reads the transformers configuration of a local folder or Hub id.
 
     Raises:
-        ConfigError: there is none, it needs remote code, its weights are quantised, or a size is absurd.
-        StorageError: its index of weights is damaged or points outside of the folder.
+        ConfigError: there is none, it needs remote code, its weights are quantised, or a size is beyond `LIMITS`.
+        StorageError: the index of its weights is damaged or points outside of the folder.
     """
     check_index(path)
     if "\0" not in path and (Path(path) / ADAPTER).is_file():
@@ -62,8 +64,7 @@ def read_config(path: str) -> PreTrainedConfig:
             f"no usable model configuration at {path!r}: {first_line(error)}",
             "Give a folder written by save_pretrained, or a Hub id that can be reached.",
         ) from error
-    # A configuration may name a kernel of the Hub, which is code. Kernels are chosen by us.
-    config._attn_implementation = config._experts_implementation = None
+    forget_kernels(config)
     if values.get("quantization_config"):
         raise ConfigError(f"the weights at {path!r} are quantised, which cannot be trained.", "Give the original weights.")
     check_sizes(config.to_dict(), path)
@@ -71,7 +72,7 @@ def read_config(path: str) -> PreTrainedConfig:
 
 
 def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
-    """A configuration from its values; `model_type` names the architecture.
+    """Makes a configuration from its values; `model_type` names the architecture.
 
     Raises:
         ConfigError: `model_type` is missing or unknown, or a value does not fit.
@@ -96,10 +97,10 @@ def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
 
 
 def check_sizes(values: dict[str, Any], place: str) -> None:
-    """Refuses sizes that no real model has, in a configuration and in those it holds.
+    """Refuses sizes beyond `LIMITS` in a configuration and in the configurations that it holds.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: names the first such size.
     """
     stack: list[tuple[str, Any]] = [("", values)]
     for _ in range(MAX_ITEMS):
@@ -223,27 +224,23 @@ def _elements(file: Path) -> int:
 
 
 def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:
-    """The wanted attention kernel, or `eager` in place of an sdpa that the architecture does not have."""
-    return "eager" if attention == "sdpa" and not architecture._supports_sdpa else attention
+    """Returns the wanted attention kernel, or `eager` where that is sdpa and the architecture does not support it."""
+    return "eager" if attention == "sdpa" and not supports_sdpa(architecture) else attention
 
 
 def check_finite(model: torch.nn.Module, path: str) -> None:
-    """Refuses NaN and infinity among weights and buffers (the statistics of a BatchNorm are buffers)."""
+    """Refuses NaN and infinity in weights and buffers (the statistics of a BatchNorm are buffers).
+
+    Raises:
+        StorageError: names the first such weight.
+    """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
             raise StorageError(f"{path!r}: weight {name!r} holds NaN or infinity.", "Use another checkpoint.")
 
 
-def mark_initialised(module: torch.nn.Module) -> None:
-    """Tells transformers that a module's weights are set, so that a surrounding `post_init` leaves them alone."""
-    for part in module.modules():
-        part._is_hf_initialized = True  # type: ignore[assignment]
-    for parameter in module.parameters():
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-
-
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, which is what fits a message; the next one too where the first ends in a colon."""
+    """Returns the first line of an error's text, for use in a message; with the next line where the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -26,9 +26,9 @@ from transformers.generation.utils import GenerationMixin
 from transformers.utils import ModelOutput
 
 from sightline.models import gradient_checkpointing as checkpointing
-from sightline.models import loading
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
 from sightline.models.text import hidden_states
+from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, encode, normalise
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
@@ -105,11 +105,11 @@ class SightlineConfig(PreTrainedConfig):
         self.num_separators = num_separators
         kwargs.setdefault("tie_word_embeddings", bool(self.text_config.tie_word_embeddings))
         parts = (self.vision_config, self.text_config)
-        kernels = [part._attn_implementation for part in parts]
+        kernels = [attention_kernel(part) for part in parts]
         super().__init__(**kwargs)
-        if self._attn_implementation is None:  # the base class has just reset the kernels of parts that exist already
+        if attention_kernel(self) is None:  # the base class has just reset the kernels of parts that exist already
             for part, kernel in zip(parts, kernels, strict=True):
-                part._attn_implementation = kernel
+                set_attention_kernel(part, kernel)
 
     def connector_shape(self) -> ConnectorShape:
         """Where the connector stands."""
@@ -133,7 +133,7 @@ def _sub_config(value: dict[str, Any] | PreTrainedConfig | None, default: str) -
     return AutoConfig.for_model(values.pop("model_type", default), **values)
 
 
-class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class SightlineForConditionalGeneration(CustomModel):
     """Encoder, connector and decoder in one transformers model.
 
     Args:
@@ -146,11 +146,6 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own form)
-    _no_split_modules: list[str] = []  # noqa: RUF012
 
     def __init__(
         self,
@@ -170,11 +165,11 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.separators = nn.Parameter(torch.zeros(config.num_separators, config.text_config.hidden_size))
         if self.separators.device.type != "meta":
-            loading.mark_initialised(self)  # every part has its weights: given, or from its own constructor
+            mark_initialised(self)  # every part has its weights: given, or from its own constructor
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """For `from_pretrained` alone: what a checkpoint lacks begins as torch begins it, not as uninitialised memory."""
+    def init_missing(self, module: nn.Module) -> None:
+        """Initialises what a checkpoint lacks as torch does, so that it is no uninitialised memory."""
         if module is self:
             nn.init.zeros_(self.separators)
         elif isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.Conv2d):
@@ -219,11 +214,9 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     checkpointing.mark_frozen(module)
         return self
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
-        """However it is turned on, frozen layers stay as they are in eval."""
-        super()._set_gradient_checkpointing(enable, **kwargs)
-        if enable:
-            checkpointing.keep_frozen_in_eval(self)
+    def checkpointing_enabled(self) -> None:
+        """Keeps frozen layers in eval mode while they are computed again."""
+        checkpointing.keep_frozen_in_eval(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language.get_input_embeddings()
@@ -386,17 +379,13 @@ class SightlineForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs["pixel_values"] = inputs["visual_sources"] = None
         return inputs
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeats rows for beams; a row's pictures are repeated together, in the order in which its places ask for them."""
-        pixels, sources = kwargs.pop("pixel_values", None), kwargs.pop("visual_sources", None)
-        if expand_size > 1 and pixels is not None and input_ids is not None:
-            order, sources = self._beam_order(input_ids, len(pixels), sources, expand_size)
+    def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Repeats the crops of each row for beams: a row's crops together, in the order in which its visual slots name them."""
+        pixels, sources = inputs.pop("pixel_values", None), inputs.pop("visual_sources", None)
+        if times > 1 and pixels is not None and input_ids is not None:
+            order, sources = self._beam_order(input_ids, len(pixels), sources, times)
             pixels = pixels[order]
-        expand = super()._expand_inputs_for_generation
-        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyrefly: ignore
-        return input_ids, {**kwargs, "pixel_values": pixels, "visual_sources": sources}
+        return {"pixel_values": pixels, "visual_sources": sources}
 
     def _beam_order(self, input_ids: Tensor, num_crops: int, sources: Tensor | None, expand_size: int) -> tuple[Tensor, Tensor]:
         """Crops of all repeated rows, one row's after the other, and the sources that name them by their new numbers."""

@@ -115,25 +115,24 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
         plain = name.replace(".base_layer.", ".")
         owner = name.partition(".base_layer.")[0]
         if name.endswith(".base_layer.weight"):
-            value = value + delta(adapted[owner]).to(value.dtype)
+            value = (value + delta(adapted[owner])).to(value.dtype)  # rounds once, as PEFT's `merge` does in `fold`
         out[plain] = value
     return out
 
 
 def delta(layer: nn.Module) -> Tensor:
-    """What an adapted layer adds to its weight."""
+    """Returns what an adapted layer adds to its weight."""
     compute = layer.get_delta_weight  # pyrefly: ignore
     return compute("default").detach()  # pyrefly: ignore
 
 
 def fold(model: nn.Module) -> None:
-    """Adds every adapter to its weight and puts the plain layer back in its place."""
+    """Merges every adapter into its weight and puts the plain layer back in its place."""
     for name, layer in list(layers(model)):
-        base = layer.get_base_layer()  # pyrefly: ignore
         with torch.no_grad():
-            base.weight += delta(layer).to(base.weight.dtype)
+            layer.merge()  # pyrefly: ignore
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, base)
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())  # pyrefly: ignore
     for module in model.modules():
         vars(module).pop("peft_config", None)  # PEFT's note of what it put in; the adapters of a later stage are new ones
 

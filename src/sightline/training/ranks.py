@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sightline.errors import ConfigError
 from sightline.models.language import body
+from sightline.models.transformers_private import layer_classes
 from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.types import Batch, Loss, TrainingBatch
 
@@ -114,9 +115,9 @@ class Replicated(_OneByOne):
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
     def whole(self) -> AbstractContextManager[None]:
@@ -161,27 +162,27 @@ class Sharded(_OneByOne):
         return contextlib.nullcontext()
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
-        pieces = [parameter.grad.to_local() for parameter in parameters if isinstance(parameter.grad, DTensor)]
+        pieces = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
         copies = [parameter for parameter in parameters if _is_indivisible(parameter)]
         for parameter in copies:
             if parameter.grad is None:  # this rank's rows did not reach it
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= dist.get_world_size()
-        gradients = [*pieces, *(cast(Tensor, parameter.grad) for parameter in copies)]
-        if not gradients:
+        groups = [group for group in (pieces, copies) if group]  # torch's functions take gradients of one kind at a time
+        if not groups:
             return 0.0
-        torch._foreach_mul_(gradients, factor)
-        square = torch.zeros((), device=gradients[0].device, dtype=gradients[0].dtype)
-        for piece in pieces:
-            square += piece.pow(2).sum()
-        dist.all_reduce(square)
-        for parameter in copies:
-            square += cast(Tensor, parameter.grad).pow(2).sum()
-        norm = float(square.sqrt())
-        if norm > limit:
-            torch._foreach_mul_(gradients, limit / (norm + 1e-6))  # as torch's own `clip_grad_norm_`
-        return norm
+        norms = []
+        for group in groups:
+            gradients = [cast(Tensor, parameter.grad) for parameter in group]
+            for gradient in gradients:
+                gradient.mul_(factor)
+            norm = nn.utils.get_total_norm(gradients)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norm = nn.utils.get_total_norm(norms)
+        for group in groups:
+            nn.utils.clip_grads_with_norm_(group, limit, norm)
+        return float(norm)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -260,7 +261,7 @@ def shards(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def _layers(decoder: PreTrainedModel) -> list[Any]:
-    names = set(decoder._no_split_modules or ())
+    names = layer_classes(decoder)
     found = [module for module in decoder.modules() if type(module).__name__ in names]
     if not found:
         raise ConfigError(

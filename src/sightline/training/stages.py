@@ -6,7 +6,7 @@ buffers are bit-equal after training.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, cast
 
 from pydantic import Field
 from torch import nn
@@ -17,7 +17,6 @@ from sightline.training import lora
 from sightline.training.lora import LoraRule
 
 
-@runtime_checkable
 class HasParts(Protocol):
     """A model that groups its parameters into named parts itself."""
 
@@ -149,8 +148,8 @@ def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     Raises:
         ConfigError: `parts()` leaves out a parameter, which would neither train nor be frozen.
     """
-    if isinstance(model, HasParts):
-        parts = {part: dict(parameters) for part, parameters in model.parts().items()}
+    if callable(getattr(type(model), "parts", None)):
+        parts = {part: dict(parameters) for part, parameters in cast(HasParts, model).parts().items()}
         inside = {name for parameters in parts.values() for name in parameters}
         outside = [name for name, _ in model.named_parameters() if name not in inside]
         if outside:

@@ -1,0 +1,96 @@
+"""All private attributes of transformers that this package uses, each behind a public name.
+
+A minor version of transformers may rename any of them; tests/models/test_transformers_private.py then names the one that is gone.
+No other file of the package may use them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.generation.utils import GenerationMixin
+
+
+def attention_kernel(config: PreTrainedConfig) -> str | None:
+    """Returns the attention implementation that a configuration asks for; None where none was chosen."""
+    return config._attn_implementation
+
+
+def set_attention_kernel(config: PreTrainedConfig, kernel: str | None) -> None:
+    """Sets the attention implementation that a model of this configuration is built with."""
+    config._attn_implementation = kernel
+
+
+def forget_kernels(config: PreTrainedConfig) -> None:
+    """Drops the kernels that a configuration file names: a name may be that of a kernel on the Hub, which is code."""
+    config._attn_implementation = config._experts_implementation = None
+
+
+def supports_sdpa(architecture: type[PreTrainedModel]) -> bool:
+    """Returns whether an architecture can run on torch's scaled_dot_product_attention."""
+    return bool(architecture._supports_sdpa)
+
+
+def layer_classes(model: PreTrainedModel) -> set[str]:
+    """Returns the class names of a model's layers; empty where it does not name them."""
+    return set(model._no_split_modules or ())
+
+
+def mark_initialised(module: nn.Module) -> None:
+    """Marks the weights of a module as set, so that the `post_init` of a model around it leaves them alone."""
+    for part in module.modules():
+        part._is_hf_initialized = True  # type: ignore[assignment]
+    for parameter in module.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+
+
+def set_checkpointing(model: PreTrainedModel, function: Callable[..., Any]) -> None:
+    """Turns gradient checkpointing on; each layer then runs as `function(layer_forward, *inputs)`."""
+    # The public method has another name in each of the supported versions, and one of the two warns.
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
+
+
+def wrap_checkpointing(layer: nn.Module, wrapper: Callable[..., Any]) -> None:
+    """Runs a checkpointed layer as `wrapper(layer, function, layer_forward, *inputs)`, where `function` is what ran it so far."""
+    # pyrefly: ignore  # a plain attribute that transformers sets on each layer
+    layer._gradient_checkpointing_func = partial(wrapper, layer, layer._gradient_checkpointing_func)
+
+
+class CustomModel(PreTrainedModel, GenerationMixin):
+    """Base of the models of this package: declares what they support, and calls public methods from transformers' private hooks."""
+
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012 (transformers' own form)
+    _no_split_modules: list[str] = []  # noqa: RUF012
+
+    def init_missing(self, module: nn.Module) -> None:
+        """Initialises a module that a checkpoint lacks; called by `from_pretrained` alone."""
+        raise NotImplementedError
+
+    def checkpointing_enabled(self) -> None:
+        """Called after gradient checkpointing was turned on, in whatever way."""
+
+    def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Takes the inputs that only this model has out of `inputs` and returns them for rows repeated `times` times (beams)."""
+        return {}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.init_missing(module)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(enable, **kwargs)
+        if enable:
+            self.checkpointing_enabled()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        own = self.expand_own_inputs(expand_size, input_ids, kwargs)
+        expand = super()._expand_inputs_for_generation
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)  # pyrefly: ignore
+        return input_ids, {**kwargs, **own}
