@@ -1,6 +1,5 @@
 """One record for an image, whatever the form of the source: Kaggle's table gives what the published files give."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from sightline.data.dataset import open_dataset
 from sightline.data.prepare import grouping
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.readers import SourceOptions
+from sightline.data.records import record_to_json
 from tests.data.pictures import picture, prepared, put
 
 PHOTOS = 6
@@ -64,16 +64,12 @@ def test_splits_and_samples_go_by_photo(tmp_path: Path) -> None:
     assert [len(captions) for _, captions in records(tmp_path / "some")] == [5, 5]
 
 
-def rows(*lines: dict[str, Any]) -> str:
-    return "".join(json.dumps({"image": "1.png", **line}) + "\n" for line in lines)
-
-
 def grouped(tmp_path: Path, *lines: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     records = [{"id": str(n), "images": ["1.png"], **line} for n, line in enumerate(lines)]
     put(tmp_path / "in/records.jsonl", records)
     put(tmp_path / "in/1.png", picture(1))
     summary = prepared("records", tmp_path / "in", tmp_path / "out", group="image")
-    return summary, [record.to_json() for record in open_dataset(tmp_path / "out").records()]
+    return summary, [record_to_json(record) for record in open_dataset(tmp_path / "out").records()]
 
 
 def test_an_image_in_two_splits_stays_in_both_and_is_noted(tmp_path: Path) -> None:
