@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
@@ -110,6 +111,45 @@ def test_image_tokens_are_never_said(bundle: ModelBundle) -> None:
     config = bundle.inner.generation_config
     assert config is not None
     assert config.suppress_tokens == [bundle.tokenizer.convert_tokens_to_ids("<image>")]
+
+
+def test_settings_that_a_downloaded_decoder_brings_do_not_apply(bundle: ModelBundle) -> None:
+    asked = prompts(bundle)
+    plain = said(bundle, asked)
+    kept = bundle.inner.generation_config
+    assert kept is not None
+    first = bundle.tokenizer(plain[0].text.split()[0], add_special_tokens=False)["input_ids"]
+    leaked = {
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": NEW,
+        "bad_words_ids": [first],
+        "max_length": 20,
+        "repetition_penalty": 3.0,
+    }
+    bundle.inner.generation_config = GenerationConfig(**kept.to_diff_dict() | leaked)
+    try:
+        assert said(bundle, asked) == plain
+        assert bundle.inner.generation_config.no_repeat_ngram_size == 1, "the model's own settings stay"
+    finally:
+        bundle.inner.generation_config = kept
+    assert kept.max_length is None
+
+
+def test_a_repetition_penalty_counts_the_prompt_as_in_transformers(bundle: ModelBundle) -> None:
+    decoding = DecodingConfig(max_new_tokens=NEW, repetition_penalty=30.0)
+    model: Any = bundle.model
+    changed = 0
+    for seed in range(8):
+        asked = prompt(bundle, seed, 1, 12)
+        assert asked.pixels is not None
+        with torch.no_grad():
+            ids = {"input_ids": torch.from_numpy(asked.row.ids)[None]}
+            pixels = {"pixel_values": model.normalise(torch.from_numpy(asked.pixels))}
+            theirs = model.generate(**ids, **pixels, **decoding.arguments())[0, len(asked.row.ids) :]
+        (ours,) = said(bundle, [asked], decoding=decoding)
+        assert ours.text == str(bundle.tokenizer.decode(theirs, skip_special_tokens=True)).strip()
+        changed += ours.text != said(bundle, [asked])[0].text
+    assert changed
 
 
 def test_samples_are_drawn_by_the_seed(bundle: ModelBundle) -> None:

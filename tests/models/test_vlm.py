@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sightline.models.connectors.align import AlignConfig
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.vlm import SightlineConfig, SightlineForConditionalGeneration
 from tests.builders import DECODERS, SIDE, Exact, batch_of, sample, vlm
@@ -175,6 +176,22 @@ def test_inputs_that_do_not_fit_are_refused_in_words(change: dict[str, Tensor | 
 
 
 # Embeddings -------------------------------------------------------------------------------------------------------------------
+
+
+def test_image_tokens_without_pixels_are_an_error_and_not_a_blind_answer() -> None:
+    model = vlm("siglip", "llama")
+    ids, _ = prompt(model, 1, 1)
+    with pytest.raises(ValueError, match=f"hold {PER_IMAGE} image tokens, but pixel_values are missing"):
+        model(input_ids=ids)
+    with pytest.raises(ValueError, match="pixel_values are missing"):
+        model.generate(input_ids=ids, max_new_tokens=2)
+
+
+def test_a_vocabulary_whose_words_the_connector_mixes_does_not_shrink() -> None:
+    model = vlm("siglip", "llama", AlignConfig())
+    with pytest.raises(ValueError, match=f"mixes {model.config.num_words} words"):
+        model.resize_token_embeddings(model.config.num_words - 1)
+    assert model.resize_token_embeddings(model.config.num_words + 8).num_embeddings == model.config.num_words + 8
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3", "gpt2", "llama", "llama_untied"])

@@ -81,9 +81,10 @@ class Table(nn.Module):
 
 
 def authors(model: Table, batch: Batch, low: float, high: float, window: int) -> Tensor:
-    """`llava_llama.py` of the authors' repository, step by step on full logits.
+    """`llava_llama.py` of the authors' repository, step by step on full logits, but for the logits of image positions.
 
-    Rows that flash attention masks come out as zeros: those of padding in both passes, those of image patches in the second.
+    Those are 0 in the second pass, as `PublishedCAL` takes them; the authors' model gives them a logit of its own, with flash
+    attention too, which zero-fills the attention output of masked rows and not their residual stream.
     """
     padding = batch.tokens.sample_BT == PADDING
     logits = model.seeing @ model.head.T

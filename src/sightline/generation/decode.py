@@ -3,7 +3,8 @@
 Greedy decoding in fp32 gives the same text for every batch size, up to ties that rounding decides.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from sightline.config import Config
 from sightline.data.samples.prompts import Prompt
@@ -59,6 +60,9 @@ def generate(
 ) -> list[Text]:
     """Continues prompts in one batch.
 
+    `decoding` alone decides how text is drawn: settings that a downloaded model brings along (`no_repeat_ngram_size`,
+    `min_new_tokens`, `bad_words_ids`, ...) do not apply. A repetition penalty counts the prompt, as in transformers' `generate`.
+
     Args:
         model: on its device, in `eval` mode.
         tokenizer: decodes the answer.
@@ -83,15 +87,34 @@ def generate(
     ids, mask = ids.to(model.inner.device), mask.to(model.inner.device)
     shown = any(prompt.num_crops for prompt in prompts)
     with torch.no_grad():
-        inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)} if shown else {"input_ids": ids}
-        given = {**inputs, "attention_mask": mask, **decoding.arguments()}
-        # Each process generates for itself, also where transformers sees a model in pieces: it is whole meanwhile.
-        output = model.generate(**given, streamer=streamer, use_cache=True, synced_gpus=False)
-    new = output if shown else output[:, length:]  # given embeddings, `generate` returns the new tokens alone
-    config = model.inner.generation_config
-    ends = config.eos_token_id if config is not None else None
+        inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)} if shown else {}
+        with _settings_replaced(model, decoding) as settings:
+            # Each process generates for itself, also where transformers sees a model in pieces: it is whole meanwhile.
+            output = model.generate(input_ids=ids, attention_mask=mask, **inputs, streamer=streamer, synced_gpus=False)
+    ends = settings.eos_token_id
     end_ids = set(ends if isinstance(ends, list) else [ends])
-    return [_text(tokenizer, row, end_ids) for row in new.tolist()]
+    return [_text(tokenizer, row, end_ids) for row in output[:, length:].tolist()]
+
+
+@contextlib.contextmanager
+def _settings_replaced(model: SightModel, decoding: DecodingConfig) -> Iterator[GenerationConfig]:
+    """Replaces the model's generation settings, from which transformers fills what a call leaves open."""
+    own = model.inner.generation_config
+    kept = GenerationConfig() if own is None else own
+    settings = GenerationConfig(
+        **decoding.arguments(),
+        use_cache=True,
+        bos_token_id=kept.bos_token_id,
+        eos_token_id=kept.eos_token_id,
+        pad_token_id=kept.pad_token_id,
+        # Image tokens: only a model with our connector lists them, and nothing else, there.
+        suppress_tokens=kept.suppress_tokens if model.connector is not None else None,
+    )
+    model.inner.generation_config = settings
+    try:
+        yield settings
+    finally:
+        model.inner.generation_config = own
 
 
 def embeddings(model: SightModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:

@@ -126,6 +126,11 @@ def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
     return others if not given else {**others, CACHE_NAME: given.popitem()[1]}
 
 
+def _is_filled(cache: Cache | None) -> bool:
+    """Whether a cache holds tokens, images among them perhaps."""
+    return cache is not None and cache.get_seq_length() > 0
+
+
 def _sub_config(value: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
@@ -233,7 +238,14 @@ class SightlineForConditionalGeneration(CustomModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As in transformers. The decoder does it: some (Gemma2) keep their size in a place of their own."""
+        """Resizes as in transformers. The decoder does it: some (Gemma2) keep their size in a place of their own.
+
+        Raises:
+            ValueError: the connector mixes words that would go.
+        """
+        if new_num_tokens is not None and new_num_tokens < self.config.num_words and self.connector.mixes_words:
+            words = self.config.num_words
+            raise ValueError(f"the connector mixes {words} words of the decoder; the vocabulary cannot shrink to {new_num_tokens}")
         resized = self.language.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.text_config.vocab_size = resized.num_embeddings
         self.config.num_words = min(self.config.num_words, resized.num_embeddings)
@@ -328,8 +340,8 @@ class SightlineForConditionalGeneration(CustomModel):
             visual_sources: for each visual slot the row of the table of visual tokens; by default the crops' tokens in order.
 
         Raises:
-            ValueError: neither or both of ids and embeddings are given, the cache is given by both names, or slots and visual
-                tokens differ in number.
+            ValueError: neither or both of ids and embeddings are given, the cache is given by both names, slots and visual
+                tokens differ in number, or ids hold image tokens without pixel values.
         """
         kwargs |= _named_cache({"cache": cache, "past_key_values": past_key_values})
         if (input_ids is None) == (inputs_embeds is None):
@@ -345,6 +357,8 @@ class SightlineForConditionalGeneration(CustomModel):
                 visual_sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
             self._check_places(len(slots), len(visual_sources))
             inputs_embeds = splice(inputs_embeds, table, slots, visual_sources)
+        elif input_ids is not None and not _is_filled(kwargs.get(CACHE_NAME)):
+            self._check_no_images(input_ids)
         return self.language(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -375,8 +389,10 @@ class SightlineForConditionalGeneration(CustomModel):
         kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
         prepare = super().prepare_inputs_for_generation
         inputs = prepare(input_ids, **_named_cache(kwargs))  # pyrefly: ignore
-        if not is_first_iteration and use_cache:
-            inputs["pixel_values"] = inputs["visual_sources"] = None
+        # transformers counts an assistant's first call as a later iteration; its cache is still empty, so it needs the images.
+        seen = not is_first_iteration and use_cache and _is_filled(kwargs.get(CACHE_NAME))
+        for name in ("pixel_values", "visual_sources"):
+            inputs[name] = None if seen else kwargs.get(name)
         return inputs
 
     def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -402,6 +418,14 @@ class SightlineForConditionalGeneration(CustomModel):
                 expanded.append(torch.where(row >= 0, (len(crops) + place) * per_crop + row % per_crop, row))
                 crops.extend(own.tolist())
         return torch.tensor(crops, dtype=torch.long, device=input_ids.device), torch.cat(expanded)
+
+    def _check_no_images(self, input_ids: Tensor) -> None:
+        count = int((input_ids == self.config.image_token_id).sum())
+        if count:
+            raise ValueError(
+                f"input_ids hold {count} image tokens, but pixel_values are missing, so the model would not see the image; "
+                "build inputs with the model's own processor"
+            )
 
     def _check_places(self, num_slots: int, num_sources: int) -> None:
         if num_slots != num_sources:

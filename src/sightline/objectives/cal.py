@@ -129,8 +129,12 @@ class CAL:
 class PublishedCAL:
     """The authors' arithmetic on padded rows of one sample each (`llava_llama.py` of their repository).
 
-    Differs: image positions get the logit 0 in the pass without image, which is what flash attention's zero-filled rows give, and
-    the pass itself runs on the text alone; at text positions that is the same number.
+    Differs: the pass without image runs on the text alone, which gives the same logits at text positions, and image positions take
+    the logit 0 there. In the authors' code they keep a logit of their own, with flash attention too: it zero-fills each layer's
+    attention output at masked rows, while the residual stream and the MLPs still carry the image. The weight of a label that
+    follows an image directly therefore differs, and through the window that of its neighbours: emulated in float64 on random
+    models, the loss of such rows differs by 0.6 to 1.3 % in the median (3.1 % at most). With text between image and labels
+    nothing differs.
     """
 
     def __init__(self, config: CALConfig) -> None:

@@ -203,6 +203,7 @@ def generation_config(bundle: ModelBundle) -> Any:
     if closing is not None:
         found.add(closing)
     config.eos_token_id = sorted(found)
+    config.max_length = None  # a length from the decoder's folder would stand beside every max_new_tokens
     config.pad_token_id = bundle.pad_id
     config.bos_token_id = bundle.tokenizer.bos_token_id
     if bundle.model.takes_images:

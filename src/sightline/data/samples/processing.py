@@ -31,8 +31,15 @@ class Processing(Config):
 
 
 def is_ours(folder: str | Path) -> bool:
-    """Whether a folder holds a model that Sightline wrote."""
-    return (Path(folder) / PROCESSING).is_file()
+    """Tells whether a folder holds a model that Sightline wrote, also one whose `sightline.json` was lost."""
+    folder = Path(folder)
+    if (folder / PROCESSING).is_file():
+        return True
+    try:
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    except StorageError:
+        return False  # whoever reads the configuration says what is wrong with it
+    return isinstance(config, dict) and config.get("model_type") == "sightline"
 
 
 def read_processing(folder: str | Path) -> Processing:
@@ -44,7 +51,8 @@ def read_processing(folder: str | Path) -> Processing:
     file = Path(folder) / PROCESSING
     if not file.is_file():
         raise StorageError(
-            f"{folder} is no model of Sightline: it has no {PROCESSING}.", "Give a run, or a checkpoint's model folder."
+            f"{folder} has no {PROCESSING}, which holds prompt, chat template and image preparation of a model of Sightline's.",
+            "Give a run, or copy the whole model folder of a checkpoint.",
         )
     try:
         return Processing.model_validate(read_json(file), strict=False)

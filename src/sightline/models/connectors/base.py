@@ -169,6 +169,11 @@ class Connector(nn.Module):
             self.project.adopt_head(head_VD)
 
     @property
+    def mixes_words(self) -> bool:
+        """Whether visual tokens are mixtures of the decoder's word embeddings."""
+        return isinstance(self.project, MixesVocabulary)
+
+    @property
     def word_mixer(self) -> MixesVocabulary:
         """The projection, if its visual tokens are mixtures of words.
 
