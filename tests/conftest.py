@@ -67,6 +67,16 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
+@pytest.fixture(autouse=True)
+def _logger_stays() -> Iterator[None]:
+    """Restores what a command changes in the package's logger; recent versions of pytest do so themselves."""
+    logger = logging.getLogger("sightline")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 def settings_of_torch() -> tuple[object, ...] | None:
     """What `Runtime.apply` changes; None while torch is not imported."""
     torch = sys.modules.get("torch")
