@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = ("nvidia-", "cuda-", "triton")
-OURS = ("sightline", "torch", "torchvision", "pip")  # what no constraints file names
+OURS = ("sightline", "torch", "torchvision", "pip", "wheel")  # what no constraints file names
 HEADER = """\
 # Versions with which all tests and the demo passed on {date}: CPython {python}, Linux x86-64, torch {torch}.
 # Every version that set-up installs, also of what dependencies depend on. torch and its CUDA packages are left out: set-up keeps
