@@ -1,21 +1,18 @@
-# One environment in .venv, made from nothing. On a machine with an NVIDIA GPU the same set-up takes the CUDA build of torch.
+# One environment in .venv, made from nothing with the versions of constraints/. Tests of other versions have environments of their own.
 PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11" || echo "torch==2.13.0")
+# On a machine with an NVIDIA GPU the same set-up takes the CUDA build of torch.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check format bench lines clean
+.PHONY: setup demo test test-latest test-oldest test-transformers constraints check format bench lines clean
 
 setup: $(VENV)/.ok
 
-# torch.txt pins the torch that is there, so that no later extra replaces it with another build.
-$(VENV)/.ok: pyproject.toml
+$(VENV)/.ok: pyproject.toml tools/environment.py $(wildcard constraints/*.txt)
 	$(PY) -c "import sys; assert sys.version_info >= (3, 11), 'Sightline needs Python 3.11 or newer; set PY=/path/to/python3'"
-	test -x $(BIN)/python || $(PY) -m venv $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
-	$(BIN)/python -c "import torch; print(f'torch=={torch.__version__}')" > $(VENV)/torch.txt
-	$(BIN)/python -m pip install -q -c $(VENV)/torch.txt -e ".[dev]"
+	$(PY) tools/environment.py tested $(VENV) --torch "$(TORCH)"
 	touch $@
 
 demo: setup
@@ -23,6 +20,33 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The newest versions that pyproject.toml allows, looked up at each call, and its lower bounds; torch is that of .venv.
+test-latest: setup
+	$(BIN)/python tools/environment.py latest .venv-latest --like $(VENV)
+	.venv-latest/bin/python -m pytest
+
+test-oldest: .venv-oldest/.ok
+	.venv-oldest/bin/python -m pytest
+
+.venv-oldest/.ok: $(VENV)/.ok
+	$(BIN)/python tools/environment.py oldest .venv-oldest --like $(VENV)
+	touch $@
+
+# transformers' own model and generation tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
+# checkout of its repository, which has more of them.
+test-transformers: .venv-transformers/.ok
+	.venv-transformers/bin/python -m tests.transformers_suite.fetch .venv-transformers $(TRANSFORMERS_SRC)
+	PYTHONPATH=.venv-transformers HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
+		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py
+
+.venv-transformers/.ok: $(VENV)/.ok
+	$(BIN)/python tools/environment.py tested .venv-transformers --like $(VENV) --extra parameterized==0.9.0
+	touch $@
+
+# Writes the versions that test-latest has passed with to constraints/.
+constraints:
+	$(PY) tools/environment.py freeze .venv-latest
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -42,4 +66,4 @@ lines: setup
 	$(BIN)/python benchmarks/count_lines.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest .venv-transformers build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,8 @@ for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
 from jaxtyping import install_import_hook  # noqa: E402 (after the environment)
+
+from tests import versions  # noqa: E402 (after the environment)
 
 CHECKED = ["sightline.models", "sightline.ops"]
 HEAVY = ("torch", "transformers.generation.utils", "transformers.modeling_utils")
@@ -64,6 +67,16 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
+@pytest.fixture(autouse=True)
+def _logger_stays() -> Iterator[None]:
+    """Restores what a command changes in the package's logger; recent versions of pytest do so themselves."""
+    logger = logging.getLogger("sightline")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
 def settings_of_torch() -> tuple[object, ...] | None:
     """What `Runtime.apply` changes; None while torch is not imported."""
     torch = sys.modules.get("torch")
@@ -82,3 +95,19 @@ def _settings_of_torch_stay() -> Iterator[None]:
     before = settings_of_torch()
     yield
     assert before in (None, settings_of_torch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests that need newer versions than are installed (`make test-oldest`)."""
+    for item in items:
+        missing = [line for mark in item.iter_markers("needs") for line in versions.missing(**mark.kwargs)]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says which versions were tested, and which tests they left out."""
+    terminalreporter.write_line(f"tested with {versions.installed()}")
+    reports = terminalreporter.stats.get("skipped", [])
+    left_out = [f"{report.nodeid}: {report.longrepr[2]}" for report in reports if "needs " in str(report.longrepr)]
+    terminalreporter.write_line("\n".join([f"{len(left_out)} tests need newer versions", *left_out]))

@@ -8,7 +8,7 @@ slots; Sightline's own loop uses nothing else.
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
@@ -223,6 +223,11 @@ class SightlineForConditionalGeneration(CustomModel):
         """Keeps frozen layers in eval mode while they are computed again."""
         checkpointing.keep_frozen_in_eval(self)
 
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the decoder's vocabulary, with those that were added for images."""
+        return self.config.text_config.vocab_size
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language.get_input_embeddings()
 
@@ -327,7 +332,7 @@ class SightlineForConditionalGeneration(CustomModel):
         logits_to_keep: int | Tensor = 0,
         visual_sources: Int[Tensor, " M"] | None = None,
         cache: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ModelOutput | tuple[Any, ...]:
         """The contract of a transformers image-text-to-text model.
 
@@ -343,7 +348,6 @@ class SightlineForConditionalGeneration(CustomModel):
             ValueError: neither or both of ids and embeddings are given, the cache is given by both names, slots and visual
                 tokens differ in number, or ids hold image tokens without pixel values.
         """
-        kwargs |= _named_cache({"cache": cache, "past_key_values": past_key_values})
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -366,6 +370,7 @@ class SightlineForConditionalGeneration(CustomModel):
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
+            **_named_cache({"cache": cache, "past_key_values": past_key_values}),
             **kwargs,
         )
 

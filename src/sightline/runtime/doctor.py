@@ -43,7 +43,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "pillow": ("12.3", ""),
     "pydantic": ("2.11.10", ""),
     "pyyaml": ("6.0.2", ""),
-    "rich": ("14.0", ""),
+    "rich": ("14.2", ""),
     "safetensors": ("0.8", ""),
     "tensorboard": ("2.20", "track"),
     "torch": ("2.11", ""),
