@@ -24,7 +24,7 @@ from sightline.runtime.storage import atomic_file, write_text
 
 if TYPE_CHECKING:
     from sightline.assembly.inspect.gain import GainRequest
-    from sightline.assembly.model.describe import Description
+    from sightline.assembly.model.blueprint import Blueprint
 
 EXAMPLES = 12
 
@@ -46,7 +46,7 @@ class CheckRequest:
     folders: tuple[Path, ...]
     options: CheckOptions
     against: tuple[Path, ...] = ()
-    describe: "Callable[[tuple[Path, ...]], Description] | None" = None
+    describe: "Callable[[tuple[Path, ...]], Blueprint] | None" = None
     html: Path | None = None
     listing: Path | None = None
     gain: "GainRequest | None" = None

@@ -11,8 +11,8 @@ import numpy as np
 from sightline import __version__
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.schema import DataConfig
-from sightline.assembly.config.sources import sources_of
-from sightline.assembly.model.describe import Description
+from sightline.assembly.config.sources import prompt_for
+from sightline.assembly.model.blueprint import Blueprint
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.tilings import Layout
@@ -51,7 +51,7 @@ class PreviewRequest:
     ids: tuple[str, ...] = ()
 
 
-def preview(request: PreviewRequest, description: Description) -> dict[str, Any]:
+def preview(request: PreviewRequest, description: Blueprint) -> dict[str, Any]:
     """Writes the page; returns what it shows in numbers.
 
     Raises:
@@ -60,8 +60,8 @@ def preview(request: PreviewRequest, description: Description) -> dict[str, Any]
     """
     dataset = open_dataset(request.folder)
     data = _data_section(description, request.stage)
-    prompt = _prompt(data, description, request.folder)
-    builder = description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
+    prompt = prompt_for(data, request.folder)
+    builder = description.stage_builder(data, prompt)
     viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), description)
     chosen = _chosen(dataset, request)
     samples = viewer.samples(chosen, request.split)
@@ -84,24 +84,16 @@ def preview(request: PreviewRequest, description: Description) -> dict[str, Any]
     }
 
 
-def _data_section(description: Description, stage: str | None) -> DataConfig:
+def _data_section(description: Blueprint, stage: str | None) -> DataConfig:
     config = description.config
     if config is None:
         if stage is not None:
             raise UsageError(f"The model has no stages, so there is no {stage!r}.")
-        return DataConfig(max_tokens=max(8, description.processing.max_tokens), supervise=description.processing.supervise)
+        return description.data_section()
     names = [entry.name for entry in config.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
     return settings.plan(config, 0 if stage is None else names.index(stage)).data
-
-
-def _prompt(data: DataConfig, description: Description, folder: Path) -> str:
-    if description.config is None:
-        return description.processing.prompt
-    sources = {Path(source.path): source for source in sources_of(data)} if data.path or data.mixture else {}
-    source = sources.get(folder)
-    return data.prompt if source is None or source.prompt is None else source.prompt
 
 
 def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
@@ -143,7 +135,7 @@ class _Seen:
 class _Viewer:
     """Makes the samples of a data set visible."""
 
-    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, description: Description) -> None:
+    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, description: Blueprint) -> None:
         self.dataset, self.builder, self.rules = dataset, builder, rules
         self.seen = _Seen()
         processing = description.processing
