@@ -6,10 +6,13 @@ import pytest
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.assembly.model import build as models
+from sightline.assembly.model import inputs
 from sightline.assembly.model.blueprint import Blueprint, config_blueprint, folder_blueprint
-from sightline.assembly.model.build import ModelBundle, Processing
-from sightline.assembly.model.tokenizer import texts_of
+from sightline.assembly.model.build import ModelBundle, Processing, build_model
+from sightline.assembly.model.tokenizer import load_tokenizer, texts_of
 from sightline.data.dataset import open_dataset
+from sightline.data.samples.encoding import TextRules
+from sightline.data.samples.templates import Template
 from sightline.errors import ConfigError, StorageError, UsageError
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.connectors.mlp import MLPConfig
@@ -58,6 +61,15 @@ def assert_same(described: Blueprint, bundle: ModelBundle) -> None:
     assert described.processing.preparation == bundle.processing.preparation
     assert described.processing.tiling == bundle.processing.tiling
     assert described.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
+    assert described.pad_id == bundle.pad_id == bundle.builder().pad_id
+    if described.vlm is not None and bundle.model.connector is not None:
+        assert described.connector_shape == bundle.model.connector.shape
+    if described.section is not None and described.section.from_ is None:
+        meta = build_model(described, init_device="meta")
+        assert {name: value.shape for name, value in meta.inner.named_parameters()} == {
+            name: value.shape for name, value in bundle.inner.named_parameters()
+        }
+        assert {value.device.type for value in meta.inner.parameters()} == {"meta"}
     ours, theirs = described.builder("Look."), bundle.builder("Look.")
     assert ours.rules == theirs.rules
     rows = [builder.row(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
@@ -83,6 +95,47 @@ def test_the_tokens_of_an_encoder_are_known_without_its_weights(kind: str) -> No
 def test_layers_class_tokens_and_folding_count(eye: VisionConfig, connector: MLPConfig | LinearConfig) -> None:
     config = run_config(eye, LanguageConfig(path=str(decoder_folder("gpt2"))), connector)
     assert_same(config_blueprint(config), built(config))
+
+
+@pytest.mark.parametrize(("decoder", "spare", "added", "words"), [("gpt2", 0, 0, 300), ("gpt2", 24, 0, 300), ("gpt2", 0, 7, 300)])
+def test_the_number_of_words_is_that_of_the_smaller_of_tokenizer_and_embedding(
+    decoder: str, spare: int, added: int, words: int, tmp_path: Path
+) -> None:
+    """A decoder may have more rows than its tokenizer has entries, and a tokenizer more entries than its decoder has rows."""
+    path = str(decoder_folder(decoder, spare))
+    tokenizer = load_tokenizer(path)
+    tokenizer.add_tokens([f"extra{number}" for number in range(added)])
+    tokenizer.save_pretrained(tmp_path)
+    language = LanguageConfig(path=path, tokenizer=str(tmp_path))
+    config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language)
+    described, bundle = config_blueprint(config), built(config)
+    assert len(tokenizer) == words + added
+    assert described.connector_shape.num_words == bundle.inner.config.num_words == words
+    assert_same(described, bundle)
+
+
+def test_the_pad_id_is_known_without_compiling_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = config_blueprint(run_config(None, LanguageConfig(path=str(decoder_folder("llama")))))
+    expected = described.builder().pad_id
+    monkeypatch.setattr(inputs, "Template", None)
+    assert described.pad_id == expected
+
+
+def test_every_rule_of_a_stage_reaches_the_encoder_of_conversations() -> None:
+    described = config_blueprint(run_config(None, LanguageConfig(path=str(decoder_folder("llama")))))
+    data = DataConfig(
+        prompt="Say it.",
+        template="plain",
+        supervise="all_text",
+        max_tokens=77,
+        too_long="truncate",
+        captions="first",
+        drop_images=True,
+    )
+    encoder = described.stage_builder(data)
+    assert encoder.rules == TextRules("Say it.", "all_text", 77, "truncate", captions="first", drop_images=True)
+    assert encoder.template.source == Template(described.tokenizer, "plain").source != described.template.source
+    assert described.stage_builder(data, "Look.").rules.prompt == "Look."
 
 
 def test_a_decoder_alone_has_no_grid() -> None:

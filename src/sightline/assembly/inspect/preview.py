@@ -51,7 +51,7 @@ class PreviewRequest:
     ids: tuple[str, ...] = ()
 
 
-def preview(request: PreviewRequest, description: Blueprint) -> dict[str, Any]:
+def preview(request: PreviewRequest, blueprint: Blueprint) -> dict[str, Any]:
     """Writes the page; returns what it shows in numbers.
 
     Raises:
@@ -59,18 +59,18 @@ def preview(request: PreviewRequest, description: Blueprint) -> dict[str, Any]:
         UsageError: there is no such stage or record, or the split is empty.
     """
     dataset = open_dataset(request.folder)
-    data = _data_section(description, request.stage)
+    data = _data_section(blueprint, request.stage)
     prompt = prompt_for(data, request.folder)
-    builder = description.stage_builder(data, prompt)
-    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), description)
+    builder = blueprint.stage_builder(data, prompt)
+    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), blueprint)
     chosen = _chosen(dataset, request)
     samples = viewer.samples(chosen, request.split)
     facts: dict[str, Node] = {
         "data": f"{request.folder}, split {request.split}, {len(chosen)} records, seed {request.seed}",
-        "recipe": description.processing.recipe,
+        "recipe": blueprint.processing.recipe,
         "template": f"{data.template}; supervised: {data.supervise}",
         "prompt of caption records": prompt or "none",
-        "visual tokens a crop": description.tokens_per_crop or "none",
+        "visual tokens a crop": blueprint.tokens_per_crop or "none",
         "longest row": data.max_tokens,
     }
     write_text(request.out, preview_page(f"Data preview: {request.folder.resolve().name}", facts, samples, __version__))
@@ -84,12 +84,12 @@ def preview(request: PreviewRequest, description: Blueprint) -> dict[str, Any]:
     }
 
 
-def _data_section(description: Blueprint, stage: str | None) -> DataConfig:
-    config = description.config
+def _data_section(blueprint: Blueprint, stage: str | None) -> DataConfig:
+    config = blueprint.config
     if config is None:
         if stage is not None:
             raise UsageError(f"The model has no stages, so there is no {stage!r}.")
-        return description.data_section()
+        return blueprint.data_section()
     names = [entry.name for entry in config.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
@@ -135,10 +135,10 @@ class _Seen:
 class _Viewer:
     """Makes the samples of a data set visible."""
 
-    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, description: Blueprint) -> None:
+    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, blueprint: Blueprint) -> None:
         self.dataset, self.builder, self.rules = dataset, builder, rules
         self.seen = _Seen()
-        processing = description.processing
+        processing = blueprint.processing
         self.pictures = None
         if processing.preparation is not None:
             self.pictures = PixelLoader(processing.preparation, processing.tiling)

@@ -44,28 +44,28 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
-def training_report(checked: CheckReport, description: Blueprint, on_skip: OnSkip) -> dict[str, Any]:
+def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> dict[str, Any]:
     """Rows of every split, and an epoch of every stage.
 
     Args:
         checked: the folders.
-        description: the model.
+        blueprint: the model.
         on_skip: called with the place and each conversation that is left out.
     """
-    measured = _Measured(checked, description, on_skip)
-    if description.config is None:  # a model folder alone: rows as it was trained on, no stages
-        plain = description.data_section()
+    measured = _Measured(checked, blueprint, on_skip)
+    if blueprint.config is None:  # a model folder alone: rows as it was trained on, no stages
+        plain = blueprint.data_section()
         rows = {name: measured.of_place(plain, dataset, split) for name, dataset, split in measured.places()}
-        return {"model": description.facts(), "rows": _told(rows), "stages": []}
+        return {"model": blueprint.facts(), "rows": _told(rows), "stages": []}
     rows: dict[str, RowFigures] = {}
     stages = []
-    for number, stage in enumerate(description.config.stages):
-        plan = settings.plan(description.config, number)
+    for number, stage in enumerate(blueprint.config.stages):
+        plan = settings.plan(blueprint.config, number)
         own = {name: measured.of_place(plan.data, dataset, split) for name, dataset, split in measured.places()}
         is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
         stages.append(_stage(stage, plan, measured))
-    return {"model": description.facts(), "rows": _told(rows), "stages": stages}
+    return {"model": blueprint.facts(), "rows": _told(rows), "stages": stages}
 
 
 def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
 class _Measured:
     """The rows of each split under each set of rules, measured once."""
 
-    def __init__(self, checked: CheckReport, description: Blueprint, on_skip: OnSkip) -> None:
-        self.checked, self.description, self.on_skip = checked, description, on_skip
+    def __init__(self, checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> None:
+        self.checked, self.blueprint, self.on_skip = checked, blueprint, on_skip
         self._known: dict[tuple[object, ...], RowFigures] = {}
         self.datasets = {str(dataset.path): dataset for dataset in checked.datasets[: checked.num_checked]}
 
@@ -96,7 +96,7 @@ class _Measured:
     def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
         """The rows of a split."""
         rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
-        builder = self.description.stage_builder(data, prompt)
+        builder = self.blueprint.stage_builder(data, prompt)
         key = (dataset.path, split, builder.template.source, builder.rules, rules)
         if key not in self._known:
             folder = list(self.datasets.values()).index(dataset)

@@ -220,9 +220,10 @@ def _tokenizer(
     decoder: LanguageConfig, texts: Iterable[str] | None, added: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase | None, int, int]:
     """The tokenizer, its entries before tokens are added, and its entries with them."""
-    if isinstance(decoder.tokenizer, TokenizerConfig) and texts is None:
-        return None, decoder.tokenizer.vocabulary, decoder.tokenizer.vocabulary + len(added)
     tokenizer = tokenizers.build_tokenizer(decoder, texts)
+    if tokenizer is None:
+        assert isinstance(decoder.tokenizer, TokenizerConfig)  # any other is loaded
+        return None, decoder.tokenizer.vocabulary, decoder.tokenizer.vocabulary + len(added)
     num_words = tokenizers.num_words(tokenizer)
     tokenizers.add_tokens(tokenizer, added)
     return tokenizer, num_words, len(tokenizer)
