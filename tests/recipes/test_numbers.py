@@ -13,13 +13,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from sightline.assembly.config import parts as sections
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model.costs import connector_shape, recipe_cost
-from sightline.assembly.model.outline import outline
+from sightline.assembly.model.blueprint import section_blueprint
+from sightline.assembly.model.summary import image_cost, summarise
 from sightline.cli import main
-from sightline.models.connectors.cost import connector_cost
 from sightline.recipes import RECIPES
 from tests.builders import load_tokenizer
 from tests.composites import stock_folder
@@ -133,26 +131,24 @@ def real(name: str, hub: Path, *more: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_visual_tokens_are_those_of_the_published_models(name: str, hub: Path) -> None:
-    section = sections.resolve(real(name, hub).model)
-    cost = connector_cost(section.connector, connector_shape(section))
-    layout = section.tiling.layout(672, 672, cost.grid)
-    assert (cost.tokens, layout.num_tokens) == TOKENS[name]
+    blueprint = section_blueprint(real(name, hub).model)
+    layout = blueprint.processing.tiling.layout(672, 672, blueprint.token_grid)
+    assert (blueprint.tokens_per_crop, layout.num_tokens) == TOKENS[name]
 
 
 def test_without_merging_tinyvlm_sees_every_patch(hub: Path) -> None:
-    section = sections.resolve(real("tinyvlm", hub, "model.connector.shuffle=1", "model.connector.merge=blocks").model)
-    assert connector_cost(section.connector, connector_shape(section)).tokens == 196
+    config = real("tinyvlm", hub, "model.connector.shuffle=1", "model.connector.merge=blocks")
+    assert section_blueprint(config.model).tokens_per_crop == 196
 
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_rows_hold_the_largest_picture_and_text(name: str, hub: Path) -> None:
     """Pictures of every shape leave room for text in every stage."""
     config = real(name, hub)
-    section = sections.resolve(config.model)
-    grid = connector_cost(section.connector, connector_shape(section)).grid
+    blueprint = section_blueprint(config.model)
     most = 0
     for size in [(672, 672), (2000, 2000), (3000, 900), (900, 3000), (4000, 300), (1200, 800), (50, 60)]:
-        layout = section.tiling.layout(*size, grid)
+        layout = blueprint.processing.tiling.layout(*size, blueprint.token_grid)
         most = max(most, layout.num_tokens + 3 * layout.num_crops)  # and up to three tokens of text for each crop
     for number in range(len(config.stages)):
         assert settings.plan(config, number).data.max_tokens >= most + 25
@@ -168,7 +164,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parts_have_the_published_sizes(name: str, hub: Path) -> None:
-    told = outline(real(name, hub))
+    told = summarise(real(name, hub))
     assert not told.unknown
     for stage in told.stages:
         sizes = {row.name: row.parameters for row in stage.table}
@@ -181,7 +177,7 @@ def test_parts_have_the_published_sizes(name: str, hub: Path) -> None:
 
 def test_adapters_of_the_port_are_counted(hub: Path) -> None:
     """Rank 64 on seven maps of 32 layers; and embeddings, head and two norms a layer in full."""
-    row = {row.name: row for row in outline(real("alignvlm_smolvlm", hub)).stages[0].table}["language"]
+    row = {row.name: row for row in summarise(real("alignvlm_smolvlm", hub)).stages[0].table}["language"]
     width, inner, heads = 960, 2560, 320
     maps = [(width, width), (width, heads), (width, heads), (width, width), (width, inner), (width, inner), (inner, width)]
     adapters = 32 * sum(64 * (a + b) for a, b in maps)
@@ -191,7 +187,7 @@ def test_adapters_of_the_port_are_counted(hub: Path) -> None:
 
 def test_operations_of_an_encoder_follow_its_formula(hub: Path) -> None:
     """Multiply-adds count two: patch embedding, four maps, two products of attention and the MLP of each layer."""
-    cost = recipe_cost(real("llava15", hub))
+    cost = image_cost(real("llava15", hub))
     assert cost is not None
     tokens, width, inner = 577, 1024, 4096
     layer = 2 * tokens * (4 * width * width + 2 * width * inner) + 4 * tokens * tokens * width

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.assembly.inspect.check import CheckRequest, check_data
-from sightline.assembly.model.describe import describe_config
+from sightline.assembly.model.blueprint import config_blueprint
 from sightline.data.check import CheckOptions
 from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
 from tests.assembly.inspect.test_rows import run_config
@@ -65,7 +65,7 @@ def test_under_a_configuration_rows_and_epochs_are_shown(tmp_path: Path) -> None
     rows = [record(f"r{n}", f"{n}.png", captions=["short", "word " * (90 if n == 0 else 3)]) for n in range(4)]
     pictures = {f"{n}.png": png(scene(n)) for n in range(4)}
     config = run_config(path=str(tmp_path / "data"), max_skipped=1.0)
-    report, reader = made(tmp_path, rows, pictures, describe=lambda folders: describe_config(config))
+    report, reader = made(tmp_path, rows, pictures, describe=lambda folders: config_blueprint(config))
     assert "in-training" in sections(reader)
     assert "too_long" in reader.text
     assert f"{report['training']['stages'][0]['epoch']['steps_per_epoch']}" in reader.text
@@ -79,7 +79,7 @@ def test_nothing_in_the_data_becomes_markup(tmp_path: Path) -> None:
     rows += [question(f"<b>q{n}", "0.png", EVIL, [EVIL]) for n in range(2)]
     config = run_config(path=str(tmp_path / "data"), max_skipped=1.0)
     pictures = {f"{n}.png": png(scene(0)) if n < 2 else png(scene(2)) for n in range(3)}
-    report, reader = made(tmp_path, rows, pictures, broken={2: b"<script>"}, describe=lambda folders: describe_config(config))
+    report, reader = made(tmp_path, rows, pictures, broken={2: b"<script>"}, describe=lambda folders: config_blueprint(config))
     assert report["skipped"] == {"image_format": 1}
     assert "script" not in [name for name, _ in reader.elements]
     assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)

@@ -200,6 +200,10 @@ def _lowest(console: "Console", gain: dict[str, Any]) -> None:
 
 
 def _training(console: "Console", training: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from sightline.data.samples.length_table import SampleTotals
+
     rows = [
         (
             name,
@@ -235,3 +239,7 @@ def _training(console: "Console", training: dict[str, Any]) -> None:
     ]
     heads = ["stage", "samples", "rows", "full", "steps", "of the stage", "epochs", "padded"]
     _table(console, "An epoch: its steps and those of the stage; padded batches would take so many times the places", heads, stages)
+    for stage in training["stages"]:
+        if stage["data"] is not None:
+            console.print(Text(f"stage {stage['name']}"))
+            console.print(Text("\n".join(f"  {line}" for line in SampleTotals(**stage["data"]).lines())), soft_wrap=True)

@@ -45,10 +45,10 @@ def preview(
     from sightline.assembly.inspect.preview import PreviewRequest
     from sightline.assembly.inspect.preview import preview as run_preview
 
-    description = choice.describe(folders)
-    chosen = split or (description.config.data.split if description.config is not None else "train")
+    blueprint = choice.describe(folders)
+    chosen = split or (blueprint.config.data.split if blueprint.config is not None else "train")
     request = PreviewRequest(folders[0], out, chosen, count, seed, stage, tuple(ids or ()))
-    result = run_preview(request, description)
+    result = run_preview(request, blueprint)
     if as_json:
         emit(result)
     else:

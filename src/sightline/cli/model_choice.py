@@ -9,7 +9,7 @@ from sightline.errors import UsageError
 
 if TYPE_CHECKING:
     from sightline.assembly.config.schema import RunConfig
-    from sightline.assembly.model.describe import Description
+    from sightline.assembly.model.blueprint import Blueprint
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -60,17 +60,17 @@ class ModelChoice:
             raise UsageError(f"{self.run} does not say what it was trained on.", "Give a dataset folder.")
         return list(folders_of(config))
 
-    def describe(self, folders: Sequence[Path]) -> "Description":
-        """What the model makes of records; `folders` take the place of the configuration's data."""
+    def describe(self, folders: Sequence[Path]) -> "Blueprint":
+        """Returns the model without its weights; `folders` take the place of the configuration's data."""
         from dataclasses import replace
 
         from sightline.assembly.inspect.rows import with_folders
-        from sightline.assembly.model.describe import describe_config, describe_folder
+        from sightline.assembly.model.blueprint import config_blueprint, folder_blueprint
 
         if self.run is None:
             config = self._resolved()
-            return describe_config(with_folders(config, folders) if folders else config)
-        found = describe_folder(self.run, self.settings)
+            return config_blueprint(with_folders(config, folders) if folders else config)
+        found = folder_blueprint(self.run, self.settings)
         if found.config is None or not folders:
             return found
         return replace(found, config=with_folders(found.config, folders))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sightline.cli.app import app, emit
-from sightline.errors import SightlineError, UsageError
+from sightline.errors import UsageError
 
 if TYPE_CHECKING:
     from sightline.assembly.config.schema import RunConfig
@@ -70,26 +70,20 @@ def show(
     base = recipe_by_name(name)
 
     from sightline.assembly.config.resolving import resolve
-    from sightline.assembly.model.costs import recipe_cost
-    from sightline.assembly.model.outline import outline
+    from sightline.assembly.model.summary import summarise
     from sightline.config import to_yaml
 
     recipe = resolve(base, None, settings or [])
-    told = outline(recipe)
-    cost, reason = None, told.unknown
-    if not reason:
-        try:
-            cost = recipe_cost(recipe)
-        except SightlineError as error:
-            reason = str(error)
+    summary = summarise(recipe)
+    cost, reason = summary.cost, summary.unknown
     if as_json:
         known = {} if cost is None else cost.to_json()
-        stages = [stage.to_json() for stage in told.stages]
+        stages = [stage.to_json() for stage in summary.stages]
         values = json.loads(recipe.model_dump_json())
         emit(values | {"cost": known | ({"unknown": reason} if reason else {}), "outline": stages})
         return
     typer.echo(to_yaml(recipe), nl=False)
-    lines = [line for stage in told.stages for line in ("", *stage.lines())]
+    lines = [line for stage in summary.stages for line in ("", *stage.lines())]
     lines += ["", *cost.lines()] if cost is not None else []
     lines += ["", *_not_known(recipe, reason)] if reason else []
     for line in lines:

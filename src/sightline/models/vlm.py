@@ -116,6 +116,12 @@ class SightlineConfig(PreTrainedConfig):
         rows, columns = self.grid
         return ConnectorShape(rows, columns, self.vision_width, self.text_config.hidden_size, self.num_words)
 
+    def with_parts(self, vision_config: PreTrainedConfig, text_config: PreTrainedConfig) -> "SightlineConfig":
+        """Returns the same configuration with those of another encoder and decoder of the same shapes."""
+        own = ("connector", "vision_layer", "vision_drop", "grid", "vision_width", "image_mean", "image_std", "rescale_factor")
+        own += ("image_token_id", "num_words", "num_separators")
+        return SightlineConfig(vision_config, text_config, **{name: getattr(self, name) for name in own})
+
 
 def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with the cache, if there is one, under the name that the installed transformers uses."""
@@ -129,6 +135,11 @@ def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
 def _is_filled(cache: Cache | None) -> bool:
     """Whether a cache holds tokens, images among them perhaps."""
     return cache is not None and cache.get_seq_length() > 0
+
+
+def vlm_config(config: PreTrainedConfig) -> SightlineConfig | None:
+    """Returns a configuration as that of a vision-language model of ours, or None for another model."""
+    return config if isinstance(config, SightlineConfig) else None
 
 
 def _sub_config(value: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

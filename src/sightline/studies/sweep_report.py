@@ -96,12 +96,12 @@ def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
     configs = {run.arm: run.config for run in reversed(sweep.runs)}
     if len({config.model.connector.model_dump_json() for config in configs.values()}) == 1:
         return {}
-    from sightline.assembly.model.costs import recipe_cost
+    from sightline.assembly.model.summary import image_cost
 
     out = {}
     for arm, config in configs.items():
         try:
-            cost = recipe_cost(config)
+            cost = image_cost(config)
         except SightlineError as error:
             logger.info("the size of %s is not known here: %s", arm, error)
             continue

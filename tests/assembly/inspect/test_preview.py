@@ -10,8 +10,8 @@ import pytest
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.inspect.preview import PreviewRequest, _blocks, _Viewer, preview
 from sightline.assembly.model import build as models
+from sightline.assembly.model.blueprint import config_blueprint
 from sightline.assembly.model.build import Processing
-from sightline.assembly.model.describe import describe_config
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelLoader
@@ -45,7 +45,7 @@ def data(path: Path) -> Path:
 
 def viewer(path: Path, **section: Any) -> tuple[_Viewer, models.ModelBundle, Any]:
     config = run_config(path=str(path), max_skipped=1.0, row_tokens=400, **section)
-    described = describe_config(config)
+    described = config_blueprint(config)
     plan = settings.plan(config, 0).data
     builder = described.builder(plan.prompt, plan.max_tokens, plan.too_long, plan.supervise, plan.captions)
     bundle = models.build(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
@@ -161,7 +161,7 @@ def request(path: Path, out: Path, **changes: Any) -> PreviewRequest:
 
 def test_the_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    described = describe_config(run_config(path=str(path)))
+    described = config_blueprint(run_config(path=str(path)))
     pages = []
     for seed in (0, 0, 1):
         told = preview(request(path, tmp_path / "p.html", seed=seed, count=2), described)
@@ -172,7 +172,7 @@ def test_the_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
 
 def test_records_are_found_by_their_ids(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    described = describe_config(run_config(path=str(path)))
+    described = config_blueprint(run_config(path=str(path)))
     told = preview(request(path, tmp_path / "p.html", ids=("text", "five")), described)
     assert (told["samples"], told["left_out"]) == (2, 0)
     page = (tmp_path / "p.html").read_text("utf-8")
@@ -183,7 +183,7 @@ def test_records_are_found_by_their_ids(tmp_path: Path) -> None:
 
 def test_a_split_or_stage_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    described = describe_config(run_config(path=str(path)))
+    described = config_blueprint(run_config(path=str(path)))
     with pytest.raises(DataError, match="no split 'test'"):
         preview(request(path, tmp_path / "p.html", split="test"), described)
     with pytest.raises(UsageError, match=r"no stage 'other'\. Stages are align"):
@@ -193,7 +193,7 @@ def test_a_split_or_stage_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_ids_and_pixels_are_in_the_page(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
-    described = describe_config(run_config(path=str(path)))
+    described = config_blueprint(run_config(path=str(path)))
     preview(request(path, tmp_path / "p.html", ids=("five",)), described)
     page = (tmp_path / "p.html").read_text("utf-8")
     builder = described.builder("", 120)

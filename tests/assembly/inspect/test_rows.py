@@ -11,8 +11,8 @@ from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig,
 from sightline.assembly.inspect.check import CheckRequest, check_data, judge
 from sightline.assembly.inspect.rows import folders_of, training_report, with_folders
 from sightline.assembly.model import build as models
+from sightline.assembly.model.blueprint import config_blueprint
 from sightline.assembly.model.build import Processing
-from sightline.assembly.model.describe import describe_config
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.loader import Loader
 from sightline.data.check import CheckOptions, check
@@ -55,7 +55,7 @@ def run_config(stages: tuple[StageConfig, ...] = (), train: dict[str, Any] | Non
 
 
 def report(config: RunConfig, *folders: Path) -> dict[str, Any]:
-    return training_report(check(folders, HERE), describe_config(config), lambda place, left: None)
+    return training_report(check(folders, HERE), config_blueprint(config), lambda place, left: None)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(t
     path = folder(tmp_path / "data", [record("long", "0.png", captions=["word " * 90, "fine"]), record("b", "1.png")], pictures(2))
     config = run_config(path=str(path))
     told: list[tuple[str, Left]] = []
-    found = training_report(check([path], HERE), describe_config(config), lambda place, left: told.append((place, left)))
+    found = training_report(check([path], HERE), config_blueprint(config), lambda place, left: told.append((place, left)))
     assert [(place, left.id, left.conversation, left.reason) for place, left in told] == [("train", "long", 0, "too_long")]
     (stage,) = found["stages"]
     assert stage["refused"].startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
@@ -169,6 +169,6 @@ def test_records_that_cannot_be_read_do_not_stop_the_rows(tmp_path: Path) -> Non
     path = data(tmp_path / "data")
     lines = (path / "records.jsonl").read_bytes()
     (path / "records.jsonl").write_bytes(lines.replace(b'"picture 0, the 0. caption"', b'                          "'))
-    told = check_data(request(path, describe=lambda folders: describe_config(run_config(path=str(path)))))
+    told = check_data(request(path, describe=lambda folders: config_blueprint(run_config(path=str(path)))))
     assert told["skipped"] == {"record_damaged": 1}
     assert told["training"]["rows"]["train"]["kept"] == sum(1 + n % 4 for n in range(1, 12)) + 4

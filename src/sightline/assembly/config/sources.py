@@ -1,5 +1,7 @@
 """The data sets of a stage, as its configuration names them."""
 
+from pathlib import Path
+
 from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import ConfigError
@@ -16,6 +18,13 @@ def sources_of(data: DataConfig) -> list[SourceConfig]:
     if data.path is None:
         raise ConfigError("data.path is not set.", "Give a dataset folder: data.path=DIR (made by `sightline data prepare`).")
     return [SourceConfig(path=data.path, split=data.split)]
+
+
+def prompt_for(data: DataConfig, folder: Path) -> str:
+    """Returns the prompt of caption records of one dataset folder, whether or not the stage trains on it."""
+    listed = sources_of(data) if data.path is not None or data.mixture else []
+    own = next((source.prompt for source in listed if Path(source.path) == folder), None)
+    return data.prompt if own is None else own
 
 
 def training_splits(config: RunConfig) -> list[tuple[Dataset, str]]:

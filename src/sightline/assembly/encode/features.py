@@ -20,6 +20,7 @@ from sightline.assembly.config import locate
 from sightline.assembly.config import parts as sections
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model import build as models
+from sightline.assembly.model.blueprint import encoder_blueprint
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureForm, FeatureLoader, FeatureStore, Number, missing_pictures, open_store
@@ -152,11 +153,19 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
     if config.init is not None:
         return feature_encoder_of_run(config.init)
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
-    encoder, preparation, shape = models.build_encoder(wanted, wanted.vision, config.train.seed, attention)
-    assert preparation is not None
-    drop, grid = shape.kept(wanted.vision.drop_class_token)
-    name = wanted.vision.path or str(encoder.config.model_type)
-    return FeatureEncoder(encoder, preparation, wanted.tiling, wanted.vision.layer, drop, grid, shape.width, Path(name).name)
+    described = encoder_blueprint(wanted)
+    encoder = models.build_encoder(wanted, described.config, config.train.seed, attention)
+    assert described.preparation is not None
+    return FeatureEncoder(
+        encoder=encoder,
+        preparation=described.preparation,
+        tiling=wanted.tiling,
+        layer=wanted.vision.layer,
+        drop=described.drop,
+        grid=described.grid,
+        width=described.shape.width,
+        name=Path(wanted.vision.path or str(encoder.config.model_type)).name,
+    )
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from sightline.runtime.storage import atomic_file, write_text
 
 if TYPE_CHECKING:
     from sightline.assembly.inspect.gain import GainRequest
-    from sightline.assembly.model.describe import Description
+    from sightline.assembly.model.blueprint import Blueprint
 
 EXAMPLES = 12
 
@@ -37,7 +37,7 @@ class CheckRequest:
         folders: dataset folders.
         against: folders that should share nothing with them.
         options: how to check.
-        describe: makes the description of a model for these folders; None checks the data alone.
+        describe: makes the blueprint of a model for these folders; None checks the data alone.
         html: page to write.
         listing: JSONL file of every fault to write.
         gain: a model that says which texts their pictures contradict; None asks none.
@@ -46,7 +46,7 @@ class CheckRequest:
     folders: tuple[Path, ...]
     options: CheckOptions
     against: tuple[Path, ...] = ()
-    describe: "Callable[[tuple[Path, ...]], Description] | None" = None
+    describe: "Callable[[tuple[Path, ...]], Blueprint] | None" = None
     html: Path | None = None
     listing: Path | None = None
     gain: "GainRequest | None" = None
@@ -59,14 +59,14 @@ def check_data(request: CheckRequest) -> dict[str, Any]:
         DataError: a folder cannot be opened.
         ConfigError: the configuration does not fit together.
     """
-    description = request.describe(request.folders) if request.describe is not None else None
+    blueprint = request.describe(request.folders) if request.describe is not None else None
     with _listing(request.listing) as write:
         checked = check(request.folders, request.options, request.against, lambda fault: write(_line(fault, request)))
         report = checked.to_json()
-        if description is not None:
+        if blueprint is not None:
             from sightline.assembly.inspect.rows import training_report
 
-            report["training"] = training_report(checked, description, lambda place, left: write(_left_line(place, left)))
+            report["training"] = training_report(checked, blueprint, lambda place, left: write(_left_line(place, left)))
         if request.gain is not None:
             from sightline.assembly.inspect.gain import gain_report
 

@@ -11,8 +11,8 @@ import numpy as np
 from sightline import __version__
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.schema import DataConfig
-from sightline.assembly.config.sources import sources_of
-from sightline.assembly.model.describe import Description
+from sightline.assembly.config.sources import prompt_for
+from sightline.assembly.model.blueprint import Blueprint
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.tilings import Layout
@@ -51,7 +51,7 @@ class PreviewRequest:
     ids: tuple[str, ...] = ()
 
 
-def preview(request: PreviewRequest, description: Description) -> dict[str, Any]:
+def preview(request: PreviewRequest, blueprint: Blueprint) -> dict[str, Any]:
     """Writes the page; returns what it shows in numbers.
 
     Raises:
@@ -59,18 +59,18 @@ def preview(request: PreviewRequest, description: Description) -> dict[str, Any]
         UsageError: there is no such stage or record, or the split is empty.
     """
     dataset = open_dataset(request.folder)
-    data = _data_section(description, request.stage)
-    prompt = _prompt(data, description, request.folder)
-    builder = description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
-    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), description)
+    data = _data_section(blueprint, request.stage)
+    prompt = prompt_for(data, request.folder)
+    builder = blueprint.stage_builder(data, prompt)
+    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), blueprint)
     chosen = _chosen(dataset, request)
     samples = viewer.samples(chosen, request.split)
     facts: dict[str, Node] = {
         "data": f"{request.folder}, split {request.split}, {len(chosen)} records, seed {request.seed}",
-        "recipe": description.processing.recipe,
+        "recipe": blueprint.processing.recipe,
         "template": f"{data.template}; supervised: {data.supervise}",
         "prompt of caption records": prompt or "none",
-        "visual tokens a crop": description.tokens_per_crop or "none",
+        "visual tokens a crop": blueprint.tokens_per_crop or "none",
         "longest row": data.max_tokens,
     }
     write_text(request.out, preview_page(f"Data preview: {request.folder.resolve().name}", facts, samples, __version__))
@@ -84,24 +84,16 @@ def preview(request: PreviewRequest, description: Description) -> dict[str, Any]
     }
 
 
-def _data_section(description: Description, stage: str | None) -> DataConfig:
-    config = description.config
+def _data_section(blueprint: Blueprint, stage: str | None) -> DataConfig:
+    config = blueprint.config
     if config is None:
         if stage is not None:
             raise UsageError(f"The model has no stages, so there is no {stage!r}.")
-        return DataConfig(max_tokens=max(8, description.processing.max_tokens), supervise=description.processing.supervise)
+        return blueprint.data_section()
     names = [entry.name for entry in config.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
     return settings.plan(config, 0 if stage is None else names.index(stage)).data
-
-
-def _prompt(data: DataConfig, description: Description, folder: Path) -> str:
-    if description.config is None:
-        return description.processing.prompt
-    sources = {Path(source.path): source for source in sources_of(data)} if data.path or data.mixture else {}
-    source = sources.get(folder)
-    return data.prompt if source is None or source.prompt is None else source.prompt
 
 
 def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
@@ -143,10 +135,10 @@ class _Seen:
 class _Viewer:
     """Makes the samples of a data set visible."""
 
-    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, description: Description) -> None:
+    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, blueprint: Blueprint) -> None:
         self.dataset, self.builder, self.rules = dataset, builder, rules
         self.seen = _Seen()
-        processing = description.processing
+        processing = blueprint.processing
         self.pictures = None
         if processing.preparation is not None:
             self.pictures = PixelLoader(processing.preparation, processing.tiling)

@@ -1,19 +1,20 @@
 """What each stage of a run makes of checked folders: lengths, what is left out, how rows fill, how many steps an epoch has."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules, samples_of_stage, stage_steps
 from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig, StageConfig, StagePlan
-from sightline.assembly.config.sources import sources_of
-from sightline.assembly.model.describe import Description
+from sightline.assembly.config.sources import prompt_for, sources_of
+from sightline.assembly.model.blueprint import Blueprint
 from sightline.data.batches.plan import EpochPlan
 from sightline.data.check import CheckReport
 from sightline.data.check.rows import ConversationLengths, Left, RowFigures, epoch_figures, measure_rows
 from sightline.data.dataset import Dataset
-from sightline.data.samples.length_table import LengthTableRules, check_skip_limit
+from sightline.data.samples.length_table import LengthTableRules, SampleTotals, check_skip_limit
 from sightline.errors import SkipLimitError
 
 OnSkip = Callable[[str, Left], None]
@@ -43,30 +44,28 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
-def training_report(checked: CheckReport, description: Description, on_skip: OnSkip) -> dict[str, Any]:
+def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> dict[str, Any]:
     """Rows of every split, and an epoch of every stage.
 
     Args:
         checked: the folders.
-        description: the model.
+        blueprint: the model.
         on_skip: called with the place and each conversation that is left out.
     """
-    measured = _Measured(checked, description, on_skip)
-    if description.config is None:  # a model folder alone: rows as it was trained on, no stages
-        plain = DataConfig(max_tokens=max(8, description.processing.max_tokens))
-        rows = {
-            name: measured.rows(plain, dataset, split, description.processing.prompt) for name, dataset, split in measured.places()
-        }
-        return {"model": description.facts(), "rows": _told(rows), "stages": []}
+    measured = _Measured(checked, blueprint, on_skip)
+    if blueprint.config is None:  # a model folder alone: rows as it was trained on, no stages
+        plain = blueprint.data_section()
+        rows = {name: measured.of_place(plain, dataset, split) for name, dataset, split in measured.places()}
+        return {"model": blueprint.facts(), "rows": _told(rows), "stages": []}
     rows: dict[str, RowFigures] = {}
     stages = []
-    for number, stage in enumerate(description.config.stages):
-        plan = settings.plan(description.config, number)
+    for number, stage in enumerate(blueprint.config.stages):
+        plan = settings.plan(blueprint.config, number)
         own = {name: measured.of_place(plan.data, dataset, split) for name, dataset, split in measured.places()}
         is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
         stages.append(_stage(stage, plan, measured))
-    return {"model": description.facts(), "rows": _told(rows), "stages": stages}
+    return {"model": blueprint.facts(), "rows": _told(rows), "stages": stages}
 
 
 def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
@@ -76,8 +75,8 @@ def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
 class _Measured:
     """The rows of each split under each set of rules, measured once."""
 
-    def __init__(self, checked: CheckReport, description: Description, on_skip: OnSkip) -> None:
-        self.checked, self.description, self.on_skip = checked, description, on_skip
+    def __init__(self, checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> None:
+        self.checked, self.blueprint, self.on_skip = checked, blueprint, on_skip
         self._known: dict[tuple[object, ...], RowFigures] = {}
         self.datasets = {str(dataset.path): dataset for dataset in checked.datasets[: checked.num_checked]}
 
@@ -92,16 +91,14 @@ class _Measured:
 
     def of_place(self, data: DataConfig, dataset: Dataset, split: str) -> RowFigures:
         """The rows of a split with the prompt of the source that it is."""
-        sources = {Path(source.path): source for source in sources_of(data)}
-        source = sources.get(dataset.path)
-        return self.rows(data, dataset, split, data.prompt if source is None or source.prompt is None else source.prompt)
+        return self.rows(data, dataset, split, prompt_for(data, dataset.path))
 
     def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
         """The rows of a split."""
         rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
-        key = (dataset.path, split, prompt, data.max_tokens, data.too_long, data.supervise, data.captions, rules)
+        builder = self.blueprint.stage_builder(data, prompt)
+        key = (dataset.path, split, builder.template.source, builder.rules, rules)
         if key not in self._known:
-            builder = self.description.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions)
             folder = list(self.datasets.values()).index(dataset)
             indices = [i for i in dataset.split_indices(split).tolist() if (folder, i) not in self.checked.unreadable]
             name = next(name for name, other, part in self.places() if other is dataset and part == split)
@@ -121,6 +118,7 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str
         "row_images": data.row_images,
         "steps": plan.train.steps,
         "epochs": plan.train.epochs,
+        "data": None,
         "epoch": None,
         "why": "",
         "refused": "",
@@ -138,6 +136,7 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str
     if not all(own.units for own in figures):
         return out | {"why": "no conversation is left"}
     tables, draws = samples_of_stage(data, [own.units for own in figures if own.units is not None])
+    out["data"] = asdict(SampleTotals.of(tables))
     windowed = [measured.datasets[str(Path(source.path))].is_sharded for source in sources]
     epochs = EpochPlan.of_tables(tables, draws, windowed, batch_rules(plan))
     epoch = epoch_figures(epochs, ConversationLengths.of(tables, [own.kept_lengths for own in figures]))

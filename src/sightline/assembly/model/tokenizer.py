@@ -18,27 +18,25 @@ from sightline.types import IMAGE, Message, Part
 PAD, BEGIN, END = "<pad>", "<s>", "</s>"
 
 
-def build_tokenizer(config: LanguageConfig, texts: Iterable[str] | None) -> PreTrainedTokenizerBase:
-    """The decoder's tokenizer.
+def build_tokenizer(config: LanguageConfig, texts: Iterable[str] | None) -> PreTrainedTokenizerBase | None:
+    """Loads or trains the decoder's tokenizer; returns None where it is to be trained and no texts are given.
 
     Args:
-        config: says where it comes from.
-        texts: what a new one is trained on.
+        config: the decoder, with the origin of its tokenizer.
+        texts: what a new tokenizer is trained on.
 
     Raises:
-        ConfigError: there is none, or it gives no character offsets.
+        ConfigError: the folder holds no tokenizer, or one without character offsets.
     """
     if isinstance(config.tokenizer, TokenizerConfig):
-        if texts is None:
-            raise ConfigError("model.language.tokenizer is to be trained, but there is no training text.", "Give data.path.")
-        return train_tokenizer(texts, config.tokenizer)
+        return None if texts is None else train_tokenizer(texts, config.tokenizer)
     if config.tokenizer is None and config.path is not None and loading.read_config(config.path).model_type in COMPOSITES:
         return load_composite_tokenizer(config.path)
     return load_tokenizer(config.tokenizer or config.path or "")
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or Hub id.
+    """Loads a tokenizer from a folder or Hub id.
 
     Raises:
         ConfigError: there is none, or it gives no character offsets.
@@ -53,10 +51,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_composite_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a stock vision-language model, with a chat template that says all that the model's processor would.
+    """Loads the tokenizer of a stock vision-language model, with a chat template that gives the text of the model's processor.
 
-    Processors keep their template in a file of their own, and put the begin token before a text that lacks it; here the template
-    does both.
+    Processors keep the chat template in a file of their own, and put the begin token before a text that lacks it; here the
+    tokenizer's template does so.
 
     Raises:
         ConfigError: as in `load_tokenizer`.
@@ -75,7 +73,7 @@ def load_composite_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text can be encoded, and decoding gives it back (up to case, if folded)."""
+    """Trains a byte-level BPE tokenizer: it encodes any text, and decoding restores the text (in lower case, if so configured)."""
     core = Tokenizer(models.BPE())
     if config.lowercase:
         core.normalizer = normalizers.Lowercase()
@@ -92,7 +90,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrained
 
 
 def texts_of(datasets: Sequence[tuple[Dataset, str]]) -> Iterator[str]:
-    """All texts of some splits."""
+    """Yields all captions and message texts of some splits."""
     for dataset, split in datasets:
         for record in dataset.records(split):
             yield from record.captions
@@ -109,10 +107,10 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
 
 
 def num_words(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Entries that are words of the decoder.
+    """Returns the number of vocabulary entries that the decoder had before image and tile tokens were added.
 
-    A tokenizer that knows `<image>` already is that of a vision-language model: the block of special tokens at its end, where
-    `<image>` stands, was added to the decoder's own.
+    A tokenizer that already knows `<image>` is that of a vision-language model: the block of special tokens at its end, which
+    holds `<image>`, was added to the decoder's own.
     """
     size, vocabulary = len(tokenizer), tokenizer.get_vocab()
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}

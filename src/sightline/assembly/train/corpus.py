@@ -46,7 +46,7 @@ def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Sour
     """All samples of a source, each drawn once an epoch."""
     dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
-    builder = bundle.builder(prompt, data.max_tokens, data.too_long, data.supervise, data.captions, data.drop_images)
+    builder = bundle.stage_builder(data, prompt)
     rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
     units = load_length_table(dataset, source.split, builder, rules, Path(source.path) / CACHE)
     name = source.name or Path(source.path).name

@@ -22,16 +22,17 @@ from sightline.assembly.config.changes import differences, may_differ
 from sightline.assembly.config.epochs import batch_rules, stage_steps
 from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS
 from sightline.assembly.config.schema import RunConfig, StagePlan
-from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import build as models
-from sightline.assembly.model import costs
-from sightline.assembly.model.build import ModelBundle, Processing
+from sightline.assembly.model import summary
+from sightline.assembly.model.blueprint import config_blueprint
+from sightline.assembly.model.build import ModelBundle
 from sightline.assembly.train import blind_logits as contrast
 from sightline.assembly.train import corpus as data
 from sightline.assembly.train.validation import Validation, captions, validation_batches
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.batches.plan import EpochPlan
+from sightline.data.samples.length_table import SampleTotals
 from sightline.errors import ConfigError, DistributedError, SightlineError, StorageError
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.objectives.next_token import NextToken
@@ -220,16 +221,7 @@ class _Run:
         return models.read(saved.path / checkpoint.MODEL, self.config.runtime.attention)
 
     def _new_model(self) -> ModelBundle:
-        first = settings.plan(self.config, 0).data
-        processing = Processing(
-            prompt=first.prompt,
-            template=first.template,
-            supervise=first.supervise,
-            max_tokens=first.max_tokens,
-            recipe=self.config.recipe,
-        )
-        texts = models.tokenizers.texts_of(training_splits(self.config)) if _trains_tokenizer(self.config) else None
-        bundle = models.build(self.config, processing, texts)
+        bundle = models.build_bundle(config_blueprint(self.config), self.config)
         if self.config.init is not None:
             models.initialise(bundle, self.config.init)
         return bundle
@@ -239,7 +231,7 @@ class _Run:
     def _stage(self, bundle: ModelBundle, at: Progress) -> tuple[Progress, bool]:
         """Trains a stage to its end; says too whether the model is left in pieces."""
         plan = settings.plan(self.config, at.stage)
-        bundle = _retargeted(bundle, plan)
+        bundle = bundle.for_stage(plan.data)
         self._give_back_random()  # so that new adapters are the same whether the stage before ended in this process or another
         stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         pictures = data.pictures_of(bundle, plan.data)
@@ -277,7 +269,7 @@ class _Run:
             evaluate=self._validation(bundle, plan, pictures),
             stop=self.stopped,
             gate=self.gate,
-            watch=lambda: costs.log_values(bundle),
+            watch=lambda: summary.log_values(bundle),
             sources=corpus.names,
         )
         at = loop.fit(job, at)
@@ -377,15 +369,8 @@ class _Run:
         logger.info("stage %s", stage.name)
         for row in stage.table:
             logger.info("  %s", row.line())
-        tokens, alone = int(corpus.tokens.sum()), sum(int(source.units.alone.sum()) for source in corpus.sources)
-        saved = f" ({1 - tokens / alone:.0%} fewer by sharing pictures)" if tokens < alone else ""
-        logger.info(
-            "  data       %13s samples, %s tokens%s, %s supervised",
-            f"{len(corpus.tokens):,}",
-            f"{tokens:,}",
-            saved,
-            f"{int(corpus.supervised.sum()):,}",
-        )
+        for line in SampleTotals.of([source.units for source in corpus.sources]).lines():
+            logger.info("  %s", line)
         logger.info(
             "  length     %13s steps, %d per epoch, %d rows a step",
             f"{pace.steps:,}",
@@ -410,7 +395,7 @@ class _Run:
                 seen_samples=at.seen_samples,
                 hours=sum(line.get("seconds", 0.0) for line in lines) / 3600 * self.accelerator.num_processes,
                 facts=self.facts,
-                connector=costs.card_facts(bundle),
+                connector=summary.card_facts(bundle),
             ),
         )
 
@@ -470,22 +455,3 @@ def stage_schedule(plan: StagePlan, epochs: EpochPlan) -> loop.StageSchedule:
         raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {epochs.steps(0)} steps.")
     warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
     return loop.StageSchedule(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
-
-
-def _retargeted(bundle: ModelBundle, plan: StagePlan) -> ModelBundle:
-    """The model with the prompt and policy of a stage, which evaluation later goes by."""
-    update = {
-        "prompt": plan.data.prompt,
-        "template": plan.data.template if plan.data.template != "auto" else bundle.processing.template,
-        "supervise": plan.data.supervise,
-        "max_tokens": plan.data.max_tokens,
-    }
-    return replace(bundle, processing=bundle.processing.model_copy(update=update))
-
-
-def _trains_tokenizer(config: RunConfig) -> bool:
-    language = config.model.language
-    return language is not None and language.tokenizer is not None and not isinstance(language.tokenizer, str)
-
-
-# Differences ------------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,12 @@ class TextEncoding:
     turn_of: Int[np.ndarray, " T"]
 
 
+def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Returns the token id that fills rows: the padding token, else the end token, else 0."""
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return 0 if pad is None else int(pad)
+
+
 class ConversationEncoder:
     """Builds the row of one conversation.
 
@@ -86,8 +92,7 @@ class ConversationEncoder:
         # An unknown word is none of them, unless (GPT-2) the tokenizer knows every word and the name is there in name only.
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         self._control_ids = np.array(sorted(self.special_ids - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self.pad_id = 0 if pad is None else int(pad)
+        self.pad_id = pad_id_of(tokenizer)
         self._special = added | dict(zip(tokenizer.all_special_ids, map(str, tokenizer.all_special_tokens), strict=True))
         self._prompt_ids = lru_cache(maxsize=4096)(self._tokenise)
 

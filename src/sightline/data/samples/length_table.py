@@ -99,6 +99,49 @@ class LengthTable:
 
 
 @dataclass(frozen=True)
+class SampleTotals:
+    """What a stage has to train on, over all its data sets; `data check` announces it and training logs it.
+
+    Attributes:
+        samples: training samples.
+        tokens: of all samples, a shared prefix counted once.
+        tokens_unshared: of their conversations as separate rows.
+        supervised: supervised tokens.
+        skipped: conversations that cannot be trained on, by reason.
+    """
+
+    samples: int
+    tokens: int
+    tokens_unshared: int
+    supervised: int
+    skipped: dict[str, int]
+
+    @classmethod
+    def of(cls, tables: Sequence[LengthTable]) -> "SampleTotals":
+        """Returns the totals of the length tables of a stage."""
+        skipped = Counter[str]()
+        for table in tables:
+            skipped.update(table.skipped)
+        return cls(
+            samples=sum(map(len, tables)),
+            tokens=sum(int(table.tokens.sum()) for table in tables),
+            tokens_unshared=sum(int(table.alone.sum()) for table in tables),
+            supervised=sum(int(table.supervised.sum()) for table in tables),
+            skipped=dict(sorted(skipped.items())),
+        )
+
+    def lines(self) -> list[str]:
+        """Returns the totals as text."""
+        shares = self.tokens < self.tokens_unshared
+        saved = f" ({1 - self.tokens / self.tokens_unshared:.0%} fewer by sharing images)" if shares else ""
+        out = [f"data       {self.samples:>13,} samples, {self.tokens:,} tokens{saved}, {self.supervised:,} supervised"]
+        if self.skipped:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.skipped.items())
+            out.append(f"left out   {sum(self.skipped.values()):>13,} conversations: {reasons}")
+        return out
+
+
+@dataclass(frozen=True)
 class LengthTableRules:
     """How branches become units.
 

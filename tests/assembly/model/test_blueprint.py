@@ -6,8 +6,13 @@ import pytest
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle, Processing
-from sightline.assembly.model.describe import Description, describe_config, describe_folder
+from sightline.assembly.model import inputs
+from sightline.assembly.model.blueprint import Blueprint, config_blueprint, folder_blueprint
+from sightline.assembly.model.build import ModelBundle, Processing, build_model
+from sightline.assembly.model.tokenizer import load_tokenizer, texts_of
+from sightline.data.dataset import open_dataset
+from sightline.data.samples.encoding import TextRules
+from sightline.data.samples.templates import Template
 from sightline.errors import ConfigError, StorageError, UsageError
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.connectors.mlp import MLPConfig
@@ -50,12 +55,21 @@ def built(config: RunConfig) -> ModelBundle:
     )
 
 
-def assert_same(described: Description, bundle: ModelBundle) -> None:
+def assert_same(described: Blueprint, bundle: ModelBundle) -> None:
     assert described.tokens_per_crop == bundle.tokens_per_crop
-    assert (described.grid or (1, 1)) == bundle.token_grid
+    assert described.token_grid == bundle.token_grid
     assert described.processing.preparation == bundle.processing.preparation
     assert described.processing.tiling == bundle.processing.tiling
     assert described.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
+    assert described.pad_id == bundle.pad_id == bundle.builder().pad_id
+    if described.vlm is not None and bundle.model.connector is not None:
+        assert described.connector_shape == bundle.model.connector.shape
+    if described.section is not None and described.section.from_ is None:
+        meta = build_model(described, init_device="meta")
+        assert {name: value.shape for name, value in meta.inner.named_parameters()} == {
+            name: value.shape for name, value in bundle.inner.named_parameters()
+        }
+        assert {value.device.type for value in meta.inner.parameters()} == {"meta"}
     ours, theirs = described.builder("Look."), bundle.builder("Look.")
     assert ours.rules == theirs.rules
     rows = [builder.row(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
@@ -67,7 +81,7 @@ def assert_same(described: Description, bundle: ModelBundle) -> None:
 def test_the_tokens_of_an_encoder_are_known_without_its_weights(kind: str) -> None:
     eye = VisionConfig(path=str(encoder_folder(kind)))
     config = run_config(eye, LanguageConfig(path=str(decoder_folder("llama"))))
-    assert_same(describe_config(config), built(config))
+    assert_same(config_blueprint(config), built(config))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +94,54 @@ def test_the_tokens_of_an_encoder_are_known_without_its_weights(kind: str) -> No
 )
 def test_layers_class_tokens_and_folding_count(eye: VisionConfig, connector: MLPConfig | LinearConfig) -> None:
     config = run_config(eye, LanguageConfig(path=str(decoder_folder("gpt2"))), connector)
-    assert_same(describe_config(config), built(config))
+    assert_same(config_blueprint(config), built(config))
+
+
+@pytest.mark.parametrize(("decoder", "spare", "added", "words"), [("gpt2", 0, 0, 300), ("gpt2", 24, 0, 300), ("gpt2", 0, 7, 300)])
+def test_the_number_of_words_is_that_of_the_smaller_of_tokenizer_and_embedding(
+    decoder: str, spare: int, added: int, words: int, tmp_path: Path
+) -> None:
+    """A decoder may have more rows than its tokenizer has entries, and a tokenizer more entries than its decoder has rows."""
+    path = str(decoder_folder(decoder, spare))
+    tokenizer = load_tokenizer(path)
+    tokenizer.add_tokens([f"extra{number}" for number in range(added)])
+    tokenizer.save_pretrained(tmp_path)
+    language = LanguageConfig(path=path, tokenizer=str(tmp_path))
+    config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language)
+    described, bundle = config_blueprint(config), built(config)
+    assert len(tokenizer) == words + added
+    assert described.connector_shape.num_words == bundle.inner.config.num_words == words
+    assert_same(described, bundle)
+
+
+def test_the_pad_id_is_known_without_compiling_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = config_blueprint(run_config(None, LanguageConfig(path=str(decoder_folder("llama")))))
+    expected = described.builder().pad_id
+    monkeypatch.setattr(inputs, "Template", None)
+    assert described.pad_id == expected
+
+
+def test_every_rule_of_a_stage_reaches_the_encoder_of_conversations() -> None:
+    described = config_blueprint(run_config(None, LanguageConfig(path=str(decoder_folder("llama")))))
+    data = DataConfig(
+        prompt="Say it.",
+        template="plain",
+        supervise="all_text",
+        max_tokens=77,
+        too_long="truncate",
+        captions="first",
+        drop_images=True,
+    )
+    encoder = described.stage_builder(data)
+    assert encoder.rules == TextRules("Say it.", "all_text", 77, "truncate", captions="first", drop_images=True)
+    assert encoder.template.source == Template(described.tokenizer, "plain").source != described.template.source
+    assert described.stage_builder(data, "Look.").rules.prompt == "Look."
 
 
 def test_a_decoder_alone_has_no_grid() -> None:
     config = run_config(None, LanguageConfig(path=str(decoder_folder("qwen2"))))
-    described = describe_config(config)
-    assert (described.grid, described.tokens_per_crop) == (None, 0)
+    described = config_blueprint(config)
+    assert (described.takes_images, described.token_grid, described.tokens_per_crop) == (False, (1, 1), 0)
     assert described.builder().rules.tiling is None
     assert described.facts()["image_size"] is None
 
@@ -94,7 +149,7 @@ def test_a_decoder_alone_has_no_grid() -> None:
 @pytest.mark.parametrize("kind", ["idefics3", "llava", "llava_next"])
 def test_a_stock_model_is_described_by_its_parts(kind: str) -> None:
     path = str(stock_folder(kind))
-    assert_same(describe_folder(path), models.read(path))
+    assert_same(folder_blueprint(path), models.read(path))
 
 
 def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
@@ -104,11 +159,11 @@ def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
     bundle = built(config)
     (tmp_path / "model").mkdir()
     models.write(bundle, tmp_path / "model")
-    described = describe_folder(str(tmp_path / "model"))
+    described = folder_blueprint(str(tmp_path / "model"))
     assert_same(described, bundle)
     assert described.config is None
     with pytest.raises(UsageError, match=r"no configuration that 'data.prompt=x'"):
-        describe_folder(str(tmp_path / "model"), ["data.prompt=x"])
+        folder_blueprint(str(tmp_path / "model"), ["data.prompt=x"])
 
 
 def test_a_new_tokenizer_is_trained_on_the_data_as_the_run_would(tmp_path: Path) -> None:
@@ -118,8 +173,8 @@ def test_a_new_tokenizer_is_trained_on_the_data_as_the_run_would(tmp_path: Path)
     sizes = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     language = LanguageConfig(config={**sizes, "max_position_embeddings": 256}, tokenizer=TokenizerConfig(vocabulary=300))
     config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language, path=str(data))
-    described = describe_config(config)
-    texts = models.tokenizers.texts_of([(models.tokenizers.Dataset(data), "train")])
+    described = config_blueprint(config)
+    texts = texts_of([(open_dataset(data), "train")])
     bundle = models.build(config, Processing(max_tokens=200), texts)
     assert_same(described, bundle)
     assert described.facts()["vocabulary"] == len(bundle.tokenizer)
@@ -129,11 +184,11 @@ def test_what_training_would_refuse_is_refused_here(tmp_path: Path) -> None:
     eye = VisionConfig(path=str(encoder_folder("siglip")))
     language = LanguageConfig(path=str(decoder_folder("llama")))
     with pytest.raises(ConfigError, match=r"data\.max_tokens=300, but the decoder has 256 positions"):
-        describe_config(run_config(eye, language, max_tokens=300))
+        config_blueprint(run_config(eye, language, max_tokens=300))
     with pytest.raises(ConfigError, match="shuffle=3 does not divide"):
-        describe_config(run_config(eye, language, MLPConfig(shuffle=3)))
+        config_blueprint(run_config(eye, language, MLPConfig(shuffle=3)))
     kept = VisionConfig(path=str(encoder_folder("clip")), drop_class_token=False)
     with pytest.raises(ConfigError, match="class token has no place"):
-        describe_config(run_config(kept, language, MLPConfig(shuffle=2)))
+        config_blueprint(run_config(kept, language, MLPConfig(shuffle=2)))
     with pytest.raises((ConfigError, StorageError)):
-        describe_folder(str(tmp_path))
+        folder_blueprint(str(tmp_path))
