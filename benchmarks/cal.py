@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, Work, in_turn, peak_memory
 from sightline.data.batches.collate import collate
-from sightline.models.text import hidden_states
+from sightline.models.language import hidden_states
 from sightline.objectives.base import Objective
 from sightline.objectives.cal import CAL, CALConfig
 from sightline.objectives.next_token import NextTokenConfig

@@ -21,7 +21,7 @@ from sightline.models import loading
 from sightline.models.transformers_private import attention_kernel
 from sightline.ops.load_balancing import load_balancing_loss
 from sightline.ops.masks import additive_mask
-from sightline.types import PADDING, Head, Tokens
+from sightline.types import PADDING, Batch, Head, Hidden, Tokens
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -262,6 +262,15 @@ def _balance(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens
             "Set model.language.router_aux_loss_coef=0.",
         )
     return load_balancing_loss(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
+
+
+def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], batch: Batch) -> Hidden:
+    """Runs the decoder on rows of embeddings and picks the supervised slots; a slot of -1 gives zeros."""
+    states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
+    slot_S = batch.supervision.slot_S
+    states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
+    states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
+    return Hidden(states_SD, head_of(decoder), losses)
 
 
 def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sightline.errors import ConfigError
 from sightline.models import composites
-from sightline.models.text import hidden_states
+from sightline.models.language import hidden_states
 from sightline.models.vision import raw_output
 from sightline.models.vlm import PARTS
 from sightline.ops.splice import splice

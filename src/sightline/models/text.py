@@ -2,12 +2,11 @@
 
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sightline.errors import RecordError
-from sightline.models.language import decode, head_of
+from sightline.models.language import hidden_states
 from sightline.types import Batch, Hidden, Visual
 
 
@@ -54,12 +53,3 @@ class TextModel(nn.Module):
         if batch.visual is not None:
             self.features(batch.visual)
         return hidden_states(self.language, self.language.get_input_embeddings()(batch.tokens.ids_BT), batch)
-
-
-def hidden_states(decoder: PreTrainedModel, embeddings_BTD: torch.Tensor, batch: Batch) -> Hidden:
-    """Runs the decoder on rows of embeddings and picks the supervised slots; a slot of -1 gives zeros."""
-    states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
-    slot_S = batch.supervision.slot_S
-    states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
-    states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
-    return Hidden(states_SD, head_of(decoder), losses)

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
-from sightline.models.text import hidden_states
+from sightline.models.language import hidden_states
 from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, encode, normalise
 from sightline.ops.splice import splice

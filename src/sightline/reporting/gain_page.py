@@ -2,61 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.reporting import html
 from sightline.reporting.html import Html, Token
 from sightline.reporting.plots import histogram
 
+if TYPE_CHECKING:  # `data check` draws `low_texts` without torch
+    from sightline.evaluation.probes.gain import GainExample, GainFindings
+
 PICTURE_WIDTH = 176
 WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # of a bar of the histograms
 
 
-@dataclass(frozen=True)
-class GainText:
-    """One text with the gain of its tokens; `gains` holds NaN where nothing but the picture precedes a token."""
-
-    pieces: Sequence[str]
-    gains: Sequence[float]
-    mean: float
-
-
-@dataclass(frozen=True)
-class GainPanel:
-    """A picture with its own texts and with texts that belong to another picture."""
-
-    record_id: str
-    image: bytes | None
-    own: Sequence[GainText]
-    foreign: Sequence[GainText]
-
-
-@dataclass(frozen=True)
-class GainReport:
-    """Everything that the page shows.
-
-    Attributes:
-        figures: percentiles, separation and the like, by name.
-        marks: gains that are drawn into the histogram of own pictures.
-        own_gains, foreign_gains: gains of all tokens, for the histograms.
-        panels: pictures with texts.
-        most, least: words with mean gain and count, the most visual and the least visual ones.
-    """
-
-    title: str
-    figures: Mapping[str, str]
-    marks: Mapping[str, float]
-    own_gains: Sequence[float]
-    foreign_gains: Sequence[float]
-    panels: Sequence[GainPanel]
-    most: Sequence[tuple[str, float, int]]
-    least: Sequence[tuple[str, float, int]]
-
-
-def gain_page(report: GainReport) -> str:
+def gain_page(title: str, findings: "GainFindings") -> str:
     """The page as text."""
-    hot = scale_of(report.own_gains)
+    own, foreign = ([gain for text in texts for gain in text.known] for texts in (findings.own, findings.foreign))
+    hot = scale_of(own)
     lead = html.join(
         [
             html.paragraph(
@@ -64,23 +26,23 @@ def gain_page(report: GainReport) -> str:
                 "raises; cold ones it lowers. Rest the pointer on a token for its gain."
             ),
             _legend(hot),
-            html.tiles(report.figures),
+            html.tiles(findings.tiles()),
         ]
     )
     edges = _edges(hot)
     sections = [
-        html.Section("Texts", html.join(_panel(panel, hot) for panel in report.panels)),
+        html.Section("Texts", html.join(_panel(panel, hot) for panel in findings.shown)),
         html.Section(
             "All tokens",
             html.columns(
-                _histogram(report.own_gains, edges, "their own picture", report.marks),
-                _histogram(report.foreign_gains, edges, "a foreign picture", {}),
+                _histogram(own, edges, "their own picture", findings.marks()),
+                _histogram(foreign, edges, "a foreign picture", {}),
                 narrowest=26,
             ),
         ),
-        html.Section("Words", _words(report)),
+        html.Section("Words", _words(findings)),
     ]
-    return html.page(report.title, sections, lead)
+    return html.page(title, sections, lead)
 
 
 def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], bytes], most: int) -> Html:
@@ -104,7 +66,7 @@ def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], b
     for line in shown:
         data = pictures.get((line["folder"], line["record"], line["image"]))
         picture = None if data is None else html.image(data, line["id"])
-        said = _text(GainText(*_columns(line["tokens"]), line["gain"]), line["id"], hot)
+        said = _text(*_columns(line["tokens"]), line["gain"], line["id"], hot)
         body = html.element("div", html.figure(picture), html.element("div", said), attributes={"class": "beside"})
         cards.append(html.element("article", body, attributes={"class": "card"}))
     return html.join([lead, _legend(hot), *cards])
@@ -141,27 +103,29 @@ def _histogram(gains: Sequence[float], edges: Sequence[float], which: str, marks
     return html.figure(drawn, f"Texts with {which}; the outermost bars hold what lies beyond.")
 
 
-def _words(report: GainReport) -> Html:
-    if not report.most:
+def _words(findings: "GainFindings") -> Html:
+    most, least = findings.words()
+    if not most:
         return html.paragraph("Too few texts: no word occurs often enough.")
     heads = [html.Column("word"), html.Column("mean gain", "right"), html.Column("times", "right")]
 
     def table(rows: Sequence[tuple[str, float, int]], caption: str) -> Html:
         return html.table(heads, [[word, f"{gain:.2f}", str(count)] for word, gain, count in rows], caption)
 
-    return html.columns(table(report.most, "most visual"), table(report.least, "least visual"))
+    return html.columns(table(most, "most visual"), table(least, "least visual"))
 
 
-def _panel(panel: GainPanel, hot: float) -> Html:
+def _panel(panel: "GainExample", hot: float) -> Html:
     shown = None if panel.image is None else html.figure(html.image(panel.image, panel.record_id, PICTURE_WIDTH))
-    lines = [_text(text, "own text", hot) for text in panel.own] + [_text(text, "other text", hot) for text in panel.foreign]
+    lines = [_text(text.pieces, text.gains, text.mean, "own text", hot) for text in panel.own]
+    lines += [_text(text.pieces, text.gains, text.mean, "other text", hot) for text in panel.foreign]
     body = html.element("div", shown, html.element("div", *lines), attributes={"class": "beside"})
     return html.element("article", html.element("h3", panel.record_id), body, attributes={"class": "card"})
 
 
-def _text(text: GainText, which: str, hot: float) -> Html:
-    row = [_token(piece, gain, hot) for piece, gain in zip(text.pieces, text.gains, strict=True)]
-    label = html.element("span", which, html.element("br"), f"mean {text.mean:.2f}", attributes={"class": "faint"})
+def _text(pieces: Sequence[str], gains: Sequence[float], mean: float, which: str, hot: float) -> Html:
+    row = [_token(piece, gain, hot) for piece, gain in zip(pieces, gains, strict=True)]
+    label = html.element("span", which, html.element("br"), f"mean {mean:.2f}", attributes={"class": "faint"})
     return html.element("div", label, html.tokens(row), attributes={"class": "line"})
 
 

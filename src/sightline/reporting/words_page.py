@@ -1,12 +1,8 @@
 """The page of words per patch: pictures with the word that each visual token is most made of drawn over its place."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import UInt8
-
+from sightline.evaluation.probes.words import Mixture, WordCrop, WordFindings, WordPicture
 from sightline.reporting import html
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, bar_chart
@@ -14,70 +10,19 @@ from sightline.reporting.plots import Bars, bar_chart
 WIDTH = 560  # of a crop on the page, in pixels
 LETTERS = 9  # of a word that is drawn; the pointer shows it whole
 
-Mixture = tuple[tuple[str, float], ...]
-"""The largest words of one visual token, with their probabilities."""
 
-
-@dataclass(frozen=True)
-class WordCrop:
-    """One crop of a picture.
-
-    Attributes:
-        grid: rows and columns of visual tokens; one row where they are no grid.
-        mixtures: of each visual token, in raster order.
-        entropies: of each mixture, in nats.
-        pixels: as the encoder saw them, or None.
-    """
-
-    grid: tuple[int, int]
-    mixtures: tuple[Mixture, ...]
-    entropies: tuple[float, ...]
-    pixels: "UInt8[np.ndarray, 'h w 3'] | None" = None
-
-
-@dataclass(frozen=True)
-class WordPicture:
-    """The crops of a record."""
-
-    record_id: str
-    crops: tuple[WordCrop, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        crops = [
-            {"grid": list(crop.grid), "words": [[[word, share] for word, share in mixture] for mixture in crop.mixtures]}
-            for crop in self.crops
-        ]
-        return {"id": self.record_id, "crops": crops}
-
-
-@dataclass(frozen=True)
-class WordsReport:
-    """Everything that the page shows.
-
-    Attributes:
-        figures: numbers by name.
-        most_used: words with their mean probability, largest first.
-        pictures: to be drawn.
-    """
-
-    title: str
-    figures: Mapping[str, str]
-    most_used: Sequence[tuple[str, float]]
-    pictures: Sequence[WordPicture]
-
-
-def words_page(report: WordsReport) -> str:
+def words_page(title: str, findings: WordFindings) -> str:
     """The page as text."""
     lead = html.paragraph(
         "Each visual token of this model is a mixture of the decoder's word embeddings. The largest word of each is drawn at its "
         "place; the darker its ground, the larger its share. Rest the pointer on it for the others."
     )
     sections = [
-        html.Section("Figures", html.facts(report.figures)),
-        html.Section("Most used words", _chart(report.most_used)),
-        html.Section("Pictures", html.join(_picture(picture) for picture in report.pictures)),
+        html.Section("Figures", html.facts(findings.figures())),
+        html.Section("Most used words", _chart(findings.most_used)),
+        html.Section("Pictures", html.join(_picture(picture) for picture in findings.pictures)),
     ]
-    return html.page(report.title, sections, lead)
+    return html.page(title, sections, lead)
 
 
 def _chart(most_used: Sequence[tuple[str, float]]) -> Html:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain, higher_with_own, percentiles, separation, summary
+from sightline.reporting.gain_page import gain_page
 
 FINITE = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=12)
 
@@ -63,7 +64,7 @@ def test_json_has_no_nan_and_the_page_no_markup_of_the_data() -> None:
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["pictures"][0]["own"][0]["tokens"] == [["<script>", None], [" </div>", 1.0], [" \u202e", -2.0]]
     assert told["skipped"] == {"image_format": 2}
-    page = found.page("a <title>")
+    page = gain_page("a <title>", found)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "\u202e" not in page
@@ -72,4 +73,4 @@ def test_json_has_no_nan_and_the_page_no_markup_of_the_data() -> None:
 
 
 def test_a_page_without_any_text_can_be_drawn() -> None:
-    assert "Too few texts" in GainFindings((), (), (), {}).page("nothing")
+    assert "Too few texts" in gain_page("nothing", GainFindings((), (), (), {}))

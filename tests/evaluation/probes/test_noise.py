@@ -17,6 +17,7 @@ from sightline.models.connectors import Connector, ConnectorShape
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.connectors.base import Words
 from sightline.models.connectors.linear import LinearConfig
+from sightline.reporting.noise_page import noise_page
 from sightline.types import Record
 
 SHAPE = ConnectorShape(2, 3, 4, 5, 7)
@@ -118,7 +119,7 @@ def test_nothing_to_look_at_is_no_error() -> None:
 
 
 def test_the_page_has_a_line_over_the_sigmas() -> None:
-    page = probe_noise(tokens_of(linear()), [ProbedRecord("a", features(1))]).page("noise")
+    page = noise_page("noise", probe_noise(tokens_of(linear()), [ProbedRecord("a", features(1))]))
     assert "<svg" in page
     assert "sigma 0.25" in page
     assert "sigma 3" in page

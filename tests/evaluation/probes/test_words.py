@@ -11,6 +11,7 @@ from sightline.evaluation.probes import ProbedRecord, most_used_words, probe_wor
 from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.connectors.mlp import MLPConfig
+from sightline.reporting.words_page import words_page
 
 NAMES = ["dog", "cat", " the", "sun"]
 # Four words; a query that is (1, -1) or (-1, 1) after LN1, whose scores are the logs of these weights.
@@ -109,7 +110,7 @@ def test_nothing_to_look_at_is_said_without_a_division_by_zero() -> None:
     found = probe_words(tiny(), [], NAMES.__getitem__, skipped={"image_format": 2})
     assert (found.records, found.tokens, found.for_99, found.most_used) == (0, 0, 0, ())
     assert found.figures()["skipped records"] == "image_format 2"
-    assert "No visual tokens" in found.page("nothing")
+    assert "No visual tokens" in words_page("nothing", found)
 
 
 def test_json_is_flat_figures_and_words_by_picture() -> None:
@@ -124,7 +125,7 @@ def test_json_is_flat_figures_and_words_by_picture() -> None:
 
 def test_the_page_draws_the_largest_word_of_each_token_over_the_picture_and_no_markup_of_the_data() -> None:
     names = ["dog", "<b>", " the", "sun"]
-    page = probe_words(tiny(), [seen("<i>r", 1, -1, 1, 1, pixels=True)], names.__getitem__).page("words: <u>")
+    page = words_page("words: <u>", probe_words(tiny(), [seen("<i>r", 1, -1, 1, 1, pixels=True)], names.__getitem__))
     assert page.count(">dog</span>") == 3
     assert page.count(">sun</span>") == 1
     assert "repeat(2, 1fr) / repeat(2, 1fr)" in page
@@ -141,5 +142,5 @@ def test_a_word_that_would_steer_a_terminal_is_quoted() -> None:
 
 def test_queries_without_a_place_are_listed_and_not_drawn() -> None:
     row = Connector(AlignConfig(outer_norm="none"), ConnectorShape(1, 4, 2, 2, 4)).double().eval()
-    page = probe_words(row, [seen("a", 1, 1, -1, 1)], NAMES.__getitem__).page("row")
+    page = words_page("row", probe_words(row, [seen("a", 1, 1, -1, 1)], NAMES.__getitem__))
     assert "grid-template: repeat" not in page

@@ -25,7 +25,7 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureForm, FeatureLoader, FeatureStore, Number, missing_pictures, open_store
 from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
-from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.images.pixels import PixelLoader, VisualInputLoader
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.reader import PicturePlace, PictureReader
 from sightline.data.images.tilings import TilingConfig
@@ -259,6 +259,33 @@ class _Encoding:
 
 
 # Use ------------------------------------------------------------------------------------------------------------------------
+
+
+def loader_of(
+    bundle: ModelBundle, features: str | None, encoder: str = "--run RUN", keep_bytes: int = 0
+) -> VisualInputLoader | None:
+    """What fills the visual slots of records: images, or a feature store; None for a model that takes no images.
+
+    Args:
+        bundle: the model.
+        features: a feature store, or None for images.
+        encoder: how `data features` is told the model's encoder, for the message.
+        keep_bytes: prepared pixels that are kept in memory.
+
+    Raises:
+        ConfigError: the store does not belong to the model.
+        UsageError: the model needs a store and none is given.
+    """
+    if not bundle.model.takes_images:
+        return None
+    if features is not None:
+        return open_features(features, bundle, encoder)
+    if bundle.processing.preparation is None:
+        raise UsageError(
+            "the model was trained on an external table and has no encoder.",
+            "Give its store: data.features=STORE or --features STORE.",
+        )
+    return PixelLoader(bundle.processing.preparation, bundle.processing.tiling, keep_bytes)
 
 
 def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") -> FeatureLoader:

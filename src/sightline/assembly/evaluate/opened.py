@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from sightline.assembly.config import locate
-from sightline.assembly.encode.features import check_covered, feature_encoder_of, open_features
+from sightline.assembly.encode.features import check_covered, feature_encoder_of, loader_of
 from sightline.assembly.model.build import read
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import FeatureLoader
-from sightline.data.images.pixels import PixelLoader, VisualInputLoader, VisualInputs
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.errors import RecordError, UsageError
 from sightline.evaluation.controls import BlindFeatureLoader, BlindPixelLoader, Control, MeanFeatureLoader
 from sightline.evaluation.probes import ProbedRecord
@@ -61,7 +61,7 @@ class OpenedModel:
             UsageError: the model needs a feature store and none is given, or noise is asked of a model without images.
             ConfigError: the store does not belong to the model, or lacks images of the splits.
         """
-        plain = self._blind() if control == "blind" else self._seeing()
+        plain = self._blind() if control == "blind" else loader_of(self.bundle, self.features)
         if control != "blind":
             check_covered(plain, splits)
         if noise is None:
@@ -104,18 +104,8 @@ class OpenedModel:
         with torch.no_grad():
             return self.bundle.model.features(Visual(tensor(inputs.pixels), tensor(inputs.features), nowhere, nowhere))
 
-    def _seeing(self) -> VisualInputLoader | None:
-        if not self.bundle.model.takes_images:
-            return None
-        if self.features is not None:
-            return open_features(self.features, self.bundle)
-        processing = self.bundle.processing
-        if processing.preparation is None:
-            raise UsageError("this model was trained on an external table and has no encoder.", "Give --features STORE.")
-        return PixelLoader(processing.preparation, processing.tiling)
-
     def _blind(self) -> VisualInputLoader | None:
-        stored, processing = self._seeing(), self.bundle.processing
+        stored, processing = loader_of(self.bundle, self.features), self.bundle.processing
         if stored is None:
             return None
         uniform = None if processing.preparation is None else BlindPixelLoader(processing.preparation, processing.tiling)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,9 @@ from sightline.data.images.pixels import VisualInputLoader
 from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
+from sightline.reporting.gain_page import gain_page
+from sightline.reporting.noise_page import noise_page
+from sightline.reporting.words_page import words_page
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.types import Record
@@ -125,7 +129,8 @@ def word_text(bundle: ModelBundle, word: int) -> str:
 
 def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
     """Writes the findings as an HTML page."""
-    storage.write_text(out, findings.page(f"{request.what}: {request.model} on {Path(request.data).name} ({request.split})"))
+    title = f"{request.what}: {request.model} on {Path(request.data).name} ({request.split})"
+    storage.write_text(out, PAGES[request.what](title, findings))
 
 
 WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
@@ -133,3 +138,4 @@ WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
     "noise": noise,
     "words": words,
 }
+PAGES: dict[str, Callable[[str, Any], str]] = {"gain": gain_page, "noise": noise_page, "words": words_page}

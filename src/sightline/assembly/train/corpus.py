@@ -6,14 +6,13 @@ from pathlib import Path
 from sightline.assembly.config.epochs import samples_of_stage
 from sightline.assembly.config.schema import DataConfig, SourceConfig
 from sightline.assembly.config.sources import sources_of
-from sightline.assembly.encode.features import check_covered, open_features
+from sightline.assembly.encode.features import check_covered, loader_of
 from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.corpus import Corpus, Source
 from sightline.data.dataset import open_dataset
-from sightline.data.images.pixels import PixelLoader, VisualInputLoader
+from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.label_noise import with_noise
 from sightline.data.samples.length_table import LengthTableRules, load_length_table
-from sightline.errors import ConfigError
 from sightline.models.language import check_packable
 
 CACHE = ".cache"
@@ -59,14 +58,7 @@ def pictures_of(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | No
     Raises:
         ConfigError: `data.features` names a store that does not belong to the model.
     """
-    if not bundle.model.takes_images:
-        return None
-    if data.features is not None:
-        return open_features(data.features, bundle, "--config CONFIG")
-    preparation = bundle.processing.preparation
-    if preparation is None:
-        raise ConfigError("the model was trained on an external table and has no encoder.", "Set data.features=STORE.")
-    return PixelLoader(preparation, bundle.processing.tiling, data.keep_pixels * 1_000_000)
+    return loader_of(bundle, data.features, "--config CONFIG", data.keep_pixels * 1_000_000)
 
 
 def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoader | None, limit: int) -> Corpus | None:

@@ -33,7 +33,3 @@ class Findings(Protocol):
     def figures(self) -> dict[str, str]:
         """The numbers that matter, by name, for people."""
         ...
-
-    def page(self, title: str) -> str:
-        """An HTML page."""
-        ...

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sightline.reporting.gain_page import GainPanel, GainReport, GainText, gain_page
-
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 WORDS, LEAST_TIMES = 12, 3  # words of each end, and how often one must occur to be listed
 _WORD = re.compile(r"\w")
@@ -138,35 +136,21 @@ class GainFindings:
         size = min(WORDS, len(rows) // 2)
         return rows[:size], rows[::-1][:size]
 
-    def page(self, title: str) -> str:
-        most, least = self.words()
-        own = summary(self.own)["percentiles"]
-        figures = {
+    def tiles(self) -> dict[str, str]:
+        """The few numbers that stand at the head of a page."""
+        marks = self.marks()
+        return {
             "texts": f"{len(self.own):,}",
-            "median gain": f"{round(own['p50'], 2) + 0.0:.2f}",
-            "90th percentile": f"{own['p90']:.2f}",
+            "median gain": f"{round(marks['median'], 2) + 0.0:.2f}",
+            "90th percentile": f"{marks['90 %']:.2f}",
             "tells own from foreign": f"{separation(self.own, self.foreign):.3f}",
             "higher with own picture": f"{higher_with_own(self.own, self.foreign):.0%}",
         }
-        panels = [
-            GainPanel(shown.record_id, shown.image, [_told(text) for text in shown.own], [_told(text) for text in shown.foreign])
-            for shown in self.shown
-        ]
-        report = GainReport(
-            title=title,
-            figures=figures,
-            marks={"median": own["p50"], "90 %": own["p90"]},
-            own_gains=[gain for text in self.own for gain in text.known],
-            foreign_gains=[gain for text in self.foreign for gain in text.known],
-            panels=panels,
-            most=most,
-            least=least,
-        )
-        return gain_page(report)
 
-
-def _told(text: TextGain) -> GainText:
-    return GainText(text.pieces, text.gains, text.mean)
+    def marks(self) -> dict[str, float]:
+        """Percentiles of the tokens' gain with their own images, to be marked in a histogram."""
+        found = summary(self.own)["percentiles"]
+        return {"median": found["p50"], "90 %": found["p90"]}
 
 
 def summary(texts: Sequence[TextGain]) -> dict[str, Any]:

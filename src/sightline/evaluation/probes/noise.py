@@ -16,9 +16,6 @@ from torch import Tensor
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.evaluation.probes.base import ProbedRecord
-from sightline.reporting import html
-from sightline.reporting.plots import LineSeries, line_chart
-from sightline.reporting.scales import Axis
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
 
@@ -112,14 +109,6 @@ class NoiseFindings:
             "between patches": f"{self.between:.5f} (mean cosine distance)",
             **{f"sigma {row.sigma:g}": f"{row.moved:.5f}, {row.relative:.3f} of that" for row in self.rows},
         }
-
-    def page(self, title: str) -> str:
-        sigmas = [row.sigma for row in self.rows]
-        line = LineSeries("clean to noisy", sigmas, [row.relative for row in self.rows], is_marked=True)
-        chart = line_chart(
-            [line], Axis("sigma, in standard deviations of the features"), Axis("distance, in distances between patches")
-        )
-        return html.page(title, [html.Section("Figures", html.facts(self.figures())), html.Section("Noise", chart)])
 
 
 def probe_noise(

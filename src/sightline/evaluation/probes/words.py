@@ -11,14 +11,50 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from sightline.evaluation.probes.base import ProbedRecord
 from sightline.models.connectors import Connector
 from sightline.ops.vocabulary_attention import WordDistribution
-from sightline.reporting.words_page import WordCrop, WordPicture, WordsReport, words_page
 
 TOP, THRESHOLD = 5, 1e-6
 MOST_USED = 40
+
+
+Mixture = tuple[tuple[str, float], ...]
+"""The largest words of one visual token, with their probabilities."""
+
+
+@dataclass(frozen=True)
+class WordCrop:
+    """One crop of a picture.
+
+    Attributes:
+        grid: rows and columns of visual tokens; one row where they are no grid.
+        mixtures: of each visual token, in raster order.
+        entropies: of each mixture, in nats.
+        pixels: as the encoder saw them, or None.
+    """
+
+    grid: tuple[int, int]
+    mixtures: tuple[Mixture, ...]
+    entropies: tuple[float, ...]
+    pixels: "UInt8[np.ndarray, 'h w 3'] | None" = None
+
+
+@dataclass(frozen=True)
+class WordPicture:
+    """The crops of a record."""
+
+    record_id: str
+    crops: tuple[WordCrop, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        crops = [
+            {"grid": list(crop.grid), "words": [[[word, share] for word, share in mixture] for mixture in crop.mixtures]}
+            for crop in self.crops
+        ]
+        return {"id": self.record_id, "crops": crops}
 
 
 @dataclass(frozen=True)
@@ -87,9 +123,6 @@ class WordFindings:
             "most used": most,
             **(skipped if self.skipped else {}),
         }
-
-    def page(self, title: str) -> str:
-        return words_page(WordsReport(title, self.figures(), self.most_used, self.pictures))
 
 
 def probe_words(
