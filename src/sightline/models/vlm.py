@@ -343,7 +343,7 @@ class SightlineForConditionalGeneration(CustomModel):
         logits_to_keep: int | Tensor = 0,
         visual_sources: Int[Tensor, " M"] | None = None,
         cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore (as in transformers)
     ) -> ModelOutput | tuple[Any, ...]:
         """The contract of a transformers image-text-to-text model.
 
@@ -372,7 +372,7 @@ class SightlineForConditionalGeneration(CustomModel):
                 visual_sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
             self._check_places(len(slots), len(visual_sources))
             inputs_embeds = splice(inputs_embeds, table, slots, visual_sources)
-        elif input_ids is not None and not _is_filled(kwargs.get(CACHE_NAME)):
+        elif input_ids is not None and not _is_filled(past_key_values if cache is None else cache):
             self._check_no_images(input_ids)
         return self.language(
             inputs_embeds=inputs_embeds,
