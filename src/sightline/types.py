@@ -360,11 +360,42 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One generated text, with the record that it answers."""
+    """The answer to a query, or the reason why there is none; a line of `predictions.jsonl`.
 
-    record_id: str
-    text: str
+    Attributes:
+        id: of the query.
+        text: generated, with its number of tokens, end token included.
+        scores: log-probability of each candidate, where these were asked for.
+        embedding: where that was asked for.
+        skipped: reason why there is no answer; empty where there is one.
+    """
+
+    id: str
+    text: str = ""
     num_tokens: int = 0
+    scores: tuple[float, ...] | None = None
+    embedding: tuple[float, ...] | None = None
+    skipped: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        if self.skipped:
+            return {"id": self.id, "skipped": self.skipped}
+        if self.scores is not None:
+            return {"id": self.id, "scores": list(self.scores)}
+        if self.embedding is not None:
+            return {"id": self.id, "embedding": list(self.embedding)}
+        return {"id": self.id, "text": self.text, "tokens": self.num_tokens}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> "Prediction":
+        """Reads a line; raises KeyError where it is none of those that `to_json` makes."""
+        if "skipped" in line:
+            return cls(line["id"], skipped=line["skipped"])
+        if "scores" in line:
+            return cls(line["id"], scores=tuple(line["scores"]))
+        if "embedding" in line:
+            return cls(line["id"], embedding=tuple(line["embedding"]))
+        return cls(line["id"], line["text"], line["tokens"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,41 +9,46 @@ from typing import Any
 
 import pytest
 
-from sightline.errors import RecordError, Stopped, StorageError
+from sightline.errors import Stopped, StorageError
 from sightline.evaluation.predict import Predicted, predict
-from sightline.generation.decode import Text
+from sightline.evaluation.tasks import Query
 from sightline.runtime.storage import read_json_lines
-from sightline.types import Record
+from sightline.types import Message, Part, Prediction, Record
 
-RECORDS = [Record(f"r{number}", captions=("x",)) for number in range(11)]
+RECORDS = [Query(f"r{number}", Record(f"r{number}"), (Message("user", (Part("?"),)),)) for number in range(11)]
 SETTINGS = {"model": "m", "sizes": (1, 2)}
 
 
 class Scripted:
-    """Answers by record, cannot answer some, and can be interrupted."""
+    """Answers by query, cannot answer some, and can be interrupted."""
 
     def __init__(self, broken: Sequence[str] = (), fail_at: int | None = None, stop_at: int | None = None) -> None:
         self.broken, self.fail_at, self.stop_at = set(broken), fail_at, stop_at
         self.calls: list[tuple[list[str], int]] = []
 
-    def width(self, records: Sequence[Record]) -> int:
+    def width(self, records: Sequence[Query]) -> int:
         return max(int(record.id[1:]) for record in records) + 5
 
-    def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
+    def answer(self, records: Sequence[Query], width: int) -> list[Prediction]:
         if len(self.calls) == self.fail_at:
             raise OSError("the power went away")
         if len(self.calls) == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         self.calls.append(([record.id for record in records], width))
-        return [RecordError("image_format") if record.id in self.broken else Text(f"say {record.id}", 3) for record in records]
+        return [self.said(query) for query in records]
+
+    def said(self, query: Query) -> Prediction:
+        if query.id in self.broken:
+            return Prediction(query.id, skipped="image_format")
+        return Prediction(query.id, f"say {query.id}", 3)
 
 
-def run(folder: Path, answers: Scripted, size: int = 4, records: Sequence[Record] = RECORDS, **changes: Any) -> Predicted:
+def run(folder: Path, answers: Scripted, size: int = 4, records: Sequence[Query] = RECORDS, **changes: Any) -> Predicted:
     return predict(answers, records, folder, SETTINGS | changes, size)
 
 
 def said(predicted: Predicted) -> list[tuple[str, str]]:
-    return [(prediction.record_id, prediction.text) for prediction in predicted.predictions]
+    return [(prediction.id, prediction.text) for prediction in predicted.predictions]
 
 
 @pytest.mark.parametrize("size", [1, 4, 11, 30])
@@ -113,11 +118,25 @@ def test_more_records_of_the_same_settings_are_added(tmp_path: Path) -> None:
 
 def test_a_second_evaluation_into_the_same_folder_is_refused_and_each_prediction_stands_once(tmp_path: Path) -> None:
     class Meanwhile(Scripted):
-        def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
+        def answer(self, records: Sequence[Query], width: int) -> list[Prediction]:
             with pytest.raises(StorageError, match=f"{tmp_path.name} is in use"):
                 run(tmp_path, Scripted(), model="another")
             return super().answer(records, width)
 
     found = run(tmp_path, Meanwhile())
     ids = [line["id"] for line in read_json_lines(tmp_path / "predictions.jsonl")]
-    assert ids == [prediction.record_id for prediction in found.predictions] == [record.id for record in RECORDS]
+    assert ids == [prediction.id for prediction in found.predictions] == [record.id for record in RECORDS]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "line"),
+    [
+        (Prediction("r", "a dog", 3), {"id": "r", "text": "a dog", "tokens": 3}),
+        (Prediction("r", scores=(-1.5, -0.25)), {"id": "r", "scores": [-1.5, -0.25]}),
+        (Prediction("r", embedding=(0.5, 1.0)), {"id": "r", "embedding": [0.5, 1.0]}),
+        (Prediction("r", skipped="too_long"), {"id": "r", "skipped": "too_long"}),
+    ],
+)
+def test_a_prediction_is_one_line_and_the_line_is_the_prediction(prediction: Prediction, line: dict[str, Any]) -> None:
+    assert prediction.to_json() == line
+    assert Prediction.from_json(json.loads(json.dumps(line))) == prediction

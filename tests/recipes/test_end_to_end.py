@@ -9,10 +9,11 @@ import torch
 from sightline.assembly.config import locate
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.evaluate.chat import ChatModel
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.model import build as models
 from sightline.assembly.model.summary import summarise
 from sightline.data.samples.processing import Processing
+from sightline.evaluation.spec import EvalSpec
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.storage import read_json_lines
 from sightline.training.stages import PartConfig, resolved
@@ -82,11 +83,8 @@ def test_the_table_before_the_run_is_the_table_of_the_run(ran: Ran) -> None:
 
 def test_the_saved_folder_is_evaluated_and_answers(ran: Ran, root: Path) -> None:
     folder = locate.model_folder(ran.path)
-    done = evaluate(
-        EvaluationRequest(
-            model=str(ran.path), task="caption", data=str(ran.data), split="val", batch_size=2, max_new_tokens=4, threads=1
-        )
-    )
+    spec = EvalSpec(data=str(ran.data), batch_size=2, max_new_tokens=4)
+    done = evaluate(spec, str(ran.path), threads=1)
     assert done.scores["cider_d"].n == 2
     assert not done.predicted.skipped
     speaker = ChatModel.open(str(folder), threads=1)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sightline.evaluation.tasks.caption import Caption
 from sightline.reporting.run_report import Curve, Panel, RunReport, run_report_page
 from tests.data.pictures import picture
 
@@ -22,6 +23,7 @@ def report(exact: float, right: bool) -> RunReport:
             "with the picture": {"cider_d": score(0.5), "exact": score(exact)},
             "blind": {"cider_d": score(0.1), "exact": score(0.0)},
         },
+        infos=Caption.scores,
         right=[panel("a dog", right, 2.0)],
         wrong=[panel("a cat", False, 0.1)],
     )

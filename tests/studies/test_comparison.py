@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.cli.recipes import recipe_by_name
 from sightline.metrics.statistics import bootstrap, mean_by_cluster
 from sightline.runtime import storage
 from sightline.studies.comparison import Items, Scored, common_records, difference, lost, scored
@@ -107,7 +106,7 @@ def test_losses_are_compared_with_the_baselines() -> None:
 
 def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> None:
     put(tmp_path / "sweep.yaml", FILE)
-    sweep = read_sweep(tmp_path / "sweep.yaml", recipe_by_name)
+    sweep = read_sweep(tmp_path / "sweep.yaml")
     values = {  # arm, noise -> value of each of four records of three pictures at seed 0; seed 1 has 0.2 more
         ("ce", 0.0): [1.0, 1.0, 2.0, 2.0],
         ("ce", 0.3): [0.5, 0.5, 1.5, 1.5],

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from sightline.cli.recipes import recipe_by_name
 from sightline.errors import ConfigError, UsageError
 from sightline.studies.spec import Sweep, read_sweep
 
@@ -24,7 +23,7 @@ evaluations:
 def read(path: Path, text: str = BASE, *arguments: str) -> Sweep:
     file = path / "sweep.yaml"
     file.write_text(text, "utf-8")
-    return read_sweep(file, recipe_by_name, arguments)
+    return read_sweep(file, arguments)
 
 
 def names(sweep: Sweep) -> list[str]:
@@ -112,7 +111,7 @@ def test_runs_are_chosen_by_pattern_and_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cal", "connectors", "connectors_scenes"])
 def test_the_shipped_files_are_valid(name: str) -> None:
     file = Path(__file__).parents[2] / "studies" / f"{name}.yaml"
-    sweep = read_sweep(file, recipe_by_name, ["data.path=here"])
+    sweep = read_sweep(file, ["data.path=here"])
     seeds = {arm: {run.seed for run in sweep.runs if run.arm == arm} for arm in sweep.config.arms}
     assert all(len(of) >= 3 for of in seeds.values()), seeds
     assert sweep.runs[0].arm == sweep.config.compare.baseline

@@ -13,7 +13,6 @@ import pytest
 from sightline import config as files
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.cli import main
-from sightline.cli.recipes import recipe_by_name
 from sightline.errors import ConfigError, DataError
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.language import LanguageConfig
@@ -66,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(place: Path, *arguments: str) -> Sweep:
-    return read_sweep(place / "sweep.yaml", recipe_by_name, arguments)
+    return read_sweep(place / "sweep.yaml", arguments)
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -88,9 +87,9 @@ class Watched:
             self.trained.append(run.name)
             return train(config, run)
 
-        def evaluating(request: Any) -> Any:
-            self.asked.append(f"{Path(request.model).name} {request.out.name}")
-            return evaluate(request)
+        def evaluating(spec: Any, model: str, *, out: Path, **machine: Any) -> Any:
+            self.asked.append(f"{Path(model).name} {out.name}")
+            return evaluate(spec, model, out=out, **machine)
 
         monkeypatch.setattr(studies, "train", training)
         monkeypatch.setattr(studies, "evaluate", evaluating)
@@ -161,7 +160,7 @@ def test_damaged_weights_or_a_new_question_are_not_finished(place: Path, killed:
     sweep = read(place)
     assert studies.is_finished(sweep.runs[0], killed)
     put(place / "more.yaml", FILE.replace("words: [20]", "words: [20, 30]"))
-    asked = read_sweep(place / "more.yaml", recipe_by_name).runs[0]
+    asked = read_sweep(place / "more.yaml").runs[0]
     assert not studies.is_finished(asked, killed)
     watched = Watched(monkeypatch)
     assert studies.make_runs([asked], killed)[0].state == "done"

@@ -98,7 +98,7 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
         raise UsageError("data features needs an encoder.", "Give --config FILE, --recipe NAME or --run RUN, or --external FILE.")
     base = None
     if recipe is not None:
-        from sightline.cli.recipes import recipe_by_name
+        from sightline.recipes import recipe_by_name
 
         base = recipe_by_name(recipe)
     resolved = resolve(base, config, settings)

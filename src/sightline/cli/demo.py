@@ -17,14 +17,14 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make pictures, train a small model on them, caption held-out ones with and without seeing them, and write a report."""
-    from sightline.assembly.config.resolving import resolve
-    from sightline.recipes.scenes_tiny import scenes_tiny
     from sightline.studies.demo import demo as run_demo
 
-    done = run_demo(scenes_tiny(), out, lambda recipe, words: resolve(recipe, None, words), settings or [])
+    done = run_demo(out, settings or [])
     if as_json:
         emit(done.to_json())
         return
-    exact, blind = done.seen.scores["exact"], done.blind.scores["exact"]
-    typer.echo(f"exact captions: {exact.value:.1%} of {exact.n} held-out pictures; {blind.value:.1%} without seeing them")
+    for info in done.seen.task.highlights:
+        if info.is_share:
+            seen, blind = done.seen.scores[info.name], done.blind.scores[info.name]
+            typer.echo(f"{info.label}: {seen.value:.1%} of {seen.n} held-out images; {blind.value:.1%} without seeing them")
     typer.echo(f"report: {done.report}")

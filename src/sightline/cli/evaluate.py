@@ -23,7 +23,7 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate only this many records, drawn at random with a fixed seed.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text beside the picture, instead of the one it was trained with.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text beside the image; by default the task's, or that of training.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
@@ -39,7 +39,7 @@ def evaluate(
     shots_from: Annotated[
         str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
     ] = "train",
-    shots_seed: Annotated[int, typer.Option(min=0, help="Of their draw.")] = 0,
+    shots_seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; inside the run by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -48,40 +48,34 @@ def evaluate(
 ) -> None:
     """Evaluate a model on held-out records.
 
-    Writes predictions.jsonl and scores.json. An evaluation that was stopped goes on where it was. Compare with --control blind
-    and --control shuffled before you believe a score.
+    Writes predictions.jsonl, scores.json and items.json (the scores of each record). An evaluation that was stopped goes on
+    where it was. Compare with --control blind and --control shuffled before you believe a score.
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
     """
-    from sightline.assembly.evaluate.evaluate import EvaluationRequest
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
+    from sightline.evaluation.spec import EvalSpec
 
-    done = run_evaluation(
-        EvaluationRequest(
-            model=run,
-            task=task,
-            data=data,
-            split=split,
-            control=control,
-            checkpoint=checkpoint,
-            out=out,
-            batch_size=batch_size,
-            limit=limit,
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            num_beams=beams,
-            features=features,
-            noise=noise,
-            words=words,
-            words_from=words_from,
-            shots=shots,
-            shots_from=shots_from,
-            shots_seed=shots_seed,
-            device=device,
-            threads=threads,
-            resamples=resamples,
-        )
+    spec = EvalSpec(
+        task=task,
+        data=data,
+        split=split,
+        control=control,
+        batch_size=batch_size,
+        limit=limit,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        num_beams=beams,
+        features=features,
+        noise=noise,
+        words=words,
+        words_from=words_from,
+        shots=shots,
+        shots_from=shots_from,
+        shots_seed=shots_seed,
+        resamples=resamples,
     )
+    done = run_evaluation(spec, run, checkpoint, out, device, threads)
     if as_json:
         emit(done.to_json())
         return
@@ -94,4 +88,5 @@ def evaluate(
     for name, score in done.scores.items():
         table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n))
     Console().print(table)
+    typer.echo(f"prompt: {done.prompt or 'none'}")
     typer.echo(f"{done.folder}")

@@ -77,6 +77,6 @@ class ModelChoice:
 
     def _resolved(self) -> "RunConfig":
         from sightline.assembly.config.resolving import resolve
-        from sightline.cli.recipes import recipe_by_name
+        from sightline.recipes import recipe_by_name
 
         return resolve(None if self.recipe is None else recipe_by_name(self.recipe), self.config, self.settings)

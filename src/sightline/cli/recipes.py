@@ -1,31 +1,13 @@
 """`sightline recipes`: lists the recipes, or prints one as YAML."""
 
-import difflib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sightline.cli.app import app, emit
-from sightline.errors import UsageError
 
 if TYPE_CHECKING:
     from sightline.assembly.config.schema import RunConfig
-
-
-def recipe_by_name(name: str) -> "RunConfig":
-    """A recipe's configuration.
-
-    Raises:
-        UsageError: there is none of this name.
-    """
-    from sightline.recipes import RECIPES
-
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(RECIPES)}."
-        raise UsageError(f"no recipe {name!r}.", hint)
-    return RECIPES[name]()
-
 
 recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="List recipes; `show NAME` prints one as YAML.")
 app.add_typer(recipes_app, name="recipes")
@@ -67,13 +49,12 @@ def show(
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    base = recipe_by_name(name)
-
     from sightline.assembly.config.resolving import resolve
     from sightline.assembly.model.summary import summarise
     from sightline.config import to_yaml
+    from sightline.recipes import recipe_by_name
 
-    recipe = resolve(base, None, settings or [])
+    recipe = resolve(recipe_by_name(name), None, settings or [])
     summary = summarise(recipe)
     cost, reason = summary.cost, summary.unknown
     if as_json:

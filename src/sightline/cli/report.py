@@ -2,11 +2,14 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sightline.cli.app import app, emit
+
+if TYPE_CHECKING:
+    from sightline.evaluation.controls import Control
 
 
 class ReportControl(StrEnum):
@@ -40,27 +43,18 @@ def report(
       sightline report runs/flickr --data flickr8k --split val
     """
     from sightline.assembly.config.locate import run_of
-    from sightline.assembly.evaluate.evaluate import EvaluationRequest
     from sightline.assembly.evaluate.report import report_run
+    from sightline.evaluation.spec import EvalSpec
 
     page = out or run_of(run) / "report.html"
-    request = EvaluationRequest(
-        model=run,
-        task="caption",
-        data=data,
-        split=split,
-        checkpoint=checkpoint,
-        batch_size=batch_size,
-        limit=limit,
-        features=features,
-        device=device,
-        threads=threads,
-    )
-    found = report_run(request, [shown.value for shown in dict.fromkeys(control or ReportControl)], page)
+    spec = EvalSpec(task="caption", data=data, split=split, batch_size=batch_size, limit=limit, features=features)
+    controls: list[Control] = [shown.value for shown in dict.fromkeys(control or ReportControl)]
+    found = report_run(spec, run, controls, page, checkpoint=checkpoint, device=device, threads=threads)
     if as_json:
         emit({"report": str(page), **{name: done.to_json() for name, done in found.items()}})
         return
     for name, done in found.items():
-        score = done.scores["cider_d"]
-        typer.echo(f"{name}: CIDEr-D {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.n} records")
+        headline = done.task.headline
+        score = done.scores[headline.name]
+        typer.echo(f"{name}: {headline.label} {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.n} records")
     typer.echo(f"report: {page}")

@@ -37,10 +37,9 @@ def sweep(
     """
     if out is None and not show:
         raise UsageError("sweep needs --out.", "For example --out sweeps/first")
-    from sightline.cli.recipes import recipe_by_name
     from sightline.studies.spec import read_sweep
 
-    planned = read_sweep(file, recipe_by_name, settings or [])
+    planned = read_sweep(file, settings or [])
     if show:
         _list(planned, only, limit, as_json)
         return

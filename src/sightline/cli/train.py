@@ -50,7 +50,7 @@ def train(
         raise UsageError("train needs a recipe or --config.", f"Recipes: {', '.join(RECIPES)}.")
     base = None
     if names:
-        from sightline.cli.recipes import recipe_by_name
+        from sightline.recipes import recipe_by_name
 
         base = recipe_by_name(names[0])
     settings = resolve(base, config, arguments)

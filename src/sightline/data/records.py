@@ -38,6 +38,16 @@ def record_to_json(record: Record) -> dict[str, Any]:
     return out
 
 
+def prompt_messages(record: Record, prompt: str) -> tuple[Message, ...]:
+    """Gives the turns of a record up to its last assistant turn; for a record of captions one turn with its images and a prompt."""
+    if record.messages:
+        return record.messages[:-1] if record.messages[-1].role == "assistant" else record.messages
+    parts = tuple(Part() for _ in record.images)
+    if prompt:
+        parts = (*parts, Part(prompt))
+    return (Message("user", parts),) if parts else ()
+
+
 def record_from_json(line: Any) -> Record:
     """Reads a record from a JSON object and checks it.
 

@@ -1,8 +1,10 @@
 """Recipes: one file each, names and numbers only. A recipe is a function that returns a `RunConfig`."""
 
+import difflib
 from collections.abc import Callable
 
 from sightline.assembly.config.schema import RunConfig
+from sightline.errors import UsageError
 from sightline.recipes.alignvlm import alignvlm
 from sightline.recipes.alignvlm_low_resource import alignvlm_low_resource
 from sightline.recipes.alignvlm_smolvlm import alignvlm_smolvlm
@@ -32,3 +34,16 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "tinyvlm": tinyvlm,
     "tinyvlm_instruct": tinyvlm_instruct,
 }
+
+
+def recipe_by_name(name: str) -> RunConfig:
+    """Gives a recipe's configuration.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(RECIPES)}."
+        raise UsageError(f"no recipe {name!r}.", hint)
+    return RECIPES[name]()

@@ -17,20 +17,24 @@ anything is computed.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from sightline import config as files
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import plan, resolve
 from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.config.sources import sources_of
 from sightline.config import Config, Tree
 from sightline.errors import ConfigError, UsageError
+from sightline.evaluation.controls import Control
+from sightline.evaluation.spec import EvalSpec, QuestionConfig
+from sightline.recipes import recipe_by_name
 
 Value = bool | int | float | str | list[Any] | dict[str, Any] | None
 Settings = dict[str, Value]
@@ -49,20 +53,18 @@ class RunsConfig(Config):
     """Settings that are varied, each with its values; `null` leaves the setting as it is."""
 
 
-class EvaluationConfig(Config):
-    """What finished runs are asked."""
+class EvaluationConfig(QuestionConfig):
+    """What finished runs are asked, plain and with each of the changes that are listed."""
 
     name: str = Field(pattern=NAME)
     """Of its folder and its table."""
-    task: str = "caption"
     data: str | None = None
     """A dataset folder; the one that the run was trained on by default."""
-    split: str = "val"
     features: str | None = None
     """A feature store; the run's own by default."""
     arms: tuple[str, ...] = ("*",)
     """Patterns of the arms that are asked."""
-    controls: tuple[Literal["blind", "shuffled"], ...] = ()
+    controls: tuple[Control, ...] = ()
     """Beside the plain evaluation."""
     noise: tuple[float, ...] = ()
     """Sizes of Gaussian noise on the visual features, in units of their standard deviation; each is one evaluation more."""
@@ -70,11 +72,8 @@ class EvaluationConfig(Config):
     """Patterns of the arms that are asked under noise."""
     words: tuple[int, ...] = ()
     """Only so many of the words that an `align` connector mixes, each one evaluation more; other connectors are not asked."""
-    limit: int | None = Field(default=None, ge=1)
-    """Only this many records."""
     batch_size: int = Field(default=32, ge=1)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    prompt: str | None = None
+    """Rows of a batch."""
 
 
 class CompareConfig(Config):
@@ -82,8 +81,8 @@ class CompareConfig(Config):
 
     baseline: str | None = None
     """The arm that others are subtracted from."""
-    metrics: tuple[str, ...] = ("cider_d",)
-    """Scores of the report's tables."""
+    metrics: tuple[str, ...] = ()
+    """Scores of the report's tables; by default the headline of each evaluation's task."""
     reference: Settings = Field(default_factory=dict)
     """A cell of the grid: what the other cells lose against it is compared, arm by arm, with what the baseline loses."""
 
@@ -139,14 +138,12 @@ class Asked:
     Attributes:
         key: name of its folder: the evaluation's name and what differs from the plain one.
         config: the evaluation.
-        control, noise, words: what differs; at most one of them.
+        change: what differs: nothing, or one of the fields `control`, `noise` and `words` of `EvalSpec`.
     """
 
     key: str
     config: EvaluationConfig
-    control: Literal["blind", "shuffled"] | None = None
-    noise: float | None = None
-    words: int | None = None
+    change: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,6 +164,13 @@ class PlannedRun:
     cell: Mapping[str, Value]
     config: RunConfig
     asked: tuple[Asked, ...]
+
+    def spec_of(self, asked: Asked) -> EvalSpec:
+        """One of the evaluations, with what it takes from the run's configuration filled in."""
+        last = plan(self.config, len(self.config.stages) - 1).data
+        shared = asked.config.model_dump(include=set(QuestionConfig.model_fields))
+        data = asked.config.data or sources_of(last)[0].path
+        return EvalSpec.model_validate({**shared, "data": data, "features": asked.config.features or last.features, **asked.change})
 
 
 @dataclass(frozen=True)
@@ -189,12 +193,11 @@ class Sweep:
         return tuple(found[:limit])
 
 
-def read_sweep(path: str | Path, recipe_by_name: Callable[[str], RunConfig], arguments: Sequence[str] = ()) -> Sweep:
+def read_sweep(path: str | Path, arguments: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file and resolves every run's configuration.
 
     Args:
         path: the file.
-        recipe_by_name: gives a recipe.
         arguments: `key=value`, laid over the file's settings and under those of the arms.
 
     Raises:
@@ -250,12 +253,12 @@ def asked_of(evaluations: Sequence[EvaluationConfig], arm: str, connector: str) 
     out = []
     for item in own:
         out.append(Asked(item.name, item))
-        out += [Asked(f"{item.name}+{control}", item, control=control) for control in item.controls]
+        out += [Asked(f"{item.name}+{control}", item, {"control": control}) for control in item.controls]
     for item in own:
         if _fits(arm, item.noise_arms):
-            out += [Asked(f"{item.name}+noise{sigma:g}", item, noise=sigma) for sigma in item.noise]
+            out += [Asked(f"{item.name}+noise{sigma:g}", item, {"noise": sigma}) for sigma in item.noise]
         if connector == "align":
-            out += [Asked(f"{item.name}+words{count}", item, words=count) for count in item.words]
+            out += [Asked(f"{item.name}+words{count}", item, {"words": count}) for count in item.words]
     return tuple(out)
 
 

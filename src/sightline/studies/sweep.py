@@ -21,19 +21,21 @@ from typing import Any
 
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.changes import differences, may_differ
-from sightline.assembly.config.locate import CONFIG
+from sightline.assembly.config.locate import CONFIG, model_folder
 from sightline.assembly.config.sources import sources_of
-from sightline.assembly.evaluate.evaluate import SCORES, Evaluation, EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import evaluate, weights_hash
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError, SightlineError, Stopped, StorageError
+from sightline.evaluation.predict import ITEMS, SCORES
+from sightline.evaluation.spec import EvalSpec
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
 from sightline.studies.spec import Asked, PlannedRun, Sweep
 from sightline.training import checkpoint
 
-RUNS, STATE, ITEMS, LOCK = "runs", "sweep.json", "items.json", "sweep.lock"
+RUNS, EVALUATIONS, STATE, LOCK = "runs", "eval", "sweep.json", "sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,13 @@ def make_run(run: PlannedRun, out: Path) -> Outcome:
 
 
 def _made(run: PlannedRun, folder: Path, begin: float) -> Outcome:
-    note = {"run": run.name, "arm": run.arm, "seed": run.seed, "cell": dict(run.cell), "asked": _keys(run)}
+    note: dict[str, Any] = {"run": run.name, "arm": run.arm, "seed": run.seed, "cell": dict(run.cell)}
+    note["asked"] = {asked.key: run.spec_of(asked).model_dump(mode="json") for asked in run.asked}
     try:
         sha = train(run.config, folder).weights_sha256
+        weights = weights_hash(model_folder(str(folder)))
         for asked in run.asked:
-            _ask(run, asked, folder)
+            _ask(run, asked, folder, weights)
     except Stopped:
         raise
     except Exception as error:  # whatever it was, the other runs are worth making
@@ -128,68 +132,32 @@ def _made(run: PlannedRun, folder: Path, begin: float) -> Outcome:
     return Outcome(run.name, "done", "", seconds)
 
 
-def _keys(run: PlannedRun) -> dict[str, Any]:
-    """The evaluations of a run with all that they depend on, for the next time."""
-    return {asked.key: asked_settings(run, asked) for asked in run.asked}
-
-
-def asked_settings(run: PlannedRun, asked: Asked) -> dict[str, Any]:
-    """What an evaluation depends on beside the weights."""
-    request = request_of(run, asked, Path())
-    names = ("task", "data", "split", "control", "batch_size", "limit", "prompt", "max_new_tokens", "features", "noise", "words")
-    return {name: getattr(request, name) for name in names}
-
-
-def request_of(run: PlannedRun, asked: Asked, folder: Path) -> EvaluationRequest:
-    """An evaluation of a run in `folder`."""
-    last = settings.plan(run.config, len(run.config.stages) - 1).data
-    data = asked.config.data or sources_of(last)[0].path
-    return EvaluationRequest(
-        model=str(folder),
-        task=asked.config.task,
-        data=data,
-        split=asked.config.split,
-        control=asked.control,
-        out=folder / "eval" / asked.key,
-        batch_size=asked.config.batch_size,
-        limit=asked.config.limit,
-        prompt=asked.config.prompt,
-        max_new_tokens=asked.config.max_new_tokens,
-        features=asked.config.features or last.features,
-        noise=asked.noise,
-        words=asked.words,
-        device=run.config.runtime.device,
-        threads=run.config.runtime.threads,
-    )
-
-
-def _ask(run: PlannedRun, asked: Asked, folder: Path) -> None:
-    """Evaluates and stores the scores of each record, unless that is done."""
-    request = request_of(run, asked, folder)
-    assert request.out is not None
-    note = request.out / ITEMS
-    wanted = {"asked": asked_settings(run, asked), "weights": weights_of(folder)}
-    if note.exists() and {key: storage.read_json(note).get(key) for key in wanted} == json.loads(json.dumps(wanted)):
+def _ask(run: PlannedRun, asked: Asked, folder: Path, weights: str) -> None:
+    """Evaluates a run, unless that is done with the same weights."""
+    spec, out = run.spec_of(asked), folder / EVALUATIONS / asked.key
+    if _is_evaluated(spec, out, weights):
         return
-    note.unlink(missing_ok=True)
-    done = evaluate(request)
-    storage.write_json(note, wanted | items_of(done))
-    values = ", ".join(f"{name} {score.value:.4f}" for name, score in done.scores.items() if name in ("cider_d", "exact"))
-    logger.info("%s %s: %s", run.name, asked.key, values or f"{len(done.scores)} scores")
+    machine = run.config.runtime
+    done = evaluate(spec, str(folder), out=out, device=machine.device, threads=machine.threads)
+    values = ", ".join(
+        f"{info.name} {done.scores[info.name].value:.4f}" for info in done.task.highlights if info.name in done.scores
+    )
+    logger.info("%s %s: %s", run.name, asked.key, values)
 
 
-def items_of(done: Evaluation) -> dict[str, Any]:
-    """Scores record by record; `picture` says which records have the same pictures and belong together in a bootstrap."""
-    said = {prediction.record_id for prediction in done.predicted.predictions}
-    records = [record for record in done.records if record.id in said]
-    pictures = ["+".join(info.sha256[:16] for info in record.image_info) or record.id for record in records]
-    whole = {name: score for name, score in done.scores.items() if score.n == len(records)}
-    return {
-        "records": [record.id for record in records],
-        "picture": pictures,
-        "values": {name: score.value for name, score in done.scores.items()},
-        "items": {name: list(score.items) for name, score in whole.items()},
-    }
+def _is_evaluated(spec: EvalSpec, out: Path, weights: str) -> bool:
+    if not all((out / name).exists() for name in (SCORES, ITEMS)):
+        return False
+    stored = storage.read_json(out / SCORES)
+    return stored.get("settings", {}).get("model") == weights and _is_same(spec, stored.get("spec"))
+
+
+def _is_same(spec: EvalSpec, stored: Any) -> bool:
+    """Whether a stored evaluation is `spec`; options that an older version lacked have their defaults."""
+    try:
+        return EvalSpec.model_validate_json(json.dumps(stored)) == spec
+    except ValueError:
+        return False
 
 
 # What is there --------------------------------------------------------------------------------------------------------------------
@@ -209,10 +177,10 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
         note = storage.read_json(folder / STATE)
         if note["state"] != "done" or note["weights_sha256"] != weights_of(folder):
             return False
-        if any(note["asked"].get(key) != value for key, value in json.loads(json.dumps(_keys(run))).items()):
+        if not all(_is_same(run.spec_of(asked), note["asked"].get(asked.key)) for asked in run.asked):
             return False
         storage.verify_dir(checkpoint.path_of(folder, checkpoint.steps(folder)[-1]))
-        return all((folder / "eval" / asked.key / name).exists() for asked in run.asked for name in (ITEMS, SCORES))
+        return all((folder / EVALUATIONS / asked.key / name).exists() for asked in run.asked for name in (ITEMS, SCORES))
     except (StorageError, KeyError, TypeError, AttributeError):
         return False
 
@@ -247,7 +215,7 @@ def check_data(runs: Sequence[PlannedRun]) -> None:
     seen: set[tuple[str, str]] = set()
     for run in runs:
         wanted = {(source.path, source.split) for source in sources_of(run.config.data)}
-        wanted |= {(request.data, request.split) for request in (request_of(run, asked, Path()) for asked in run.asked)}
+        wanted |= {(spec.data, spec.split) for spec in map(run.spec_of, run.asked)}
         for path, split in sorted(wanted - seen):
             open_dataset(path).split_indices(split)
         seen |= wanted

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError, StorageError
+from sightline.evaluation.predict import ITEMS
+from sightline.evaluation.tasks import task_by_name
 from sightline.metrics.statistics import Difference, Interval
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart, standalone
@@ -19,7 +21,7 @@ from sightline.runtime import storage
 from sightline.runtime.logs import logger
 from sightline.studies.comparison import Items, Scored, common_records, difference, interval_json, lost, scored
 from sightline.studies.spec import EvaluationConfig, Sweep, Value, cell_name
-from sightline.studies.sweep import ITEMS, STATE, folder_of
+from sightline.studies.sweep import EVALUATIONS, STATE, folder_of
 
 REPORT, JSON = "report.md", "report.json"
 Place = tuple[str, str]  # arm, cell
@@ -119,7 +121,7 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Tab
     cells: dict[Place, Mapping[str, Value]] = {}
     for run in sweep.runs:
         for asked in run.asked:
-            items = _items(folder_of(out, run) / "eval" / asked.key / ITEMS) if asked.config.name == evaluation.name else None
+            items = _items(folder_of(out, run) / EVALUATIONS / asked.key / ITEMS) if asked.config.name == evaluation.name else None
             if items is not None:
                 place = run.arm, cell_name(run.cell)
                 cells[place] = run.cell
@@ -130,7 +132,7 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Tab
         return []
     records, cluster_N = common_records(everything)
     out_tables = []
-    for metric in sweep.config.compare.metrics:
+    for metric in sweep.config.compare.metrics or (task_by_name(evaluation.task).headline.name,):
         rows: dict[Place, dict[str, Scored]] = {}
         for place, kinds in found.items():
             values = {kind: scored(seeds, metric, records, cluster_N) for kind, seeds in kinds.items()}

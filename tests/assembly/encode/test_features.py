@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from sightline.assembly.encode.features import (
     feature_encoder_of_run,
     open_features,
 )
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, pictures_of
@@ -34,6 +33,7 @@ from sightline.data.features.store import FeatureLoader, FeatureStore, Number
 from sightline.data.readers import SourceOptions
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError, DataError, UsageError
+from sightline.evaluation.spec import EvalSpec
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
@@ -160,13 +160,12 @@ def test_evaluation_reads_the_store_under_every_control(tmp_path: Path, made_set
     store = stored(siglip(), made_set, tmp_path / "s")
     train(config(made_set, store), tmp_path / "run")
     shutil.copytree(made_set, tmp_path / "set")
-    request = EvaluationRequest(
-        str(tmp_path / "run"), "caption", str(tmp_path / "set"), "val", batch_size=4, max_new_tokens=6, resamples=5
-    )
+    run, spec = str(tmp_path / "run"), {"data": str(tmp_path / "set"), "batch_size": 4, "max_new_tokens": 6, "resamples": 5}
     for control in (None, "blind", "shuffled"):
         texts = []
         for features in (None, str(store)):
-            done = evaluate(replace(request, control=control, features=features, out=tmp_path / f"{control}-{features is None}"))
+            asked = EvalSpec.model_validate(spec | {"control": control, "features": features})
+            done = evaluate(asked, run, out=tmp_path / f"{control}-{features is None}")
             assert done.predicted.skipped == {}
             texts.append([prediction.text for prediction in done.predicted.predictions])
         assert texts[0] == texts[1]
@@ -364,11 +363,12 @@ def test_records_without_photos_train_and_are_evaluated_from_a_table(tmp_path: P
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
-    request = EvaluationRequest(str(tmp_path / "run"), "caption", str(table[0]), "val", batch_size=4, max_new_tokens=4, resamples=5)
+    run, spec = str(tmp_path / "run"), EvalSpec(data=str(table[0]), batch_size=4, max_new_tokens=4, resamples=5)
     with pytest.raises(UsageError, match=r"external table.*--features STORE"):
-        evaluate(request)
+        evaluate(spec, run)
     for control in (None, "blind", "shuffled"):
-        done = evaluate(replace(request, control=control, features=str(table[1]), out=tmp_path / str(control)))
+        asked = spec.model_copy(update={"control": control, "features": str(table[1])})
+        done = evaluate(asked, run, out=tmp_path / str(control))
         assert len(done.predicted.predictions) == 4
     train(external(table, init=str(tmp_path / "run")), tmp_path / "next")
 

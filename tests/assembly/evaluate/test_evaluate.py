@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 import pytest
 
 from sightline.assembly.evaluate import answers
-from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.assembly.model import build as models
 from sightline.assembly.model.build import Processing
 from sightline.data.dataset import Dataset
 from sightline.errors import DataError, SightlineError, SkipLimitError, UsageError
 from sightline.evaluation.controls import exchange_images
+from sightline.evaluation.spec import EvalSpec
 from sightline.metrics.caption import score_captions
 from tests.assembly.inspect.test_rows import run_config
 from tests.data.check.planted import folder, png, record, scene, stored
@@ -51,14 +51,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(source: Path, dataset: Path, out: Path, **changes: Any) -> Evaluation:
-    request = EvaluationRequest(
-        str(source), "caption", str(dataset), "val", out=out, batch_size=4, max_new_tokens=6, resamples=20, device="cpu"
-    )
-    return evaluate(replace(request, **changes))
+    model = changes.pop("model", str(source))
+    spec = {"task": "caption", "data": str(dataset), "batch_size": 4, "max_new_tokens": 6, "resamples": 20} | changes
+    return evaluate(EvalSpec(**spec), model, out=out, device="cpu")
 
 
 def texts(done: Evaluation) -> dict[str, str]:
-    return {prediction.record_id: prediction.text for prediction in done.predicted.predictions}
+    return {prediction.id: prediction.text for prediction in done.predicted.predictions}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_shuffled_answers_are_those_to_another_records_picture(
         assert giver != before.id
         assert texts(done)[before.id] == texts(plain)[giver]
     # Scores are held against the record's own captions, not the giver's.
-    assert [record.captions for record in done.records] == [record.captions for record in records]
+    assert [query.record.captions for query in done.queries] == [record.captions for record in records]
     assert done.to_json()["control"] == "shuffled"
 
 

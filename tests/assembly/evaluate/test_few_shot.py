@@ -16,7 +16,7 @@ from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.prompts import make_prompt, prompt_row
-from sightline.errors import RecordError
+from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
 from sightline.types import Record
 from tests.composites import reference, stock_folder
@@ -92,10 +92,10 @@ def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelB
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder("What?"), False)
-    (said,) = answers.answer([record], 0)
-    assert isinstance(said, RecordError)
-    assert said.reason == "too_long"
-    assert answers.width([record]) == 0
+    queries = TASKS["caption"]().queries(record, "What?")
+    (answer,) = answers.answer(queries, 0)
+    assert (answer.id, answer.skipped) == (record.id, "too_long")
+    assert answers.width(queries) == 0
 
 
 def exit_code(call: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
@@ -18,6 +18,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
+from sightline.evaluation.spec import EvalSpec
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime.device import choose_runtime
@@ -152,7 +153,7 @@ def test_an_unknown_probe_and_a_split_without_pictures_are_refused(
 
 
 def answers(model: Path, data: Path, out: Path, **more: Any) -> tuple[list[str], dict[str, Any]]:
-    done = evaluate(EvaluationRequest(str(model), "caption", str(data), "val", out=out, max_new_tokens=6, resamples=10, **more))
+    done = evaluate(EvalSpec(data=str(data), max_new_tokens=6, resamples=10, **more), str(model), out=out)
     return [text.text for text in done.predicted.predictions], json.loads((out / "scores.json").read_text())["settings"]
 
 

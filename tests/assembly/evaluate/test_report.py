@@ -1,17 +1,18 @@
 """The page of a run holds its scores against those of the controls on the same records."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sightline.assembly.config.resolving import resolve
-from sightline.assembly.evaluate.evaluate import EvaluationRequest
 from sightline.assembly.evaluate.report import SEEN, on_common_records, report_run
 from sightline.assembly.train.run import train
 from sightline.data.dataset import Dataset
 from sightline.errors import SkipLimitError
 from sightline.evaluation.predict import Predicted
-from sightline.evaluation.tasks import TASKS
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import TASKS, Query
 from tests.assembly.evaluate.test_evaluate import COUNT, data, stored, two_pictures
 from tests.assembly.inspect.test_rows import run_config
 
@@ -27,11 +28,13 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     stored(path, 5).write_bytes(b"broken")
     page = tmp_path / "page.html"
     found = report_run(
-        EvaluationRequest(str(run), "caption", str(path), "val", max_new_tokens=4, resamples=20, device="cpu"),
+        EvalSpec(data=str(path), max_new_tokens=4, resamples=20),
+        str(run),
         ["shuffled", "blind"],
         page,
+        device="cpu",
     )
-    answered = {name: {p.record_id for p in done.predicted.predictions} for name, done in found.items()}
+    answered = {name: {p.id for p in done.predicted.predictions} for name, done in found.items()}
     assert answered[SEEN] == answered["shuffled"] == answered["blind"]
     assert len(answered[SEEN]) == COUNT - 2
     assert "r5" not in answered[SEEN]
@@ -43,12 +46,12 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     assert told["blind"]["skipped"] == {"not_compared": 3}
     assert "blind: 3 records have no answer to compare with" in caplog.text
     for done in found.values():
-        direct = TASKS["caption"](20).score(list(Dataset(path).records("val")), done.predicted.predictions)
+        direct = TASKS["caption"](20).score([Query(r.id, r, ()) for r in Dataset(path).records("val")], done.predicted.predictions)
         assert done.scores == direct
         assert all(score.n == COUNT - 2 for score in done.scores.values())
     assert "image_format 1, not_compared 2" in page.read_text("utf-8")
 
-    nobody = {name: done.__class__(done.request, done.folder, done.records, Predicted([], {}), {}) for name, done in found.items()}
+    nobody = {name: replace(done, predicted=Predicted([], {}), scores={}) for name, done in found.items()}
     with pytest.raises(SkipLimitError, match="no record was answered under all of: with the picture, shuffled, blind"):
         on_common_records(nobody)
     plain = {SEEN: found[SEEN], "blind": found["blind"]}

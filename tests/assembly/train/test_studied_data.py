@@ -1,7 +1,6 @@
 """What studies change in training and evaluation: label noise, noise on features, few words."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from sightline.assembly.config.resolving import plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
-from sightline.assembly.evaluate.evaluate import EvaluationRequest, evaluate, restrict_words
+from sightline.assembly.evaluate.evaluate import evaluate, restrict_words
 from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.assembly.model import build as models
 from sightline.assembly.train.corpus import build_corpus, validation_corpus
@@ -19,6 +18,7 @@ from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.evaluation.probes import add_noise, most_used_words
+from sightline.evaluation.spec import EvalSpec
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.language import LanguageConfig
@@ -130,8 +130,9 @@ def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align
 
 
 def test_each_change_is_an_evaluation_of_its_own(folder: Path, align_run: Path) -> None:
-    request = EvaluationRequest(model=str(align_run), task="caption", data=str(folder), split="val", max_new_tokens=3, batch_size=4)
-    folders = {evaluate(changed).folder.name for changed in (request, replace(request, noise=2.0), replace(request, words=5))}
+    spec = EvalSpec(data=str(folder), max_new_tokens=3, batch_size=4)
+    changes = ({}, {"noise": 2.0}, {"words": 5})
+    folders = {evaluate(spec.model_copy(update=change), str(align_run)).folder.name for change in changes}
     assert folders == {"set-val-step-1", "set-val-noise2-step-1", "set-val-words5-step-1"}
 
 

@@ -1,29 +1,36 @@
-"""A model as something that answers records."""
+"""A model as something that answers queries."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 
 from sightline.assembly.model.build import ModelBundle
+from sightline.data.batches.collate import collate
 from sightline.data.dataset import Dataset
-from sightline.data.images.pixels import VisualInputLoader
-from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
-from sightline.data.samples.prompts import FewShotExample, Prompt, make_prompt, prompt_row
+from sightline.data.images.pixels import VisualInputLoader, VisualInputs
+from sightline.data.images.tilings import Layout
+from sightline.data.samples.encoding import ConversationEncoder, text_sample
+from sightline.data.samples.prompts import FewShotExample, Prompt, conversation_of, make_prompt, prompt_row, visual_inputs_of
 from sightline.errors import RecordError
-from sightline.generation.decode import DecodingConfig, Text, generate
+from sightline.evaluation.tasks import Query
+from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.language import position_limit
-from sightline.types import Record
+from sightline.ops.cross_entropy import linear_cross_entropy
+from sightline.types import EncodedConversation, Message, Part, Prediction, Sample
 
 
 class ModelAnswers:
-    """Answers records by batched generation.
+    """Answers queries in batches: by generation, or with the log-probabilities of their candidates.
 
     Args:
         bundle: the model, on its device and in `eval` mode.
-        dataset: holds the pictures.
+        dataset: holds the images.
         pictures: fills visual slots; a control replaces them.
         decoding: greedy by default.
         builder: makes prompts.
+        bf16: arithmetic of the machine.
         examples: what stands before the questions, by record id.
     """
 
@@ -42,40 +49,116 @@ class ModelAnswers:
         self.examples: Mapping[str, Sequence[FewShotExample]] = examples or {}
         self.positions = position_limit(bundle.inner.config.get_text_config(decoder=True))
 
-    def width(self, records: Sequence[Record]) -> int:
-        """The longest prompt in tokens."""
+    def width(self, queries: Sequence[Query]) -> int:
+        """The longest prompt to be continued, in tokens."""
         longest = 0
-        for record in records:
+        for query in queries:
+            if query.form != "generate":
+                continue
             try:
-                row, _ = prompt_row(record, self.builder, self.examples.get(record.id, ()))
-                self._check_length(row)
-                longest = max(longest, len(row.ids))
+                longest = max(longest, len(self._prompt_row(query).ids))
             except RecordError:
                 continue
         return longest
 
-    def answer(self, records: Sequence[Record], width: int) -> list[Text | RecordError]:
-        """One text per record, or why there is none."""
-        made: dict[str, Prompt | RecordError] = {}
-        for record in records:
-            if record.id not in made:
-                made[record.id] = self._prompt(record)
-        prompts = [prompt for record in records if isinstance(prompt := made[record.id], Prompt)]
-        prompts += prompts[-1:] * (len(records) - len(prompts))  # one shape, whatever had to be skipped
-        device = self.bundle.inner.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            texts = iter(generate(self.bundle.model, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
-        return [next(texts) if isinstance(made[record.id], Prompt) else made[record.id] for record in records]  # type: ignore[misc]
+    def answer(self, queries: Sequence[Query], width: int) -> list[Prediction]:
+        """One prediction per query, or why there is none."""
+        made: dict[str, Prediction] = {}
+        for form, answer in (("generate", self._texts), ("likelihood", self._scores)):
+            own = [query for query in queries if query.form == form]
+            made |= answer(own, width) if own else {}
+        return [made[query.id] for query in queries]
 
-    def _prompt(self, record: Record) -> Prompt | RecordError:
-        examples, per_crop = self.examples.get(record.id, ()), self.bundle.tokens_per_crop
+    def _texts(self, queries: Sequence[Query], width: int) -> dict[str, Prediction]:
+        made: dict[str, Prompt | RecordError] = {}
+        for query in queries:
+            if query.id not in made:
+                made[query.id] = self._prompt(query)
+        prompts = [prompt for query in queries if isinstance(prompt := made[query.id], Prompt)]
+        prompts += prompts[-1:] * (len(queries) - len(prompts))  # one shape, whatever had to be skipped
+        with self._autocast():
+            texts = iter(generate(self.bundle.model, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
+        out: dict[str, Prediction] = {}
+        for query in queries:  # a query that fills up the batch stands at its end: its first text is kept
+            prompt = made[query.id]
+            if isinstance(prompt, RecordError):
+                out[query.id] = Prediction(query.id, skipped=prompt.reason)
+                continue
+            text = next(texts)
+            out.setdefault(query.id, Prediction(query.id, text.text, text.num_tokens))
+        return out
+
+    def _prompt(self, query: Query) -> Prompt | RecordError:
+        examples, per_crop = self.examples.get(query.record.id, ()), self.bundle.tokens_per_crop
         try:
-            self._check_length(prompt_row(record, self.builder, examples)[0])
-            return make_prompt(self.dataset, record, self.builder, self.pictures, per_crop, examples)
+            self._prompt_row(query)
+            return make_prompt(self.dataset, query.record, self.builder, self.pictures, per_crop, examples, query.messages)
         except RecordError as error:
             return error
 
-    def _check_length(self, row: EncodedConversation) -> None:
-        """Refuses a prompt behind which the decoder could not place an answer."""
+    def _prompt_row(self, query: Query) -> EncodedConversation:
+        """The row of a prompt behind which the decoder can place an answer."""
+        row, _ = prompt_row(query.record, self.builder, self.examples.get(query.record.id, ()), query.messages)
         if len(row.ids) + self.decoding.max_new_tokens > self.positions:
             raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")
+        return row
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.bundle.inner.device.type, torch.bfloat16, enabled=self.bf16)
+
+    # Likelihood -------------------------------------------------------------------------------------------------------------
+
+    def _scores(self, queries: Sequence[Query], width: int) -> dict[str, Prediction]:
+        """Log-probability of each candidate as the assistant's turn after the question: a sum over its tokens and its end."""
+        made: dict[str, list[Sample] | RecordError] = {query.id: self._candidates(query) for query in queries}
+        samples = [sample for own in made.values() if not isinstance(own, RecordError) for sample in own]
+        values = iter(self._log_probabilities(samples) if samples else [])
+        return {
+            key: Prediction(key, skipped=own.reason)
+            if isinstance(own, RecordError)
+            else Prediction(key, scores=tuple(next(values) for sample in own for _ in sample.branches))
+            for key, own in made.items()
+        }
+
+    def _candidates(self, query: Query) -> list[Sample] | RecordError:
+        examples, builder = self.examples.get(query.record.id, ()), self._scoring_builder
+        try:
+            turns, layouts = conversation_of(query.record, query.messages, builder, examples)
+            rows = [self._candidate(turns, candidate, layouts) for candidate in query.candidates]
+            inputs = visual_inputs_of(self.dataset, query.record, builder, self.pictures, examples)
+        except RecordError as error:
+            return error
+        return branch_samples(rows, query.record.id, layouts, VisualInputs.joined(inputs), self.bundle.tokens_per_crop)
+
+    def _candidate(self, turns: Sequence[Message], candidate: str, layouts: Sequence[Layout]) -> EncodedConversation:
+        row = self._scoring_builder.row([*turns, Message("assistant", (Part(candidate),))], layouts)
+        spans = tuple(span for span in row.spans if span.turn == len(turns))
+        if not spans:
+            raise RecordError("no_supervised_token", f"candidate {candidate!r} has no token of its own")
+        return replace(row, spans=spans)
+
+    @cached_property
+    def _scoring_builder(self) -> ConversationEncoder:
+        rules = replace(self.builder.rules, supervise="assistant", max_tokens=self.positions, too_long="skip")
+        return ConversationEncoder(self.bundle.tokenizer, self.bundle.template, rules)
+
+    def _log_probabilities(self, samples: Sequence[Sample]) -> list[float]:
+        batch = collate([[sample] for sample in samples], self.bundle.pad_id).to_batch().to(self.bundle.inner.device)
+        with torch.no_grad(), self._autocast():
+            hidden = self.bundle.model.hidden(batch)
+            nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
+        counts = [branch.num_supervised for sample in samples for branch in sample.branches]
+        return [-float(nll.double().sum()) for nll in nll_S.split(counts)]
+
+
+def branch_samples(
+    rows: Sequence[EncodedConversation], record_id: str, layouts: Sequence[Layout], inputs: VisualInputs, tokens_per_crop: int
+) -> list[Sample]:
+    """Rows with the same images as branches of one sample, or each as its own where they share no prefix that holds the images."""
+
+    def sample(rows: Sequence[EncodedConversation]) -> Sample:
+        text = text_sample(rows, [record_id] * len(rows), layouts, tokens_per_crop)
+        return replace(text, images=inputs.pixels, features=inputs.features)
+
+    together = sample(rows)
+    return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]

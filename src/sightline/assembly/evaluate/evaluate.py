@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,64 +14,19 @@ from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.errors import SkipLimitError, UsageError
-from sightline.evaluation.controls import NOT_EXCHANGEABLE, Control, exchange_images
-from sightline.evaluation.predict import Predicted, predict
+from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
+from sightline.evaluation.predict import ITEMS, SCORES, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
-from sightline.evaluation.tasks import TASKS
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import Query, Task, task_by_name
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
 from sightline.types import Record, Score
 
-SCORES, SHOTS = "scores.json", "shots.json"
+SHOTS = "shots.json"
 WORD_RECORDS = 200  # records on which an align connector's most used words are counted
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """What is to be evaluated.
-
-    Attributes:
-        model: a run, a model folder.
-        task: name of a task.
-        data, split: records.
-        control: `blind`, `shuffled` or None.
-        checkpoint: of a run.
-        out: folder of the results; inside the run by default.
-        batch_size: rows per batch.
-        limit: evaluate this many records, drawn with seed 0.
-        decoding: changes to greedy decoding with the task's length.
-        features: a feature store, instead of the pictures' pixels; a model of an external table needs one.
-        noise: size of Gaussian noise on the visual features, in units of their standard deviation.
-        words: allow an `align` connector only so many words: those it uses most on `words_from`, a split of the same data.
-        shots: examples before each question, with pictures and answers, drawn by `shots_seed` for each record from `shots_from`:
-            `DATA:SPLIT`, `DATA`, or a split of the same data. A control changes the picture of the question alone.
-        device, threads: the machine.
-    """
-
-    model: str
-    task: str
-    data: str
-    split: str
-    control: Control | None = None
-    checkpoint: str = "last"
-    out: Path | None = None
-    batch_size: int = 16
-    limit: int | None = None
-    prompt: str | None = None
-    max_new_tokens: int | None = None
-    num_beams: int = 1
-    features: str | None = None
-    noise: float | None = None
-    words: int | None = None
-    words_from: str = "train"
-    shots: int = 0
-    shots_from: str = "train"
-    shots_seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    resamples: int = 1000
 
 
 @dataclass(frozen=True)
@@ -79,96 +34,139 @@ class Evaluation:
     """The outcome of an evaluation.
 
     Attributes:
-        folder: holds `predictions.jsonl` and `scores.json`.
-        records: what was asked, in order.
-        predicted: texts and skips.
+        spec: what was asked.
+        folder: holds `predictions.jsonl`, `scores.json` and `items.json`.
+        queries: what was asked, in order.
+        predicted: answers and skips.
         scores: by name.
+        prompt: text beside the image, where a record brings no question of its own.
+        decoding: how text was generated.
     """
 
-    request: EvaluationRequest
+    spec: EvalSpec
     folder: Path
-    records: list[Record]
+    queries: list[Query]
     predicted: Predicted
     scores: dict[str, Score]
+    prompt: str
+    decoding: DecodingConfig
+
+    @property
+    def task(self) -> Task:
+        return task_by_name(self.spec.task, self.spec.resamples)
 
     def to_json(self) -> dict[str, Any]:
         """As `eval --json` prints it."""
         return {
-            "task": self.request.task,
-            "split": self.request.split,
-            "control": self.request.control,
-            **({"shots": self._shots()} if self.request.shots else {}),
+            "task": self.spec.task,
+            "split": self.spec.split,
+            "control": self.spec.control,
+            **({"shots": self._shots()} if self.spec.shots else {}),
+            "prompt": self.prompt,
+            "decoding": self.decoding.model_dump(mode="json"),
+            "headline": self.task.headline.name,
             "scores": {name: score.to_json() for name, score in self.scores.items()},
-            "input": len(self.records),
+            "input": len(self.queries),
             "ok": len(self.predicted.predictions),
             "skipped": self.predicted.skipped,
             "folder": str(self.folder),
         }
 
+    def items_json(self) -> dict[str, Any]:
+        """Scores query by query; `picture` says which have the same images and belong together in a bootstrap."""
+        answered = {prediction.id for prediction in self.predicted.predictions}
+        queries = [query for query in self.queries if query.id in answered]
+        images = ["+".join(info.sha256[:16] for info in query.record.image_info) or query.record.id for query in queries]
+        return {
+            "records": [query.id for query in queries],
+            "picture": images,
+            "values": {name: score.value for name, score in self.scores.items()},
+            "items": {name: list(score.items) for name, score in self.scores.items() if score.n == len(queries)},
+        }
+
     def _shots(self) -> dict[str, Any]:
-        data, split = origin_of(self.request.shots_from, self.request.data)
-        return {"count": self.request.shots, "data": data, "split": split, "seed": self.request.shots_seed, "examples": SHOTS}
+        data, split = origin_of(self.spec.shots_from, self.spec.data)
+        return {"count": self.spec.shots, "data": data, "split": split, "seed": self.spec.shots_seed, "examples": SHOTS}
 
 
 @process_settings_restored()
-def evaluate(request: EvaluationRequest) -> Evaluation:
+def evaluate(
+    spec: EvalSpec,
+    model: str,
+    checkpoint: str = "last",
+    out: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Evaluation:
     """Predicts, scores, and writes both.
+
+    Args:
+        spec: what is asked.
+        model, checkpoint, device, threads: see `open_model`.
+        out: folder of the results; inside the run by default.
 
     Raises:
         UsageError: the task or checkpoint does not exist, the split has no record that the task can ask about, or no two of them
-            can exchange their pictures.
+            can exchange their images.
         DataError: the data set or the split does not exist.
-        BudgetError: no record could be answered.
+        SkipLimitError: no query could be answered.
     """
-    if request.task not in TASKS:
-        raise UsageError(f"no task {request.task!r}.", f"There are {', '.join(TASKS)}.")
-    task = TASKS[request.task](request.resamples)
-    dataset, records = open_records(request.data, request.split, task.asks, request.limit, f"for task {request.task!r}")
-    model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
-    bundle, runtime = model.bundle, model.runtime
-    length = request.max_new_tokens or task.max_new_tokens
-    decoding = DecodingConfig(max_new_tokens=length, num_beams=request.num_beams)
-    asked = exchange_images(records) if request.control == "shuffled" else records
-    pictures = model.pictures([(dataset, request.split)], request.control, request.noise)
-    if request.words is not None:
-        restrict_words(model, dataset, request.words_from, request.words)
-    shots = shots_for(request, model, dataset, records, task.asks) if request.shots else None
+    task = task_by_name(spec.task, spec.resamples)
+    dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    opened = open_model(model, checkpoint, spec.features, device, threads)
+    bundle, runtime = opened.bundle, opened.runtime
+    prompt = next(text for text in (spec.prompt, task.prompt, bundle.processing.prompt) if text is not None)
+    decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
+    queries = _queries_of(task, records, prompt)
+    asked = _queries_of(task, exchange_images(records), prompt) if spec.control == "shuffled" else queries
+    pictures = opened.pictures([(dataset, spec.split)], spec.control, spec.noise)
+    if spec.words is not None:
+        restrict_words(opened, dataset, spec.words_from, spec.words)
+    shots = shots_for(spec, opened, dataset, records, task.asks) if spec.shots else None
     examples = None if shots is None else shots.of
-    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder(request.prompt), runtime.bf16, examples)
-    folder = request.out or default_folder(request, model.folder)
+    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    folder = out or default_folder(spec, opened.folder)
     settings = {
-        "model": weights_hash(model.folder),
+        "model": weights_hash(opened.folder),
         "data": dataset.fingerprint,
-        "split": request.split,
-        "control": request.control,
-        "task": request.task,
+        "split": spec.split,
+        "control": spec.control,
+        "task": spec.task,
         "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
-        "prompt": request.prompt if request.prompt is not None else bundle.processing.prompt,
+        "prompt": prompt,
         "decoding": decoding.model_dump(mode="json"),
-        "batch_size": request.batch_size,
-        "features": open_store(request.features).key if request.features is not None else None,
+        "batch_size": spec.batch_size,
+        "features": open_store(spec.features).key if spec.features is not None else None,
         **({"shots": shots.settings()} if shots is not None else {}),
-        **({"noise": request.noise} if request.noise is not None else {}),
-        **({"words": [request.words, request.words_from]} if request.words is not None else {}),
+        **({"noise": spec.noise} if spec.noise is not None else {}),
+        **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
         "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
     }
-    title = f"{request.task} {request.control or ''}".strip()
-    predicted = predict(answers, asked, folder, settings, request.batch_size, title)
-    if len(asked) < len(records):
-        skipped = predicted.skipped | {NOT_EXCHANGEABLE: len(records) - len(asked)}
+    title = f"{spec.task} {spec.control or ''}".strip()
+    predicted = predict(answers, asked, folder, settings, spec.batch_size, title)
+    if len(asked) < len(queries):
+        skipped = predicted.skipped | {NOT_EXCHANGEABLE: len(queries) - len(asked)}
         predicted = replace(predicted, skipped=skipped)
     if not predicted.predictions:
         raise SkipLimitError(
-            f"none of {len(records)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
+            f"none of {len(queries)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
         )
     if shots is not None:
         storage.write_json(folder / SHOTS, shots.to_json())
-    scores = task.score(records, predicted.predictions)
-    done = Evaluation(request, folder, records, predicted, scores)
-    storage.write_json(folder / SCORES, done.to_json() | {"settings": settings})
+    scores = task.score(queries, predicted.predictions)
+    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding)
+    storage.write_json(folder / ITEMS, done.items_json())
+    storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))
     return done
+
+
+def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:
+    queries = [query for record in records for query in task.queries(record, prompt)]
+    if any(query.form == "embed" for query in queries):
+        raise UsageError(f"task {task.name!r} asks for embeddings, which eval does not compute.", "Name another --task.")
+    return queries
 
 
 def _told(predicted: Predicted) -> str:
@@ -176,7 +174,7 @@ def _told(predicted: Predicted) -> str:
 
 
 def shots_for(
-    request: EvaluationRequest, model: OpenedModel, dataset: Dataset, records: list[Record], suits: Callable[[Record], bool]
+    spec: EvalSpec, model: OpenedModel, dataset: Dataset, records: list[Record], suits: Callable[[Record], bool]
 ) -> Shots:
     """The examples of an evaluation, the same under every control; their images carry noise as the questions' do.
 
@@ -185,10 +183,10 @@ def shots_for(
         UsageError: it has too few records.
         ConfigError: a feature store lacks their images.
     """
-    folder, split = origin_of(request.shots_from, request.data)
+    folder, split = origin_of(spec.shots_from, spec.data)
     pool = open_dataset(folder)
-    pictures = model.pictures([(pool, split)], noise=request.noise)
-    return draw_all(records, dataset, pool, split, request.shots, request.shots_seed, suits, pictures)
+    pictures = model.pictures([(pool, split)], noise=spec.noise)
+    return draw_all(records, dataset, pool, split, spec.shots, spec.shots_seed, suits, pictures)
 
 
 def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int) -> None:
@@ -205,15 +203,15 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
     mixer.restrict(most_used_words(connector, encoded, count))
 
 
-def default_folder(request: EvaluationRequest, source: Path) -> Path:
+def default_folder(spec: EvalSpec, source: Path) -> Path:
     """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control]-<checkpoint>`; a model outside of a run has its results beside it."""
-    parts = [Path(request.data).resolve().name, request.split, request.shots and f"shots{request.shots}", request.control]
-    parts += [request.limit and f"n{request.limit}"]
-    parts += [request.noise and f"noise{request.noise:g}", request.words and f"words{request.words}"]
+    parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
+    parts += [spec.limit and f"n{spec.limit}"]
+    parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}"]
     name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
     if source.name == "model" and source.parent.name.startswith("step-"):
-        return source.parent.parent.parent / "eval" / request.task / f"{name}-{source.parent.name}"
-    return source.parent / f"{source.name}-eval" / request.task / name
+        return source.parent.parent.parent / "eval" / spec.task / f"{name}-{source.parent.name}"
+    return source.parent / f"{source.name}-eval" / spec.task / name
 
 
 def weights_hash(source: Path) -> str:

@@ -7,18 +7,18 @@ looks like that does not belong to its picture, which is what makes it a filter 
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from sightline.assembly.evaluate.answers import branch_samples
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.batches.collate import collate
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import VisualInputLoader
-from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, text_sample
+from sightline.data.samples.encoding import ConversationEncoder
 from sightline.errors import DataError, RecordError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
 from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain
@@ -143,14 +143,7 @@ def _samples(
     if not layouts:
         raise RecordError("no_image", "the record has no image")
     rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
-    inputs = pictures.load(dataset, record)
-
-    def sample(rows: list[EncodedConversation]) -> Sample:
-        text = text_sample(rows, [record.id] * len(rows), layouts, bundle.tokens_per_crop)
-        return replace(text, images=inputs.pixels, features=inputs.features)
-
-    together = sample(rows)
-    return [together] if len(rows) == 1 or together.prefix else [sample([row]) for row in rows]
+    return branch_samples(rows, record.id, layouts, pictures.load(dataset, record), bundle.tokens_per_crop)
 
 
 def _gains_of(

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from sightline.assembly.config.locate import METRICS, run_of
-from sightline.assembly.evaluate.evaluate import Evaluation, EvaluationRequest, evaluate
+from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import SkipLimitError
 from sightline.evaluation.controls import Control
 from sightline.evaluation.predict import Predicted
-from sightline.evaluation.tasks import TASKS
+from sightline.evaluation.spec import EvalSpec
 from sightline.reporting.run_report import Curve, Panel, RunReport, write_run_report
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
@@ -21,12 +21,20 @@ SHOWN = 12  # pictures of each kind
 
 
 def report_run(
-    request: EvaluationRequest, controls: Sequence[Control], out: Path, title: str | None = None
+    spec: EvalSpec,
+    model: str,
+    controls: Sequence[Control],
+    out: Path,
+    title: str | None = None,
+    checkpoint: str = "last",
+    device: str = "auto",
+    threads: int | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates a run with its controls, taking what is already evaluated, and writes the page.
 
     Args:
-        request: the evaluation; its own control is left aside.
+        spec: the evaluation; its own control is left aside.
+        model, checkpoint, device, threads: see `evaluate`.
         controls: what stands beside it.
         out: the page.
         title: of the page; the name of the run's folder by default.
@@ -36,14 +44,14 @@ def report_run(
 
     Raises:
         UsageError: see `evaluate`; or the model is no run of ours.
-        BudgetError: no record was answered under all conditions.
+        SkipLimitError: no record was answered under all conditions.
     """
-    asked: dict[str, Evaluation] = {SEEN: evaluate(replace(request, control=None))}
-    asked |= {control: evaluate(replace(request, control=control)) for control in controls}
+    specs = {control or SEEN: spec.model_copy(update={"control": control}) for control in (None, *controls)}
+    asked = {name: evaluate(own, model, checkpoint, device=device, threads=threads) for name, own in specs.items()}
     found = on_common_records(asked)
     hidden: dict[str, Evaluation] = {control: found[control] for control in controls}
-    run = run_of(request.model)
-    write_run_report(out, report_of(title or run.name, run, open_dataset(request.data), found[SEEN], hidden))
+    run = run_of(model)
+    write_run_report(out, report_of(title or run.name, run, open_dataset(spec.data), found[SEEN], hidden))
     return found
 
 
@@ -54,9 +62,9 @@ def on_common_records(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
     skipped, under `not_compared`. What the folders of the evaluations hold stays as it is.
 
     Raises:
-        BudgetError: no record was answered under all conditions.
+        SkipLimitError: no record was answered under all conditions.
     """
-    answered = {name: {prediction.record_id for prediction in done.predicted.predictions} for name, done in found.items()}
+    answered = {name: {prediction.id for prediction in done.predicted.predictions} for name, done in found.items()}
     common = set.intersection(*answered.values())
     if not common:
         raise SkipLimitError(f"no record was answered under all of: {', '.join(found)}.", "Evaluate more records.")
@@ -64,11 +72,11 @@ def on_common_records(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
 
 
 def _only(done: Evaluation, common: set[str]) -> Evaluation:
-    predictions = [prediction for prediction in done.predicted.predictions if prediction.record_id in common]
+    predictions = [prediction for prediction in done.predicted.predictions if prediction.id in common]
     count = len(done.predicted.predictions) - len(predictions)
-    logger.warning("%s: %d records have no answer to compare with and are left out", done.request.control or SEEN, count)
+    logger.warning("%s: %d records have no answer to compare with and are left out", done.spec.control or SEEN, count)
     predicted = Predicted(predictions, done.predicted.skipped | {NOT_COMPARED: count})
-    scores = TASKS[done.request.task](done.request.resamples).score(done.records, predictions)
+    scores = done.task.score(done.queries, predictions)
     return replace(done, predicted=predicted, scores=scores)
 
 
@@ -77,27 +85,30 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
     lines = storage.read_json_lines(run / METRICS)
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "validation_loss" in line]
-    said = {prediction.record_id: prediction.text for prediction in seen.predicted.predictions}
-    hidden = {name: {p.record_id: p.text for p in done.predicted.predictions} for name, done in controls.items()}
-    asked = [record for record in seen.records if record.id in said]
-    by_item = dict(zip([record.id for record in asked], seen.scores["exact"].items, strict=True))
-    quality = dict(zip([record.id for record in asked], seen.scores["cider_d"].items, strict=True))
+    task = seen.task
+    text_of = {prediction.id: prediction.text for prediction in seen.predicted.predictions}
+    hidden = {name: {p.id: p.text for p in done.predicted.predictions} for name, done in controls.items()}
+    asked = [query for query in seen.queries if query.id in text_of]
+    quality = seen.scores[task.headline.name].items
+    is_right = next((seen.scores[info.name].items for info in task.highlights if info.is_share), None)
     panels = []
-    for record in sorted(asked, key=lambda record: -quality[record.id]):
+    for place in sorted(range(len(asked)), key=lambda place: -quality[place] if task.headline.higher_is_better else quality[place]):
+        query = asked[place]
         panels.append(
             Panel(
-                record_id=record.id,
-                image=dataset.image_bytes(record, 0),
-                truths=record.captions[:3],
-                said=said[record.id],
-                others={name: texts.get(record.id, "") for name, texts in hidden.items()},
-                right=bool(by_item[record.id]),
-                value=quality[record.id],
+                record_id=query.id,
+                image=dataset.image_bytes(query.record, 0),
+                truths=task.references(query)[:3],
+                said=text_of[query.id],
+                others={name: texts.get(query.id, "") for name, texts in hidden.items()},
+                right=is_right is not None and is_right[place] == 1,
+                value=quality[place],
             )
         )
     scores = {SEEN: seen.scores} | {name: done.scores for name, done in controls.items()}
     return RunReport(
         title=title,
+        infos=task.scores,
         curves=(
             Curve("training loss", [line["step"] for line in steps], [line["loss"] for line in steps]),
             Curve("validation loss", [line["step"] for line in checks], [line["validation_loss"] for line in checks]),
@@ -108,7 +119,8 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
         facts={
             "run": str(run),
             "data": repr(dataset),
-            "split": seen.request.split,
+            "split": seen.spec.split,
+            "prompt": seen.prompt or "none",
             "records": str(len(asked)),
             "left out": ", ".join(f"{reason} {count}" for reason, count in seen.predicted.skipped.items()) or "none",
         },

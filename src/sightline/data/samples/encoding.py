@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sightline.data.images.tilings import Layout, TilingConfig
+from sightline.data.records import prompt_messages
 from sightline.data.samples.templates import Rendered, Template, Turn
 from sightline.errors import RecordError
 from sightline.types import IMAGE, EncodedConversation, Message, Part, Record, Sample, Span
@@ -106,14 +107,9 @@ class ConversationEncoder:
         return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in captions]
 
     def prompt_messages(self, record: Record) -> tuple[Message, ...]:
-        """What `generate` is fed for a record: its turns up to the last assistant turn, or pictures and the recipe's prompt."""
-        if record.messages:
-            messages = self._seen(record.messages)
-            return messages[:-1] if messages[-1].role == "assistant" else messages
-        parts = () if self.rules.drop_images else tuple(Part() for _ in record.images)
-        if self.rules.prompt:
-            parts = (*parts, Part(self.rules.prompt))
-        return (Message("user", parts),) if parts else ()
+        """What `generate` is fed for a record: its turns up to the last assistant turn, or images and the recipe's prompt."""
+        shown = replace(record, images=()) if self.rules.drop_images else record
+        return self._seen(prompt_messages(shown, self.rules.prompt))
 
     def _seen(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if not self.rules.drop_images:

@@ -50,22 +50,61 @@ class FewShotExample:
     pictures: VisualInputLoader | None
 
 
-def prompt_row(
-    record: Record, builder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
-) -> tuple[EncodedConversation, list[Layout]]:
-    """The row of a record's prompt after its examples, and the layouts of all their pictures, which need not be opened for it.
+def conversation_of(
+    record: Record, messages: Sequence[Message], builder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
+) -> tuple[list[Message], list[Layout]]:
+    """The turns of the examples, then a record's own, and the layouts of all their images, which need not be opened for it.
 
     Raises:
-        RecordError: a text or a picture cannot be used.
+        RecordError: an image cannot be used.
     """
-    messages: list[Message] = []
-    layouts: list[Layout] = []
-    for example in examples:
-        messages.extend(builder.conversations(example.record)[0])
-        layouts.extend(builder.layouts(example.record))
-    messages.extend(builder.prompt_messages(record))
-    layouts.extend(builder.layouts(record))
-    return builder.prompt_row(messages, layouts), layouts
+    turns = [turn for example in examples for turn in builder.conversations(example.record)[0]]
+    layouts = [layout for example in examples for layout in builder.layouts(example.record)]
+    return [*turns, *messages], [*layouts, *builder.layouts(record)]
+
+
+def visual_inputs_of(
+    dataset: Dataset,
+    record: Record,
+    builder: ConversationEncoder,
+    pictures: VisualInputLoader | None,
+    examples: Sequence[FewShotExample] = (),
+) -> list[VisualInputs]:
+    """What fills the visual slots of the examples and of a record, for each of them that has images.
+
+    Raises:
+        RecordError: an image cannot be used, or the model takes none.
+    """
+    filled = []
+    for shown in (*examples, FewShotExample(dataset, record, pictures)):
+        if not builder.layouts(shown.record):
+            continue
+        if shown.pictures is None:
+            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
+        filled.append(shown.pictures.load(shown.dataset, shown.record))
+    return filled
+
+
+def prompt_row(
+    record: Record,
+    builder: ConversationEncoder,
+    examples: Sequence[FewShotExample] = (),
+    messages: Sequence[Message] | None = None,
+) -> tuple[EncodedConversation, list[Layout]]:
+    """The row of a record's prompt after its examples, and the layouts of all their images, which need not be opened for it.
+
+    Args:
+        record: whose images are shown.
+        builder: makes rows.
+        examples: what stands before.
+        messages: the question; by default the record's own, or the builder's prompt.
+
+    Raises:
+        RecordError: a text or an image cannot be used.
+    """
+    question = builder.prompt_messages(record) if messages is None else messages
+    turns, layouts = conversation_of(record, question, builder, examples)
+    return builder.prompt_row(turns, layouts), layouts
 
 
 def make_prompt(
@@ -75,21 +114,15 @@ def make_prompt(
     pictures: VisualInputLoader | None,
     tokens_per_crop: int,
     examples: Sequence[FewShotExample] = (),
+    messages: Sequence[Message] | None = None,
 ) -> Prompt:
-    """The prompt of a record, after examples if there are any.
+    """The prompt of a record, after examples if there are any; `messages` as in `prompt_row`.
 
     Raises:
-        RecordError: its text or a picture cannot be used.
+        RecordError: its text or an image cannot be used.
     """
-    row, layouts = prompt_row(record, builder, examples)
-    filled = []
-    for shown in (*examples, FewShotExample(dataset, record, pictures)):
-        if not builder.layouts(shown.record):
-            continue
-        if shown.pictures is None:
-            raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        filled.append(shown.pictures.load(shown.dataset, shown.record))
-    return filled_prompt(row, layouts, filled, tokens_per_crop)
+    row, layouts = prompt_row(record, builder, examples, messages)
+    return filled_prompt(row, layouts, visual_inputs_of(dataset, record, builder, pictures, examples), tokens_per_crop)
 
 
 def filled_prompt(

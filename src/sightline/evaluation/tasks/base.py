@@ -1,29 +1,109 @@
-"""What a task is."""
+"""What a task is: which queries it makes of a record, and how it scores the answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from sightline.types import Prediction, Record, Score
+from sightline.types import Message, Prediction, Record, Score
+
+# What a model does with a query: continue it, give the log-probability of each candidate, or embed it.
+Form = Literal["generate", "likelihood", "embed"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a model is asked.
+
+    Attributes:
+        id: unique in an evaluation; the id of the record where each record is asked once.
+        record: whose images fill the visual slots of `messages`, in order.
+        messages: the conversation up to the answer.
+        form: what the model does with it.
+        candidates: answers whose log-probability is asked for, with the form `likelihood`.
+    """
+
+    id: str
+    record: Record
+    messages: tuple[Message, ...]
+    form: Form = "generate"
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """How a score is called and shown.
+
+    Attributes:
+        name: key of the score.
+        label: for people.
+        top: its largest possible value.
+        is_share: each item is right (1) or wrong (0) and the value is the share of right ones.
+        is_detail: shown in the table of all scores only.
+        higher_is_better: whether a larger value is better.
+    """
+
+    name: str
+    label: str
+    top: float = 1.0
+    is_share: bool = False
+    is_detail: bool = False
+    higher_is_better: bool = True
 
 
 class Task(ABC):
-    """Chooses the records it can ask about and scores the answers.
+    """Makes queries of records and scores the answers.
 
     Args:
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
 
-    name: str = ""
-    max_new_tokens: int = 64
+    name: ClassVar[str]
+    scores: ClassVar[tuple[ScoreInfo, ...]]
+    """What `score` can give; the first is the headline."""
+    prompt: ClassVar[str | None] = None
+    """Text beside the image; None takes the one that the model was trained with."""
+    max_new_tokens: ClassVar[int] = 64
 
     def __init__(self, resamples: int = 1000, seed: int = 0) -> None:
         self.resamples, self.seed = resamples, seed
+
+    @property
+    def headline(self) -> ScoreInfo:
+        """The main score."""
+        return self.scores[0]
+
+    @property
+    def highlights(self) -> tuple[ScoreInfo, ...]:
+        """The headline and every share of right answers: what a summary shows."""
+        return tuple(info for info in self.scores if info is self.headline or info.is_share)
 
     @abstractmethod
     def asks(self, record: Record) -> bool:
         """Whether a record has what the task needs."""
 
     @abstractmethod
-    def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Score]:
-        """Scores by name; records and predictions are paired by id."""
+    def queries(self, record: Record, prompt: str) -> Sequence[Query]:
+        """What is asked about a record.
+
+        Args:
+            record: one that `asks` accepts.
+            prompt: text beside the image, where the record brings no question of its own.
+        """
+
+    @abstractmethod
+    def references(self, query: Query) -> tuple[str, ...]:
+        """The right answers."""
+
+    @abstractmethod
+    def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
+        """Scores the answers.
+
+        Args:
+            queries: what was asked.
+            predictions: answers, paired with the queries by id; a query without one is left out.
+
+        Returns:
+            Scores by name, those of `scores` that apply; items in the order of the answered queries.
+        """

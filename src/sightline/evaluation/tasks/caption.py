@@ -1,8 +1,9 @@
-"""`caption`: describe the picture; CIDEr-D, BLEU, ROUGE-L against the record's captions, and the share of exact ones."""
+"""`caption`: describe the image; CIDEr-D, BLEU, ROUGE-L against the record's captions, and the share of exact ones."""
 
 from collections.abc import Sequence
 
-from sightline.evaluation.tasks.base import Task
+from sightline.data.records import prompt_messages
+from sightline.evaluation.tasks.base import Query, ScoreInfo, Task
 from sightline.metrics.caption import score_captions
 from sightline.metrics.statistics import bootstrap, mean_of
 from sightline.types import Prediction, Record, Score
@@ -12,18 +13,30 @@ class Caption(Task):
     """Records with captions (or whose last turn is the caption)."""
 
     name = "caption"
-    max_new_tokens = 64
+    scores = (
+        ScoreInfo("cider_d", "CIDEr-D", top=10.0),
+        *(ScoreInfo(f"bleu_{order}", f"BLEU-{order}", is_detail=True) for order in (1, 2, 3)),
+        ScoreInfo("bleu_4", "BLEU-4"),
+        ScoreInfo("rouge_l", "ROUGE-L"),
+        ScoreInfo("exact", "exact captions", is_share=True),
+    )
 
     def asks(self, record: Record) -> bool:
-        return bool(references_of(record)) and bool(record.images)
+        return bool(captions_of(record)) and bool(record.images)
 
-    def score(self, records: Sequence[Record], predictions: Sequence[Prediction]) -> dict[str, Score]:
-        said = {prediction.record_id: prediction.text for prediction in predictions}
-        asked = [record for record in records if record.id in said]
-        texts = [said[record.id] for record in asked]
-        references = [references_of(record) for record in asked]
+    def queries(self, record: Record, prompt: str) -> tuple[Query, ...]:
+        return (Query(record.id, record, prompt_messages(record, prompt)),)
+
+    def references(self, query: Query) -> tuple[str, ...]:
+        return captions_of(query.record)
+
+    def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
+        text_of = {prediction.id: prediction.text for prediction in predictions}
+        answered = [query for query in queries if query.id in text_of]
+        texts = [text_of[query.id] for query in answered]
+        references = [self.references(query) for query in answered]
         scores = score_captions(texts, references, resamples=self.resamples, seed=self.seed)
-        return scores | {"exact": self._exact(texts, asked)}
+        return scores | {"exact": self._exact(texts, [query.record for query in answered])}
 
     def _exact(self, texts: Sequence[str], records: Sequence[Record]) -> Score:
         """Share of texts equal to the canonical caption of their record, or to any of its captions where none is canonical."""
@@ -32,7 +45,7 @@ class Caption(Task):
         return Score("exact", interval.value, interval.low, interval.high, tuple(hits))
 
 
-def references_of(record: Record) -> tuple[str, ...]:
+def captions_of(record: Record) -> tuple[str, ...]:
     """The captions that a generated one is compared with."""
     if record.captions:
         return record.captions
@@ -41,8 +54,9 @@ def references_of(record: Record) -> tuple[str, ...]:
 
 
 def _exact_forms(record: Record) -> tuple[str, ...]:
+    """Drawn scenes name one caption that states every attribute (`meta.canonical`); other records have equal captions."""
     canonical = record.meta.get("canonical")
-    return (canonical,) if isinstance(canonical, str) else references_of(record)
+    return (canonical,) if isinstance(canonical, str) else captions_of(record)
 
 
 def _folded(text: str) -> str:

@@ -1,0 +1,48 @@
+"""What is asked of a model: one value for the command line, sweeps and reports."""
+
+from pydantic import Field
+
+from sightline.config import Config
+from sightline.evaluation.controls import Control
+
+
+class QuestionConfig(Config):
+    """A task with its data and limits; what a sweep file and a single evaluation have in common."""
+
+    task: str = "caption"
+    split: str = "val"
+    limit: int | None = Field(default=None, ge=1)
+    """Only this many records, drawn with seed 0."""
+    prompt: str | None = None
+    """Text beside the image; by default the task's, or the one that the model was trained with."""
+    features: str | None = None
+    """A feature store that is read instead of images; a model of an external table needs one."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows of a batch."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; the task's by default."""
+    num_beams: int = Field(default=1, ge=1)
+    """Beams of the search; 1 is greedy."""
+    shots: int = Field(default=0, ge=0)
+    """Examples before each question, with images and answers. A control changes the image of the question alone."""
+    shots_from: str = "train"
+    """Where they come from: `DATA:SPLIT`, `DATA`, or a split of the same data."""
+    shots_seed: int = Field(default=0, ge=0)
+    """Seed for choosing the examples."""
+    words_from: str = "train"
+    """Split of the same data that the most used words of an `align` connector are counted on."""
+    resamples: int = Field(default=1000, ge=1)
+    """Bootstrap resamples of the intervals."""
+
+
+class EvalSpec(QuestionConfig):
+    """One evaluation of one model: everything that its scores depend on beside the model."""
+
+    data: str
+    """A dataset folder."""
+    control: Control | None = None
+    """`blind`, `shuffled`, or the images as they are."""
+    noise: float | None = Field(default=None, ge=0)
+    """Size of Gaussian noise on the visual features, in units of their standard deviation."""
+    words: int | None = Field(default=None, ge=1)
+    """Allow an `align` connector only so many words: those it uses most."""
