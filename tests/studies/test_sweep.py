@@ -173,6 +173,21 @@ def test_damaged_weights_or_a_new_question_are_not_finished(place: Path, killed:
     assert studies.is_finished(asked, killed)
 
 
+def test_a_run_that_an_earlier_version_finished_is_finished(place: Path, killed: Path) -> None:
+    """It noted eleven options of an evaluation; those that it lacked have their defaults."""
+    run = read(place).runs[0]
+    note = studies.folder_of(killed, run) / studies.STATE
+    stored = storage.read_json(note)
+    noted = ("task", "data", "split", "control", "batch_size", "limit", "prompt", "max_new_tokens", "features", "noise", "words")
+    old = {key: {name: asked[name] for name in noted} for key, asked in stored["asked"].items()}
+    storage.write_json(note, stored | {"asked": old})
+    assert studies.is_finished(run, killed)
+    old["photos+noise1"]["noise"] = 2.0
+    storage.write_json(note, stored | {"asked": old})
+    assert not studies.is_finished(run, killed)
+    storage.write_json(note, stored)
+
+
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_made(place: Path, killed: Path) -> None:
     run = read(place, "train.steps=3").runs[0]
     with pytest.raises(ConfigError, match=r"plain-s0 was begun with other settings \(train.steps: 2 -> 3\)"):

@@ -86,6 +86,13 @@ def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluat
         assert score["low"] <= score["value"] <= score["high"]
         if name in direct:
             assert score["value"] == pytest.approx(direct[name].value, rel=1e-12)
+    items = json.loads((plain.folder / "items.json").read_text())
+    assert items["records"] == [f"r{n}" for n in range(COUNT)]
+    assert len(set(items["picture"])) == COUNT
+    assert items["items"]["cider_d"] == pytest.approx(list(direct["cider_d"].items), rel=1e-12)
+    assert items["values"] == {name: score["value"] for name, score in told["scores"].items()}
+    assert (told["prompt"], told["headline"]) == ("Look.", "cider_d")
+    assert told["decoding"].items() >= {"max_new_tokens": 6, "num_beams": 1, "do_sample": False}.items()
     assert [line["id"] for line in lines(plain.folder / "predictions.jsonl")] == [f"r{n}" for n in range(COUNT)]
 
 
