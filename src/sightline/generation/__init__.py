@@ -1,1 +1,1 @@
-"""From a prompt and pictures to text."""
+"""Generates text from prompts and images."""

@@ -1,6 +1,6 @@
-"""Batched generation from prompts: rows are padded on the left, pictures encoded once per batch, text decoded without specials.
+"""Batched generation: rows are padded on the left, images encoded once per batch, text decoded without special tokens.
 
-Greedy decoding in fp32 gives the same text for every batch size, up to ties that rounding decides.
+Greedy decoding in fp32 gives the same text for every batch size, except where rounding decides a tie.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from sightline.types import Visual
 
 
 class DecodingConfig(Config):
-    """How text is drawn from the model."""
+    """How text is generated; names and meanings are those of transformers' `generate`."""
 
     max_new_tokens: int = Field(64, ge=1)
     num_beams: int = Field(1, ge=1)
@@ -32,7 +32,7 @@ class DecodingConfig(Config):
     repetition_penalty: float = Field(1.0, gt=0)
 
     def arguments(self) -> dict[str, Any]:
-        """As `generate` takes them; what does not apply is left out."""
+        """Returns the arguments for `generate`; sampling parameters only if `do_sample` is set."""
         out: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
@@ -44,7 +44,7 @@ class DecodingConfig(Config):
 
 @dataclass(frozen=True)
 class Text:
-    """A generated text and the number of tokens it took, its end token included."""
+    """A generated text and its number of tokens, including the end token."""
 
     text: str
     num_tokens: int
@@ -60,15 +60,15 @@ def generate(
 ) -> list[Text]:
     """Continues prompts in one batch.
 
-    `decoding` alone decides how text is drawn: settings that a downloaded model brings along (`no_repeat_ngram_size`,
-    `min_new_tokens`, `bad_words_ids`, ...) do not apply. A repetition penalty counts the prompt, as in transformers' `generate`.
+    Only `decoding` controls generation: settings that a downloaded model brings along (`no_repeat_ngram_size`, `min_new_tokens`,
+    `bad_words_ids`, ...) do not apply. A repetition penalty counts the prompt, as in transformers' `generate`.
 
     Args:
         model: on its device, in `eval` mode.
-        tokenizer: decodes the answer.
-        prompts: rows and pictures.
+        tokenizer: decodes the generated ids.
+        prompts: token rows and images.
         decoding: greedy by default.
-        width: pad rows to at least this many slots, so that a set is generated with one shape throughout.
+        width: pads rows to at least this many tokens, so that all batches of a dataset have the same shape.
         streamer: a transformers streamer, for a single prompt.
 
     Returns:
@@ -89,7 +89,7 @@ def generate(
     with torch.no_grad():
         inputs = {"inputs_embeds": embeddings(model, ids, prompts, length)} if shown else {}
         with _settings_replaced(model, decoding) as settings:
-            # Each process generates for itself, also where transformers sees a model in pieces: it is whole meanwhile.
+            # Every rank generates for itself, also if transformers sees a sharded model; all weights are gathered here.
             output = model.generate(input_ids=ids, attention_mask=mask, **inputs, streamer=streamer, synced_gpus=False)
     ends = settings.eos_token_id
     end_ids = set(ends if isinstance(ends, list) else [ends])
@@ -98,7 +98,7 @@ def generate(
 
 @contextlib.contextmanager
 def _settings_replaced(model: SightModel, decoding: DecodingConfig) -> Iterator[GenerationConfig]:
-    """Replaces the model's generation settings, from which transformers fills what a call leaves open."""
+    """Replaces the model's generation settings, which transformers uses for everything that a call does not set."""
     own = model.inner.generation_config
     kept = GenerationConfig() if own is None else own
     settings = GenerationConfig(
@@ -107,7 +107,7 @@ def _settings_replaced(model: SightModel, decoding: DecodingConfig) -> Iterator[
         bos_token_id=kept.bos_token_id,
         eos_token_id=kept.eos_token_id,
         pad_token_id=kept.pad_token_id,
-        # Image tokens: only a model with our connector lists them, and nothing else, there.
+        # Image tokens: only a model with a Sightline connector lists them, and lists nothing else, there.
         suppress_tokens=kept.suppress_tokens if model.connector is not None else None,
     )
     model.inner.generation_config = settings
@@ -118,7 +118,7 @@ def _settings_replaced(model: SightModel, decoding: DecodingConfig) -> Iterator[
 
 
 def embeddings(model: SightModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
-    """Embeddings of left-padded rows with their visual tokens in place."""
+    """Returns the embeddings of left-padded rows with their visual tokens inserted."""
     slots, sources, crops = [], [], 0
     for number, prompt in enumerate(prompts):
         if prompt.num_crops:

@@ -1,4 +1,4 @@
-"""Scores of texts against references, and how sure they are: no model, no torch, no Java."""
+"""Scores of texts against references, with confidence intervals. Needs no model, no torch and no Java."""
 
 from sightline.metrics.caption import CAPTION_METRICS as CAPTION_METRICS
 from sightline.metrics.caption import score_captions as score_captions

@@ -1,9 +1,9 @@
 """BLEU, ROUGE-L and CIDEr-D of tokenised captions, on the scale and with the constants of pycocoevalcap.
 
-Each function takes the tokens of one candidate and of its references per item (`sightline.metrics.ptb`) and returns values per
-item; `score_captions` does the whole way from texts to scores with intervals. METEOR is not here: its paraphrase tables exist
-for Java only. Where a definition looks odd (ROUGE-L takes the best precision and the best recall of different references) it is
-that of the official scorers, because numbers must compare.
+Each function takes, per item, the tokens of one candidate and of its references (`sightline.metrics.ptb`) and returns values per
+item; `score_captions` goes from texts to scores with intervals. METEOR is missing because its paraphrase tables exist for Java
+only. Unusual definitions (ROUGE-L takes the best precision and the best recall over different references) are those of the official
+scorers, so that values are comparable.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from sightline.runtime.logs import logger
 from sightline.types import Score
 
 MAX_ORDER = 4
-FEW_IMAGES = 100  # below it document frequencies are too coarse for CIDEr-D to compare with published values
+FEW_IMAGES = 100  # with fewer, document frequencies are too coarse to compare CIDEr-D with published values
 CAPTION_METRICS = ("bleu", "cider", "rouge")
 
-_TINY, _SMALL = 1e-15, 1e-9  # keep BLEU finite where a count is 0; they show in the value, so they are those of the official one
+_TINY, _SMALL = 1e-15, 1e-9  # keep BLEU finite when a count is 0; they affect the value, so they equal the official ones
 _ROUGE_BETA = 1.2
 _CIDER_SIGMA = 6.0
 _CIDER_SCALE = 10.0
@@ -42,15 +42,15 @@ def score_captions(
     Args:
         candidates: one text per item.
         references: for each item its references, at least one.
-        metrics: of "bleu" (four scores), "rouge" and "cider".
-        frequencies: references of a fixed corpus from which CIDEr-D takes its document frequencies, one list per image; by
-            default those of `references`.
+        metrics: any of "bleu" (four scores), "rouge" and "cider".
+        frequencies: references of a fixed corpus from which CIDEr-D takes its document frequencies, one list per image;
+            `references` by default.
         resamples: bootstrap resamples of the items for the 95 % intervals.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Returns:
-        Scores by name: `bleu_1` to `bleu_4`, `rouge_l`, `cider_d`. BLEU's value and interval are those of the corpus (counts are
-        summed before the ratio), its items are per caption.
+        Scores by name: `bleu_1` to `bleu_4`, `rouge_l`, `cider_d`. BLEU's value and interval are corpus values (counts are summed
+        before the ratio); its items are per caption.
 
     Raises:
         ValueError: the lengths differ, there is no item, an item has no reference, or a metric is unknown.
@@ -94,13 +94,13 @@ def _tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[list[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class BleuStatistics:
-    """What BLEU is made of, per item; sums over items give the corpus value.
+    """Counts that BLEU is computed from, per item; sums over items give the corpus value.
 
     Attributes:
-        matches_NO: n-grams of the candidate that a reference has too, clipped at the largest count in one reference.
+        matches_NO: n-grams of the candidate that also occur in a reference, clipped at the largest count in one reference.
         guesses_NO: n-grams of the candidate.
-        length_N: words of the candidate.
-        reference_length_N: words of the reference of closest length; of two equally close the shorter.
+        length_N: number of words of the candidate.
+        reference_length_N: number of words of the reference with the closest length; the shorter of two equally close ones.
     """
 
     matches_NO: Int[np.ndarray, "N O"]
@@ -109,11 +109,11 @@ class BleuStatistics:
     reference_length_N: Int[np.ndarray, " N"]
 
     def per_item(self) -> Float[np.ndarray, "N O"]:
-        """BLEU-1 to BLEU-4 of each item by itself."""
+        """Computes BLEU-1 to BLEU-4 of each item by itself."""
         return _bleu(self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N)
 
     def corpus(self, order: int) -> Statistic:
-        """Corpus BLEU of an order as a function of how often each item is drawn."""
+        """Returns corpus BLEU of an order as a function of how often each item is drawn."""
         sums_of = np.column_stack([self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N]).astype(float)
         num_orders = self.matches_NO.shape[1]
 
@@ -126,7 +126,7 @@ class BleuStatistics:
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> BleuStatistics:
-    """Counts for BLEU (Papineni et al. 2002) with the closest reference length."""
+    """Counts n-grams for BLEU (Papineni et al. 2002) with the closest reference length."""
     groups = _Groups(candidates, references)
     num_items = len(candidates)
     matches = np.zeros((num_items, MAX_ORDER), dtype=np.int64)
@@ -154,7 +154,7 @@ def _bleu(
     length: Float[np.ndarray, " N"],
     reference_length: Float[np.ndarray, " N"],
 ) -> Float[np.ndarray, "N O"]:
-    """`exp(min(0, 1 - r/c)) * (prod_k p_k)^(1/n)` for n = 1 to 4."""
+    """Computes `exp(min(0, 1 - r/c)) * (prod_k p_k)^(1/n)` for n = 1 to 4."""
     precisions = (matches + _TINY) / (guesses + _SMALL)
     value = np.cumprod(precisions, axis=1) ** (1 / np.arange(1, matches.shape[1] + 1))
     ratio = (length + _TINY) / (reference_length + _SMALL)
@@ -165,10 +165,10 @@ def _bleu(
 
 
 def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> Float[np.ndarray, " N"]:
-    """F-measure of the longest common subsequence (Lin 2004), beta 1.2.
+    """Computes the F-measure of the longest common subsequence (Lin 2004), beta 1.2.
 
     `F = (1 + b^2) P R / (R + b^2 P)` with P the largest `lcs / |candidate|` and R the largest `lcs / |reference|` over the
-    references, each by itself. An empty text counts as one empty token.
+    references, each maximum taken separately. An empty text counts as one empty token.
     """
     values = np.zeros(len(candidates))
     for index, (candidate, group) in enumerate(zip(candidates, references, strict=True)):
@@ -187,7 +187,7 @@ def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) 
 
 
 def _common_length(places: dict[str, int], length: int, other: Words) -> int:
-    """Length of the longest common subsequence: one row of the table as the bits of a number, a zero bit is a step up."""
+    """Computes the length of the longest common subsequence, with a row of the table as the bits of an integer."""
     everything = (1 << length) - 1
     row = everything
     for token in other:
@@ -204,7 +204,7 @@ def cider_d(
     references: Sequence[Sequence[Words]],
     frequencies: Sequence[Sequence[Words]] | None = None,
 ) -> Float[np.ndarray, " N"]:
-    """CIDEr-D (Vedantam et al. 2015), 0 to 10 per item.
+    """Computes CIDEr-D (Vedantam et al. 2015), 0 to 10 per item.
 
     `g(w) = count(w) (log M - log max(1, df(w)))` with M images and df(w) of them having the n-gram w in a reference; per n
     `sum_w min(g_c, g_r) g_r / (|g_c| |g_r|) * exp(-(l_c - l_r)^2 / (2 sigma^2))`, mean over n = 1..4 and over references, times
@@ -213,7 +213,7 @@ def cider_d(
     Args:
         candidates: tokens of one candidate per image.
         references: tokens of the references of each image.
-        frequencies: tokens of the references of another set of images that document frequencies and M are counted over.
+        frequencies: tokens of the references of another set of images, from which document frequencies and M are counted.
     """
     groups = _Groups(candidates, references, frequencies)
     _warn_of_few(groups.num_documents, len(candidates), frequencies is not None)
@@ -256,8 +256,8 @@ def _warn_of_few(num_documents: int, num_items: int, is_fixed: bool) -> None:
 
 
 class _Groups:
-    """Candidates, their references, and the corpus of document frequencies as one list of sentences: the n-grams of all three
-    then share one numbering."""
+    """Candidates, their references, and the corpus of document frequencies as one list of sentences, so that their n-grams share
+    one numbering."""
 
     def __init__(
         self,
@@ -282,15 +282,15 @@ class _Groups:
         self.lengths = np.array([len(words) for words in self.sentences], dtype=np.int64)
 
     def reference_lengths(self) -> list[Int[np.ndarray, " R"]]:
-        """Numbers of words of each item's references."""
+        """Returns the number of words of each item's references."""
         return np.split(self.lengths[self.num_items : self.end], np.cumsum(self.sizes)[:-1])
 
     def split(self, grams: NGrams) -> tuple[NGrams, NGrams]:
-        """The n-grams of the candidates and those of their references."""
+        """Separates the n-grams of the candidates from those of their references."""
         return _part(grams, 0, self.num_items), _part(grams, self.num_items, self.end)
 
     def document_frequency(self, grams: NGrams) -> Float[np.ndarray, " G"]:
-        """In how many images' references each n-gram occurs."""
+        """Counts in how many images' references each n-gram occurs."""
         documents = _part(grams, self.end, len(self.sentences)) if self.is_fixed else _part(grams, self.num_items, self.end)
         width = max(grams.num_grams, 1)
         keys = np.unique(self.item[documents.sentence] * width + documents.gram)
@@ -303,7 +303,7 @@ def _part(grams: NGrams, first: int, end: int) -> NGrams:
 
 
 def _find(sorted_keys: Int[np.ndarray, " K"], wanted: Int[np.ndarray, " W"]) -> tuple[Int[np.ndarray, " F"], Int[np.ndarray, " F"]]:
-    """Indices of the wanted keys that exist, and their places among the sorted ones."""
+    """Returns the indices of the wanted keys that exist, and their positions among the sorted ones."""
     place = np.searchsorted(sorted_keys, wanted)
     exists = place < len(sorted_keys)
     exists[exists] = sorted_keys[place[exists]] == wanted[exists]

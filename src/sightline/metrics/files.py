@@ -2,7 +2,7 @@
 
 COCO results (`[{"image_id", "caption"}]`) with COCO annotations, VQA results (`[{"question_id", "answer"}]`) with VQA
 annotations, and JSON lines: predictions `{"id" | "record_id", "text"}`, references `{"id", "references": [...]}` or the lines of
-`records.jsonl`. Every entry is used or named in an error; nothing is dropped in silence.
+`records.jsonl`. Every entry is used or named in an error; no entry is ignored silently.
 """
 
 import json
@@ -18,15 +18,15 @@ from sightline.runtime.logs import logger
 Kind = Literal["captions", "answers"]
 
 _PREDICTION_FIELDS = (("record_id", "text"), ("id", "text"), ("image_id", "caption"), ("question_id", "answer"))
-_SHOWN = 3  # ids named in a message
+_SHOWN = 3  # number of ids in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Predictions beside their references, in the order of the references.
+    """Predictions with their references, in the order of the references.
 
     Attributes:
-        unanswered: number of references left out because nothing was predicted for them.
+        unanswered: number of references without a prediction; they are left out.
     """
 
     ids: tuple[str, ...]
@@ -36,10 +36,10 @@ class Pairs:
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """One text per id.
+    """Reads one text per id.
 
     Raises:
-        DataError: the file cannot be read, is empty or broken, or an entry lacks a field or repeats an id.
+        DataError: the file cannot be read, is empty or invalid, or an entry lacks a field or repeats an id.
     """
     predictions: dict[str, str] = {}
     first: dict[str, str] = {}
@@ -47,13 +47,15 @@ def read_predictions(path: Path) -> dict[str, str]:
         fields = next((pair for pair in _PREDICTION_FIELDS if set(pair) <= set(entry)), None)
         if fields is None:
             raise DataError(
-                f"{path}, {where}: a prediction has 'id' (or 'record_id') and 'text', or 'image_id' and 'caption', or "
-                f"'question_id' and 'answer'; this has {_list(sorted(entry))}."
+                f"{path}, {where}: a prediction needs 'id' (or 'record_id') and 'text', or 'image_id' and 'caption', or "
+                f"'question_id' and 'answer'; this entry has {_list(sorted(entry))}."
             )
         key = _id(entry[fields[0]], fields[0], path, where)
         text = _text(entry[fields[1]], fields[1], path, where)
         if key in predictions:
-            raise DataError(f"{path}, {where}: {key!r} was predicted before ({first[key]}).", "Keep one prediction per id.")
+            raise DataError(
+                f"{path}, {where}: a second prediction for {key!r} (first: {first[key]}).", "Keep one prediction per id."
+            )
         predictions[key], first[key] = text, where
     if not predictions:
         raise DataError(f"{path} holds no predictions.")
@@ -61,14 +63,14 @@ def read_predictions(path: Path) -> dict[str, str]:
 
 
 def read_references(path: Path, kind: Kind = "captions") -> dict[str, tuple[str, ...]]:
-    """The references of each id.
+    """Reads the references of each id.
 
     Args:
         path: COCO or VQA annotations, or JSON lines.
-        kind: what to take from a record that has both captions and answers.
+        kind: which references to take from a record with both captions and answers.
 
     Raises:
-        DataError: the file cannot be read, is empty or broken, or an entry lacks references or repeats an id.
+        DataError: the file cannot be read, is empty or invalid, or an entry lacks references or repeats an id.
     """
     document = _document(path)
     grouped = _lines(path, kind) if document is None else _coco(path, document)
@@ -79,12 +81,12 @@ def read_references(path: Path, kind: Kind = "captions") -> dict[str, tuple[str,
         raise DataError(f"{path}: {len(bare)} ids have no reference, such as {_list(bare)}.")
     blank = sum(not text.strip() for references in grouped.values() for text in references)
     if blank:
-        logger.warning("%s: %d references are empty; they are scored as they are.", path, blank)
+        logger.warning("%s: %d references are empty; they are scored unchanged.", path, blank)
     return {key: tuple(references) for key, references in grouped.items()}
 
 
 def pair(predictions: Mapping[str, str], references: Mapping[str, tuple[str, ...]]) -> Pairs:
-    """Puts predictions and references together; references without a prediction are left out, counted and logged.
+    """Matches predictions with references by id; references without a prediction are left out, counted and logged.
 
     Raises:
         DataError: a prediction has no reference.
@@ -109,7 +111,7 @@ def pair(predictions: Mapping[str, str], references: Mapping[str, tuple[str, ...
 
 
 def _coco(path: Path, document: dict[str, Any]) -> dict[str, list[str]]:
-    """Annotations grouped by image (captions) or question (all human answers), in the order of `images` where it is given."""
+    """Groups annotations by image (captions) or question (all human answers), in the order of `images` if it is given."""
     annotations, images = document["annotations"], document.get("images", [])
     if not isinstance(annotations, list) or not isinstance(images, list):
         raise DataError(f"{path}: 'annotations' and 'images' must be lists.")
@@ -121,7 +123,7 @@ def _coco(path: Path, document: dict[str, Any]) -> dict[str, list[str]]:
             case {"question_id": key, "answers": list(answers)}:
                 key = _id(key, "question_id", path, where)
                 if key in questions:
-                    raise DataError(f"{path}, {where}: question {key!r} is annotated twice.")
+                    raise DataError(f"{path}, {where}: a second annotation for question {key!r}.")
                 questions.add(key)
                 grouped[key] = [
                     _text(item.get("answer") if isinstance(item, dict) else item, "answer", path, where) for item in answers
@@ -144,10 +146,10 @@ def _lines(path: Path, kind: Kind) -> dict[str, list[str]]:
     for where, entry in _entries(path):
         field = next((name for name in ("id", "record_id") if name in entry), None)
         if field is None:
-            raise DataError(f"{path}, {where}: a line of references needs 'id', this has {_list(sorted(entry))}.")
+            raise DataError(f"{path}, {where}: a line of references needs 'id'; this one has {_list(sorted(entry))}.")
         key = _id(entry[field], field, path, where)
         if key in grouped:
-            raise DataError(f"{path}, {where}: {key!r} was given before ({first[key]}).", "Put its references on one line.")
+            raise DataError(f"{path}, {where}: a second line for {key!r} (first: {first[key]}).", "Put its references on one line.")
         grouped[key], first[key] = _references(entry, kind, path, where), where
     return grouped
 
@@ -157,10 +159,10 @@ def _references(entry: dict[str, Any], kind: Kind, path: Path, where: str) -> li
     for name in ("references", kind, other):
         if entry.get(name):
             if not isinstance(entry[name], list):
-                raise DataError(f"{path}, {where}: {name!r} must be a list of texts, got {type(entry[name]).__name__}.")
+                raise DataError(f"{path}, {where}: {name!r} must be a list of texts, not {type(entry[name]).__name__}.")
             return [_text(text, name, path, where) for text in entry[name]]
     if "messages" not in entry:
-        raise DataError(f"{path}, {where}: no 'references', 'captions', 'answers' or 'messages' with something in it.")
+        raise DataError(f"{path}, {where}: 'references', 'captions', 'answers' and 'messages' are all missing or empty.")
     try:
         messages = record_from_json(entry).messages
     except RecordError as error:
@@ -172,7 +174,7 @@ def _references(entry: dict[str, Any], kind: Kind, path: Path, where: str) -> li
 
 
 def _document(path: Path) -> dict[str, Any] | None:
-    """A whole file of annotations; None for a JSON list or JSON lines of references."""
+    """Reads a complete file of annotations; returns None for a JSON list or JSON lines of references."""
     text = _read(path)
     if text.lstrip()[:1] == "[":
         return None
@@ -180,19 +182,19 @@ def _document(path: Path) -> dict[str, Any] | None:
         document = _parse(text, path, 1)
     except DataError:
         if _starts_with_object(text):
-            return None  # of several lines, each to be read by itself
+            return None  # several JSON lines
         raise
     if not isinstance(document, dict):
-        raise DataError(f"{path}: expected annotations or JSON lines, got {type(document).__name__}.")
+        raise DataError(f"{path}: expected annotations or JSON lines, not {type(document).__name__}.")
     if "annotations" in document:
         return document
     if _starts_with_object(text):
         return None
-    raise DataError(f"{path}: neither annotations (an object with 'annotations') nor JSON lines.")
+    raise DataError(f"{path}: expected annotations (an object with 'annotations') or JSON lines.")
 
 
 def _starts_with_object(text: str) -> bool:
-    """Whether the first line that is not empty is an object by itself."""
+    """Returns whether the first non-empty line is a complete JSON object."""
     try:
         return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
     except (RecursionError, ValueError):
@@ -200,17 +202,17 @@ def _starts_with_object(text: str) -> bool:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list or of JSON lines, each with its place for messages."""
+    """Yields the objects of a JSON list or of JSON lines, each with its position for messages."""
     text = _read(path)
     found: Iterable[tuple[str, Any]]
     if text.lstrip()[:1] == "[":
         found = ((f"entry {number}", value) for number, value in enumerate(_parse(text, path, 1)))
     else:
-        lines = text.split("\n")  # splitlines would also cut at separators inside of texts
+        lines = text.split("\n")  # splitlines would also split at line separators inside texts
         found = ((f"line {number}", _parse(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip())
     for where, value in found:
         if not isinstance(value, dict):
-            raise DataError(f"{path}, {where}: expected an object, got {type(value).__name__}.")
+            raise DataError(f"{path}, {where}: expected an object, not {type(value).__name__}.")
         yield where, value
 
 
@@ -219,9 +221,9 @@ def _parse(text: str, path: Path, number: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = number + error.lineno - 1
-        raise DataError(f"{path}, line {line}, column {error.colno}: broken JSON ({error.msg}).") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise DataError(f"{path}, from line {number}: JSON that cannot be read ({error}).") from error
+        raise DataError(f"{path}, line {line}, column {error.colno}: invalid JSON ({error.msg}).") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
+        raise DataError(f"{path}, from line {number}: the JSON cannot be read ({error}).") from error
 
 
 def _read(path: Path) -> str:
@@ -238,17 +240,17 @@ def _read(path: Path) -> str:
 
 def _id(value: Any, field: str, path: Path, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f"{path}, {where}: {field!r} must be a text or a whole number, got {value!r}.")
+        raise DataError(f"{path}, {where}: {field!r} must be a text or an integer, not {value!r}.")
     return _text(str(value), field, path, where)
 
 
 def _text(value: Any, field: str, path: Path, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{path}, {where}: {field!r} must be text, got {type(value).__name__}.")
+        raise DataError(f"{path}, {where}: {field!r} must be a text, not {type(value).__name__}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}, {where}: {field!r} holds half a character (a lone surrogate).") from error
+        raise DataError(f"{path}, {where}: {field!r} holds an invalid character (a lone surrogate).") from error
     return value
 
 

@@ -1,7 +1,7 @@
-"""Counts of n-grams of many sentences at once, as flat numpy arrays.
+"""Counts n-grams of many sentences at once, as flat numpy arrays.
 
-Words become integers, an n-gram becomes the integer of its first n-1 words combined with its last word, and sorting does the
-counting. 30,000 captions take about half a second, where a Counter per caption takes ten.
+Words become integers, an n-gram becomes an integer from its first n-1 words and its last word, and sorting does the counting.
+30,000 captions take about half a second; a Counter per caption takes ten.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ class NGrams:
 
     Attributes:
         sentence: index of the sentence.
-        gram: identity of the n-gram, below `num_grams`.
-        count: how often the sentence has it.
+        gram: integer of the n-gram, below `num_grams`.
+        count: number of occurrences in the sentence.
         num_grams: number of distinct n-grams over all sentences.
     """
 
@@ -49,5 +49,5 @@ def count_ngrams(sentences: Sequence[Words], max_order: int = 4) -> Iterator[NGr
 
 
 def as_words(tokens: Words) -> list[str]:
-    """The words of a tokenised caption: a token that holds a no-break space ("3 1/2") is several, as in the official scorers."""
+    """Returns the words of a tokenised caption; a token with a no-break space ("3 1/2") is several words, as officially."""
     return " ".join(tokens).split()

@@ -1,8 +1,8 @@
-"""Which characters make words, digits and symbols: the tables of `sightline.metrics.ptb`.
+"""Tables of characters that form words, digits and symbols, for `sightline.metrics.ptb`.
 
-The official tokenizer was built with a Unicode table of its time (6.x). A character that came later is unknown to it and is
-dropped, so Python's own table, which grows with every release, cannot be asked. These ranges were measured: every code point of
-the basic plane was given to the official program in ten contexts and sorted by what came back. Hexadecimal, both ends included.
+The official tokenizer was built with an old Unicode table (6.x) and skips later characters, so Python's own table, which grows with
+every release, cannot be used. The ranges were measured: every code point of the basic plane was given to the official program in
+ten contexts and sorted by the result. Hexadecimal, both ends included.
 """
 
 import re
@@ -63,6 +63,6 @@ SYMBOLS = (
 
 
 def character_class(ranges: str) -> str:
-    """The inside of a regular expression's `[...]` for a table of ranges, such as `41-5a 61-7a aa`."""
+    """Returns the inside of a regular expression's `[...]` for a table of ranges, such as `41-5a 61-7a aa`."""
     ends = [part.partition("-") for part in ranges.split()]
     return "".join(re.escape(chr(int(low, 16))) + (f"-{re.escape(chr(int(high, 16)))}" if high else "") for low, _, high in ends)

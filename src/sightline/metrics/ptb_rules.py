@@ -1,8 +1,7 @@
-"""The rules of the Penn Treebank tokenizer, as data: what a token can look like, what must follow it, how it is written.
+"""The rules of the Penn Treebank tokenizer as data: what a token looks like, what must follow it, and how it is written.
 
-A rule wins where its token together with the context behind it is the longest; of equal ones the first in `RULES` wins. The
-rules were fitted to the behaviour of the official program (Stanford CoreNLP 3.4.1), also where that looks like an accident: what
-counts is that scores agree.
+The rule whose token and following context are longest wins; of equal ones the first in `RULES` wins. The rules were fitted to the
+behaviour of the official program (Stanford CoreNLP 3.4.1), including behaviour that looks accidental, so that scores agree.
 """
 
 import re
@@ -25,10 +24,10 @@ class Rule:
     """One kind of token.
 
     Attributes:
-        starts: what its first character can be: `a` a letter, `0` a digit, `*` anything, others stand for themselves.
-        pattern: group 1 is the token; the rest is context, which counts for the length and stays unread.
-        write: how the token is written.
-        taken: number of characters read; 0 for the whole token.
+        starts: possible first characters: `a` a letter, `0` a digit, `*` anything, others literally.
+        pattern: group 1 is the token; the rest is context, which counts for the length and is not consumed.
+        write: returns how the token is written.
+        taken: number of characters consumed; 0 for the whole token.
     """
 
     starts: str
@@ -62,13 +61,13 @@ def _nothing(token: str) -> str:
 
 
 def _word(token: str) -> str:
-    """Without soft hyphens (a lone one is a hyphen) and with `&` for its entity."""
+    """Removes soft hyphens (a lone one becomes a hyphen) and replaces the entity for `&`."""
     token = re.sub("&amp;", "&", token, flags=re.IGNORECASE)
     return token.replace(SOFT_HYPHEN, "") or "-" if SOFT_HYPHEN in token else token
 
 
 def _straight(token: str) -> str:
-    """Any apostrophe as `'`, an opening single quote as a backtick."""
+    """Replaces any apostrophe by `'`, and an opening single quote by a backtick."""
     return re.sub("[\x91\u2018\u201b]", "`", re.sub("[\x92\u2019]|&apos;", "'", _word(token)))
 
 
@@ -81,7 +80,7 @@ def _round_brackets(token: str) -> str:
 
 
 def _joined(token: str) -> str:
-    """Spaces inside a token become no-break spaces."""
+    """Replaces spaces inside a token by no-break spaces."""
     return token.replace(" ", "\xa0")
 
 
@@ -119,8 +118,8 @@ _NAME = "[A-Za-z][A-Za-z0-9_:.-]*"
 _ATTRIBUTE = rf"""{_NAME}(?:[ ]*=[ ]*(?:'[^'\n]*'|"[^"\n]*"))?"""
 _TAG = rf"<(?:[!?][A-Za-z-][^>\r\n]*|/{_NAME}[ ]*|{_NAME}(?:[ ]+{_ATTRIBUTE})*[ ]*+(?:/[ ]*)?)>"
 
-# Lengths are bounded where every token would otherwise be compared with all the rest of a text without spaces.
-_STOPS = r' \t\n\x0c\r"<>|(){}'  # characters that no address holds
+# Lengths are bounded where otherwise every token would be compared with the complete rest of a text without spaces.
+_STOPS = r' \t\n\x0c\r"<>|(){}'  # characters that no address contains
 _URL_END = rf"[^{_STOPS}.!?,-]"
 _PATH = rf"""(?:/[^ \t\n\x0c\r"<>|()]+{_URL_END})?"""
 _URL = rf"(?i:https?)://[^{_STOPS}]+{_URL_END}"
@@ -141,7 +140,7 @@ _FACE = r"[-^x=~<>']_[-^x=~<>']|\([-^x=~<>'][_.]?[-^x=~<>']\)|\([\^x=~<>']-[\^x=
 
 
 def _any_of(words: str) -> str:
-    """One of these words in any case, the longest that fits."""
+    """Returns a pattern for one of these words in any case, the longest match first."""
     return f"(?i:{'|'.join(sorted(words.split(), key=len, reverse=True))})"
 
 

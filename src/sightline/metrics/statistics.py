@@ -1,7 +1,7 @@
-"""How sure a score is: bootstrap intervals, paired differences of two systems, and McNemar's exact test.
+"""Uncertainty of scores: bootstrap intervals, paired differences of two systems, and McNemar's exact test.
 
-All resampling draws items with replacement. A statistic is written as a function of how often each item was drawn, `[R, N]`
-counts in and `[R]` values out, so that a mean and a corpus-level ratio such as BLEU are both one matrix product.
+All resampling draws items with replacement. A statistic is a function of how often each item was drawn: it maps counts `[R, N]` to
+values `[R]`, so that a mean and a corpus-level ratio such as BLEU are both one matrix product.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 Statistic = Callable[[Int[np.ndarray, "R N"]], Float[np.ndarray, " R"]]
 
-_CHUNK = 4_000_000  # draws held at once: 32 MB
+_CHUNK = 4_000_000  # draws in memory at once: 32 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """First minus second system on the same items, its interval, and the two-sided bootstrap p-value of "no difference"."""
+    """Difference of two systems on the same items (first minus second), its interval, and a two-sided bootstrap p-value."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Items that only the first or only the second system gets right, and the exact two-sided p-value."""
+    """Numbers of items that only the first or only the second system gets right, and the exact two-sided p-value."""
 
     only_first: int
     only_second: int
@@ -45,7 +45,7 @@ class McNemar:
 
 
 def mean_of(values: Sequence[float] | Float[np.ndarray, " N"]) -> Statistic:
-    """The mean over the drawn items."""
+    """Returns the statistic "mean over the drawn items"."""
     values_N = np.asarray(values, dtype=float)
 
     def statistic(draws_RN: Int[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
@@ -57,7 +57,7 @@ def mean_of(values: Sequence[float] | Float[np.ndarray, " N"]) -> Statistic:
 def mean_by_cluster(
     values: Sequence[float] | Float[np.ndarray, " N"], cluster: Sequence[int] | Int[np.ndarray, " N"]
 ) -> tuple[Statistic, int]:
-    """The mean over all values of the drawn clusters (records of one picture), and the number of clusters to draw from.
+    """Returns the mean over all values of the drawn clusters (such as records of one image), and the number of clusters.
 
     Args:
         values: one per record.
@@ -73,13 +73,13 @@ def mean_by_cluster(
 
 
 def bootstrap(statistic: Statistic, num_items: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+    """Computes a percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
 
     Args:
-        statistic: of how often each item is drawn.
-        num_items: at least 1.
+        statistic: function of how often each item is drawn.
+        num_items: number of items, at least 1.
         resamples: number of resamples.
-        seed: equal seeds draw equal items, whatever the statistic.
+        seed: equal seeds draw the same items, whatever the statistic.
         level: share of the distribution inside the interval.
 
     Raises:
@@ -93,10 +93,10 @@ def bootstrap(statistic: Statistic, num_items: int, *, resamples: int = 1000, se
 def paired_bootstrap(
     first: Statistic, second: Statistic, num_items: int, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Difference:
-    """Difference of two systems on the same items; every resample draws the same items for both.
+    """Computes the difference of two systems on the same items; every resample draws the same items for both.
 
-    The p-value is twice the smaller share of resamples on one side of zero, zero counted on both sides, with one added to
-    numerator and denominator: it is never 0.
+    The p-value is twice the smaller share of resamples on one side of zero, with zero counted on both sides and one added to
+    numerator and denominator, so it is never 0.
 
     Raises:
         ValueError: as `bootstrap`.
@@ -110,26 +110,26 @@ def paired_bootstrap(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Exact McNemar test (binomial with probability 1/2 on the items where the two disagree).
+    """Computes the exact McNemar test (binomial with probability 1/2 on the items where the two systems disagree).
 
     Raises:
         ValueError: the lengths differ.
     """
     if len(first) != len(second):
-        raise ValueError(f"McNemar's test is paired: {len(first)} and {len(second)} items")
+        raise ValueError(f"McNemar's test is paired, but there are {len(first)} and {len(second)} items")
     only_first = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
     only_second = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
     trials, fewer = only_first + only_second, min(only_first, only_second)
-    # logarithms, since 2^-trials leaves the range of float beyond 1,074 trials
+    # logarithms, because 2^-trials underflows beyond 1,074 trials
     steps = [0.0] + [math.log((trials - k + 1) / k) for k in range(1, fewer + 1)]
     logs = np.cumsum(steps) - trials * math.log(2)
     return McNemar(only_first, only_second, min(1.0, 2 * float(np.exp(logs).sum())))
 
 
 def _draws(num_items: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "R N"]]:
-    """How often each item is drawn in each resample, a few resamples at a time."""
+    """Yields how often each item is drawn, for a few resamples at a time."""
     if num_items < 1 or resamples < 1:
-        raise ValueError(f"a bootstrap needs items and resamples, got {num_items} items and {resamples} resamples")
+        raise ValueError(f"a bootstrap needs at least one item and one resample, not {num_items} items and {resamples} resamples")
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // num_items)
     for done in range(0, resamples, rows):
@@ -144,6 +144,6 @@ def _all_items(statistic: Statistic, num_items: int) -> float:
 
 def _percentiles(values: Float[np.ndarray, " R"], level: float) -> tuple[float, float]:
     if not 0 < level < 1:
-        raise ValueError(f"the level of an interval lies between 0 and 1, got {level}")
+        raise ValueError(f"the level of an interval must be between 0 and 1, not {level}")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

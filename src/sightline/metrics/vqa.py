@@ -1,9 +1,9 @@
 """Scores of short answers: VQA accuracy, exact match, ANLS, and ChartQA's relaxed accuracy.
 
-Each metric takes one prediction and all accepted answers of an item and gives a number from 0 to 1; `score_answers` makes
-scores with intervals of them. The normalisation of answers is that of the VQA and TextVQA challenge servers (EvalAI).
+Each metric maps one prediction and all accepted answers of an item to a number from 0 to 1; `score_answers` computes scores with
+intervals. Answers are normalised as on the VQA and TextVQA challenge servers (EvalAI).
 
-Differs: relaxed accuracy reads "nan" and "inf" as words, not numbers.
+Differs: relaxed accuracy treats "nan" and "inf" as words, not numbers.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from sightline.metrics.statistics import bootstrap, mean_of
 from sightline.types import Score
 
-MIN_VQA_ANSWERS = 4  # leave-one-out needs three other answers before a prediction can be wholly right
+MIN_VQA_ANSWERS = 4  # with fewer, leave-one-out cannot give a prediction the full score
 
 _ANLS_THRESHOLD = 0.5
 _RELAXED_TOLERANCE = 0.05
@@ -40,18 +40,18 @@ def _without_one_apostrophe(word: str) -> list[str]:
     return [word[:place] + word[place + 1 :] for place, character in enumerate(word) if character == "'"]
 
 
-# a contraction that lacks one apostrophe is mended; one entry of the official table runs the other way, and scores follow it
+# adds a missing apostrophe to a contraction; one entry of the official table does the opposite, and is kept
 _CONTRACTIONS = {wrong: right for right in _CONTRACTIONS_WRITTEN_RIGHT.split() for wrong in _without_one_apostrophe(right)} | {
     "somebody'd": "somebodyd"
 }
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the EvalAI server compares it.
+    """Normalises an answer as the EvalAI server does.
 
-    Lower case; commas and question marks go; a possessive 's stands apart; other punctuation goes where it touches a space and
-    becomes a space elsewhere; full stops that no digit follows go; number words up to ten become digits; articles go;
-    contractions get their apostrophes.
+    Changes to lower case; removes commas and question marks; separates a possessive 's; removes other punctuation next to a space
+    and replaces it by a space elsewhere; removes full stops that no digit follows; writes number words up to ten as digits;
+    removes articles; restores the apostrophes of contractions.
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -64,21 +64,21 @@ def normalize_answer(answer: str) -> str:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA accuracy (Antol et al. 2015): the mean, over leaving out each human answer, of `min(1, matches among the rest / 3)`.
+    """Computes VQA accuracy (Antol et al. 2015): mean over leaving out each human answer of `min(1, matches in the rest / 3)`.
 
     Raises:
-        ValueError: fewer than four answers, with which no prediction could reach 1.
+        ValueError: there are fewer than four answers, so that no prediction could reach 1.
     """
     if len(answers) < MIN_VQA_ANSWERS:
-        raise ValueError(f"VQA accuracy needs at least {MIN_VQA_ANSWERS} human answers (ten is usual), got {len(answers)}")
+        raise ValueError(f"VQA accuracy needs at least {MIN_VQA_ANSWERS} human answers (ten is usual), not {len(answers)}")
     mine = normalize_answer(prediction)
     matches = sum(normalize_answer(answer) == mine for answer in answers)
-    others = len(answers) - matches  # leaving out one of these keeps every match
+    others = len(answers) - matches  # leaving out one of these keeps all matches
     return (matches * min(1.0, (matches - 1) / 3) + others * min(1.0, matches / 3)) / len(answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction is one of the answers, apart from case, spaces and one full stop at the end."""
+    """Returns 1 if the prediction equals one of the answers, ignoring case, spaces and one full stop at the end; else 0."""
     return float(_plain(prediction) in {_plain(answer) for answer in answers})
 
 
@@ -87,7 +87,7 @@ def _plain(text: str) -> str:
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity of one item (Biten et al. 2019), as the DocVQA script computes it.
+    """Computes the normalised Levenshtein similarity of one item (Biten et al. 2019), as the DocVQA script does.
 
     `max_a (1 - distance(a, p) / max(|a|, |p|))`, and 0 where that is below 0.5. The distance is between lower-case texts with
     single spaces; the lengths are those of the texts as given.
@@ -102,7 +102,7 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions of characters."""
+    """Computes the Levenshtein distance: insertions, deletions and substitutions of characters."""
     if len(first) < len(second):
         first, second = second, first
     row = list(range(len(second) + 1))
@@ -114,7 +114,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def relaxed_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """ChartQA's relaxed accuracy (Masry et al. 2022): a number may be off by 5 %, other answers match apart from case.
+    """Computes ChartQA's relaxed accuracy (Masry et al. 2022): numbers may differ by 5 %, other answers must match except for case.
 
     A percent sign at the end divides by 100. An answer of 0 is compared as text.
     """
@@ -136,7 +136,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# metric as called on the command line -> name of its score, function
+# name of the metric on the command line -> name of its score, function
 ANSWER_METRICS: dict[str, tuple[str, Callable[[str, Sequence[str]], float]]] = {
     "anls": ("anls", anls),
     "exact": ("exact_match", exact_match),
@@ -157,10 +157,10 @@ def score_answers(
 
     Args:
         predictions: one text per item.
-        answers: for each item all accepted answers, at least one.
+        metrics: keys of `ANSWER_METRICS`.
         metrics: keys of `ANSWER_METRICS`.
         resamples: bootstrap resamples of the items for the 95 % intervals.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: the lengths differ, there is no item, an item has no answer (or too few for "vqa"), or a metric is unknown.

@@ -1,7 +1,7 @@
-"""Composite checkpoints: whole vision-language models of transformers, and where their parts are.
+"""Composite checkpoints: complete vision-language models of transformers, and the names of their parts.
 
-Two things use them: a stock model answers as it is (`StockModel`), and a new model takes parts out of one (`model.from`). What is
-known of each architecture stands here once, by its `model_type`.
+Two callers use them: `StockModel` evaluates such a model unchanged, and `model.from` takes parts out of one. What is known of
+each architecture is listed here once, by its `model_type`.
 """
 
 import copy
@@ -25,12 +25,12 @@ LEFTOVERS = (*language.LEFTOVERS, *vision.LEFTOVERS)
 
 @dataclass(frozen=True)
 class Composite:
-    """Where the parts of an architecture are.
+    """Names of the modules of an architecture.
 
     Attributes:
-        vision, connector, body: names of the modules.
+        vision, connector, body: names of the modules (`body` is the decoder without its head).
         separator: name of the learned token at the end of each row of tiles.
-        projection: weights of `sightline.models.connectors` by their names in the connector's module.
+        projection: maps module names inside the connector to weight names of `sightline.models.connectors`.
     """
 
     vision: str
@@ -64,30 +64,30 @@ COMPOSITES: dict[str, Composite] = {
 
 
 def is_known(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is that of a whole vision-language model whose parts are known: a stock one, or one of ours."""
+    """Returns whether a configuration is a vision-language model with known parts: one of `COMPOSITES`, or a Sightline model."""
     return isinstance(config, SightlineConfig) or config.model_type in COMPOSITES
 
 
 def of(config: PreTrainedConfig, path: str) -> Composite:
-    """The architecture's parts.
+    """Returns the part names of an architecture.
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: the architecture is not in `COMPOSITES`.
     """
     if config.model_type not in COMPOSITES:
         raise ConfigError(
-            f"{path!r} holds a {config.model_type} model, whose parts are not known.",
-            f"Known are models of Sightline and {', '.join(COMPOSITES)}.",
+            f"{path!r} holds a {config.model_type} model; Sightline does not know where its parts are.",
+            f"Supported are Sightline models and {', '.join(COMPOSITES)}.",
         )
     return COMPOSITES[config.model_type]
 
 
 def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
-    """A whole vision-language model, stock or of ours, through the gate.
+    """Loads a complete vision-language model, from transformers or from Sightline, with the checks of `loading.load`.
 
     Raises:
-        ConfigError: its architecture is not known.
-        StorageError: its weights are not all there.
+        ConfigError: the architecture is not in `COMPOSITES`.
+        StorageError: weights are missing.
     """
     config = loading.read_config(path)
     if not isinstance(config, SightlineConfig):
@@ -98,14 +98,14 @@ def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
     return loading.load(AutoModelForImageTextToText, path, config, None, leftovers)
 
 
-# What a configuration says of the parts, without weights ------------------------------------------------------------------------
+# Read from a configuration, without weights -------------------------------------------------------------------------------------
 
 
 def vision_choice(config: PreTrainedConfig, path: str) -> tuple[Literal["last"] | int, bool]:
-    """Which hidden state of the encoder is used, and whether class tokens are left out.
+    """Returns which hidden state of the encoder is used, and whether class tokens are left out.
 
     Raises:
-        ConfigError: several hidden states are joined.
+        ConfigError: the model concatenates several hidden states.
     """
     if isinstance(config, SightlineConfig):
         return config.vision_layer, config.vision_drop > 0
@@ -113,31 +113,34 @@ def vision_choice(config: PreTrainedConfig, path: str) -> tuple[Literal["last"] 
         return "last", True
     layer = config.vision_feature_layer
     if not isinstance(layer, int):
-        raise ConfigError(f"{path!r} joins hidden states {layer} of its encoder; only one can be taken.", "Take another model.")
+        raise ConfigError(
+            f"{path!r} concatenates the hidden states {layer} of its encoder; Sightline supports one layer only.",
+            "Choose another model.",
+        )
     return layer, config.vision_feature_select_strategy == "default"
 
 
 def check_prefix(config: PreTrainedConfig, prefix: int) -> None:
-    """Refuses an encoder whose tokens the composite counts otherwise than we do.
+    """Refuses an encoder for which the composite and Sightline would keep different tokens.
 
-    LLaVA's `default` leaves out exactly one token, whether or not it is a class token.
+    LLaVA's `default` strategy removes exactly one token, whether or not it is a class token.
 
     Args:
-        config: of the composite.
-        prefix: class and register tokens of its encoder.
+        config: configuration of the composite model.
+        prefix: number of class and register tokens of its encoder.
     """
     if config.to_dict().get("vision_feature_select_strategy") == "default" and prefix != 1:
         raise ConfigError(
-            f"model.from: this {config.model_type} leaves out one token of an encoder that has {prefix} class tokens.",
-            "Take another model.",
+            f"model.from: this {config.model_type} removes one token, but its encoder has {prefix} class and register tokens.",
+            "Choose another model.",
         )
 
 
 def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
-    """The connector as one of ours.
+    """Returns the configuration of the Sightline connector that computes the same as the composite's connector.
 
     Raises:
-        ConfigError: ours cannot compute the same.
+        ConfigError: no Sightline connector computes the same.
     """
     if isinstance(config, SightlineConfig):
         return CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
@@ -145,7 +148,7 @@ def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
         return LinearConfig(shuffle=config.scale_factor, bias=False)
     if config.projector_hidden_act != "gelu":
         raise ConfigError(
-            f"{path!r} has a connector with {config.projector_hidden_act!r} between its maps; `mlp` has gelu.",
+            f"{path!r} has a connector with the activation {config.projector_hidden_act!r}; `mlp` has gelu.",
             "Leave the connector out of model.from.parts.",
         )
     return MLPConfig(bias=config.multimodal_projector_bias)
@@ -155,7 +158,7 @@ def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
 
 
 def vision_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The encoder."""
+    """Returns the encoder."""
     if isinstance(model, SightlineForConditionalGeneration):
         return model.vision
     part = model.get_submodule(COMPOSITES[model.config.model_type].vision)
@@ -164,12 +167,12 @@ def vision_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def connector_of(model: PreTrainedModel) -> nn.Module:
-    """The connector as the composite has it."""
+    """Returns the connector module of a composite model of transformers."""
     return model.get_submodule(COMPOSITES[model.config.model_type].connector)
 
 
 def language_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The decoder with its head, as a causal language model of its own; its weights are the composite's, not copies.
+    """Returns the decoder with its head as a causal language model that shares its weights with the composite (no copies).
 
     Raises:
         ConfigError: transformers has no causal language model with this body.
@@ -181,11 +184,14 @@ def language_of(model: PreTrainedModel) -> PreTrainedModel:
     assert isinstance(embedding, nn.Embedding)
     config = copy.deepcopy(model.config.text_config)
     config.tie_word_embeddings = head.weight is embedding.weight
-    with torch.device("meta"):  # its own weights are thrown away at once
+    with torch.device("meta"):  # its initial weights are replaced at once
         decoder = AutoModelForCausalLM.from_config(config, attn_implementation=attention_kernel(config), trust_remote_code=False)
     body = model.get_submodule(COMPOSITES[model.config.model_type].body)
     if type(decoder.base_model) is not type(body):
-        raise ConfigError(f"{type(body).__name__} is the body of no causal language model.", "Name model.language.path.")
+        raise ConfigError(
+            f"transformers has no causal language model for the decoder {type(body).__name__} of this model.",
+            "Set model.language.path instead of taking 'language' in model.from.parts.",
+        )
     setattr(decoder, decoder.base_model_prefix, body)
     decoder.set_output_embeddings(head)
     if model.generation_config is not None:
@@ -194,22 +200,22 @@ def language_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def copy_connector(model: PreTrainedModel, target: Connector, separators: Tensor) -> None:
-    """Gives a connector made by `connector_config` the composite's weights, and separators those that it has.
+    """Copies the composite's connector weights into a connector made by `connector_config`, and its separators if there are any.
 
     Args:
-        model: the composite.
-        target: a connector of the same shape.
-        separators: learned tokens of the new model, `[number, width]`.
+        model: the composite model.
+        target: connector of the same shape.
+        separators: learned separator tokens of the new model, `[number, width]`.
 
     Raises:
-        ConfigError: shapes differ.
+        ConfigError: the shapes differ.
     """
     weights, learned = connector_weights(model), separators_of(model)
     mine = target.state_dict()
     odd = sorted(set(mine) ^ set(weights)) or sorted(name for name in mine if mine[name].shape != weights[name].shape)
     if odd:
         raise ConfigError(
-            f"the composite's connector does not fit between these parts, first in {odd[0]!r}.",
+            f"model.from: the connector does not fit these parts; the weight {odd[0]!r} differs in name or shape.",
             "Take vision and language from the same model, or leave the connector out of model.from.parts.",
         )
     target.load_state_dict(weights)
@@ -219,7 +225,7 @@ def copy_connector(model: PreTrainedModel, target: Connector, separators: Tensor
 
 
 def connector_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The connector's weights by the names of ours."""
+    """Returns the connector's weights under the names of the Sightline connector."""
     if isinstance(model, SightlineForConditionalGeneration):
         return model.connector.state_dict()
     composite = COMPOSITES[model.config.model_type]
@@ -231,7 +237,7 @@ def connector_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def separators_of(model: PreTrainedModel) -> Tensor:
-    """Learned visual tokens between tiles, `[number, width]`."""
+    """Returns the learned separator tokens between tiles, `[number, width]`."""
     if isinstance(model, SightlineForConditionalGeneration):
         return model.separators.detach()
     name = COMPOSITES[model.config.model_type].separator

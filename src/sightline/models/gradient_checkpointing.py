@@ -28,7 +28,7 @@ def checkpointed_layers(part: nn.Module) -> list[GradientCheckpointingLayer]:
 
 
 def keep_frozen_in_eval(part: nn.Module) -> None:
-    """Makes checkpointed layers compute in the mode of their children; call it once, after checkpointing was turned on."""
+    """Makes checkpointed layers compute in the mode of their children; call it once, after turning checkpointing on."""
     for layer in checkpointed_layers(part):
         wrap_checkpointing(layer, _in_mode_of_children)
 

@@ -1,7 +1,7 @@
 """Decoders: any causal language model of transformers, run on packed rows of embeddings.
 
-Three things differ between decoders and are settled here once: where the hidden states come out, what the head does to them
-(bias, soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
+Decoders differ in three things that are handled here: which output holds the hidden states, what the head does to them (bias,
+soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
 import inspect
@@ -43,10 +43,10 @@ class LanguageConfig(Config):
     config: dict[str, Any] | None = None
     """Sizes of a decoder to train from scratch, with its `model_type`; instead of `path`."""
     tokenizer: TokenizerConfig | str | None = None
-    """What to train a tokenizer with, or the folder of one; a decoder from `path` brings its own."""
+    """How to train a tokenizer, or the folder of an existing one; a decoder from `path` uses its own."""
     router_aux_loss_coef: float | None = Field(default=None, ge=0)
-    """Coefficient of the load-balancing loss of a mixture-of-experts decoder while it trains; that of the decoder's own
-    configuration by default, 0 for none."""
+    """Coefficient of the load-balancing loss of a mixture-of-experts decoder in training. Default: the value in the decoder's own
+    configuration; 0 turns the loss off."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "LanguageConfig":
@@ -55,16 +55,16 @@ class LanguageConfig(Config):
         if self.config is not None and self.tokenizer is None:
             raise ValueError("a decoder from 'config' needs a 'tokenizer'")
         if self.path is not None and isinstance(self.tokenizer, TokenizerConfig):
-            raise ValueError("a decoder from 'path' does not know the words of a new tokenizer; leave 'tokenizer' out")
+            raise ValueError("a decoder from 'path' uses its own tokenizer; leave 'tokenizer' out")
         return self
 
 
 def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attention: str = "sdpa") -> PreTrainedModel:
-    """Loads the decoder, or makes one from sizes with `vocabulary` entries.
+    """Loads the decoder, or builds one from sizes with `vocabulary` entries.
 
     Raises:
-        ConfigError: the configuration is no causal language model.
-        StorageError: its weights are not all there.
+        ConfigError: the configuration is not a causal language model.
+        StorageError: weights are missing.
     """
     if config.path is not None:
         found = _with_coefficient(loading.read_config(config.path), config.router_aux_loss_coef)
@@ -85,29 +85,29 @@ def _with_coefficient(config: PreTrainedConfig, coefficient: float | None) -> Pr
         if not hasattr(config, "router_aux_loss_coef"):
             raise ConfigError(
                 f"model.language.router_aux_loss_coef={coefficient}: a {config.model_type} decoder has no load-balancing loss.",
-                "Leave it out.",
+                "Leave the key out.",
             )
         config.router_aux_loss_coef = coefficient
     return config
 
 
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
-    """The wanted attention kernel, or `eager` for an architecture without sdpa (Gemma2 caps its attention scores).
+    """Returns the requested attention kernel, or `eager` for an architecture without sdpa (Gemma2 caps its attention scores).
 
     Raises:
-        ConfigError: the configuration is no causal language model.
+        ConfigError: the configuration is not a causal language model.
     """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not isinstance(architecture, type):
-        raise ConfigError(f"{config.model_type!r} is no causal language model that transformers can build.")
+        raise ConfigError(f"{config.model_type!r} is not a causal language model that transformers can build.")
     return loading.supported_kernel(architecture, attention)
 
 
-LEFTOVERS = (r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$")  # buffers that old checkpoints stored as weights
+LEFTOVERS = (r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$")  # buffers that old checkpoints stored like weights
 
 
 def head_of(decoder: PreTrainedModel) -> Head:
-    """The decoder's head with all that it does to a hidden state before the softmax."""
+    """Returns the decoder's head with everything it applies to a hidden state before the softmax."""
     output = decoder.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise ConfigError(f"{type(decoder).__name__} has no linear head.", "Choose another decoder.")
@@ -119,16 +119,16 @@ def head_of(decoder: PreTrainedModel) -> Head:
 
 
 def text_config(decoder: PreTrainedModel) -> PreTrainedConfig:
-    """The decoder's configuration; that of the text part where it holds several."""
+    """Returns the decoder's configuration; for a composite configuration its text part."""
     return decoder.config.get_text_config(decoder=True)
 
 
 def check_decoder(decoder: PreTrainedModel) -> None:
-    """Refuses a decoder that would be trained on a wrong objective.
+    """Refuses a decoder that Sightline would train on wrong logits.
 
     Raises:
-        ConfigError: it does not run on embeddings, a later token changes an earlier one, or its logits are not those of
-            `head_of` (an unknown scale or cap).
+        ConfigError: the decoder does not accept `inputs_embeds`, is not causal, or its logits differ from those of `head_of` (an
+            unknown scale or cap).
     """
     name = type(decoder).__name__
     ids = torch.arange(4, device=decoder.device)[None]
@@ -139,29 +139,31 @@ def check_decoder(decoder: PreTrainedModel) -> None:
             states, shorter = (_states_alone(decoder, part) for part in (ids, ids[:, :3]))
         except Exception as error:  # another library's model may raise anything where it does not know an argument
             raise ConfigError(
-                f"{name} does not run on embeddings with positions: {loading.first_line(error)}", "Choose another decoder."
+                f"{name} does not run on inputs_embeds with position_ids: {loading.first_line(error)}", "Choose another decoder."
             ) from error
         logits = nn.functional.linear(states, head.weight_VD, head.bias_V).float() * head.scale
         logits = torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
     if not _alike(states[:, :3], shorter):
-        raise ConfigError(f"{name} is no causal decoder: a later token changes an earlier one.", "Choose another decoder.")
+        raise ConfigError(
+            f"{name} is not a causal decoder: a later token changes the output of an earlier one.", "Choose another decoder."
+        )
     if not _alike(logits, expected):
         raise ConfigError(
-            f"{name} makes its logits in a way that Sightline does not know.",
-            "Choose another decoder, or teach `head_of` its scale.",
+            f"the logits of {name} are not head(hidden state) with a known scale or soft cap.",
+            "Choose another decoder, or add its scale to `head_of` in sightline/models/language.py.",
         )
 
 
 def check_packable(decoder: PreTrainedModel) -> None:
-    """Refuses to pack samples for a decoder that would mix them: by its layers' kinds, and by trying it.
+    """Refuses packing for a decoder that would mix packed samples; checks the kinds of its layers and then runs it.
 
-    Some decoders (BART's kind) take a mask but number their positions themselves, some ignore both; none of them complains.
+    Some decoders (such as BART's) accept a mask but number positions themselves, others ignore both, without any warning.
 
     Raises:
-        ConfigError: names the decoder and what mixes.
+        ConfigError: the decoder mixes packed samples.
     """
     check_layers(text_config(decoder))
-    # A sample of three tokens; then a prefix of two with two branches of two, the last of which is compared with its own row.
+    # One sample of three tokens; then a prefix of two with two branches of two. The last branch is compared with its unpacked run.
     ids = torch.tensor([[0, 1, 2, 3, 1, 2, 0, 1, 3]], device=decoder.device)
     tokens = Tokens(
         ids_BT=ids,
@@ -178,11 +180,11 @@ def check_packable(decoder: PreTrainedModel) -> None:
         except Exception as error:  # as in `check_decoder`
             raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACKED) from error
     if not _alike(together[:, 7:], alone[:, 2:]):
-        raise ConfigError(f"a {name} decoder would mix packed samples.", UNPACKED)
+        raise ConfigError(f"a {name} decoder mixes samples that share a packed row.", UNPACKED)
 
 
 def _states_alone(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Hidden states of rows of one sample each."""
+    """Returns the hidden states of rows that hold one sample each."""
     position = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
     zeros = torch.zeros_like(ids_BT)
     return decode(decoder, decoder.get_input_embeddings()(ids_BT), Tokens(ids_BT, position, zeros, zeros, is_plain=True))[0]
@@ -190,7 +192,7 @@ def _states_alone(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without gradient and dropout; afterwards each submodule is in the mode it was in."""
+    """Turns gradients and dropout off, and restores the mode of each submodule afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -202,29 +204,29 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """Equal but for rounding, also that of bf16; a leak or a missing scale is a hundred times more."""
+    """Returns whether two tensors are equal up to bf16 rounding; mixed samples or a missing scale differ a hundred times more."""
     return bool((ours.float() - theirs.float()).abs().max() <= 1e-2 * theirs.float().abs().max())
 
 
 def body(decoder: PreTrainedModel) -> nn.Module:
-    """The decoder without its head."""
+    """Returns the decoder without its head."""
     inner = decoder.base_model
     if inner is decoder:
-        raise ConfigError(f"{type(decoder).__name__} has no body apart from its head.", "Choose another decoder.")
+        raise ConfigError(f"{type(decoder).__name__} has no base model apart from its head.", "Choose another decoder.")
     return inner
 
 
 def decode(
     decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], tokens: Tokens
 ) -> tuple[Float[Tensor, "B T D"], dict[str, Tensor]]:
-    """Runs the decoder's body on packed rows.
+    """Runs the decoder without its head on packed rows.
 
     Returns:
-        Hidden states after the last norm, and the decoder's auxiliary losses by name, coefficients included: `decoder_balance`
-        of a mixture of experts that trains (see `balance_coefficient`).
+        Hidden states after the last norm, and the decoder's auxiliary losses by name, times their coefficients:
+        `decoder_balance` for a mixture of experts in training (see `balance_coefficient`).
 
     Raises:
-        ConfigError: a layer's attention cannot keep packed samples apart, or the router logits are of an unknown form.
+        ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
     coefficient = balance_coefficient(decoder)
     output = body(decoder)(
@@ -234,17 +236,17 @@ def decode(
         use_cache=False,
         **({"output_router_logits": True} if coefficient else {}),
     )
-    routers = (output.get("router_logits") or ()) if coefficient else ()  # empty where every layer is dense
+    routers = (output.get("router_logits") or ()) if coefficient else ()  # empty if every layer is dense
     return output.last_hidden_state, {"decoder_balance": coefficient * _balance(decoder, routers, tokens)} if routers else {}
 
 
 def balance_coefficient(decoder: PreTrainedModel) -> float:
-    """Coefficient of the decoder's load-balancing loss, `router_aux_loss_coef` of its configuration; 0 where it has no such loss.
+    """Returns the coefficient of the decoder's load-balancing loss (`router_aux_loss_coef`), or 0 if that loss does not apply.
 
-    It has none while it is frozen (in eval mode) or run without gradient, and none where transformers' own class computes none
-    (DeepSeek balances its experts by a bias).
+    It does not apply while the decoder is frozen (eval mode) or runs without gradients, nor for classes for which transformers
+    computes no such loss (DeepSeek balances its experts by a bias).
 
-    Differs: transformers adds the loss only where `output_router_logits` is set; it is always added here.
+    Differs: transformers adds the loss only if `output_router_logits` is set; here it is always added.
     """
     if not decoder.training or not torch.is_grad_enabled():
         return 0.0
@@ -257,15 +259,15 @@ def _balance(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens
     num_tokens = tokens.ids_BT.numel()
     if any(logits.ndim != 2 or len(logits) != num_tokens for logits in routers):
         raise ConfigError(
-            f"{type(decoder).__name__} has router logits of shape {tuple(routers[0].shape)} for {num_tokens} tokens, which "
-            "Sightline does not know how to balance.",
+            f"{type(decoder).__name__} has router logits of shape {tuple(routers[0].shape)} for {num_tokens} tokens; Sightline "
+            "cannot compute a load-balancing loss from them.",
             "Set model.language.router_aux_loss_coef=0.",
         )
     return load_balancing_loss(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
 
 
 def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], batch: Batch) -> Hidden:
-    """Runs the decoder on rows of embeddings and picks the supervised slots; a slot of -1 gives zeros."""
+    """Runs the decoder on rows of embeddings and selects the supervised slots; a slot of -1 gives zeros."""
     states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
     slot_S = batch.supervision.slot_S
     states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
@@ -274,10 +276,10 @@ def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D
 
 
 def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:
-    """The mask argument for packed rows: one per kind of layer where the decoder has several kinds.
+    """Returns the attention mask for packed rows: one mask per kind of layer if the decoder has several kinds.
 
-    Rows of one sample each need none: transformers then takes the kernel's own causal attention (it looks at the position ids,
-    which rise by one along such a row, padding included).
+    Rows that hold one sample each need no mask: transformers then uses the kernel's own causal attention (it reads the position
+    ids, which rise by one along such a row, padding included).
 
     Raises:
         ConfigError: as in `check_layers`.
@@ -296,28 +298,28 @@ def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tenso
 
 
 def layer_kinds(config: PreTrainedConfig) -> set[str]:
-    """Kinds of attention layers by transformers' names; empty where all layers are alike."""
+    """Returns the kinds of attention layers by transformers' names; empty if all layers are of one kind."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "block_types", None)  # the latter in transformers 5.17
     return set(kinds or ()) - {"attention"}
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """Refuses packed rows for layers that no mask of ours can separate.
+    """Refuses packed rows for layers whose attention mask cannot separate samples.
 
     Raises:
-        ConfigError: names the decoder and the layer kind or attention kernel.
+        ConfigError: the layer kind or the attention kernel does not support packed rows.
     """
     odd = sorted(layer_kinds(config) - {FULL, SLIDING})
     if odd:
         raise ConfigError(f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACKED)
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
-            f"a {config.model_type} decoder takes no position ids, so packed samples cannot restart their positions.", UNPACKED
+            f"a {config.model_type} decoder takes no position_ids, so positions of packed samples cannot restart at 0.", UNPACKED
         )
     kernel = attention_kernel(config)
     if kernel not in (None, *WITH_MASKS):
         raise ConfigError(
-            f"the attention kernel {kernel!r} takes no mask, which packed rows need.", f"Set runtime.attention=sdpa. {UNPACKED}"
+            f"the attention kernel {kernel!r} takes no mask, but packed rows need one.", f"Set runtime.attention=sdpa. {UNPACKED}"
         )
 
 
@@ -327,5 +329,5 @@ WITHOUT_POSITION_IDS = frozenset({"bloom", "mpt", "rwkv", "mamba", "mamba2", "fa
 
 
 def position_limit(config: PreTrainedConfig) -> int:
-    """The longest row that the decoder can place."""
+    """Returns the decoder's maximum sequence length (`max_position_embeddings`), 2^20 if it has none."""
     return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

@@ -1,8 +1,8 @@
-"""Loads configurations and weights of other projects safely; nothing else in the package calls `from_pretrained` on them.
+"""Loads configurations and weights of other projects safely; no other module calls `from_pretrained` on them.
 
-Weights come from safetensors alone, and no remote code runs. The entries of an index file must stay inside its folder, and kernels
-are chosen by this package, not by the file. No weight stays at its random initial value unnoticed: a missing weight is an error,
-and a left-over one is allowed only by name.
+Weights are read from safetensors only, and no remote code runs. An index file may name only files inside its folder, and the
+attention kernels are chosen by Sightline, not by the file. A missing weight is an error, so no weight silently keeps its random
+initial value; an unexpected weight is allowed only by name.
 """
 
 import copy
@@ -23,7 +23,7 @@ from sightline.errors import ConfigError, DataError, StorageError
 from sightline.models.transformers_private import forget_kernels, supports_sdpa
 from sightline.runtime.storage import safe_join
 
-# Largest sizes, under all names in use. No real model has more; a larger one builds for minutes or asks for all memory.
+# Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 512),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1024),
@@ -36,71 +36,73 @@ LIMITS = {
     "depth_multiplier": 64,
 }
 ADAPTER = "adapter_config.json"
-MAX_ITEMS = 100_000  # of a configuration, all sections together
+MAX_ITEMS = 100_000  # entries of a configuration, all sections together
 
 
 def read_config(path: str) -> PreTrainedConfig:
     """Reads the transformers configuration of a local folder or Hub id.
 
     Raises:
-        ConfigError: there is none, it needs remote code, its weights are quantised, or a size is beyond `LIMITS`.
-        StorageError: the index of its weights is damaged or points outside of the folder.
+        ConfigError: there is no configuration, it needs remote code, its weights are quantised, or a size exceeds `LIMITS`.
+        StorageError: the index of its weights is damaged or names files outside of the folder.
     """
     check_index(path)
     if "\0" not in path and (Path(path) / ADAPTER).is_file():
-        raise ConfigError(
-            f"{path!r} holds an adapter, whose base model would be loaded from wherever it says.", "Merge the adapter first."
-        )
+        raise ConfigError(f"{path!r} is a PEFT adapter, not a model.", "Merge it into its base model (PEFT: merge_and_unload).")
     try:
         values, _ = PreTrainedConfig.get_config_dict(path)
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: the configuration is no JSON object.")
-        check_sizes(values, path)  # before transformers: some configurations make a list as long as they have layers
+            raise ConfigError(f"{path}: config.json is not a JSON object.")
+        check_sizes(values, path)  # before transformers: some configurations build a list with one entry per layer
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except ConfigError:
         raise
-    except Exception as error:  # what a foreign file makes transformers raise can be anything
+    except Exception as error:  # transformers may raise anything for a foreign file
         raise ConfigError(
-            f"no usable model configuration at {path!r}: {first_line(error)}",
-            "Give a folder written by save_pretrained, or a Hub id that can be reached.",
+            f"cannot read a model configuration from {path!r}: {first_line(error)}",
+            "Give a folder written by save_pretrained, or the id of a model on the Hub.",
         ) from error
     forget_kernels(config)
     if values.get("quantization_config"):
-        raise ConfigError(f"the weights at {path!r} are quantised, which cannot be trained.", "Give the original weights.")
+        raise ConfigError(
+            f"the weights at {path!r} are quantised; Sightline cannot train them.", "Give the folder of the unquantised weights."
+        )
     check_sizes(config.to_dict(), path)
     return config
 
 
 def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
-    """Makes a configuration from its values; `model_type` names the architecture.
+    """Builds a configuration from its values; `model_type` names the architecture.
 
     Raises:
-        ConfigError: `model_type` is missing or unknown, or a value does not fit.
+        ConfigError: `model_type` is missing or unknown, or a value is invalid.
     """
     values = dict(values)
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str):
-        raise ConfigError(f"{place}: 'model_type' must name an architecture of transformers.", "For example: llama")
+        raise ConfigError(
+            f"{place}: 'model_type' must be the name of a transformers architecture.", "For example: model_type: llama"
+        )
     check_sizes(values, place)
     try:
         config = AutoConfig.for_model(model_type, **values)
-        known = set(type(config)().to_dict()) | set(config.attribute_map)  # `config` itself keeps whatever it was given
-    except Exception as error:  # each architecture checks its values in its own way
+        known = set(type(config)().to_dict()) | set(config.attribute_map)  # `config` itself also keeps unknown keys
+    except Exception as error:  # each architecture validates its values in its own way
         raise ConfigError(f"{place}: {first_line(error)}") from error
     unknown = sorted(set(values) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{place}: {model_type} has no {unknown[0]!r}.{hint}")
+        raise ConfigError(f"{place}: a {model_type} configuration has no key {unknown[0]!r}.{hint}")
     check_sizes(config.to_dict(), place)
     return config
 
 
 def check_sizes(values: dict[str, Any], place: str) -> None:
-    """Refuses sizes beyond `LIMITS` in a configuration and in the configurations that it holds.
+    """Refuses sizes beyond `LIMITS` in a configuration and in its nested configurations.
 
     Raises:
-        ConfigError: names the first such size.
+        ConfigError: a size exceeds its limit.
     """
     stack: list[tuple[str, Any]] = [("", values)]
     for _ in range(MAX_ITEMS):
@@ -113,22 +115,22 @@ def check_sizes(values: dict[str, Any], place: str) -> None:
             stack.extend((name, item) for item in value)
         elif name in LIMITS and isinstance(value, int | float) and not 0 < value <= LIMITS[name]:
             raise ConfigError(f"{place}: {name}={value} is outside of 1..{LIMITS[name]}.")
-    raise ConfigError(f"{place}: more than {MAX_ITEMS} entries are no configuration of a model.")
+    raise ConfigError(f"{place}: more than {MAX_ITEMS} entries; this is not the configuration of a model.")
 
 
 def check_index(path: str) -> None:
-    """Refuses a sharded checkpoint whose index points outside of its folder, before transformers reads it.
+    """Refuses a sharded checkpoint whose index names files outside of its folder, before transformers reads it.
 
     Raises:
-        StorageError: it does, names a file that is not there, or is no index.
+        StorageError: the index names such a file or a missing file, or is not an index.
     """
     folder = Path(path)
     for index in folder.glob("*.index.json") if "\0" not in path and folder.is_dir() else ():
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise StorageError(f"{index}: not an index of weights ({first_line(error)}).") from error
-        # In the cache of the Hub a snapshot is a folder of links to files that lie two folders up.
+            raise StorageError(f"{index}: this is not an index of weights ({first_line(error)}).") from error
+        # In the Hub's cache a snapshot is a folder of links to files two levels up.
         root = folder.parent.parent if folder.parent.name == "snapshots" else folder
         for shard in sorted(map(str, shards)):
             try:
@@ -145,18 +147,18 @@ def load(
     leftovers: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """`from_pretrained` with everything that could go wrong silently made an error.
+    """Calls `from_pretrained` and raises an error for every problem that it would only log or ignore.
 
     Args:
-        auto: an Auto class of transformers.
+        auto: Auto class of transformers.
         path: local folder or Hub id.
-        config: what `read_config` gave, or a part of it.
-        attention: attention implementation, `eager` or `sdpa` or another that transformers knows; None for what `config` says.
-        leftovers: regular expressions of weights that the checkpoint may hold beyond the model.
-        dtype: parameters' type; fp32 by default.
+        config: returned by `read_config`, or a part of it.
+        attention: attention implementation such as `eager` or `sdpa`; None keeps the one in `config`.
+        leftovers: regular expressions of weights that the checkpoint may hold in addition to the model's.
+        dtype: dtype of the parameters; fp32 by default.
 
     Raises:
-        StorageError: weights are missing, left over, of another shape, not finite, or not safetensors.
+        StorageError: weights are missing, unexpected, of another shape, not finite, or not stored as safetensors.
     """
     previous = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -169,35 +171,36 @@ def load(
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they are reported, below, and not only complained of
+            ignore_mismatched_sizes=True,  # so that they are listed, and raised as an error below
             output_loading_info=True,
         )
     except StorageError:
         raise
-    except Exception as error:  # damaged files and odd sizes make transformers raise anything
+    except Exception as error:  # transformers may raise anything for damaged files or invalid sizes
         raise StorageError(
-            f"cannot load weights from {path!r}: {first_line(error)}", "Give a folder of safetensors as save_pretrained writes it."
+            f"cannot load weights from {path!r}: {first_line(error)}",
+            "Give a folder of safetensors files written by save_pretrained.",
         ) from error
     finally:
         transformers.logging.set_verbosity(previous)
     missing = sorted(info["missing_keys"])
     if missing:
-        raise StorageError(f"{path!r} lacks {len(missing)} weights of the model, {missing[0]!r} first.")
+        raise StorageError(f"{path!r} lacks {len(missing)} weights of the model; the first is {missing[0]!r}.")
     extra = sorted(key for key in info["unexpected_keys"] if not any(re.search(pattern, key) for pattern in leftovers))
     if extra:
-        raise StorageError(f"{path!r} holds {len(extra)} weights that the model does not have, {extra[0]!r} first.")
+        raise StorageError(f"{path!r} holds {len(extra)} weights that the model does not have; the first is {extra[0]!r}.")
     if info["mismatched_keys"]:
         name, found, wanted = sorted(info["mismatched_keys"])[0]
-        raise StorageError(f"{path!r}: weight {name!r} has shape {tuple(found)}, the model wants {tuple(wanted)}.")
+        raise StorageError(f"{path!r}: weight {name!r} has the shape {tuple(found)}; the model needs {tuple(wanted)}.")
     check_finite(model, path)
     return model
 
 
 def check_amount(auto: Any, config: PreTrainedConfig, path: str) -> None:
-    """Refuses a local folder whose files hold fewer numbers than its configuration describes, before memory is taken for them.
+    """Refuses a local folder whose files hold fewer weights than its configuration describes, before allocating memory for them.
 
     Raises:
-        StorageError: they do, or a file is no safetensors.
+        StorageError: the files hold fewer weights, or a file is not safetensors.
     """
     folder = Path(path)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -206,13 +209,13 @@ def check_amount(auto: Any, config: PreTrainedConfig, path: str) -> None:
     elif index.is_file():
         files = {folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
     else:
-        return  # of the Hub, or without weights, of which transformers complains
+        return  # a model on the Hub, or a folder without weights, for which transformers raises an error
     held = sum(_elements(file) for file in files)
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(config), trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > held:
-        raise StorageError(f"{path!r}: the configuration describes {described:,} weights, the files hold {held:,}.")
+        raise StorageError(f"{path!r}: the configuration describes {described:,} weights, but the files hold {held:,}.")
 
 
 def _elements(file: Path) -> int:
@@ -220,11 +223,14 @@ def _elements(file: Path) -> int:
         with safe_open(file, "pt") as tensors:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
-        raise StorageError(f"{file}: no file of safetensors ({first_line(error)}).", "Only safetensors are read.") from error
+        raise StorageError(
+            f"{file}: this is not a safetensors file ({first_line(error)}).",
+            "Save the weights as safetensors (save_pretrained does).",
+        ) from error
 
 
 def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:
-    """Returns the wanted attention kernel, or `eager` where that is sdpa and the architecture does not support it."""
+    """Returns the requested attention kernel, or `eager` if that is sdpa and the architecture does not support it."""
     return "eager" if attention == "sdpa" and not supports_sdpa(architecture) else attention
 
 
@@ -232,7 +238,7 @@ def check_finite(model: torch.nn.Module, path: str) -> None:
     """Refuses NaN and infinity in weights and buffers (the statistics of a BatchNorm are buffers).
 
     Raises:
-        StorageError: names the first such weight.
+        StorageError: a weight is not finite.
     """
     for name, value in model.state_dict().items():
         if value.is_floating_point() and value.device.type != "meta" and not bool(torch.isfinite(value).all()):
@@ -240,7 +246,7 @@ def check_finite(model: torch.nn.Module, path: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text, for use in a message; with the next line where the first ends in a colon."""
+    """Returns the first line of an exception's text for use in a message; also the next line if the first ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -1,7 +1,7 @@
-"""Writing a model as a `from_pretrained` folder with one safetensors file per part, and reading it back.
+"""Writes a model as a `from_pretrained` folder with one safetensors file per part, and reads it back.
 
-A part that has not changed since another folder was written is hard-linked from there: a run that trains a connector of some
-megabytes between frozen parts of gigabytes writes only the connector at each checkpoint.
+A part that has not changed since an earlier folder is hard-linked from there: a run that trains a connector of some megabytes
+between frozen parts of gigabytes writes only the connector at each checkpoint.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,14 +30,14 @@ def save_model(
     """Writes configuration and weights.
 
     Args:
-        model: the vision-language model, or any transformers model (which then writes itself).
+        model: the vision-language model, or any transformers model (saved by its own `save_pretrained`).
         folder: exists and is empty.
-        previous: a folder that this function wrote for the same model.
+        previous: folder that this function wrote earlier for the same model.
         changed: parts whose weights may differ from those in `previous`.
-        state: the weights to write, if not those of the model's own state dict (adapters folded in).
+        state: weights to write instead of the model's own state dict (adapters merged).
 
     Returns:
-        Names of the files that are links to files of `previous`.
+        Names of the files that are hard links to files of `previous`.
     """
     if not isinstance(model, SightlineForConditionalGeneration):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
@@ -51,7 +51,7 @@ def save_model(
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
         names = [name for name in state if part_of(name) == part]
-        if not names:  # the place of an encoder whose outputs come from a table
+        if not names:  # `StoredFeatures`, which has no weights
             continue
         file = f"{part}.safetensors"
         weight_map |= dict.fromkeys(names, file)
@@ -67,10 +67,10 @@ def save_model(
 
 
 def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration | TextModel:
-    """Reads a folder that `save_model` wrote: a vision-language model of ours, or a decoder alone.
+    """Reads a folder that `save_model` wrote: a Sightline vision-language model, or a decoder alone.
 
     Raises:
-        ConfigError: it holds neither.
+        ConfigError: the folder holds another kind of model.
         StorageError: its weights are damaged.
     """
     config = loading.read_config(folder)
@@ -82,7 +82,7 @@ def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration
 
 
 def non_finite(state: Mapping[str, Tensor]) -> str | None:
-    """The name of the first weight that holds NaN or infinity."""
+    """Returns the name of the first weight that holds NaN or infinity, None if all are finite."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             return name

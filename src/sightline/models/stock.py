@@ -1,8 +1,8 @@
-"""A vision-language model of transformers as it is: the baseline of every comparison.
+"""Runs a vision-language model of transformers unchanged, as a baseline for comparisons.
 
-Its own modules compute everything. What it is given is the same as for a model of ours: crops, and slots in rows of tokens; so
-evaluation, chat and controls treat both alike. Rows are filled here and not by the model's `forward`, which takes pictures only in
-the shapes of its processor and, in beam search, mixes up the crops of a row.
+All computation is done by the model's own modules. It gets the same inputs as a Sightline model (crops, and visual slots in rows
+of tokens), so that evaluation, chat and controls treat both alike. Rows of embeddings are filled here and not by the model's
+`forward`, which accepts images only in the shapes of its processor and, in beam search, mixes up the crops of a row.
 """
 
 from typing import Any
@@ -22,15 +22,15 @@ from sightline.types import Batch, Hidden, Visual
 
 
 class StockModel(nn.Module):
-    """A stock model as a `SightModel`; its connector is its own and none of Sightline's.
+    """A vision-language model of transformers as a `SightModel`; it has no Sightline connector.
 
     Args:
         inner: LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM, as transformers loads it.
-        mean, std, rescale: from `uint8` pixels to what its encoder takes.
+        mean, std, rescale: normalise `uint8` pixels for the encoder.
         side: height and width of a crop.
 
     Raises:
-        ConfigError: the architecture is not known.
+        ConfigError: the architecture is not in `COMPOSITES`.
     """
 
     takes_images = True
@@ -46,7 +46,7 @@ class StockModel(nn.Module):
         self.tokens_per_crop, self.token_grid = self._probe(side)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Parameters of `vision` and `language` by their full names; all others belong to `connector`."""
+        """Returns the parameters of `vision` and `language` by their full names; all others belong to `connector`."""
         modules = {"vision": composites.vision_of(self.inner), "language": composites.language_of(self.inner)}
         part_of = {id(parameter): part for part, module in modules.items() for parameter in module.parameters()}
         parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in PARTS}
@@ -55,7 +55,7 @@ class StockModel(nn.Module):
         return parts
 
     def _probe(self, side: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Visual tokens of a crop, and their rows and columns (one row where they are no grid)."""
+        """Returns the number of visual tokens of a crop, and their rows and columns (one row if they form no grid)."""
         with torch.no_grad():
             crop = torch.zeros(1, 3, *side, dtype=self.inner.dtype, device=self.inner.device)
             count = self._connected(self.encode_pixels(crop)).shape[1]
@@ -68,11 +68,11 @@ class StockModel(nn.Module):
 
     @property
     def language(self) -> PreTrainedModel:
-        """What rows of embeddings run through: the model itself, which takes them as its decoder does."""
+        """The model that runs on rows of embeddings: the complete model, which passes them to its decoder."""
         return self.inner
 
     def generate(self, **arguments: Any) -> Any:
-        """`generate` of the model itself."""
+        """Calls the model's own `generate`."""
         return self.inner.generate(**arguments)  # pyrefly: ignore
 
     def normalise(self, pixels_NHWC: UInt8[Tensor, "N h w 3"]) -> Float[Tensor, "N 3 h w"]:
@@ -82,7 +82,7 @@ class StockModel(nn.Module):
         return values.to(self.inner.dtype).permute(0, 3, 1, 2)
 
     def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N P E"]:
-        """Encoder outputs of each crop as the model's own connector takes them."""
+        """Returns the encoder outputs of each crop as the model's own connector takes them."""
         config = self.inner.config.to_dict()
         encoder, layers = composites.vision_of(self.inner), config.get("vision_feature_layer", "last")
         joined = [raw_output(encoder, pixels_NCHW, layer) for layer in (layers if isinstance(layers, list | tuple) else [layers])]
@@ -91,23 +91,23 @@ class StockModel(nn.Module):
         return torch.cat(joined, dim=-1)
 
     def features(self, visual: Visual) -> Float[Tensor, "N P E"]:
-        """Encoder outputs of a batch's crops.
+        """Returns the encoder outputs of a batch's crops.
 
         Raises:
             ConfigError: the batch holds stored features.
         """
         if visual.pixels_NHWC is None:
-            raise ConfigError("a stock model takes images, no stored features.", "Leave data.features out.")
+            raise ConfigError("a model of transformers reads images, not stored features.", "Leave data.features out.")
         return self.encode_pixels(self.normalise(visual.pixels_NHWC))
 
     def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
-        """Table of visual tokens: those of all crops one after the other, then the model's learned separators."""
+        """Returns the table of visual tokens: those of all crops in order, then the model's learned separators."""
         tokens_NKD = self._connected(features_NPE)
         separators = composites.separators_of(self.inner).to(tokens_NKD)
         return torch.cat([tokens_NKD.flatten(0, 1), separators])
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states of packed rows at the supervised slots."""
+        """Returns the hidden states of packed rows at the supervised slots."""
         embeddings_BTD = self.inner.get_input_embeddings()(batch.tokens.ids_BT)
         if batch.visual is not None:
             table = self.visual_tokens(self.features(batch.visual))

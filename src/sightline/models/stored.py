@@ -1,6 +1,6 @@
-"""The place of an encoder that is not there: its outputs come from a table, and this says what they look like.
+"""Placeholder for an encoder whose outputs are read from an external table; describes the shape of those outputs.
 
-A model that was trained on an external table is saved, loaded and resumed as any other; only pixels cannot be given to it.
+A model trained on an external table is saved, loaded and resumed like any other, but cannot take pixels.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from sightline.errors import UsageError
 
 
 class StoredFeaturesConfig(PreTrainedConfig):
-    """What the rows of an external table are.
+    """Describes the features in an external table.
 
     Args:
-        rows, columns: grid of the tokens of a picture.
+        rows, columns: grid of the tokens of an image.
         hidden_size: width of a token.
         store_key: key of the feature store that the model was built for.
     """
@@ -30,7 +30,7 @@ class StoredFeaturesConfig(PreTrainedConfig):
 
 
 class StoredFeatures(PreTrainedModel):
-    """An encoder without parameters that takes no pixels."""
+    """An encoder without parameters that refuses pixels."""
 
     config_class = StoredFeaturesConfig
     main_input_name = "pixel_values"
@@ -40,17 +40,17 @@ class StoredFeatures(PreTrainedModel):
         self.post_init()
 
     @property
-    def dtype(self) -> torch.dtype:  # that of transformers asks the parameters
+    def dtype(self) -> torch.dtype:  # the base class reads it from the parameters, of which there are none
         return torch.float32
 
     def forward(self, pixel_values: Float[Tensor, "N 3 h w"], **kwargs: Any) -> Tensor:
-        """Refuses.
+        """Refuses pixels.
 
         Raises:
-            UsageError: always; says what to do.
+            UsageError: always; the message says how to use stored features.
         """
         raise UsageError(
-            "this model was trained on an external table of features: it has no encoder and takes no pictures.",
+            "this model was trained on an external table of features: it has no encoder, so it cannot take images.",
             "Evaluate it with --features STORE, made by `sightline data features DATASET --external FILE`.",
         )
 

@@ -1,6 +1,6 @@
-"""The surface that all models share: a vision-language model of ours, a decoder alone, a stock model of transformers.
+"""Interface of all models: a Sightline vision-language model, a decoder alone, a vision-language model of transformers.
 
-Everything outside `sightline.models` uses these members and asks a model what it can do, never which class it is.
+Code outside of `sightline.models` uses these members and tests what a model supports, never its class.
 """
 
 from collections.abc import Mapping
@@ -20,58 +20,58 @@ class SightModel(Protocol):
 
     @property
     def inner(self) -> PreTrainedModel:
-        """The transformers model that is saved, and that hooks of transformers go to."""
+        """The transformers model that is saved and that transformers' hooks apply to."""
         ...
 
     @property
     def language(self) -> PreTrainedModel:
-        """The causal language model that rows of embeddings run through."""
+        """The causal language model that runs on rows of embeddings."""
         ...
 
     def parts(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
-        """Parameters of each part by their full names; every parameter belongs to one part."""
+        """Returns the parameters of each part by their full names; every parameter belongs to exactly one part."""
         ...
 
     @property
     def takes_images(self) -> bool:
-        """Whether `features` and `visual_tokens` can be called, and batches may hold images."""
+        """Whether batches may hold images, so that `features` and `visual_tokens` can be called."""
         ...
 
     @property
     def tokens_per_crop(self) -> int:
-        """Visual tokens of a crop; 0 where the model takes no images."""
+        """Number of visual tokens of a crop; 0 if the model takes no images."""
         ...
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of visual tokens of a crop; one row where they form no grid."""
+        """Rows and columns of the visual tokens of a crop; one row if they form no grid."""
         ...
 
     @property
     def connector(self) -> Connector | None:
-        """The connector, where it is one of Sightline's."""
+        """The connector, if it is one of Sightline's; else None."""
         ...
 
     @property
     def encoder_outputs(self) -> EncoderOutputs | None:
-        """The encoder and which of its outputs the connector takes, where they can be stored and read back."""
+        """The encoder and which of its outputs the connector takes; None if they cannot be stored."""
         ...
 
     def features(self, visual: Visual) -> Float[Tensor, "N P E"]:
-        """Encoder outputs of a batch's crops, before the connector: computed from pixels, or stored ones.
+        """Returns the encoder outputs of a batch's crops, before the connector: computed from pixels, or stored ones.
 
         Raises:
             RecordError: the model takes no images.
-            ConfigError: it reads no stored features.
+            ConfigError: the batch holds stored features and the model cannot use them.
         """
         ...
 
     def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
-        """Outputs of the connector: the tokens of all crops one after the other, then the learned separators between tiles."""
+        """Returns the connector's outputs: the tokens of all crops in order, then the learned separators between tiles."""
         ...
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states of packed rows at the supervised slots.
+        """Returns the hidden states of packed rows at the supervised slots.
 
         Raises:
             RecordError: the batch holds images and the model takes none.
@@ -79,5 +79,5 @@ class SightModel(Protocol):
         ...
 
     def generate(self, **arguments: Any) -> Any:
-        """`generate` of transformers."""
+        """Calls transformers' `generate`."""
         ...

@@ -1,4 +1,4 @@
-"""A decoder alone: how a language model is pre-trained and evaluated on text records."""
+"""A decoder alone, to pre-train and evaluate a language model on text records."""
 
 from typing import Any, NoReturn
 
@@ -14,7 +14,7 @@ class TextModel(nn.Module):
     """A causal language model as a `SightModel` that takes no images.
 
     Args:
-        language: the decoder; it saves itself as an ordinary transformers folder.
+        language: the decoder; it is saved as an ordinary transformers folder.
     """
 
     takes_images = False
@@ -31,21 +31,21 @@ class TextModel(nn.Module):
         return self.language
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """All parameters as the part `language`."""
+        """Returns all parameters as the part `language`."""
         return {"language": dict(self.named_parameters())}
 
     def features(self, visual: Visual) -> NoReturn:
-        raise RecordError("image_in_text_model", "a text model was given images")
+        raise RecordError("image_in_text_model", "this is a text-only model; it cannot take images")
 
     def visual_tokens(self, features_NPE: Tensor) -> NoReturn:
-        raise RecordError("image_in_text_model", "a text model was given features of images")
+        raise RecordError("image_in_text_model", "this is a text-only model; it cannot take image features")
 
     def generate(self, **arguments: Any) -> Any:
         """`generate` of the decoder."""
-        return self.language.generate(**arguments)  # pyrefly: ignore
+        """Calls the decoder's `generate`."""
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states of packed rows of text at the supervised slots.
+        """Returns the hidden states of packed text rows at the supervised slots.
 
         Raises:
             RecordError: the batch holds images.

@@ -1,6 +1,6 @@
 """All private attributes of transformers that this package uses, each behind a public name.
 
-A minor version of transformers may rename any of them; tests/models/test_transformers_private.py then names the one that is gone.
+Any minor version of transformers may rename one; tests/models/test_transformers_private.py then names the missing attribute.
 No other file of the package may use them.
 """
 
@@ -15,7 +15,7 @@ from transformers.generation.utils import GenerationMixin
 
 
 def attention_kernel(config: PreTrainedConfig) -> str | None:
-    """Returns the attention implementation that a configuration asks for; None where none was chosen."""
+    """Returns the attention implementation that a configuration sets; None if it sets none."""
     return config._attn_implementation
 
 
@@ -25,7 +25,7 @@ def set_attention_kernel(config: PreTrainedConfig, kernel: str | None) -> None:
 
 
 def forget_kernels(config: PreTrainedConfig) -> None:
-    """Drops the kernels that a configuration file names: a name may be that of a kernel on the Hub, which is code."""
+    """Removes the kernels that a configuration file names: a name may refer to a kernel on the Hub, which is code."""
     config._attn_implementation = config._experts_implementation = None
 
 
@@ -35,12 +35,12 @@ def supports_sdpa(architecture: type[PreTrainedModel]) -> bool:
 
 
 def layer_classes(model: PreTrainedModel) -> set[str]:
-    """Returns the class names of a model's layers; empty where it does not name them."""
+    """Returns the class names of a model's layers; empty if the model does not list them."""
     return set(model._no_split_modules or ())
 
 
 def mark_initialised(module: nn.Module) -> None:
-    """Marks the weights of a module as set, so that the `post_init` of a model around it leaves them alone."""
+    """Marks the weights of a module as initialised, so that `post_init` of an enclosing model does not change them."""
     for part in module.modules():
         part._is_hf_initialized = True  # type: ignore[assignment]
     for parameter in module.parameters():
@@ -49,18 +49,18 @@ def mark_initialised(module: nn.Module) -> None:
 
 def set_checkpointing(model: PreTrainedModel, function: Callable[..., Any]) -> None:
     """Turns gradient checkpointing on; each layer then runs as `function(layer_forward, *inputs)`."""
-    # The public method has another name in each of the supported versions, and one of the two warns.
+    # The public method has a different name in each supported version, and one of the two logs a warning.
     model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
 
 
 def wrap_checkpointing(layer: nn.Module, wrapper: Callable[..., Any]) -> None:
-    """Runs a checkpointed layer as `wrapper(layer, function, layer_forward, *inputs)`, where `function` is what ran it so far."""
+    """Runs a checkpointed layer as `wrapper(layer, function, layer_forward, *inputs)`; `function` is its checkpointing function."""
     # pyrefly: ignore  # a plain attribute that transformers sets on each layer
     layer._gradient_checkpointing_func = partial(wrapper, layer, layer._gradient_checkpointing_func)
 
 
 class CustomModel(PreTrainedModel, GenerationMixin):
-    """Base of the models of this package: declares what they support, and calls public methods from transformers' private hooks."""
+    """Base class of Sightline's models: declares what they support and maps transformers' private hooks to public methods."""
 
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -69,14 +69,14 @@ class CustomModel(PreTrainedModel, GenerationMixin):
     _no_split_modules: list[str] = []  # noqa: RUF012
 
     def init_missing(self, module: nn.Module) -> None:
-        """Initialises a module that a checkpoint lacks; called by `from_pretrained` alone."""
+        """Initialises a module that a checkpoint lacks; called only by `from_pretrained`."""
         raise NotImplementedError
 
     def checkpointing_enabled(self) -> None:
-        """Called after gradient checkpointing was turned on, in whatever way."""
+        """Is called after gradient checkpointing was turned on."""
 
     def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Takes the inputs that only this model has out of `inputs` and returns them for rows repeated `times` times (beams)."""
+        """Removes the inputs that only this model has from `inputs` and returns them for rows repeated `times` times (beams)."""
         return {}
 
     def _init_weights(self, module: nn.Module) -> None:

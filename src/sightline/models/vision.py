@@ -1,8 +1,8 @@
-"""Vision encoders: any transformers vision model that turns a picture into a grid of tokens.
+"""Vision encoders: any transformers vision model that turns an image into a grid of tokens.
 
-ViT types (SigLIP, SigLIP2 of fixed resolution, CLIP, DINOv2, ViT) give `[N, P, E]` with or without leading class or register
-tokens; CNN types (MobileNetV2) give a map `[N, E, h, w]` whose cells are the tokens. Composite checkpoints (a whole CLIP or
-SigLIP) lend their vision half.
+ViT models (SigLIP, SigLIP2 of fixed resolution, CLIP, DINOv2, ViT) give `[N, P, E]` with or without leading class or register
+tokens; CNN models (MobileNetV2) give a map `[N, E, h, w]` whose cells are the tokens. Of a composite checkpoint (a complete CLIP or
+SigLIP) the vision half is used.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 
-# What a vision encoder's checkpoint may hold beyond the encoder: the text half of a composite, pooling heads, classifiers.
+# What a vision encoder's checkpoint may hold besides the encoder: the text half of a composite, pooling heads, classifiers.
 LEFTOVERS = (r"^text_model\.", r"projection", r"^logit_(scale|bias)$", r"^(vision_model\.)?head\.", r"classifier", r"^pooler\.")
 
 
@@ -31,13 +31,13 @@ class VisionConfig(Config):
     config: dict[str, Any] | None = None
     """Sizes of an encoder to train from scratch, with its `model_type`; instead of `path`."""
     external: str | None = None
-    """A feature store made from an external table, instead of an encoder: the model takes features and never pixels."""
+    """A feature store made from an external table, instead of an encoder; the model then takes stored features and no pixels."""
     layer: Literal["last"] | int = "last"
-    """`last`: the final output, after its norm where the model has one; or an index of hidden states (LLaVA-1.5: -2)."""
+    """`last`: the final output, after its norm if the model has one; or an index of hidden states (LLaVA-1.5: -2)."""
     drop_class_token: bool = True
     """Leave out class and register tokens."""
     normalise: dict[str, list[float]] = Field(default_factory=dict)
-    """`mean` and `std` of an encoder from `config`; those of a `path` come from its folder."""
+    """`mean` and `std` for an encoder from `config`; an encoder from `path` uses those in its folder."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "VisionConfig":
@@ -48,7 +48,7 @@ class VisionConfig(Config):
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What comes out of an encoder: a grid of `rows x columns` patches of `width`, after `prefix` class or register tokens."""
+    """Output shape of an encoder: a grid of `rows x columns` patches of `width`, after `prefix` class or register tokens."""
 
     rows: int
     columns: int
@@ -56,7 +56,7 @@ class EncoderShape:
     prefix: int
 
     def kept(self, drop_class_token: bool) -> tuple[int, tuple[int, int]]:
-        """How many leading tokens are left out, and the grid of what is kept; class tokens that stay leave no grid."""
+        """Returns how many leading tokens are removed, and the grid of the rest; if class tokens are kept, there is no grid."""
         drop = self.prefix if drop_class_token else 0
         if drop == self.prefix:
             return drop, (self.rows, self.columns)
@@ -70,7 +70,7 @@ class EncoderOutputs:
     Attributes:
         encoder: the module.
         layer: hidden state: `last` or an index.
-        drop: leading tokens that are left out.
+        drop: number of leading tokens (class and register tokens) that are removed.
         grid: rows and columns of the tokens of a crop that are kept.
         width: of a token.
     """
@@ -83,11 +83,11 @@ class EncoderOutputs:
 
 
 def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedModel:
-    """Loads the encoder, or makes one from sizes.
+    """Loads the encoder, or builds one from sizes.
 
     Raises:
-        ConfigError: the configuration is no vision model.
-        StorageError: its weights are not all there.
+        ConfigError: the configuration is not a vision model.
+        StorageError: weights are missing.
     """
     half = encoder_config(config)
     if config.path is None:
@@ -96,10 +96,10 @@ def build_encoder(config: VisionConfig, attention: str = "sdpa") -> PreTrainedMo
 
 
 def encoder_config(config: VisionConfig) -> PreTrainedConfig:
-    """The encoder's own configuration; of a composite checkpoint its vision half.
+    """Returns the encoder's own configuration; for a composite checkpoint that of its vision half.
 
     Raises:
-        ConfigError: there is none that can be used.
+        ConfigError: there is no usable configuration.
     """
     if config.path is None:
         return loading.config_from(config.config or {}, "model.vision.config")
@@ -108,15 +108,15 @@ def encoder_config(config: VisionConfig) -> PreTrainedConfig:
 
 
 def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    """An encoder with fresh weights."""
+    """Builds an encoder with random weights."""
     return AutoModel.from_config(config, attn_implementation=kernel_for(config, attention), trust_remote_code=False)
 
 
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
-    """The wanted attention kernel, or `eager` for an architecture without it (CNNs have no attention at all)."""
+    """Returns the requested attention kernel, or `eager` for an architecture without it (CNNs have no attention)."""
     architecture = MODEL_MAPPING.get(type(config), None)
     if not isinstance(architecture, type):
-        raise ConfigError(f"{config.model_type!r} is no vision model that transformers can build.")
+        raise ConfigError(f"{config.model_type!r} is not a vision model that transformers can build.")
     return loading.supported_kernel(architecture, attention)
 
 
@@ -128,15 +128,15 @@ def strip_labels(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Literal["last"] | int) -> EncoderShape:
-    """Runs one grey picture through the encoder to learn what comes out.
+    """Runs one grey image through the encoder and returns the shape of its output.
 
     Args:
         encoder: the model.
-        image_size: height and width that the preparation gives.
+        image_size: height and width of prepared images.
         layer: as in `VisionConfig`.
 
     Raises:
-        ConfigError: the output is no grid of tokens.
+        ConfigError: the output is not a grid of tokens.
     """
     height, width = image_size
     parameter = next(encoder.parameters())
@@ -150,7 +150,7 @@ def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Li
         return EncoderShape(output.shape[2], output.shape[3], output.shape[1], 0)
     patch = getattr(encoder.config, "patch_size", None)
     if output.ndim != 3 or not isinstance(patch, int):
-        raise ConfigError(f"{type(encoder).__name__} gives {tuple(output.shape)}, which is no grid of visual tokens.")
+        raise ConfigError(f"{type(encoder).__name__} gives {tuple(output.shape)}, which is not a grid of visual tokens.")
     rows, columns = height // patch, width // patch
     prefix = output.shape[1] - rows * columns
     if prefix < 0:
@@ -167,7 +167,7 @@ def normalise(
 ) -> Float[Tensor, "N 3 h w"]:
     """Rescales and normalises prepared pixels on their device, as the encoder's processor does."""
     device = pixels_NHWC.device
-    # Line by line and in place: over a last axis of 3 a CPU takes half as long again.
+    # In place and one image row at a time: broadcasting over a last axis of 3 takes half as long again on a CPU.
     width = pixels_NHWC.shape[2]
     offset, divisor = torch.tensor(list(mean) * width, device=device), torch.tensor(list(std) * width, device=device)
     values = pixels_NHWC.flatten(2).to(torch.float32)
@@ -176,7 +176,7 @@ def normalise(
 
 
 def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int) -> Tensor:
-    """The chosen hidden state as the model gives it."""
+    """Returns the chosen hidden state in the model's own layout."""
     if layer == "last":
         return encoder(pixels_NCHW).last_hidden_state
     return encoder(pixels_NCHW, output_hidden_states=True).hidden_states[layer]
@@ -185,13 +185,13 @@ def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer:
 def encode(
     encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int, drop: int
 ) -> Float[Tensor, "N P E"]:
-    """Visual features of prepared pictures in raster order.
+    """Returns visual features of prepared images in raster order.
 
     Args:
         encoder: the model.
-        pixels_NCHW: rescaled and normalised pictures.
+        pixels_NCHW: rescaled and normalised images.
         layer: as in `VisionConfig`.
-        drop: number of leading tokens to leave out.
+        drop: number of leading tokens to remove.
     """
     output = raw_output(encoder, pixels_NCHW, layer)
     if output.ndim == 4:

@@ -1,8 +1,8 @@
-"""The vision-language model: encoder, connector and decoder behind two surfaces.
+"""The vision-language model: encoder, connector and decoder, with transformers' interface and Sightline's own.
 
-`forward` keeps the contract of transformers (ids, pixel values, labels, cache, loss, logits), so that `generate`, Trainer,
-TRL and PEFT work on it as on any model of theirs. `hidden` takes a packed `Batch` and returns hidden states at the supervised
-slots; Sightline's own loop uses nothing else.
+`forward` keeps the contract of transformers (input ids, pixel values, labels, cache, loss, logits), so that `generate`, Trainer,
+TRL and PEFT work with it. `hidden` takes a packed `Batch` and returns hidden states at the supervised slots; Sightline's training
+loop uses only that.
 """
 
 import inspect
@@ -34,20 +34,20 @@ from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
 PARTS = ("vision", "connector", "language")
-# transformers renamed `past_key_values` to `cache` in 5.24. Users may give either; CACHE_NAME is that of the installed version.
+# transformers 5.24 renamed `past_key_values` to `cache`. Callers may use either; CACHE_NAME is the installed version's name.
 CACHE_NAMES = ("cache", "past_key_values")
 _GENERATION_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE_NAME = next(name for name in CACHE_NAMES if name in _GENERATION_INPUTS)
 
 
 def part_of(name: str) -> str:
-    """The part of a vision-language model that a weight belongs to; separators belong to the connector."""
+    """Returns the part of a vision-language model that a weight belongs to; separators belong to the connector."""
     part = name.partition(".")[0]
     return part if part in PARTS else "connector"
 
 
 def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by part and full name, for a module whose children are named as those of a vision-language model."""
+    """Returns parameters by part and full name, for a module with children `vision`, `connector` and `language`."""
     parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
         parts[part_of(name)][name] = parameter
@@ -62,13 +62,13 @@ class SightlineConfig(PreTrainedConfig):
         text_config: the decoder's own configuration.
         connector: kind and fields of the connector (see `sightline.models.connectors`).
         vision_layer: hidden state of the encoder that is used: "last" or an index.
-        vision_drop: leading encoder tokens that are left out (class and register tokens).
+        vision_drop: number of leading encoder tokens that are removed (class and register tokens).
         grid: rows and columns of patches.
         vision_width: width of a patch.
-        image_mean, image_std, rescale_factor: from `uint8` pixels to what the encoder takes.
-        image_token_id: id that holds the place of one visual token.
-        num_words: entries of the decoder's own vocabulary, before any token was added.
-        num_separators: learned visual tokens that stand between tiles.
+        image_mean, image_std, rescale_factor: normalise `uint8` pixels for the encoder.
+        image_token_id: token id that marks a visual slot.
+        num_words: number of vocabulary entries of the decoder before image and tile tokens were added.
+        num_separators: number of learned separator tokens between tiles.
     """
 
     model_type = "sightline"
@@ -107,24 +107,24 @@ class SightlineConfig(PreTrainedConfig):
         parts = (self.vision_config, self.text_config)
         kernels = [attention_kernel(part) for part in parts]
         super().__init__(**kwargs)
-        if attention_kernel(self) is None:  # the base class has just reset the kernels of parts that exist already
+        if attention_kernel(self) is None:  # the base class has just reset the kernels of existing parts
             for part, kernel in zip(parts, kernels, strict=True):
                 set_attention_kernel(part, kernel)
 
     def connector_shape(self) -> ConnectorShape:
-        """Where the connector stands."""
+        """Returns the shapes that the connector is built for."""
         rows, columns = self.grid
         return ConnectorShape(rows, columns, self.vision_width, self.text_config.hidden_size, self.num_words)
 
     def with_parts(self, vision_config: PreTrainedConfig, text_config: PreTrainedConfig) -> "SightlineConfig":
-        """Returns the same configuration with those of another encoder and decoder of the same shapes."""
+        """Returns the same configuration with another encoder and decoder of the same shapes."""
         own = ("connector", "vision_layer", "vision_drop", "grid", "vision_width", "image_mean", "image_std", "rescale_factor")
         own += ("image_token_id", "num_words", "num_separators")
         return SightlineConfig(vision_config, text_config, **{name: getattr(self, name) for name in own})
 
 
 def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with the cache, if there is one, under the name that the installed transformers uses."""
+    """Returns the arguments with the cache, if given, under the name that the installed transformers uses."""
     given = {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
     if len(given) > 1:
         raise ValueError("give the cache either as cache or as past_key_values, not as both")
@@ -133,12 +133,12 @@ def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_filled(cache: Cache | None) -> bool:
-    """Whether a cache holds tokens, images among them perhaps."""
+    """Returns whether a cache holds tokens (which may include images)."""
     return cache is not None and cache.get_seq_length() > 0
 
 
 def vlm_config(config: PreTrainedConfig) -> SightlineConfig | None:
-    """Returns a configuration as that of a vision-language model of ours, or None for another model."""
+    """Returns the configuration if it is a Sightline vision-language model, else None."""
     return config if isinstance(config, SightlineConfig) else None
 
 
@@ -154,7 +154,7 @@ class SightlineForConditionalGeneration(CustomModel):
 
     Args:
         config: the model's configuration.
-        vision, connector, language: parts that exist already (with their weights); what is not given is built from `config`.
+        vision, connector, language: existing parts with their weights; missing ones are built from `config`.
     """
 
     config_class = SightlineConfig
@@ -181,11 +181,11 @@ class SightlineForConditionalGeneration(CustomModel):
         )
         self.separators = nn.Parameter(torch.zeros(config.num_separators, config.text_config.hidden_size))
         if self.separators.device.type != "meta":
-            mark_initialised(self)  # every part has its weights: given, or from its own constructor
+            mark_initialised(self)  # every part is initialised: given, or by its own constructor
         self.post_init()
 
     def init_missing(self, module: nn.Module) -> None:
-        """Initialises what a checkpoint lacks as torch does, so that it is no uninitialised memory."""
+        """Initialises weights that a checkpoint lacks as torch does; they would be uninitialised memory otherwise."""
         if module is self:
             nn.init.zeros_(self.separators)
         elif isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.Conv2d):
@@ -216,11 +216,11 @@ class SightlineForConditionalGeneration(CustomModel):
         )
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Parameters of `vision`, `connector` and `language` by their full names; separators belong to the connector."""
+        """Returns the parameters of `vision`, `connector` and `language` by full name; separators belong to the connector."""
         return parts_of(self)
 
     def train(self, mode: bool = True) -> "SightlineForConditionalGeneration":
-        """As in torch, but a part without trainable parameters stays in `eval`: BatchNorm would move its statistics."""
+        """Sets the mode as in torch, but keeps parts without trainable parameters in eval mode (BatchNorm has statistics)."""
         super().train(mode)
         for name in PARTS:
             module = self.get_submodule(name)
@@ -231,12 +231,12 @@ class SightlineForConditionalGeneration(CustomModel):
         return self
 
     def checkpointing_enabled(self) -> None:
-        """Keeps frozen layers in eval mode while they are computed again."""
+        """Keeps frozen layers in eval mode during recomputation."""
         checkpointing.keep_frozen_in_eval(self)
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the decoder's vocabulary, with those that were added for images."""
+        """Number of entries of the decoder's vocabulary, including those added for images."""
         return self.config.text_config.vocab_size
 
     def get_input_embeddings(self) -> nn.Module:
@@ -254,14 +254,16 @@ class SightlineForConditionalGeneration(CustomModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Resizes as in transformers. The decoder does it: some (Gemma2) keep their size in a place of their own.
+        """Resizes as in transformers, through the decoder: some decoders (Gemma2) store the vocabulary size elsewhere.
 
         Raises:
-            ValueError: the connector mixes words that would go.
+            ValueError: the connector mixes vocabulary entries that would be removed.
         """
         if new_num_tokens is not None and new_num_tokens < self.config.num_words and self.connector.mixes_words:
             words = self.config.num_words
-            raise ValueError(f"the connector mixes {words} words of the decoder; the vocabulary cannot shrink to {new_num_tokens}")
+            raise ValueError(
+                f"align mixes {words} vocabulary entries of the decoder, so the vocabulary cannot shrink to {new_num_tokens}"
+            )
         resized = self.language.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.text_config.vocab_size = resized.num_embeddings
         self.config.num_words = min(self.config.num_words, resized.num_embeddings)
@@ -271,7 +273,7 @@ class SightlineForConditionalGeneration(CustomModel):
         return self.language.get_decoder()
 
     def words(self) -> Float[Tensor, "V D"]:
-        """The decoder's input embedding of every word of its own vocabulary, as `embed_tokens(ids)` gives it; live."""
+        """Returns the decoder's input embeddings of its original vocabulary, as `embed_tokens(ids)` gives them, with gradient."""
         embedding = self.get_input_embeddings()
         num_words = self.config.num_words
         if type(embedding) is nn.Embedding:
@@ -286,35 +288,35 @@ class SightlineForConditionalGeneration(CustomModel):
         return normalise(pixels_NHWC, config.rescale_factor, config.image_mean, config.image_std, self.vision.dtype)
 
     def encode_pixels(self, pixels_NCHW: Float[Tensor, "N 3 h w"]) -> Float[Tensor, "N P E"]:
-        """Features of normalised pictures; without a graph when the encoder is frozen."""
+        """Returns the features of normalised images; without autograd graph when the encoder is frozen."""
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.vision.parameters())
         with torch.set_grad_enabled(trains):
             return encode(self.vision, pixels_NCHW, self.config.vision_layer, self.config.vision_drop)
 
     def features(self, visual: Visual) -> Float[Tensor, "N P E"]:
-        """Encoder outputs of a batch's crops: the stored ones, or those of its pixels."""
+        """Returns the encoder outputs of a batch's crops: stored ones, or computed from pixels."""
         if visual.features_NPE is not None:
             return visual.features_NPE.to(self.separators.dtype)
         assert visual.pixels_NHWC is not None
         return self.encode_pixels(self.normalise(visual.pixels_NHWC))
 
     def visual_tokens(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "X D"]:
-        """Table of visual tokens: those of all crops one after the other, then the separators."""
+        """Returns the table of visual tokens: those of all crops in order, then the separators."""
         return self._table(self.connector(features_NPE, self.words))
 
     def _table(self, tokens_NKD: Float[Tensor, "N K D"]) -> Float[Tensor, "X D"]:
         return torch.cat([tokens_NKD.flatten(0, 1), self.separators.to(tokens_NKD.dtype)])
 
-    # Our surface --------------------------------------------------------------------------------------------------------
+    # Sightline's interface ----------------------------------------------------------------------------------------------
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states of packed rows at the supervised slots.
+        """Returns the hidden states of packed rows at the supervised slots.
 
         Args:
             batch: packed rows on the model's device.
 
         Raises:
-            ConfigError: the decoder's attention cannot keep packed samples apart.
+            ConfigError: the decoder's attention cannot separate packed samples.
         """
         embeddings_BTD = self.get_input_embeddings()(batch.tokens.ids_BT)
         losses: dict[str, Tensor] = {}
@@ -324,10 +326,10 @@ class SightlineForConditionalGeneration(CustomModel):
         hidden = hidden_states(self.language, embeddings_BTD, batch)
         return replace(hidden, auxiliary={**losses, **hidden.auxiliary})
 
-    # transformers' surface ------------------------------------------------------------------------------------------------
+    # transformers' interface --------------------------------------------------------------------------------------------
 
     def get_image_features(self, pixel_values: Float[Tensor, "N 3 h w"], **kwargs: Any) -> Float[Tensor, "N K D"]:
-        """Visual tokens of pictures as a processor prepares them."""
+        """Returns the visual tokens of images that a processor has prepared."""
         return self.connector(self.encode_pixels(pixel_values.to(self.vision.dtype)), self.words)
 
     def forward(
@@ -345,19 +347,19 @@ class SightlineForConditionalGeneration(CustomModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore (as in transformers)
     ) -> ModelOutput | tuple[Any, ...]:
-        """The contract of a transformers image-text-to-text model.
+        """Runs the model with the contract of a transformers image-text-to-text model.
 
         Args:
-            input_ids: tokens, one `image_token_id` for each visual token.
-            pixel_values: pictures (or their tiles) in the order of their places in `input_ids`.
+            input_ids: token ids, with one `image_token_id` per visual token.
+            pixel_values: images (or their tiles) in the order of their image tokens in `input_ids`.
             attention_mask, position_ids, inputs_embeds, labels, use_cache, logits_to_keep: as everywhere in transformers; labels
                 of -100 are ignored.
-            past_key_values, cache: the keys and values of earlier tokens, by the name before or since transformers 5.24.
-            visual_sources: for each visual slot the row of the table of visual tokens; by default the crops' tokens in order.
+            past_key_values, cache: keys and values of earlier tokens, under the name before or since transformers 5.24.
+            visual_sources: for each visual slot the row in the table of visual tokens; by default the crops' tokens in order.
 
         Raises:
-            ValueError: neither or both of ids and embeddings are given, the cache is given by both names, slots and visual
-                tokens differ in number, or ids hold image tokens without pixel values.
+            ValueError: neither or both of ids and embeddings are given, both cache names are given, image tokens and visual
+                tokens differ in number, or the ids hold image tokens without pixel values.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -365,7 +367,7 @@ class SightlineForConditionalGeneration(CustomModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             if input_ids is None:
-                raise ValueError("pixel_values need input_ids, which say where the visual tokens go")
+                raise ValueError("pixel_values need input_ids, whose image tokens mark the visual slots")
             table = self.visual_tokens(self.encode_pixels(pixel_values.to(self.vision.dtype)))
             slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
             if visual_sources is None:
@@ -386,10 +388,10 @@ class SightlineForConditionalGeneration(CustomModel):
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the cache may be given by either name, whatever the installed version calls it.
+        """Generates as in transformers; the cache may be given under either name, whatever the installed version calls it.
 
         Raises:
-            ValueError: the cache is given by both names.
+            ValueError: the cache is given under both names.
         """
         return super().generate(*args, **_named_cache(kwargs))  # pyrefly: ignore
 
@@ -401,7 +403,7 @@ class SightlineForConditionalGeneration(CustomModel):
         use_cache: bool | None = True,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Pictures enter once: with a cache their tokens are in it after the first step."""
+        """Passes pixel values to the first step only: afterwards the cache holds their tokens."""
         kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
         prepare = super().prepare_inputs_for_generation
         inputs = prepare(input_ids, **_named_cache(kwargs))  # pyrefly: ignore
@@ -412,7 +414,7 @@ class SightlineForConditionalGeneration(CustomModel):
         return inputs
 
     def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Repeats the crops of each row for beams: a row's crops together, in the order in which its visual slots name them."""
+        """Repeats the crops of each row for beams: a row's crops stay together, in the order of their visual slots."""
         pixels, sources = inputs.pop("pixel_values", None), inputs.pop("visual_sources", None)
         if times > 1 and pixels is not None and input_ids is not None:
             order, sources = self._beam_order(input_ids, len(pixels), sources, times)
@@ -420,7 +422,7 @@ class SightlineForConditionalGeneration(CustomModel):
         return {"pixel_values": pixels, "visual_sources": sources}
 
     def _beam_order(self, input_ids: Tensor, num_crops: int, sources: Tensor | None, expand_size: int) -> tuple[Tensor, Tensor]:
-        """Crops of all repeated rows, one row's after the other, and the sources that name them by their new numbers."""
+        """Returns the crops of all repeated rows, row after row, and the visual sources renumbered for them."""
         per_crop = self.connector.tokens_per_crop
         slots_B = (input_ids == self.config.image_token_id).sum(1).tolist()
         base = torch.arange(num_crops * per_crop, device=input_ids.device) if sources is None else sources

@@ -1,4 +1,4 @@
-"""Objectives: a model and a batch in, a `Loss` (sum and weight) out. One file each; the model knows none of them."""
+"""Objectives map a model and a batch to a `Loss` (sum and weight). One file each; models do not depend on them."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Auxiliary losses: what the model itself adds to the objective, such as the load balancing of experts."""
+"""Auxiliary losses that the model itself adds to the objective, such as the load balancing of experts."""
 
 from dataclasses import replace
 
@@ -6,10 +6,10 @@ from sightline.types import Hidden, Loss
 
 
 def with_auxiliary(loss: Loss, hidden: Hidden) -> Loss:
-    """Adds the auxiliary losses of `hidden` to a loss, each times the loss's own weight, by which the loop divides again.
+    """Adds the auxiliary losses of `hidden` to a loss, each times the loss's weight, because the loop divides by that weight.
 
-    An auxiliary loss is a mean over a micro-batch. Accumulation averages the micro-batches by their weights, which is not the same
-    as one mean over all their tokens.
+    An auxiliary loss is a mean over a micro-batch. Gradient accumulation averages the micro-batches by their weights, which differs
+    from one mean over all their tokens.
     """
     if not hidden.auxiliary:
         return loss

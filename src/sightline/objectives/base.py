@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The interface of objectives."""
 
 from abc import abstractmethod
 from typing import Protocol
@@ -8,34 +8,34 @@ from sightline.types import Batch, Hidden, Loss
 
 
 class HiddenStateModel(Protocol):
-    """The one surface of a model that an objective uses."""
+    """The part of a model's interface that objectives use."""
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states at the supervised slots."""
+        """Returns the hidden states at the supervised slots."""
         ...
 
 
 class Objective(Protocol):
-    """Turns a batch into a loss."""
+    """Computes the loss of a batch."""
 
     def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
-        """The sum to back-propagate and its weight."""
+        """Returns the sum to back-propagate and its weight."""
         ...
 
 
 class ObjectiveConfig(Config):
-    """Fields of an objective; `build` makes it."""
+    """Fields of an objective; `build` creates the objective."""
 
     @property
     def stores_blind_logits(self) -> bool:
-        """Whether image-free logits of a frozen decoder are computed once, before the first step."""
+        """Whether blind logits (those without images) of a frozen decoder are computed once, before the first step."""
         return False
 
     @property
     def needs_padded_rows(self) -> bool:
-        """Whether the objective is defined on rows of one sample each only."""
+        """Whether the objective supports only padded rows of one sample each."""
         return False
 
     @abstractmethod
     def build(self) -> Objective:
-        """The objective."""
+        """Builds the objective."""

@@ -1,4 +1,4 @@
-"""`cal`: cross-entropy in which each label token weighs as much as the image raises its logit.
+"""`cal`: cross-entropy in which each label token is weighted by how much the image raises its logit.
 
 Contrastive ALignment, Xiao et al. 2024 (arXiv 2405.17871), equations 3 to 5. With `z(t)` the logit of label token `t`:
 
@@ -7,14 +7,14 @@ Contrastive ALignment, Xiao et al. 2024 (arXiv 2405.17871), equations 3 to 5. Wi
     L        = sum_s weight_s nll_s / sum_s weight_s
 
 Differs from the paper (mode `clean`):
-  - normalised over all supervised tokens of a step, ranks and micro-batches included (the paper: per sample; the authors' code:
-    per micro-batch), so that accumulation does not change the loss;
-  - the window never leaves a contiguous run of supervised tokens of one branch (the authors' code averages over the flattened
-    micro-batch, prompt, padding and other samples included);
-  - the pass without image runs on the text tokens alone, at their positions. That is the masked full-length pass for every token
-    but one: a token whose predecessor is an image token is predicted from the last text before the image, and has weight 1 where
-    there is none;
-  - a sample without image has gain 0 and weight 1, whatever the clamp.
+  - The loss is normalised over all supervised tokens of a step, ranks and micro-batches included (the paper: per sample; the
+    authors' code: per micro-batch), so that gradient accumulation does not change it.
+  - The averaging window stays within a contiguous run of supervised tokens of one branch (the authors' code averages over the
+    flattened micro-batch, prompt, padding and other samples included).
+  - The pass without image runs on the text tokens alone, at their original positions. That equals the masked full-length pass for
+    every token but one: a token that follows an image token is predicted from the last text before the image, and has weight 1 if
+    there is none.
+  - A sample without image has gain 0 and weight 1, whatever the clamp.
 Mode `published` keeps the authors' arithmetic, for comparison; it needs padded rows of one sample each.
 """
 
@@ -44,20 +44,20 @@ class CALConfig(ObjectiveConfig):
     mode: Literal["clean", "published"] = "clean"
     """`clean`: exact under packing, prefix sharing and accumulation. `published`: the authors' arithmetic on padded rows."""
     low: float = Field(default=1.0, ge=0)
-    """Least weight; the paper's alpha."""
+    """Smallest weight; the paper's alpha."""
     high: float = Field(default=5.0, gt=0)
-    """Largest weight; the paper's beta, near the 90th percentile of a 7B model's gain: measure yours with `probe --what gain`."""
+    """Largest weight; the paper's beta, near the 90th percentile of a 7B model's gain. Measure yours with `probe --what gain`."""
     window: int = Field(default=3, ge=1)
-    """Width of the average; 1 for none."""
+    """Width of the moving average; 1 turns it off."""
     contrast: Contrast = "removed"
-    """What the image is compared with: `removed` (no image), `masked` patches, a `blurred` image, a `shuffled` one (the next of the
-    micro-batch; one that is alone in it has gain 0)."""
+    """What the image is compared with: `removed` (no image), `masked` patches, a `blurred` image, or a `shuffled` one (the next
+    crop of the micro-batch; the gain is 0 if there is only one)."""
     mask_ratio: float = Field(default=0.7, gt=0, le=1)
-    """Share of patches that `masked` covers; the paper has 0.5, 0.7 and 0.9 of a 20 x 10 grid."""
+    """Share of patches that `masked` covers; the paper uses 0.5, 0.7 and 0.9 of a 20 x 10 grid."""
     blur_sigma: float = Field(default=10.0, gt=0)
-    """Width of `blurred` in pixels of a 336-pixel picture; the paper has 1 and 10."""
+    """Standard deviation of `blurred` in pixels, for an image of 336 pixels; the paper uses 1 and 10."""
     stored: bool = True
-    """Compute the pass without image once per sample, before the first step, where the decoder is frozen and it is constant."""
+    """Compute the blind logits of a frozen decoder once per sample, before the first step; they do not change in training."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "CALConfig":
@@ -66,12 +66,12 @@ class CALConfig(ObjectiveConfig):
         if self.window % 2 == 0:
             raise ValueError(f"window={self.window} must be odd")
         if self.mode == "published" and self.contrast != "removed":
-            raise ValueError("mode 'published' compares with the image removed")
+            raise ValueError("mode 'published' needs contrast='removed'")
         return self
 
     @property
     def stores_blind_logits(self) -> bool:
-        """Whether the contrast of a frozen decoder is worth storing: it depends on the text alone."""
+        """Whether storing the blind logits of a frozen decoder pays: only if they depend on the text alone."""
         return self.stored and self.mode == "clean" and self.contrast == "removed"
 
     @property
@@ -83,10 +83,10 @@ class CALConfig(ObjectiveConfig):
 
 
 class CAL:
-    """The `clean` form.
+    """Contrastive alignment in its `clean` form.
 
     Args:
-        config: range, window and contrast.
+        config: clamp range, window and contrast.
     """
 
     def __init__(self, config: CALConfig) -> None:
@@ -104,16 +104,16 @@ class CAL:
         return with_auxiliary(Loss(total=(nll_S * weight_S).sum(), weight=weight_S.sum(), parts=parts), hidden)
 
     def blind_logits(self, model: HiddenStateModel, batch: Batch) -> tuple[Float[Tensor, " S"], Bool[Tensor, " S"]]:
-        """Logit of each target in the contrast pass, and which targets have a gain at all.
+        """Returns the logit of each target without its image, and which targets have a gain.
 
-        A target has none when its sample has no image, or when nothing but the image precedes it.
+        A target has no gain if its sample has no image, or if only the image precedes it.
         """
         target_S = batch.supervision.target_S
         has_image_S = with_image(batch)
         if batch.blind_logits_S is not None:
             return batch.blind_logits_S.nan_to_num(), has_image_S & ~batch.blind_logits_S.isnan()
         lone = self.config.contrast == "shuffled" and batch.visual is not None and batch.visual.num_crops < 2
-        if lone or not bool(has_image_S.any()):  # an epoch's last batch may hold one picture, which has none to change with
+        if lone or not bool(has_image_S.any()):  # an epoch's last batch may hold a single image, with none to exchange
             return torch.zeros(len(target_S), device=target_S.device), torch.zeros_like(has_image_S)
         with torch.no_grad():
             if self.config.contrast == "removed":
@@ -127,14 +127,15 @@ class CAL:
 
 
 class PublishedCAL:
-    """The authors' arithmetic on padded rows of one sample each (`llava_llama.py` of their repository).
+    """CAL with the authors' arithmetic, on padded rows of one sample each (`llava_llama.py` of their repository).
 
-    Differs: the pass without image runs on the text alone, which gives the same logits at text positions, and image positions take
-    the logit 0 there. In the authors' code they keep a logit of their own, with flash attention too: it zero-fills each layer's
-    attention output at masked rows, while the residual stream and the MLPs still carry the image. The weight of a label that
-    follows an image directly therefore differs, and through the window that of its neighbours: emulated in float64 on random
-    models, the loss of such rows differs by 0.6 to 1.3 % in the median (3.1 % at most). With text between image and labels
-    nothing differs.
+    Differs: the pass without image runs on the text alone, which gives the same logits at text positions; image positions get the
+    logit 0. In the authors' code they have a logit, with flash attention too: it zero-fills each layer's attention output at masked
+    rows, but the residual stream and the MLPs still carry the image. So the weight of a label that directly follows an image
+    differs,
+    and through the window that of its neighbours: emulated in float64 on random models, the loss of such rows differs by 0.6 to
+        1.3 %
+    in the median (3.1 % at most). With text between image and labels nothing differs.
     """
 
     def __init__(self, config: CALConfig) -> None:
@@ -143,7 +144,7 @@ class PublishedCAL:
     def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         if not batch.tokens.is_plain:
             raise ConfigError(
-                "objective.mode=published needs one sample per row.", "Set data.pack=false and data.share_prefix=false."
+                "objective.mode=published supports only one sample per row.", "Set data.pack=false and data.share_prefix=false."
             )
         everywhere, labelled_BT = every_position(batch)
         shape = labelled_BT.shape
@@ -157,7 +158,7 @@ class PublishedCAL:
         hidden = model.hidden(everywhere)
         nll, logit = linear_cross_entropy(hidden.states_SD, hidden.head, everywhere.supervision.target_S)
         nll_BT, logit_BT = nll.view(shape), logit.detach().view(shape)
-        # Both passes are one where there is no picture: their difference is 0, not the rounding of two ways to compute it.
+        # Without an image both passes are the same; set the gain to exactly 0 instead of the rounding error of two computations.
         same_BT = padding_BT | ~image_positions(batch).any(1, keepdim=True)
         gain_BT = torch.where(same_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
         weight_BT = published_weights(gain_BT, self.config.low, self.config.high, self.config.window)
@@ -171,12 +172,12 @@ class PublishedCAL:
             nll_BT[keep].detach(),
             self.config,
         )
-        weight = keep.any().to(total.dtype)  # a micro-batch of padding alone does not count
+        weight = keep.any().to(total.dtype)  # a micro-batch of padding only has no weight
         return with_auxiliary(Loss(total=total, weight=weight, parts=parts), hidden)
 
 
 def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
-    """The batch with a target at every predicting position (id 0 where there is no label), and where the labels are."""
+    """Returns the batch with a target at every predicting position (id 0 where there is no label), and a mask of the labels."""
     num_rows, width = batch.tokens.ids_BT.shape
     device = batch.tokens.ids_BT.device
     labels = torch.full((num_rows, width), -1, dtype=torch.long, device=device)
@@ -187,13 +188,13 @@ def every_position(batch: Batch) -> tuple[Batch, Bool[Tensor, "B T"]]:
 
 
 def supervised_at(batch: Batch, slot_S: Int[Tensor, " S"], target_S: Int[Tensor, " S"]) -> Batch:
-    """The batch with these targets instead of its own; of no sample, span or source."""
+    """Returns the batch with these targets instead of its own; they belong to no sample, span or data source."""
     zeros = torch.zeros_like(target_S)
     return replace(batch, supervision=Supervision(slot_S, target_S, zeros, zeros, zeros, zeros, zeros), blind_logits_S=None)
 
 
 def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:
-    """Where visual tokens stand."""
+    """Returns a mask of the visual slots."""
     mask = torch.zeros(batch.tokens.ids_BT.numel(), dtype=torch.bool, device=batch.tokens.ids_BT.device)
     if batch.visual is not None:
         mask[batch.visual.slot_M] = True
@@ -201,7 +202,7 @@ def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:
 
 
 def with_image(batch: Batch) -> Bool[Tensor, " S"]:
-    """Which targets belong to a sample with an image."""
+    """Returns which targets belong to a sample with an image."""
     sample_S = batch.supervision.sample_S
     if batch.visual is None:
         return torch.zeros(len(sample_S), dtype=torch.bool, device=sample_S.device)
@@ -213,7 +214,7 @@ def with_image(batch: Batch) -> Bool[Tensor, " S"]:
 def gain_parts(
     gain_S: Tensor, weight_S: Tensor, clamped_S: Tensor, counts_S: Tensor, nll_S: Tensor, config: CALConfig
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """For the log: plain cross-entropy, mean gain and weight, shares at both ends of the clamp and above 1."""
+    """Returns values for the log: plain cross-entropy, mean gain and weight, shares at both ends of the clamp and above 1."""
     ones, counted = torch.ones_like(nll_S), counts_S.to(nll_S.dtype)
 
     def share(hits: Tensor) -> tuple[Tensor, Tensor]:

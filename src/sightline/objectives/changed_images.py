@@ -1,4 +1,4 @@
-"""What an image can be compared with: the same batch with its pictures masked, blurred, or exchanged between samples."""
+"""Changes the images of a batch for a contrast pass: masked, blurred, or exchanged between samples."""
 
 from dataclasses import replace
 from typing import Literal
@@ -14,33 +14,36 @@ from sightline.types import Batch
 Contrast = Literal["blurred", "masked", "removed", "shuffled"]
 
 GRID = (10, 20)  # rows and columns that `masked` covers, as in the paper
-REFERENCE_SIDE = 336  # the paper's blur widths are for pictures of this side
+REFERENCE_SIDE = 336  # side in pixels of the images that the paper's blur widths refer to
 
 
 def changed_picture(batch: Batch, contrast: Contrast, mask_ratio: float, blur_sigma: float) -> Batch:
-    """The batch with other pictures in its visual slots.
+    """Returns the batch with changed images in its visual slots.
 
     Args:
-        batch: with at least one picture.
+        batch: has at least one image.
         contrast: `masked`, `blurred` or `shuffled`.
         mask_ratio: share of the cells of a 20 x 10 grid that `masked` covers with the mean colour.
-        blur_sigma: standard deviation of the Gaussian of `blurred`, for a picture of 336 pixels.
+        blur_sigma: standard deviation of the Gaussian of `blurred` in pixels, for an image of 336 pixels.
 
     Raises:
-        ConfigError: features are stored, so that pixels cannot be changed, or one crop alone is to be shuffled.
+        ConfigError: features are stored, so that pixels cannot be changed, or `shuffled` has only one crop.
     """
     visual = batch.visual
     assert visual is not None
     if contrast == "shuffled":
         order = torch.arange(visual.num_crops).roll(1).to(visual.slot_M.device)
         if visual.num_crops < 2:
-            raise ConfigError("objective.contrast=shuffled needs two pictures in every micro-batch.", "Use larger batches.")
+            raise ConfigError(
+                "objective.contrast=shuffled needs at least two images in every micro-batch.", "Increase train.batch_size."
+            )
         pixels = None if visual.pixels_NHWC is None else visual.pixels_NHWC[order]
         features = None if visual.features_NPE is None else visual.features_NPE[order]
         return replace(batch, visual=replace(visual, pixels_NHWC=pixels, features_NPE=features))
     if visual.pixels_NHWC is None:
         raise ConfigError(
-            f"objective.contrast={contrast} changes pixels, but data.features stores features.", "Use contrast=removed."
+            f"objective.contrast={contrast} changes pixels, but this run reads stored features (data.features).",
+            "Set objective.contrast=removed.",
         )
     if contrast == "masked":
         pixels = mask_cells(visual.pixels_NHWC, mask_ratio)
@@ -50,7 +53,7 @@ def changed_picture(batch: Batch, contrast: Contrast, mask_ratio: float, blur_si
 
 
 def mask_cells(pixels_NHWC: UInt8[Tensor, "N h w 3"], ratio: float) -> UInt8[Tensor, "N h w 3"]:
-    """Covers a random share of grid cells of each picture with the picture's mean colour."""
+    """Covers a random share of grid cells of each image with the image's mean colour."""
     count, height, width, _ = pixels_NHWC.shape
     rows, columns = GRID
     cells = rows * columns
@@ -63,7 +66,7 @@ def mask_cells(pixels_NHWC: UInt8[Tensor, "N h w 3"], ratio: float) -> UInt8[Ten
 
 
 def blur(pixels_NHWC: UInt8[Tensor, "N h w 3"], sigma: float) -> UInt8[Tensor, "N h w 3"]:
-    """Gaussian blur, row-wise then column-wise, edges repeated."""
+    """Applies a Gaussian blur, along rows and then columns, with repeated edges."""
     radius = min(max(1, round(3 * sigma)), min(pixels_NHWC.shape[1:3]) - 1)
     offsets = torch.arange(-radius, radius + 1, device=pixels_NHWC.device, dtype=torch.float32)
     kernel: Float[Tensor, " taps"] = torch.exp(-(offsets**2) / (2 * sigma**2))

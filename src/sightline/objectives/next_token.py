@@ -1,4 +1,4 @@
-"""`next_token`: the cross-entropy of each supervised token given what stands before it."""
+"""`next_token`: the cross-entropy of each supervised token given the tokens before it."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ class NextTokenConfig(ObjectiveConfig):
 
 
 class NextToken:
-    """The plain language-model loss; `total` is the sum over supervised tokens, `weight` their number."""
+    """The standard language-model loss; `total` is the sum over supervised tokens, `weight` their number."""
 
     def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         hidden = model.hidden(batch)
@@ -32,9 +32,9 @@ class NextToken:
 def by_source(
     values_S: torch.Tensor, batch: Batch, weight_S: torch.Tensor | None = None
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Sums and counts per data source of a mixture: `nll/0`, `nll/1`, ..., and `weight/0`, ... where tokens have weights.
+    """Sums values and counts per data source of a mixture: `nll/0`, `nll/1`, ..., and `weight/0`, ... if tokens have weights.
 
-    A micro-batch of the first source alone has them too: it is a part of a step in which others may occur.
+    Also returned for a micro-batch of the first source alone, because other micro-batches of the step may hold other sources.
     """
     source_S = batch.supervision.source_S
     num_sources = int(source_S.max()) + 1 if len(source_S) else 0

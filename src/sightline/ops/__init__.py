@@ -1,1 +1,1 @@
-"""Pure tensor functions. Every fused one stands beside its plain reference in the same file."""
+"""Pure tensor functions. Each fused one has its plain reference implementation in the same file."""

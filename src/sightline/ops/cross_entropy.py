@@ -1,8 +1,8 @@
-"""Linear cross-entropy: from hidden states and a head to the loss of each token, without a `[tokens, vocabulary]` tensor.
+"""Linear cross-entropy: from hidden states and a head to per-token losses, without a `[tokens, vocabulary]` tensor.
 
-The forward pass walks over chunks of tokens and keeps one number per token (the log of the partition sum); the backward pass
-computes each chunk's logits again. Per-token losses and target logits come out, because weights such as CAL's are known only
-after the logits. The reference below it is the definition.
+The forward pass goes over chunks of tokens and keeps one number per token (the log of the partition sum); the backward pass
+recomputes each chunk's logits. Per-token losses and target logits are returned, because weights such as CAL's depend on the
+logits. `cross_entropy_reference` is the definition.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 def cross_entropy_reference(
     states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"]
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-    """The plain formula: `nll_s = logsumexp_v z_sv - z_s[t_s]` with `z = softcap tanh(scale (h W^T + b) / softcap)`.
+    """Computes the plain formula: `nll_s = logsumexp_v z_sv - z_s[t_s]`, `z = softcap tanh(scale (h W^T + b) / softcap)`.
 
     Returns:
         The negative log-likelihood of each target, and the target's own logit, in at least fp32.
@@ -35,13 +35,13 @@ def cross_entropy_reference(
 def linear_cross_entropy(
     states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"], chunk: int | None = None
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-    """Equals `cross_entropy_reference` with memory for `chunk` rows of logits at a time; differentiable in both outputs.
+    """Computes `cross_entropy_reference` with memory for `chunk` rows of logits at a time; differentiable in both outputs.
 
     Args:
         states_SD: hidden states, one per supervised token.
         head: the language model's head; its weight gets a gradient only if it requires one.
         target_S: id of the token to predict.
-        chunk: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits hold.
+        chunk: tokens per chunk; by default as many as fit into `CHUNK_ELEMENTS` logits.
 
     Returns:
         The negative log-likelihood of each target, and the target's own logit, in fp32 (float64 for float64 states).
@@ -59,7 +59,7 @@ def linear_cross_entropy(
 
 
 def target_logits(states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
-    """The logit of each target alone: `S x D` products instead of `S x D x V`."""
+    """Computes only the logit of each target: `S x D` products instead of `S x D x V`."""
     raw_S = (_wide(states_SD) * _wide(head.weight_VD[target_S])).sum(1)
     if head.bias_V is not None:
         raw_S = raw_S + _wide(head.bias_V[target_S])
@@ -116,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = slice(begin, begin + ctx.chunk)
             logits = _cap(_wide(F.linear(states_SD[rows], weight_VD, bias_V)) * ctx.scale, ctx.softcap)
             slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
-            # d nll / d z = p - onehot and d logit / d z = onehot, in place of the logits.
+            # d nll / d z = p - onehot and d logit / d z = onehot, written over the logits.
             grad = logits.sub_(lse_S[rows, None]).exp_().mul_(grad_nll_S[rows, None])
             grad.scatter_add_(1, target_S[rows, None], (grad_logit_S[rows] - grad_nll_S[rows])[:, None])
             if slope is not None:

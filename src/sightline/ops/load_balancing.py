@@ -1,4 +1,4 @@
-"""The load-balancing loss of mixture-of-experts layers."""
+"""Load-balancing loss of mixture-of-experts layers."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def load_balancing_loss(
     logits: Sequence[Float[Tensor, "N X"]], num_chosen: int, counted_N: Bool[Tensor, " N"]
 ) -> Float[Tensor, ""]:
-    """Computes `X sum_i f_i p_i` over X experts: `num_chosen` where all are used alike, more where they are not.
+    """Computes `X sum_i f_i p_i` over X experts: `num_chosen` when all are used equally, more when they are not.
 
     `f_i` is the number of tokens that chose expert i, `p_i` the sum of its router probabilities, both divided by the number of
     tokens; tokens of all layers count together. No gradient flows through the choice. Fedus et al. 2021 (Switch Transformers),
@@ -18,8 +18,8 @@ def load_balancing_loss(
 
     Args:
         logits: of each layer's router.
-        num_chosen: experts that each token goes through.
-        counted_N: tokens that are no padding; with none of them the loss is 0.
+        num_chosen: number of experts per token.
+        counted_N: marks tokens that are not padding; without any the loss is 0.
     """
     chosen_X = probability_X = torch.zeros((), device=counted_N.device)
     for layer_NX in logits:

@@ -1,8 +1,8 @@
-"""The attention rule of packed rows as a mask.
+"""Attention masks for packed rows.
 
-A query sees a key when both belong to the same sample, the key lies in the sample's prefix or in the query's own branch, and
-the key's position is not after the query's (nor further back than a sliding window reaches). The mask is additive and of
-float type: transformers takes boolean masks for sdpa only, eager attention would add 0 and 1.
+A query sees a key if both belong to the same sample, the key lies in the sample's prefix or in the query's own branch, and the
+key's position is not after the query's (nor beyond a sliding window). The mask is additive and of float type: transformers accepts
+boolean masks for sdpa only, eager attention would add 0 and 1.
 """
 
 import torch
@@ -13,13 +13,13 @@ from sightline.types import PADDING, Tokens
 
 
 def visible(tokens: Tokens, window: int | None = None) -> Bool[Tensor, "B T T"]:
-    """True where the query (second axis) may see the key (third axis).
+    """Returns True where the query (second axis) sees the key (third axis).
 
-    Padding sees itself only, so that no softmax runs over nothing.
+    Padding sees only itself, so that no softmax is empty.
 
     Args:
         tokens: packed rows.
-        window: number of latest positions that a query reaches, its own included; None for all.
+        window: number of latest positions that a query sees, including its own; None for all.
     """
     sample, branch, position = tokens.sample_BT, tokens.branch_BT, tokens.position_BT
     same_sample = sample[:, :, None] == sample[:, None, :]
@@ -33,7 +33,7 @@ def visible(tokens: Tokens, window: int | None = None) -> Bool[Tensor, "B T T"]:
 
 
 def additive_mask(tokens: Tokens, dtype: torch.dtype, window: int | None = None) -> Float[Tensor, "B 1 T T"]:
-    """`visible` as a mask to add to attention scores: 0 where seen, the lowest finite number where not."""
+    """Returns `visible` as a mask to add to attention scores: 0 where visible, the lowest finite number elsewhere."""
     seen = visible(tokens, window)
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

@@ -1,4 +1,4 @@
-"""Smoothing of per-token weights, and the weights of contrastive alignment in the two forms that exist of it."""
+"""Smooths per-token weights, and computes the weights of contrastive alignment as in the authors' code."""
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def pool_within_spans(values_S: Float[Tensor, " S"], span_S: Int[Tensor, " S"], window: int) -> Float[Tensor, " S"]:
-    """Average over `window` neighbours of the same span; at a span's ends over those that there are.
+    """Averages over `window` neighbours of the same span; at the ends of a span over fewer.
 
     Args:
         values_S: one value per supervised token.
-        span_S: number of the contiguous run that each token belongs to; tokens of a run stand together.
+        span_S: number of the contiguous run that each token belongs to; the tokens of a run are adjacent.
         window: odd width; 1 changes nothing.
     """
     if window == 1 or not len(values_S):
@@ -27,13 +27,13 @@ def pool_within_spans(values_S: Float[Tensor, " S"], span_S: Int[Tensor, " S"], 
 
 
 def published_weights(gain_BT: Float[Tensor, "B T"], low: float, high: float, window: int) -> Float[Tensor, "B T"]:
-    """Weights as the authors' code of CAL makes them: clamp, then average over the flattened micro-batch.
+    """Computes weights as the authors' code of CAL does: clamp, then average over the flattened micro-batch.
 
     The average runs over prompt, padding and image positions and across rows, as `AvgPool1d(window, stride=1,
     count_include_pad=False)` on the flattened tensor does.
 
     Args:
-        gain_BT: gain at every predicting position of the padded rows (one less than tokens).
+        gain_BT: gain at every predicting position of the padded rows (one fewer than tokens).
         low, high: range of the clamp.
         window: odd width.
     """
@@ -46,6 +46,6 @@ def published_weights(gain_BT: Float[Tensor, "B T"], low: float, high: float, wi
 def published_loss(
     nll_BT: Float[Tensor, "B T"], weight_BT: Float[Tensor, "B T"], labelled_BT: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """`sum(nll w) / (sum(w) + 1e-6)` over the labelled positions of the micro-batch, as the authors' code has it."""
+    """Computes `sum(nll w) / (sum(w) + 1e-6)` over the labelled positions of the micro-batch, as in the authors' code."""
     keep = labelled_BT.to(nll_BT.dtype)
     return (nll_BT * weight_BT * keep).sum() / ((weight_BT * keep).sum() + 1e-6)

@@ -1,4 +1,4 @@
-"""A batch without its visual tokens, as contrastive alignment compares with."""
+"""Removes the visual tokens of a batch, for the pass without images of contrastive alignment."""
 
 from dataclasses import replace
 
@@ -10,21 +10,21 @@ from sightline.types import PADDING, Batch, Tokens
 
 
 def text_only(batch: Batch) -> Batch:
-    """Removes the visual tokens of a batch: rows get shorter, positions stay.
+    """Removes the visual tokens of a batch: rows become shorter, positions stay.
 
-    A target that a visual token used to predict is now predicted from the last text before it in its sample (own branch, else
-    prefix); where there is none its slot is -1. Nothing is read back from the device.
+    A target that was predicted by a visual token is now predicted by the last text token before it in its sample (own branch, else
+    prefix); if there is none its slot is -1. No value is copied from the device to the host.
     """
     if batch.visual is None:
         return batch
     tokens, supervision = batch.tokens, batch.supervision
     num_rows, width = tokens.ids_BT.shape
     new_width = batch.visual.text_width
-    assert new_width > 0  # by `collate`
+    assert new_width > 0  # guaranteed by `collate`
     keep_X = (tokens.sample_BT != PADDING).flatten().index_fill(0, batch.visual.slot_M, False)
     column_BT = keep_X.view(num_rows, width).cumsum(1) - 1
     row_BT = torch.arange(num_rows, device=keep_X.device)[:, None]
-    # What is not kept goes to one slot behind the last row, which is cut off again.
+    # Removed values go to one extra slot behind the last row, which is then cut off.
     new_slot_X = torch.where(keep_X, (row_BT * new_width + column_BT).flatten(), num_rows * new_width)
 
     def compact(values_BT: Tensor, fill: int) -> Tensor:
@@ -40,7 +40,7 @@ def text_only(batch: Batch) -> Batch:
             position_BT=compact(tokens.position_BT, 0),
             sample_BT=compact(tokens.sample_BT, PADDING),
             branch_BT=compact(tokens.branch_BT, PADDING),
-            is_plain=False,  # positions jump where an image stood; only an explicit mask is right
+            is_plain=False,  # positions skip the image, so only an explicit mask is correct
         ),
         visual=None,
         supervision=replace(supervision, slot_S=torch.where(last_S >= 0, new_slot_X[last_S], -1)),
@@ -49,14 +49,14 @@ def text_only(batch: Batch) -> Batch:
 
 
 def last_kept(tokens: Tokens, keep_X: Bool[Tensor, " X"]) -> Int[Tensor, " X"]:
-    """For each slot of the flattened rows the last kept slot up to it that it may see: in its branch, else in the prefix.
+    """Returns for each slot of the flattened rows the last kept slot up to it that it may see: in its branch, else in the prefix.
 
     Args:
-        tokens: samples stand in one piece, their prefix first, then branch after branch.
-        keep_X: which of the `B * T` slots are kept.
+        tokens: the tokens of a sample are adjacent, the prefix first, then branch after branch.
+        keep_X: marks the slots of the `B * T` that are kept.
 
     Returns:
-        Slots; -1 where there is none.
+        Slots; -1 if there is none.
     """
     sample_X, branch_X = tokens.sample_BT.flatten(), tokens.branch_BT.flatten()
     slot_X = torch.arange(len(keep_X), device=keep_X.device)
@@ -66,7 +66,7 @@ def last_kept(tokens: Tokens, keep_X: Bool[Tensor, " X"]) -> Int[Tensor, " X"]:
     new_branch_X[1:] |= branch_X[1:] != branch_X[:-1]
 
     def last(where_X: Tensor) -> Tensor:
-        """The last slot, up to each, at which something is true; -1 for none."""
+        """Returns for each position the last position up to it where the condition is true; -1 if there is none."""
         return torch.where(where_X, slot_X, -1).cummax(0).values
 
     own_X, prefix_X = last(keep_X), last(keep_X & (branch_X == PADDING))

@@ -1,10 +1,10 @@
-"""ALIGN's map from a query to a mixture of words: single-head attention over the vocabulary, without a `[tokens, words]` tensor.
+"""ALIGN's mixture of input embeddings: single-head attention over the vocabulary, without a `[tokens, vocabulary]` tensor.
 
     u = q K^T,   z = gain * (u - mean_V u) / sqrt(var_V u + eps) + bias,   p = softmax(z),   out = p E
 
-The forward pass keeps three numbers per token; the backward pass computes each chunk of tokens again. Chunks span all words, so
-that norm and softmax are exact and every product stays a large matrix product. What is done to the scores between two products
-goes over a few rows at a time on a CPU, which stay in its cache, and is one compiled kernel per chunk on a GPU.
+The forward pass keeps three numbers per token; the backward pass recomputes each chunk of tokens. Chunks span the full vocabulary,
+so that norm and softmax are exact and every product stays a large matrix product. Elementwise steps between two products run over
+a few rows at a time on a CPU, so that the rows stay in its cache, and as one compiled kernel per chunk on a GPU.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores of one chunk, of which the backward pass holds two (three where the words train): 100 MB in fp32 on a CPU.
+# Scores of one chunk, of which the backward pass holds two (three if the embeddings train): 100 MB in fp32 on a CPU.
 CHUNK_ELEMENTS = {"cpu": 256 * 49_152, "cuda": 512 * 49_152}
-MIN_CHUNK = 256  # each chunk reads and writes the gradient of all keys, which fewer tokens do not repay
-# Scores that the elementwise steps go over at a time on a CPU: 1 MB in fp32, so that a dozen passes read and write the cache.
+MIN_CHUNK = 256  # each chunk reads and writes the gradient of all keys, which does not pay for fewer tokens
+# Scores per elementwise step on a CPU: 1 MB in fp32, so that a dozen passes read and write the cache.
 BLOCK_ELEMENTS = 2**18
 COVARIANCE_ROWS = 4096  # keys that are centred at a time: 9 MB at a width of 576
 
 
 @dataclass(frozen=True)
 class OuterNorm:
-    """The norm over words.
+    """The norm over the vocabulary.
 
     Attributes:
-        gain: learned scale, one number or one per word.
-        bias_V: learned shift per word, or None.
+        gain: learned scale, one number or one per vocabulary entry.
+        bias_V: learned shift per vocabulary entry, or None.
         eps: added to the variance.
     """
 
@@ -48,14 +48,14 @@ def vocabulary_attention_reference(
     norm: OuterNorm | None,
     allowed_V: Bool[Tensor, " V"] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """The plain formula, all `[tokens, words]` at once; norm and softmax in at least fp32.
+    """Computes the plain formula with the full `[tokens, vocabulary]` tensor; norm and softmax in at least fp32.
 
     Args:
         query_ND: normalised projections of visual features.
         keys_VD: rows of W2.
         words_VW: embeddings that are mixed.
-        norm: the norm over words; None for a plain softmax of the products.
-        allowed_V: words that may be used; the norm still runs over all of them.
+        norm: the norm over the vocabulary; None for a plain softmax of the products.
+        allowed_V: vocabulary entries that may be used; the norm still runs over all of them.
     """
     scores = _wide(query_ND @ keys_VD.T)
     if norm is not None:
@@ -75,14 +75,14 @@ def vocabulary_attention(
     allowed_V: Bool[Tensor, " V"] | None = None,
     chunk: int | None = None,
 ) -> Float[Tensor, "N W"]:
-    """Equals `vocabulary_attention_reference` with memory for `chunk` rows of scores at a time; all inputs may have gradients.
+    """Computes `vocabulary_attention_reference` with memory for `chunk` rows of scores at a time; all inputs are differentiable.
 
     Args:
         query_ND, keys_VD, words_VW, norm, allowed_V: as in the reference.
         chunk: tokens per chunk; by default as many as `CHUNK_ELEMENTS` allows.
     """
     device = query_ND.device.type
-    if device == "meta":  # shapes alone
+    if device == "meta":  # only shapes matter
         return vocabulary_attention_reference(query_ND, keys_VD, words_VW, norm, allowed_V)
     if chunk is None:
         elements = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cuda"])
@@ -91,23 +91,23 @@ def vocabulary_attention(
         dtype = torch.get_autocast_dtype(device)
         query_ND, keys_VD, words_VW = query_ND.to(dtype), keys_VD.to(dtype), words_VW.to(dtype)
     gain, bias_V, eps = (norm.gain, norm.bias_V, norm.eps) if norm is not None else (None, None, 0.0)
-    # Only the large products are in the low precision of the inputs; autocast would take the statistics along.
+    # Only the large products use the low precision of the inputs; autocast would also lower the statistics.
     with torch.autocast(device, enabled=False):
         return _VocabularyAttention.apply(query_ND, keys_VD, words_VW, gain, bias_V, allowed_V, eps, chunk)
 
 
 def closed_form_pays(num_tokens: int, width: int) -> bool:
-    """Whether the covariance of the keys (`V D^2` products) costs less than the passes over the scores that it saves."""
+    """Returns whether the covariance of the keys (`V D^2` products) costs less than the passes over the scores that it saves."""
     return num_tokens >= 8 * width
 
 
 def outer_statistics(
     query_ND: Float[Tensor, "N D"], keys_VD: Float[Tensor, "V D"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Computes mean and variance over words of `q K^T` in closed form: `q . mean(K)` and `q^T Cov(K) q`.
+    """Computes mean and variance over the vocabulary of `q K^T` in closed form: `q . mean(K)` and `q^T Cov(K) q`.
 
-    The keys are centred before they are multiplied, a block at a time: `mean(k k^T) - mean(k) mean(k)^T` cancels where all keys
-    share a mean that is far larger than their spread.
+    The keys are centred block by block before they are multiplied: `mean(k k^T) - mean(k) mean(k)^T` cancels when all keys share a
+    mean that is far larger than their spread.
     """
     query = _wide(query_ND)
     mean_D = keys_VD.mean(0, dtype=query.dtype)
@@ -121,14 +121,14 @@ def outer_statistics(
 
 @dataclass(frozen=True)
 class WordDistribution:
-    """What the distributions of some queries over the words look like.
+    """Summary of the mixture weights of some queries.
 
     Attributes:
         probability_NT: the largest probabilities of each query.
-        word_NT: their words.
+        word_NT: their vocabulary entries.
         entropy_N: in nats.
-        above_N: number of words above the threshold.
-        mean_V: the mean distribution over all queries.
+        above_N: number of vocabulary entries above the threshold.
+        mean_V: mean distribution over all queries.
     """
 
     probability_NT: Float[Tensor, "N top"]
@@ -147,12 +147,12 @@ def word_distribution(
     top: int = 5,
     threshold: float = 1e-6,
 ) -> WordDistribution:
-    """The distributions that `vocabulary_attention` mixes words by, chunk by chunk.
+    """Computes the mixture weights that `vocabulary_attention` uses, chunk by chunk.
 
     Args:
         query_ND, keys_VD, norm, allowed_V: as in `vocabulary_attention`.
-        top: how many words are named per query.
-        threshold: probability above which a word counts as used.
+        top: number of vocabulary entries returned per query.
+        threshold: probability above which a vocabulary entry counts as used.
     """
     found: list[tuple[Tensor, ...]] = []
     mean_V = torch.zeros(len(keys_VD), dtype=torch.float64, device=keys_VD.device)
@@ -166,7 +166,7 @@ def word_distribution(
         log_p = torch.log_softmax(scores, 1)
         p = log_p.exp()
         largest = p.topk(min(top, p.shape[1]), 1)
-        entropy = -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(1)  # a word that is not allowed has log 0
+        entropy = -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(1)  # an entry that is not allowed has log 0
         found.append((largest.values, largest.indices, entropy, (p > threshold).sum(1)))
         mean_V += p.sum(0)
     if not found:
@@ -235,7 +235,7 @@ class _VocabularyAttention(torch.autograd.Function):
         grads = _Gradients(*(torch.zeros_like(value, dtype=wide) if needs else None for value, needs in needed))
         # d z = p (d p - sum_V p d p), and the sum is `grad_out . out`
         inner_N = (_wide(grad_out) * _wide(out)).sum(1)
-        # The norm's own factor goes to the small side of each product.
+        # The norm's factor is applied to the smaller side of each product.
         scale_N = rstd_N if gain is None or gain.ndim else rstd_N * gain
         scaled_ND = (query_ND * scale_N[:, None]).to(query_ND.dtype)
         buffers = [query_ND.new_empty(min(chunk, num), len(keys_VD)) for _ in range(2)]
@@ -273,19 +273,19 @@ class _Gradients:
     bias: Tensor | None
 
     def like(self, *inputs: Tensor | None) -> list[Tensor | None]:
-        """Each in the type of its input."""
+        """Casts each gradient to the dtype of its input."""
         own = (self.query, self.keys, self.words, self.gain, self.bias)
         return [None if a is None or b is None else a.to(b.dtype) for a, b in zip(own, inputs, strict=True)]
 
 
-# Between the products -------------------------------------------------------------------------------------------------------------
+# Elementwise steps between the products -----------------------------------------------------------------------------------------
 #
-# Each step is written once, in place. On a CPU it goes over a few rows at a time; on a GPU a chunk is one compiled kernel, for
-# which the tensors that it changes are copied (the kernel's own registers, in effect).
+# Each step is written once, in place. On a CPU it runs over a few rows at a time; on a GPU a chunk is one compiled kernel, for
+# which the tensors that it changes are copied (to the kernel's registers, in effect).
 
 
 class _Shape(NamedTuple):
-    """What makes scores of products."""
+    """How scores are computed from products."""
 
     gain: Tensor | None
     bias_V: Tensor | None
@@ -294,7 +294,7 @@ class _Shape(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """Which by-products the backward pass has a use for."""
+    """Which additional gradients the backward pass needs."""
 
     p: bool
     gain: bool
@@ -304,7 +304,7 @@ class _Wanted(NamedTuple):
 def _weights(
     scores: Tensor, mean: Tensor, rstd: Tensor | None, shape: _Shape, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_to_weights` of a chunk, as `dtype`; the products are used up."""
+    """Applies `_to_weights` to a chunk and casts to `dtype`; overwrites the products."""
     if scores.is_cuda:
         values, *rest = _compiled(_to_weights, 1)(_wide(scores), mean, rstd, shape)
         return (values.to(dtype), *rest)
@@ -327,7 +327,7 @@ def _slopes(
     wanted: _Wanted,
     p_whole: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """`_to_gradient` of a chunk, in the type of `slopes`, with `p` in `p_whole`; products and slopes are used up."""
+    """Applies `_to_gradient` to a chunk, in the dtype of `slopes`, with `p` in `p_whole`; overwrites products and slopes."""
     if scores.is_cuda:
         values, p, *sums = _compiled(_to_gradient, 2)(_wide(scores), _wide(slopes), statistics, shape, wanted)
         return (values.to(slopes.dtype), p if p_whole is None else p_whole.copy_(p), *sums)
@@ -349,7 +349,7 @@ def _blocks(scores: Tensor) -> Iterator[slice]:
 
 @cache
 def _compiled(step: Callable[..., Any], changed: int) -> Callable[..., Any]:
-    """One kernel of a step whose first `changed` arguments it works on in place. Not tested on a GPU: none was at hand."""
+    """Compiles a step whose first `changed` arguments it changes in place. Not tested on a GPU."""
 
     def pure(*arguments: Any) -> Any:
         return step(*(value.clone() for value in arguments[:changed]), *arguments[changed:])
@@ -358,7 +358,7 @@ def _compiled(step: Callable[..., Any], changed: int) -> Callable[..., Any]:
 
 
 def _to_weights(scores: Tensor, mean: Tensor, rstd: Tensor | None, shape: _Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Products become `exp(z - max z)` in place; then the inverse deviation, the log of the partition sum, what to divide by."""
+    """Replaces products by `exp(z - max z)` in place; returns also inverse deviation, log of the partition sum, and divisor."""
     gain, bias_V, allowed_V, eps = shape
     if gain is not None:
         scores.sub_(mean[:, None])
@@ -384,10 +384,10 @@ def _to_gradient(
     shape: _Shape,
     wanted: _Wanted,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradient of the probabilities (`slope`) becomes that of the products, less the norm's factor, in place.
+    """Replaces the gradient of the probabilities (`slope`) by that of the products, without the norm's factor, in place.
 
     Returns:
-        The slopes, and where they are wanted the probabilities and the gradients of gain and bias.
+        The slopes, and if requested the probabilities and the gradients of gain and bias.
     """
     mean, rstd, lse, inner = statistics
     gain, bias_V, allowed_V, _ = shape
@@ -403,7 +403,7 @@ def _to_gradient(
     if gain is None:
         return slope, kept, None, None
     bias_sum = slope.sum(0) if wanted.bias else None
-    if gain.ndim == 0:  # its slopes sum to 0 over the words, so the norm's mean needs no correction
+    if gain.ndim == 0:  # its slopes sum to 0 over the vocabulary, so the norm's mean needs no correction
         along = (slope * normal).sum(1)
         gain_sum = along.sum() if wanted.gain else None
     else:

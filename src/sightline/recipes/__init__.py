@@ -1,4 +1,4 @@
-"""Recipes: one file each, names and numbers only. A recipe is a function that returns a `RunConfig`."""
+"""Recipes: one file each, with names and numbers only. A recipe is a function that returns a `RunConfig`."""
 
 import difflib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`alignvlm`: AlignVLM-3B, whose visual tokens are mixtures of the decoder's words, in the three stages of the paper."""
+"""`alignvlm`: AlignVLM-3B, whose visual tokens are mixtures of the decoder's input embeddings, in the paper's three stages."""
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.data.images.tilings import CoverConfig
@@ -7,7 +7,7 @@ from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 
 VISION = VisionConfig(path="google/siglip-so400m-patch14-384")
-# The paper says Llama-3.2-3B. The instructed one is taken, because its chat template is needed to ask questions.
+# The paper says Llama-3.2-3B. This is its instruct version, because questions need a chat template.
 LANGUAGE = LanguageConfig(path="meta-llama/Llama-3.2-3B-Instruct")
 
 
@@ -15,8 +15,8 @@ def alignvlm() -> RunConfig:
     """AlignVLM-3B: SigLIP-400M, ALIGN, Llama-3.2-3B; CC-12M, BigDocs-7.5M, then DocDownstream with the encoder frozen.
 
     Left open by the paper and chosen here: weight decay, betas, warm-up and schedule (as in examples of MS-Swift, with which it
-    was trained), the encoder's last layer, and labels (answers alone). Its lengths of 1024 and 2048 cannot hold nine tiles of 729
-    tokens, so they are taken as those of the text and 6561 places for the picture are added.
+    was trained), the encoder's last layer, and labels (answers only). Its lengths of 1024 and 2048 cannot hold nine tiles of 729
+    tokens, so they are taken as text lengths, and 6561 positions for the image are added.
     """
     return RunConfig(
         recipe="alignvlm",

@@ -9,9 +9,9 @@ from sightline.recipes.alignvlm import LANGUAGE, VISION
 def alignvlm_low_resource() -> RunConfig:
     """AlignVLM's low-resource run (its table 3): 558K captions for the connector, then 779K instructions for all parts.
 
-    Compare connectors by `model.connector.kind=...` (those that keep a grid: any resolution puts tiles together to a map). The
-    paper's batch sizes of 32 and 8 are taken as those of all processes; schedule and warm-up are LLaVA-NeXT's. Grids of more than
-    nine tiles are left out where the original shrinks their map.
+    Compare connectors with `model.connector.kind=...` (those that keep a grid, because any-resolution tiling joins tiles to a map).
+    The paper's batch sizes of 32 and 8 are taken as totals over all processes; schedule and warm-up are LLaVA-NeXT's. Grids of more
+    than nine tiles are excluded, where the original shrinks their map.
     """
     return RunConfig(
         recipe="alignvlm_low_resource",

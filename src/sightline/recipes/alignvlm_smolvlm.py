@@ -1,4 +1,4 @@
-"""`alignvlm_smolvlm`: the public port of AlignVLM: SmolVLM2-500M with its connector exchanged for ALIGN, trained by LoRA."""
+"""`alignvlm_smolvlm`: the public port of AlignVLM: SmolVLM2-500M with its connector replaced by ALIGN, trained by LoRA."""
 
 from sightline.assembly.config.schema import DataConfig, FromConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.align import AlignConfig
@@ -27,8 +27,8 @@ def alignvlm_smolvlm() -> RunConfig:
     The connector is the port's: W1 with bias, inner norm without scale, no outer norm, W2 random. The paper's own is
     `model.connector.{outer_norm=scalar,head=copy,inner_affine=true,bias=false}`.
 
-    Differs: the port goes on with the same adapters in its second half, here they are folded in between and new ones begin; it
-    draws one of twenty prompts for each PixMo picture and puts a system turn before it, here there is one prompt and none.
+    Differs: the port keeps the same adapters in its second half; here they are merged into the weights in between and new ones are
+    added. It draws one of twenty prompts for each PixMo image and adds a system turn; here there is one prompt and no system turn.
     """
     return RunConfig(
         recipe="alignvlm_smolvlm",
@@ -38,8 +38,8 @@ def alignvlm_smolvlm() -> RunConfig:
         ),
         data=DataConfig(
             prompt="Describe this image in a few sentences.",
-            supervise="all_text",  # the port masks nothing but pictures and padding
-            max_tokens=2048,  # 17 crops take 1088 places and their tokens of rows and columns
+            supervise="all_text",  # the port masks only images and padding
+            max_tokens=2048,  # 17 crops take 1088 positions, besides the tokens of rows and columns
             pack=False,
             share_prefix=False,
             workers=8,

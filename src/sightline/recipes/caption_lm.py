@@ -1,4 +1,4 @@
-"""`caption_lm`: a small decoder pre-trained on caption text alone, so that a frozen language model knows what captions are."""
+"""`caption_lm`: a small decoder pre-trained on caption text alone, to be used as a frozen language model for captions."""
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.language import LanguageConfig, TokenizerConfig

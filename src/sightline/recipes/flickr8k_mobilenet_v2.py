@@ -1,4 +1,4 @@
-"""`flickr8k_mobilenet_v2`: real photos, a frozen real encoder, and a small decoder that knows what captions are."""
+"""`flickr8k_mobilenet_v2`: photos, a frozen pre-trained encoder, and a small decoder that is first trained on captions."""
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.connectors.mlp import MLPConfig
@@ -10,8 +10,8 @@ from sightline.recipes.caption_lm import DECODER, TOKENIZER
 def flickr8k_mobilenet_v2() -> RunConfig:
     """Stage `words` trains the decoder on captions alone, `align` the connector, `instruct` the connector and the decoder.
 
-    `model.vision.path` is a MobileNetV2 folder. With a decoder that already knows captions (a run of `caption_lm`) the first stage
-    is taken out: `model.language.path=runs/caption_lm stages.words=null`.
+    Set `model.vision.path` to a MobileNetV2 folder. With a decoder that was trained by `caption_lm`, skip the first stage:
+    `model.language.path=runs/caption_lm stages.words=null`.
     """
     return RunConfig(
         recipe="flickr8k_mobilenet_v2",

@@ -6,15 +6,15 @@ from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 
 VISION = VisionConfig(path="openai/clip-vit-large-patch14-336", layer=-2)
-# Vicuna's folder has no tokenizer.json; LLaVA's has the same words, and <image> and <pad> after them.
+# Vicuna's folder has no tokenizer.json; LLaVA's has the same vocabulary, followed by <image> and <pad>.
 LANGUAGE = LanguageConfig(path="lmsys/vicuna-7b-v1.5", tokenizer="llava-hf/llava-1.5-7b-hf")
 
 
 def llava15() -> RunConfig:
     """LLaVA-1.5-7B: CLIP-L/14-336 frozen, a two-layer MLP, Vicuna-7B; 558K captions, then 665K instructions; 576 visual tokens.
 
-    Differs: the first stage of the original crops pictures and only the second pads them to squares; here both pad. Its captions
-    end with a line break, ours with the end token.
+    Differs: the original crops images in the first stage and pads them to squares in the second; here both stages pad. Its captions
+    end with a line break, here with the end token.
     """
     return RunConfig(
         recipe="llava15",

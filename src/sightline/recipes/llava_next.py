@@ -1,4 +1,4 @@
-"""`llava_next`: LLaVA-NeXT-7B, pictures in up to five crops, the encoder trained in the second stage."""
+"""`llava_next`: LLaVA-NeXT-7B: images in up to five crops, the encoder trained in the second stage."""
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.data.images.tilings import AnyResConfig
@@ -9,7 +9,7 @@ from sightline.recipes.llava15 import LANGUAGE, VISION
 def llava_next() -> RunConfig:
     """LLaVA-NeXT-7B (Vicuna): any resolution, 558K captions, then 779K instructions with the encoder at a tenth of the rate.
 
-    Differs: the original was trained on 760K conversations that were never released as such; the released 779K take their place.
+    Differs: the original was trained on 760K conversations that were never released in that form; the released 779K are used.
     """
     return RunConfig(
         recipe="llava_next",

@@ -9,8 +9,9 @@ from sightline.models.vision import VisionConfig
 def nanovlm() -> RunConfig:
     """nanoVLM-222M (its first release): SigLIP-base, pixel shuffle and one linear map, SmolLM2-135M, on The Cauldron.
 
-    Differs: the original asks the first question of a picture alone, as "Question: ... Answer:"; here the whole conversation is
-    asked in ChatML, and those of more than 128 tokens are cut instead of left out. Its connector began as N(0, 0.02).
+    Differs: the original uses only the first question of an image, as "Question: ... Answer:"; here the complete conversation is
+    rendered in ChatML, and conversations of more than 128 tokens are truncated, not left out. Its connector was drawn from N(0,
+    0.02).
     """
     return RunConfig(
         recipe="nanovlm",
@@ -22,14 +23,14 @@ def nanovlm() -> RunConfig:
         data=DataConfig(
             path="sets/cauldron",
             template="chatml",
-            max_tokens=128,  # 49 visual and 79 of text
+            max_tokens=128,  # 49 visual tokens and 79 of text
             too_long="truncate",
-            max_skipped=0.2,  # several pictures, or a question that alone is longer
+            max_skipped=0.2,  # several images, or a question that is too long by itself
             pack=False,
             share_prefix=False,
             workers=8,
         ),
-        # Plain AdamW without clipping; a tenth of the rate is left at the end.
+        # Plain AdamW without clipping; the rate ends at a tenth of its peak.
         train=TrainConfig(batch_size=256, weight_decay=0.01, decay_all=True, warmup=0.03, floor=0.1, clip=0.0),
         stages=(
             StageConfig(

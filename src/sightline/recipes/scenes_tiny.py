@@ -9,7 +9,7 @@ from sightline.models.vision import VisionConfig
 def scenes_tiny() -> RunConfig:
     """A ConvNeXt of 8 x 8 tokens and a decoder of two layers, all parts trained together on one-object scenes.
 
-    Convolutions learn shapes sooner than a ViT of this size does (docs/log.md).
+    Convolutions learn shapes sooner than a ViT of this size (docs/log.md).
     """
     return RunConfig(
         recipe="scenes_tiny",
@@ -22,7 +22,7 @@ def scenes_tiny() -> RunConfig:
                     "num_stages": 2,
                     "hidden_sizes": [48, 96],
                     "depths": [1, 2],
-                    "layer_scale_init_value": 0.0,  # branches at full strength: this net is shallow and trains from nothing
+                    "layer_scale_init_value": 0.0,  # no layer scale: this net is shallow and trained from scratch
                 },
             ),
             connector=MLPConfig(shuffle=2),

@@ -1,4 +1,4 @@
-"""`tinyvlm`: SmolLM2-135M learns to see through a SwiGLU connector, everything else frozen."""
+"""`tinyvlm`: a SwiGLU connector trained between a frozen SigLIP-base and a frozen SmolLM2-135M."""
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.models.connectors.swiglu import SwiGLUConfig
@@ -7,7 +7,7 @@ from sightline.models.vision import VisionConfig
 
 MODEL = ModelConfig(
     vision=VisionConfig(path="google/siglip-base-patch16-224"),
-    # The reported run merged strips of four patches of the raster scan; the later code merges blocks of 2 x 2: merge=blocks.
+    # The reported run merged strips of four patches in raster order; the later code merges blocks of 2 x 2: merge=blocks.
     connector=SwiGLUConfig(shuffle=2, merge="raster"),
     language=LanguageConfig(path="HuggingFaceTB/SmolLM2-135M-Instruct"),
 )
@@ -16,22 +16,22 @@ MODEL = ModelConfig(
 def tinyvlm() -> RunConfig:
     """TinyVLM's reported run: SigLIP-base and SmolLM2-135M frozen, a SwiGLU connector on 595K captions, 49 visual tokens.
 
-    Differs: the original puts the picture between two added tokens of random, frozen embeddings; here nothing surrounds it. Its
-    validation split was the last tenth of the file, here it is drawn at random when the data is prepared.
+    Differs: the original puts the image between two added tokens with random, frozen embeddings; here no tokens are added. Its
+    validation split was the last tenth of the file; here it is drawn at random by `data prepare`.
     """
     return RunConfig(
         recipe="tinyvlm",
         model=MODEL,
         data=DataConfig(
             path="sets/cc3m-595k",
-            template="chatml",  # without the system turn that SmolLM2's own template puts in
-            supervise="with_header",  # the reported run learned the header's three tokens too; its later code does not
+            template="chatml",  # without the system turn that SmolLM2's own template adds
+            supervise="with_header",  # the reported run also supervised the header's three tokens; its later code does not
             max_tokens=256,
             pack=False,
             share_prefix=False,
             workers=8,
         ),
-        # Plain AdamW in fp32. On one A40: 96 rows at a time, 8 times; an epoch is 697 steps.
+        # Plain AdamW in fp32. On one A40: 8 micro-batches of 96 rows; an epoch is 697 steps.
         train=TrainConfig(batch_size=768, accumulate=8, weight_decay=0.01, decay_all=True, warmup=0.03, clip=1.0),
         stages=(
             StageConfig(

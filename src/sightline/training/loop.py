@@ -1,7 +1,7 @@
-"""The training loop: fetch, loss, scale, clip, finite?, step, log, evaluate, save.
+"""The training loop: load, forward, backward, scale and clip, check for non-finite values, step, log, evaluate, save.
 
-A micro-batch gives a sum and a weight; sums are back-propagated, weights added over micro-batches and ranks, and the gradient is
-divided once, before clipping. So one large batch and several small ones are the same step.
+A micro-batch gives a loss sum and a weight. Sums are back-propagated, weights are added over micro-batches and ranks, and the
+gradient is divided once by the total weight, before clipping. So one large batch and several small ones give the same step.
 """
 
 import time
@@ -26,20 +26,20 @@ from sightline.training.stages import Stage
 
 
 class Log(Protocol):
-    """Where lines of `metrics.jsonl` go."""
+    """Writes lines to `metrics.jsonl`."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """Lengths and rhythms of a stage, in optimiser steps.
+    """Length of a stage, its learning-rate schedule, and its intervals, in optimiser steps.
 
     Attributes:
         steps: length of the stage.
         warmup, schedule, floor: of the learning rate (see `optim.rate`).
-        clip: largest gradient norm; 0 does not clip.
-        checkpoint_every, evaluate_every: 0 for only at the end.
+        clip: maximum gradient norm; 0 turns clipping off.
+        checkpoint_every, evaluate_every: interval in steps; 0 means only at the end.
     """
 
     steps: int
@@ -52,12 +52,12 @@ class StageSchedule:
 
 
 class StepLoader(Protocol):
-    """Gives the micro-batches of this rank, step by step."""
+    """Yields the micro-batches of this rank, step by step."""
 
     def steps_in_epoch(self, epoch: int) -> int: ...
 
     def stream(self, epoch: int, step: int, until: int) -> Iterator[Sequence[MicroBatch]]:
-        """The micro-batches of each of the next `until` steps, beginning at `(epoch, step)`, across epochs."""
+        """Yields the micro-batches of each of the next `until` steps, starting at `(epoch, step)`, across epochs."""
         ...
 
 
@@ -67,18 +67,18 @@ class Job:
 
     Attributes:
         accelerator: device, precision and ranks.
-        model: the bare model.
-        ranks: model and objective as one module, how processes share it and make a step's gradient.
-        stage: what trains.
-        optimiser: of the stage's groups.
-        loader: micro-batches of this rank; of any type that `ranks.module` takes.
-        pace: lengths and rhythms.
-        log: takes a line per step.
-        save: publishes a checkpoint; called on all ranks.
-        evaluate: in-loop validation; gives values for the log, `value` among them is the one that `best` goes by.
-        stop: names the signal that has arrived, if one has.
-        gate: refuses steps that are not finite.
-        watch: values of the model for each line of the log.
+        model: the model, not wrapped.
+        ranks: model and objective as one module, and how the ranks share them and compute a step's gradient.
+        stage: the parameters that train.
+        optimiser: of the stage's parameter groups.
+        loader: micro-batches of this rank; of any type that `ranks.module` accepts.
+        pace: length, learning-rate schedule and intervals.
+        log: gets a line per step.
+        save: writes a checkpoint; called on all ranks.
+        evaluate: in-loop validation; returns values for the log, of which `value` selects the best checkpoint.
+        stop: returns the name of a signal that has arrived, or "".
+        gate: skips steps that are not finite.
+        watch: returns values of the model for each line of the log.
         sources: names of the data sources, by number.
     """
 
@@ -99,14 +99,14 @@ class Job:
 
 
 def fit(job: Job, at: Progress) -> Progress:
-    """Trains one stage from where `at` stands to its end, which the caller saves.
+    """Trains one stage from the position `at` to its end; the caller saves the last checkpoint.
 
     Returns:
-        Where the run stands at the stage's end.
+        The position at the end of the stage.
 
     Raises:
-        Stopped: a signal arrived; a checkpoint is published.
-        NumericsError: several steps in a row were not finite.
+        Stopped: a signal arrived; a checkpoint was saved.
+        NumericsError: several consecutive steps were not finite.
     """
     pace = job.pace
     parameters = [parameter for group in job.stage.groups for parameter in group.parameters.values()]
@@ -122,7 +122,7 @@ def fit(job: Job, at: Progress) -> Progress:
             sums.stop = job.stop()
             sums = sums.reduced(job.accelerator)
             norm = _scale_and_clip(job, parameters, sums.weight)
-            # Without any weight there is nothing to step on; a weight that is not finite is for the gate, like the loss.
+            # With a total weight of 0 there is nothing to train on; a weight that is not finite is handled like such a loss.
             stepped = sums.weight != 0 and job.gate.passes(sums.mean, norm, at.step + 1, _ids(micro_batches))
             if stepped:
                 job.optimiser.step()
@@ -139,21 +139,21 @@ def fit(job: Job, at: Progress) -> Progress:
             if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
                 at = _evaluated(job, at)
             stop = sums.stop or _stop_now(job)
-            is_best = at.best is not None and at.best[1] == at.step  # kept whatever the pace: nothing else could bring it back
+            is_best = at.best is not None and at.best[1] == at.step  # saved at once: a later step cannot restore it
             if stop or ((is_best or _due(at.stage_step, pace.checkpoint_every, 0)) and at.stage_step < pace.steps):
                 job.save(at)
             if stop:
-                raise Stopped(f"{stop} at step {at.step}; the state is saved.", "The same command goes on from here.")
+                raise Stopped(f"{stop} at step {at.step}; a checkpoint is saved.", "Run the same command again to continue.")
     return at
 
 
 def _stop_now(job: Job) -> str:
-    """A signal that arrived since it was last asked for. Several ranks, of which some may not know of it yet, ask each step."""
+    """Returns a signal that has arrived since the step began; always "" on several ranks, which must agree first (each step)."""
     return job.stop() if job.accelerator.num_processes == 1 else ""
 
 
 def _timed(steps: Iterator[Sequence[MicroBatch]]) -> Iterator[tuple[Sequence[MicroBatch], float]]:
-    """Each step's micro-batches with the seconds that were spent waiting for them."""
+    """Yields each step's micro-batches with the seconds spent waiting for them."""
     while True:
         begin = time.perf_counter()
         try:
@@ -173,7 +173,7 @@ def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> Sums:
 
 
 def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: float) -> float:
-    """Divides by the weight of the whole step (ranks have averaged, so by their number less), clips, gives the norm."""
+    """Divides gradients by the weight of the complete step (the ranks' average is undone), clips them, and returns the norm."""
     factor = job.accelerator.num_processes / weight if weight > 0 else 1.0
     return job.ranks.scale_and_clip(parameters, factor, job.pace.clip if job.pace.clip > 0 else float("inf"))
 
@@ -206,7 +206,7 @@ def _line(
     seconds: float,
     waited: float,
 ) -> dict[str, Any]:
-    """A line of `metrics.jsonl`; what `seconds` and `*_per_s` and `wait_share` say differs from run to run, nothing else does."""
+    """Returns a line of `metrics.jsonl`; only `seconds`, `*_per_s` and `wait_share` differ between identical runs."""
     return {
         "step": at.step,
         "stage": stage,
@@ -234,7 +234,7 @@ def _due(step: int, every: int, last: int) -> bool:
 
 
 def _evaluated(job: Job, at: Progress) -> Progress:
-    """Runs the in-loop validation without disturbing any random state, and notes a new best value."""
+    """Runs the in-loop validation without changing any random state, and records a new best value."""
     assert job.evaluate is not None
     random = seeds.take()
     job.model.eval()

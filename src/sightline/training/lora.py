@@ -1,7 +1,7 @@
-"""Low-rank adapters on a part, by PEFT: put in for a stage, folded into the weights at its end.
+"""Low-rank adapters on a part, with PEFT: added for a stage and merged into the weights at its end.
 
-While a stage runs, its checkpoints hold the folded weights under `model/` (any `from_pretrained` reads them) and, for an exact
-resume, the unfolded ones under `lora/`: the adapters, and the base weights once, linked from checkpoint to checkpoint.
+During a stage its checkpoints hold the merged weights under `model/` (readable by `from_pretrained`) and, for an exact resume, the
+unmerged ones under `lora/`: the adapters, and the base weights once, hard-linked from checkpoint to checkpoint.
 """
 
 import re
@@ -31,26 +31,26 @@ class LoraRule(Config):
     r: int = Field(default=16, ge=1)
     """Rank."""
     alpha: float | None = Field(default=None, gt=0)
-    """Scale; the rank by default."""
+    """Numerator of the scale; the rank by default."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rslora: bool = False
-    """Divide by the square root of the rank (Kalajdzievski 2023)."""
+    """Divide by the square root of the rank instead of the rank (Kalajdzievski 2023)."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Last name of the layers that get an adapter."""
+    """Last component of the names of the layers that get an adapter."""
     full: tuple[str, ...] = ()
-    """What trains fully beside the adapters: `norms`, `embeddings`, `head`, or regular expressions of parameter names."""
+    """Parameters trained fully beside the adapters: `norms`, `embeddings`, `head`, or regular expressions of parameter names."""
 
 
 def inject(part: nn.Module, rule: LoraRule, name: str) -> None:
-    """Puts adapters into a part; a part that has them already is left as it is.
+    """Adds adapters to a part; a part that already has them is not changed.
 
     Args:
         part: a module of the model.
-        rule: where and how large.
-        name: of the part, for messages.
+        rule: which layers, and the size of the adapters.
+        name: name of the part, for messages.
 
     Raises:
-        ConfigError: PEFT is not installed, or no layer has a target's name.
+        ConfigError: PEFT is not installed, or no layer has the name of a target.
     """
     if any(True for _ in layers(part)):
         return
@@ -62,7 +62,7 @@ def inject(part: nn.Module, rule: LoraRule, name: str) -> None:
     missing = sorted(set(rule.targets) - linear)
     if len(missing) == len(rule.targets):
         raise ConfigError(
-            f"{name} has no linear layer named {missing[0]!r}; it has {', '.join(sorted(linear))}.", "Set lora.targets."
+            f"{name} has no linear layer named {missing[0]!r}; its layers are {', '.join(sorted(linear))}.", "Set lora.targets."
         )
     config = LoraConfig(
         r=rule.r,
@@ -75,35 +75,35 @@ def inject(part: nn.Module, rule: LoraRule, name: str) -> None:
 
 
 def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Adapted layers by name."""
+    """Yields the layers with adapters, by name."""
     for name, child in module.named_modules():
         if any(key.startswith("lora_A") for key, _ in child.named_children()):
             yield name, child
 
 
 def check_full(rule: LoraRule, parameters: Collection[str], name: str) -> None:
-    """Checks that everything that is to train fully is there.
+    """Checks that `full` matches parameters of the part.
 
     Raises:
-        ConfigError: no parameter of the part has one of the names of `full`; a tied decoder has no head of its own.
+        ConfigError: no parameter of the part matches one of the names in `full`; a tied decoder has no separate head.
     """
     for pattern in rule.full:
-        if pattern == "head" and "embeddings" in rule.full:  # one and the same where they are tied
+        if pattern == "head" and "embeddings" in rule.full:  # the same parameter if they are tied
             continue
         if not any(re.search(FULL.get(pattern, pattern), parameter) for parameter in parameters):
-            tied = " Where head and embeddings are tied, 'embeddings' means both." if pattern == "head" else ""
-            raise ConfigError(f"lora.full: nothing in {name} is called {pattern!r}.", f"Known are {', '.join(FULL)}.{tied}")
+            tied = " If head and embeddings are tied, 'embeddings' means both." if pattern == "head" else ""
+            raise ConfigError(f"lora.full: no parameter of {name} matches {pattern!r}.", f"Names are {', '.join(FULL)}.{tied}")
 
 
 def trains_under(rule: LoraRule, parameter: str) -> bool:
-    """Whether a parameter of an adapted part trains."""
+    """Returns whether a parameter of a part with adapters trains."""
     if ".lora_" in parameter:
         return True
     return any(re.search(FULL.get(pattern, pattern), parameter) for pattern in rule.full)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the model as it is without adapters, their products added to the weights; the model is not touched."""
+    """Returns the model's state dict with the adapters merged into the weights; the model is not changed."""
     state = model.state_dict()
     adapted = dict(layers(model))
     if not adapted:
@@ -127,18 +127,18 @@ def delta(layer: nn.Module) -> Tensor:
 
 
 def fold(model: nn.Module) -> None:
-    """Merges every adapter into its weight and puts the plain layer back in its place."""
+    """Merges every adapter into its weight and restores the plain layers."""
     for name, layer in list(layers(model)):
         with torch.no_grad():
             layer.merge()  # pyrefly: ignore
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())  # pyrefly: ignore
     for module in model.modules():
-        vars(module).pop("peft_config", None)  # PEFT's note of what it put in; the adapters of a later stage are new ones
+        vars(module).pop("peft_config", None)  # PEFT's record of its adapters; those of a later stage are new
 
 
 def save(model: nn.Module, folder: Path, previous: Path | None) -> list[str]:
-    """Writes adapters and base weights into `folder`; returns the names that are links to files of `previous`."""
+    """Writes adapters and base weights into `folder`; returns the names of files that are hard links to files of `previous`."""
     state = model.state_dict()
     adapters = {name: value.detach().cpu().contiguous() for name, value in state.items() if ".lora_" in name}
     if not adapters:
@@ -153,10 +153,10 @@ def save(model: nn.Module, folder: Path, previous: Path | None) -> list[str]:
 
 
 def restore(model: nn.Module, folder: Path) -> None:
-    """Gives an adapted model the weights that `save` wrote.
+    """Loads the weights that `save` wrote into a model with adapters.
 
     Raises:
-        StorageError: they are of other layers.
+        StorageError: the weights belong to other layers.
     """
     if not folder.is_dir():
         return
@@ -164,7 +164,9 @@ def restore(model: nn.Module, folder: Path) -> None:
     own = model.state_dict()
     odd = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
     if odd:
-        raise StorageError(f"{folder}: {odd[0]!r} does not fit the adapters of this stage.", "Resume with the same configuration.")
+        raise StorageError(
+            f"{folder}: {odd[0]!r} does not match the adapters of this stage.", "Resume with the configuration of the original run."
+        )
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)

@@ -1,4 +1,4 @@
-"""What a step adds up: sums over its micro-batches, then over ranks. Nothing here is ever a mean of means."""
+"""Sums over the micro-batches of a step, then over ranks, for the log. Means are computed only from such sums."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class Sums:
     Attributes:
         loss, weight: `Loss.total` and `Loss.weight`.
         parts: `(sum, weight)` of each named part.
-        counts: what was processed, as the batches count it (`TrainingBatch.counts`).
-        skipped: samples whose images could not be opened.
-        stop: signals that arrived, by rank.
+        counts: samples, tokens and so on, as the batches count them (`TrainingBatch.counts`).
+        skipped: number of samples whose images could not be opened.
+        stop: name of a signal that has arrived on any rank.
     """
 
     loss: float = 0.0
@@ -30,7 +30,7 @@ class Sums:
     stop: str = ""
 
     def count(self, micro: MicroBatch) -> None:
-        """Adds what a micro-batch holds; it is still on the CPU."""
+        """Adds the counts of a micro-batch, which is still on the CPU."""
         self._add_counts(micro.batch.counts())
         self.skipped += len(micro.skipped)
 
@@ -43,7 +43,7 @@ class Sums:
             self.parts[name] = (before[0] + float(total), before[1] + float(weight))
 
     def reduced(self, accelerator: Accelerator) -> "Sums":
-        """The same totals over all ranks, added in the order of ranks."""
+        """Returns the totals over all ranks, added in the order of ranks."""
         if accelerator.num_processes == 1:
             return self
         out = Sums()
@@ -66,15 +66,15 @@ class Sums:
 
     @property
     def mean(self) -> float:
-        """The loss of the step; 0 where nothing has weight."""
+        """The loss of the step; 0 if nothing has weight."""
         return self.loss / self.weight if self.weight else 0.0
 
     def line(self, sources: Sequence[str] = ()) -> dict[str, float]:
-        """Means for the log: the loss and every part.
+        """Returns means for the log: the loss and every part.
 
         Args:
-            sources: names of the data sources, which figures of single ones (`nll/0`) bear in place of numbers (`nll/captions`);
-                with fewer than two, a figure of the first source alone is that of the whole and is left out.
+            sources: names of the data sources, which replace numbers in the keys (`nll/0` becomes `nll/captions`). With fewer
+                than two, values of the only source equal those of all data and are left out.
         """
         values = {"loss": self.mean}
         seen = {name.rpartition("/")[2] for name in self.parts if "/" in name}

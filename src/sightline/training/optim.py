@@ -1,4 +1,4 @@
-"""Optimiser, schedule, clipping and the finite gate."""
+"""Optimiser, learning-rate schedule, and the check for non-finite steps."""
 
 import math
 from typing import Literal
@@ -12,7 +12,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 
 def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """AdamW with one parameter group per part and decay rule; the group's peak rate is kept as `peak`."""
+    """Builds AdamW with one parameter group per part and decay rule; each group keeps its peak rate as `peak`."""
     groups = [
         {
             "params": list(group.parameters.values()),
@@ -27,14 +27,14 @@ def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> tor
 
 
 def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:
-    """Factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule, which reaches `floor` after the last.
+    """Returns the factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule down to `floor`.
 
     Args:
-        step: optimiser steps done before this one.
+        step: number of optimiser steps before this one.
         steps: length of the stage.
-        warmup: steps of the rise; step `warmup - 1` runs at the peak.
+        warmup: number of warm-up steps; step `warmup - 1` runs at the peak.
         schedule: `cosine`, `linear` or `constant`.
-        floor: share of the peak that is left at the end.
+        floor: factor that is reached after the last step.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -46,7 +46,7 @@ def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -
 
 
 def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Sets every group to `factor` times its peak; returns the rate of each part."""
+    """Sets the rate of every group to `factor` times its peak; returns the rate of each part."""
     rates = {}
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * factor
@@ -55,9 +55,9 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
 
 
 class FiniteGate:
-    """Lets a step through only if loss and gradient norm are finite; three refusals in a row end the run.
+    """Allows a step only if loss and gradient norm are finite; three consecutive failures end the run.
 
-    A refused step leaves weights and optimiser as they were.
+    A skipped step leaves weights and optimiser unchanged.
     """
 
     def __init__(self, patience: int = 3) -> None:
@@ -65,15 +65,15 @@ class FiniteGate:
         self.in_a_row = 0
 
     def passes(self, loss: float, norm: float, step: int, where: str) -> bool:
-        """True when the step may be made.
+        """Returns whether the step may be made.
 
         Args:
             loss, norm: of this step, the same on every rank.
-            step: for the message.
-            where: ids of the samples of this step.
+            step: number of the step, for the message.
+            where: ids of the records of this step, for the message.
 
         Raises:
-            NumericsError: `patience` steps in a row were refused.
+            NumericsError: `patience` consecutive steps were not finite.
         """
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
@@ -81,8 +81,8 @@ class FiniteGate:
         self.in_a_row += 1
         if self.in_a_row >= self.patience:
             raise NumericsError(
-                f"loss {loss} and gradient norm {norm} at step {step}, {self.in_a_row} steps in a row without a finite one "
+                f"the loss ({loss}) or the gradient norm ({norm}) is not finite at step {step}, {self.in_a_row} steps in a row "
                 f"(records {where}).",
-                "Lower the learning rate, or look at these records; the last checkpoint is finite.",
+                "Lower the learning rate, or check these records; the last checkpoint is finite.",
             )
         return False

@@ -1,6 +1,6 @@
-"""How the ranks of a run share a model: each holds a whole copy (DDP), or each holds a piece of every weight (FSDP2).
+"""How the ranks of a run share a model: each holds a complete copy (DDP), or a shard of every weight (FSDP2).
 
-Both make the same step: a rank's loss is a sum, gradients are averaged over ranks, and the loop divides by the weight of all.
+Both give the same step: a rank's loss is a sum, gradients are averaged over ranks, and the loop divides by the total weight.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ class StepModule(nn.Module):
     """Model and objective as one module, so that a wrapper (DDP, autocast) sees the whole forward pass.
 
     Args:
-        model: gives hidden states.
-        objective: turns them into a loss.
+        model: computes hidden states.
+        objective: computes the loss from them.
     """
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
@@ -40,40 +40,40 @@ class StepModule(nn.Module):
     def forward(self, batch: TrainingBatch) -> Loss:
         loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
         if torch.is_grad_enabled() and not loss.total.requires_grad and _several():
-            # A rank whose rows reach nothing that trains takes part in the exchange of gradients: the others wait for it.
+            # A rank whose rows reach no trainable parameter still takes part in the gradient exchange, for which the others wait.
             loss = replace(loss, total=loss.total + _nothing_of(self.model.parameters()))
         return loss
 
 
 class Ranks(Protocol):
-    """How ranks share the model, and how they make the gradient of a step."""
+    """How ranks share the model and compute the gradient of a step."""
 
     module: nn.Module
-    """Called with a batch, gives its loss."""
+    """Maps a batch to its loss."""
 
     def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
-        """Adds the gradient of a step to the parameters and averages it over ranks; gives losses without graph.
+        """Adds the gradient of a step to the parameters and averages it over ranks; returns losses without graph.
 
         Args:
-            batches: all micro-batches of this rank's step, so that a strategy may pass over them more than once.
+            batches: all micro-batches of this rank's step, so that an implementation may pass over them more than once.
         """
         ...
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
-        """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`, and gives the norm before."""
+        """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`; returns the norm before."""
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """Around validation: the model runs on each rank without the others."""
+        """Returns a context for validation in which each rank can run the model without the others."""
         ...
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors on the first rank, nothing on the others; all ranks call it."""
+        """Returns the complete tensors on the first rank, nothing on the others; must be called on all ranks."""
         ...
 
 
 class _OneByOne:
-    """A step whose micro-batches are independent: the gradient is the sum of theirs, each from one forward and backward pass.
+    """A step whose micro-batches are independent: its gradient is the sum of theirs.
 
     Attributes:
         accelerator: device, precision and ranks.
@@ -95,12 +95,12 @@ class _OneByOne:
         return losses
 
     def _exchanging(self, last: bool) -> AbstractContextManager[None]:
-        """Around a micro-batch: gradients go between ranks with the `last` one of a step only."""
+        """Returns a context for a micro-batch; only the `last` one of a step exchanges gradients between ranks."""
         raise NotImplementedError
 
 
 class Replicated(_OneByOne):
-    """Every rank holds the whole model.
+    """Every rank holds a complete copy of the model (DDP).
 
     Args:
         accelerator: device, precision and ranks.
@@ -128,27 +128,27 @@ class Replicated(_OneByOne):
 
 
 class Sharded(_OneByOne):
-    """Every rank holds a piece of each weight, of its gradient and of its optimiser state (FSDP2).
+    """Every rank holds a shard of each weight, of its gradient and of its optimiser state (FSDP2).
 
-    A layer of the decoder is whole only while it computes; what is not in a layer (encoder, connector, embeddings, head) is whole
-    from the beginning of a step's forward pass to the end of its backward pass. The model changes in place: its parameters are
-    new ones afterwards, so the optimiser is made after this.
+    The weights of a decoder layer are gathered only while it computes; everything else (encoder, connector, embeddings, head) is
+    gathered from the start of a step's forward pass to the end of its backward pass. The model changes in place and gets new
+    parameters, so the optimiser must be created afterwards.
 
     Args:
         accelerator: device, precision and ranks.
-        model: on the device.
-        objective: turns its hidden states into a loss.
-        decoder: the part of `model` whose layers are split one by one.
+        model: the model, on the device.
+        objective: computes the loss from its hidden states.
+        decoder: the part of `model` whose layers are sharded one by one.
 
     Raises:
-        ConfigError: the decoder does not say which of its modules are layers.
+        ConfigError: the decoder does not name its layers (`_no_split_modules`).
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, objective: Objective, decoder: PreTrainedModel) -> None:
         self.accelerator, self.layers = accelerator, _layers(decoder)
         self.module: nn.Module = _ShardedStep(model, objective, decoder, accelerator.device)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        # bf16 where autocast would compute in bf16: gathering costs half, and no cast copies of all layers stay in memory.
+        # bf16 if autocast would compute in bf16: gathering costs half, and no cast copies of all layers stay in memory.
         bf16 = accelerator.mixed_precision == "bf16"
         arithmetic = (
             MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else MixedPrecisionPolicy()
@@ -165,11 +165,11 @@ class Sharded(_OneByOne):
         pieces = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
         copies = [parameter for parameter in parameters if _is_indivisible(parameter)]
         for parameter in copies:
-            if parameter.grad is None:  # this rank's rows did not reach it
+            if parameter.grad is None:  # not used by this rank's rows
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= dist.get_world_size()
-        groups = [group for group in (pieces, copies) if group]  # torch's functions take gradients of one kind at a time
+        groups = [group for group in (pieces, copies) if group]  # torch's functions accept one kind of gradient at a time
         if not groups:
             return 0.0
         norms = []
@@ -186,7 +186,7 @@ class Sharded(_OneByOne):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Every rank holds all weights meanwhile, but no gradient and no state of others."""
+        """Gathers all weights on every rank, without gradients and optimiser states."""
         modules = [self.module, *self.layers]
         for layer in self.layers:
             layer.set_reshard_after_forward(False, recurse=False)
@@ -210,11 +210,11 @@ class Sharded(_OneByOne):
 
 
 class _ShardedStep(StepModule):
-    """Model and objective for ranks that gather each other's weights, and so must ask for them alike, whatever their rows are.
+    """Model and objective for sharded ranks, which must gather weights in the same order whatever their rows are.
 
-    A rank may run the decoder less often than another: it has no rows, or none that CAL contrasts. So each rank announces each
-    pass, and those that have no more take part with passes over two places that hold nothing, until nobody announces one. All
-    weights outside of the layers get a gradient, if need be zero.
+    A rank may run the decoder less often than another: it has no rows, or none for which CAL needs a second pass. So each rank
+    announces each pass, and ranks without further passes join with empty passes over two padding tokens, until none announces one.
+    All parameters outside of the layers get a gradient, which may be zero.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, decoder: PreTrainedModel, device: torch.device) -> None:
@@ -232,7 +232,7 @@ class _ShardedStep(StepModule):
         self._listens = False
         total = loss.total
         while self._announced(0):
-            with torch.set_grad_enabled(grad and self._passes + passes == 0):  # one pass with a graph, as everywhere
+            with torch.set_grad_enabled(grad and self._passes + passes == 0):  # one pass with a graph, as on every rank
                 nothing = self._empty_pass()
             total, passes = total + nothing, passes + 1
         if grad:
@@ -254,7 +254,7 @@ class _ShardedStep(StepModule):
 
 
 def shards(parameter: Tensor, value: Tensor) -> Tensor:
-    """A whole value as `parameter` is kept: this rank's piece of it, or all of it, on the parameter's device."""
+    """Returns a complete value in the form of `parameter`: this rank's shard, or all of it, on the parameter's device."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value.to(parameter.device)
@@ -265,14 +265,14 @@ def _layers(decoder: PreTrainedModel) -> list[Any]:
     found = [module for module in decoder.modules() if type(module).__name__ in names]
     if not found:
         raise ConfigError(
-            f"{type(decoder).__name__} does not say which of its modules are layers, so that it cannot be split over ranks.",
+            f"{type(decoder).__name__} does not name its layers (_no_split_modules), so it cannot be sharded over ranks.",
             "Set runtime.shard=false.",
         )
     return found
 
 
 def _empty_pass(inner: nn.Module, decoder: PreTrainedModel, device: torch.device) -> Callable[[], Tensor]:
-    """A pass of a decoder's body over two places that hold nothing; its value is 0."""
+    """Returns a pass of the decoder's body over two padding tokens; its value is 0."""
     width = cast(nn.Embedding, decoder.get_input_embeddings()).embedding_dim
 
     def run() -> Tensor:
@@ -284,12 +284,12 @@ def _empty_pass(inner: nn.Module, decoder: PreTrainedModel, device: torch.device
 
 
 def _is_indivisible(parameter: Tensor) -> bool:
-    """FSDP2 takes no scalars; every rank holds them (a learned gain), and what is empty."""
+    """Returns whether every rank keeps a copy: FSDP2 accepts no scalars (a learned gain) and no empty tensors."""
     return parameter.ndim == 0 or not parameter.numel()
 
 
 def _nothing_of(parameters: Iterable[Tensor]) -> Tensor | float:
-    """A zero that reaches every parameter that trains."""
+    """Returns a zero that depends on every trainable parameter."""
     sums = [parameter.sum() for parameter in parameters if parameter.requires_grad]
     return 0.0 * torch.stack(sums).sum() if sums else 0.0
 

@@ -1,6 +1,6 @@
-"""Stages: which part of the model trains at which learning rate, as a table that is printed before the first step.
+"""Stages: which part of the model trains at which learning rate, and a table of it.
 
-The model names its parts. A frozen part has no gradient and, in models of ours, is in `eval` mode, so that its parameters and
+The model names its parts. A frozen part has no gradient and, in Sightline's models, is in `eval` mode, so that its parameters and
 buffers are bit-equal after training.
 """
 
@@ -18,10 +18,10 @@ from sightline.training.lora import LoraRule
 
 
 class HasParts(Protocol):
-    """A model that groups its parameters into named parts itself."""
+    """A model that groups its parameters into named parts."""
 
     def parts(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
-        """Parameters of each part by their full names; each parameter belongs to one part."""
+        """Returns the parameters of each part by their full names; each parameter belongs to exactly one part."""
         ...
 
 
@@ -31,9 +31,9 @@ class PartConfig(Config):
     lr: float = Field(gt=0)
     """Peak learning rate of the part."""
     weight_decay: float | None = Field(default=None, ge=0)
-    """Weight decay of the part; that of `train` by default."""
+    """Weight decay of the part; by default that of `train`."""
     lora: LoraRule | None = None
-    """Train low-rank adapters instead of the weights; they are folded in at the end of the stage."""
+    """Train low-rank adapters instead of the weights; they are merged into the weights at the end of the stage."""
 
 
 PartRule = Literal["frozen", "train"] | Annotated[float, Field(gt=0)] | PartConfig
@@ -41,12 +41,12 @@ PartRule = Literal["frozen", "train"] | Annotated[float, Field(gt=0)] | PartConf
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share a rate.
+    """Parameters with the same learning rate and weight decay.
 
     Attributes:
         name: of the part, for the log.
         lr: peak learning rate.
-        weight_decay: for parameters with two or more dimensions (or all of them, if so asked).
+        weight_decay: for parameters with two or more dimensions (or for all of them, with `decay_all`).
         parameters: by their full names.
     """
 
@@ -58,7 +58,7 @@ class Group:
 
 @dataclass(frozen=True)
 class PartRow:
-    """A line of the table: a part, its size, and how it trains (`lr` 0: frozen; `rank` above 0: by adapters)."""
+    """A line of the table: a part, its size, and how it trains (`lr` 0: frozen; `rank` above 0: through adapters)."""
 
     name: str
     parameters: int
@@ -67,7 +67,7 @@ class PartRow:
     rank: int = 0
 
     def line(self) -> str:
-        """For people; a part of no known size is named without it."""
+        """Returns the line as text, without the size if that is unknown."""
         partly = f", {self.trainable:,} of them" if self.lr and self.trainable != self.parameters else ""
         adapters = f" by adapters of rank {self.rank}" if self.rank else ""
         how = f"trains at {self.lr:g}{adapters}{partly}" if self.lr else "frozen"
@@ -77,7 +77,7 @@ class PartRow:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as it is applied to a model."""
+    """A stage after it was applied to a model."""
 
     name: str
     groups: tuple[Group, ...]
@@ -87,23 +87,22 @@ class Stage:
 def apply(
     model: nn.Module, stage: str, rules: Mapping[str, PartRule], lr: float, weight_decay: float, decay_all: bool = False
 ) -> Stage:
-    """Freezes and unfreezes the parts of a model, and puts adapters in where a rule asks for them.
+    """Freezes and unfreezes the parts of a model, and adds adapters where a rule says so.
 
     Args:
         model: names its parts (see `parts_of`).
-        stage: its name.
+        stage: name of the stage.
         rules: for each part `frozen`, `train` (at `lr`), a rate, or a `PartConfig`; a part that is not named is frozen.
-        lr, weight_decay: what a rule does not say.
-        decay_all: decay biases and norms too.
+        lr, weight_decay: defaults for rules that set none.
+        decay_all: apply weight decay to biases and norms too.
 
     Raises:
-        ConfigError: a rule names a part that the model does not have, asks for adapters in a part that is no module, or nothing
-            trains.
+        ConfigError: a rule names an unknown part, asks for adapters in a part that is not a module, or no part trains.
     """
     parts = parts_of(model)
     for part in rules:
         if part not in parts:
-            raise ConfigError(unknown_part(stage, part, parts), "Name one of these in stages.*.parts.")
+            raise ConfigError(unknown_part(stage, part, parts), "Use one of these names in stages.*.parts.")
     groups, table = [], []
     for part, parameters in parts.items():
         rule = resolved(rules.get(part, "frozen"), lr)
@@ -119,15 +118,15 @@ def apply(
         if rule is not None:
             groups.extend(_groups(part, rule, trained, weight_decay, decay_all))
     if not any(group.parameters for group in groups):
-        raise ConfigError(f"stage {stage!r} trains nothing.", "Give a part a learning rate in stages.*.parts.")
+        raise ConfigError(f"stage {stage!r} trains no part.", "Give at least one part a learning rate in stages.*.parts.")
     model.train()
     return Stage(stage, tuple(groups), tuple(table))
 
 
 def renewed(stage: Stage, model: nn.Module) -> Stage:
-    """The stage over the parameters that the model has now, when others were put in place of those it was applied to.
+    """Returns the stage with the model's current parameters, after they were replaced (as sharding does).
 
-    Parameters of different classes (split over ranks, or not) get groups of their own: an optimiser cannot step them in one call.
+    Sharded and unsharded parameters get separate groups: an optimiser cannot step them in one call.
     """
     now = dict(model.named_parameters())
     groups = []
@@ -142,18 +141,20 @@ def renewed(stage: Stage, model: nn.Module) -> Stage:
 def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Returns the parameters of each part by their full names.
 
-    The model's own `parts()` names them. In a model without it each child module is a part, and so is each parameter of the model
+    The model's own `parts()` names them. In a model without it, each child module is a part, and so is each parameter of the model
     itself, such as a logit scale.
 
     Raises:
-        ConfigError: `parts()` leaves out a parameter, which would neither train nor be frozen.
+        ConfigError: `parts()` leaves out a parameter.
     """
     if callable(getattr(type(model), "parts", None)):
         parts = {part: dict(parameters) for part, parameters in cast(HasParts, model).parts().items()}
         inside = {name for parameters in parts.values() for name in parameters}
         outside = [name for name, _ in model.named_parameters() if name not in inside]
         if outside:
-            raise ConfigError(f"{type(model).__name__}.parts() leaves out the parameter {outside[0]!r}.", "Put it into a part.")
+            raise ConfigError(
+                f"{type(model).__name__}.parts() leaves out the parameter {outside[0]!r}.", "Add it to one of the parts."
+            )
         return parts
     parts = {name: {} for name, _ in model.named_children()}
     for name, parameter in model.named_parameters():
@@ -162,16 +163,16 @@ def parts_of(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def unknown_part(stage: str, part: str, parts: Iterable[str]) -> str:
-    """The error message for a part that a model does not have."""
+    """Returns the error message for a part that a model does not have."""
     return f"stage {stage!r}: the model has no part {part!r}; it has {', '.join(parts)}."
 
 
 def _module_of(model: nn.Module, part: str) -> nn.Module:
-    """The module of a part that gets adapters."""
+    """Returns the module of a part that gets adapters."""
     modules = dict(model.named_children())
     if part not in modules:
         raise ConfigError(
-            f"part {part!r} of {type(model).__name__} is no module with linear layers, so it takes no adapters.",
+            f"part {part!r} of {type(model).__name__} is not a module with linear layers, so it cannot have adapters.",
             f"Give stages.*.parts.{part} a learning rate instead of lora.",
         )
     return modules[part]
@@ -182,14 +183,14 @@ def _trains(rule: PartConfig, parameter: str) -> bool:
 
 
 def row_of(part: str, rule: PartConfig | None, parameters: int = 0, trainable: int = 0) -> PartRow:
-    """The table's line of a part under a rule."""
+    """Returns the table's line of a part under a rule."""
     if rule is None:
         return PartRow(part, parameters, trainable, 0.0)
     return PartRow(part, parameters, trainable, rule.lr, 0 if rule.lora is None else rule.lora.r)
 
 
 def resolved(rule: PartRule, lr: float) -> PartConfig | None:
-    """A rule in full, at the run's rate `lr` where it names none; None for a frozen part."""
+    """Returns a rule with all values set, at the run's rate `lr` if it names none; None for a frozen part."""
     if rule == "frozen":
         return None
     if rule == "train":

@@ -1,4 +1,4 @@
-"""Connectors: from the grid of an encoder to visual tokens of the decoder's width. One file each."""
+"""Connectors map the encoder's grid of patches to visual tokens of the decoder's width. One file per kind."""
 
 from typing import Annotated
 

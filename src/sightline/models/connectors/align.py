@@ -1,4 +1,4 @@
-"""`align`: AlignVLM's connector, whose visual tokens are mixtures of the decoder's own word embeddings."""
+"""`align`: AlignVLM's connector, whose visual tokens are mixtures of the decoder's input embeddings."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -29,35 +29,36 @@ from sightline.ops.vocabulary_attention import (
 class AlignConfig(ConnectorConfig):
     """`v = softmax(LN2(W2 LN1(W1 f))) E_text` (Masry et al. 2025, section 3.2).
 
-    `W2` begins as a copy of the decoder's head and trains apart from it; `E_text` are the decoder's input embeddings, live. The
-    softmax is in fp32. Tokens that were added to the vocabulary (`<image>`, tiles) are outside of the simplex.
+    `W2` is initialised as a copy of the decoder's head and trained apart from it; `E_text` are the decoder's input embeddings (with
+    gradient if `live`). The softmax is in fp32. Tokens added to the vocabulary (`<image>`, tiles) are not mixed.
 
-    The paper leaves open: biases, whether the norms are affine, how W1 begins. `LN2` with a gain of 1 gives scores of deviation 1
-    over the words: for normal scores of deviation g the perplexity is `V exp(-g^2 / 2)`, at g = 1 that is 0.61 V, and every
-    visual token is nearly the mean word. The paper reports 3.4K of 128K words in use, which takes a gain; so ours is learned. It
-    begins at 2.7, where `exp(-g^2 / 2)` is that share (2.6 %).
+    The paper leaves open: biases, whether the norms are affine, how W1 is initialised. `LN2` with a gain of 1 gives scores with
+    standard deviation 1 over the vocabulary: for normal scores of deviation g the perplexity is `V exp(-g^2 / 2)`, at g = 1 that is
+    0.61 V, and every visual token is nearly the mean embedding. The paper reports that 3.4K of 128K entries are used, which takes a
+    gain; so the gain is learned here, from an initial 2.7, where `exp(-g^2 / 2)` is that share (2.6 %).
 
-    Differs: one learned gain for all words where a layer norm has one per word (`outer_norm=per_word`), which starts from 2.7
-    and not from 1.
+    Differs: one learned gain for all vocabulary entries where a layer norm has one per entry (`outer_norm=per_word`), initialised
+        at
+    2.7 instead of 1.
     """
 
     kind: Literal["align"] = "align"
     bias: bool = False
-    """Bias of W1; the SmolVLM port has one."""
+    """Use a bias in W1; the SmolVLM port does."""
     inner_affine: bool = True
-    """Learned scale and shift in LN1, as a layer norm has; the SmolVLM port has none."""
+    """Learned scale and shift in LN1, as in a layer norm; the SmolVLM port has none."""
     outer_norm: Literal["scalar", "per_word", "unit", "none"] = "scalar"
-    """LN2: with one learned gain, with gain and shift per word, without (gain 1), or no norm at all (the SmolVLM port)."""
+    """LN2: with one learned gain, with gain and shift per vocabulary entry, without (gain 1), or no norm (the SmolVLM port)."""
     initial_gain: float = Field(default=2.7, gt=0)
-    """Where a learned gain begins."""
+    """Initial value of a learned gain."""
     head: Literal["copy", "random"] = "copy"
-    """W2 begins as a copy of the decoder's head, or at random (the SmolVLM port)."""
+    """Initialise W2 as a copy of the decoder's head, or at random (the SmolVLM port)."""
     live: bool = True
-    """Gradient flows through the mixture to the word embeddings when the decoder trains them."""
+    """Let gradients flow through the mixture to the input embeddings when the decoder trains them."""
     eps: float = Field(default=1e-5, gt=0)
     """Added to the variance in both norms."""
     compute: Literal["fused", "plain"] = "fused"
-    """Chunk by chunk, or with the whole `[tokens, words]` tensor; the same value."""
+    """Compute in chunks, or with the full `[tokens, vocabulary]` tensor; both give the same value."""
 
     def build(self, shape: ConnectorShape) -> nn.Module:
         return Align(self, shape)
@@ -78,7 +79,7 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         elif config.outer_norm == "per_word":
             self.gain = nn.Parameter(torch.full((num_words,), config.initial_gain))
             self.shift = nn.Parameter(torch.zeros(num_words))
-        self._allowed: Tensor | None = None  # no buffer: it belongs to an evaluation, not to the weights
+        self._allowed: Tensor | None = None  # not a buffer: set for an evaluation, never saved
 
     def forward(self, features_NKF: Float[Tensor, "N K F"], words: Words) -> Float[Tensor, "N K D"]:
         query_NKD = self.inner(self.w1(features_NKF))
@@ -88,27 +89,27 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         return mixed.unflatten(0, query_NKD.shape[:2])
 
     def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
-        """Makes W2 a copy of the head's rows of the decoder's own words.
+        """Initialises W2 as a copy of the head's rows for the decoder's original vocabulary.
 
         Raises:
-            ConfigError: the head is of another width than the embeddings.
+            ConfigError: the head and the embeddings have different widths.
         """
         if self.config.head == "random":
             return
         num_words, width = self.w2.weight.shape
         if len(head_VD) < num_words or head_VD.shape[1] != width:
             raise ConfigError(
-                f"the decoder's head is [{len(head_VD)}, {head_VD.shape[1]}], align's W2 is [{num_words}, {width}].",
+                f"the decoder's head is [{len(head_VD)}, {head_VD.shape[1]}], but align's W2 is [{num_words}, {width}].",
                 "Set model.connector.head=random.",
             )
         with torch.no_grad():
             self.w2.weight.copy_(head_VD[:num_words])
 
     def restrict(self, word_ids: Sequence[int] | None) -> None:
-        """Allows only some words outside of training (AlignVLM, table 4); LN2 still runs over all of them.
+        """Restricts the mixture to some vocabulary entries in evaluation (AlignVLM, table 4); LN2 still runs over all of them.
 
         Raises:
-            ConfigError: there is no word, or one that is not in the vocabulary.
+            ConfigError: no id is given, or an id is not in the vocabulary.
         """
         if word_ids is None:
             self._allowed = None
@@ -116,18 +117,22 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         num_words = self.w2.out_features
         odd = [word for word in word_ids if not 0 <= word < num_words]
         if odd or not word_ids:
-            raise ConfigError(f"{odd[0] if odd else 'no word'} is not among the {num_words} words that align mixes.")
+            raise ConfigError(
+                f"token id {odd[0]} is outside of the {num_words} vocabulary entries that align mixes."
+                if odd
+                else "align needs at least one vocabulary entry to mix."
+            )
         allowed = torch.zeros(num_words, dtype=torch.bool)
         allowed[torch.tensor(list(word_ids))] = True
         self._allowed = allowed
 
     def distribution(self, features_NKF: Float[Tensor, "N K F"], top: int, threshold: float = 1e-6) -> WordDistribution:
-        """The mixture of each visual token, tokens in raster order, one crop after the other."""
+        """Returns the mixture weights of each visual token, in raster order, crop after crop."""
         query_NKD = self.inner(self.w1(features_NKF))
         return word_distribution(query_NKD.flatten(0, 1), self.w2.weight, self._outer(), self._mask(), top, threshold)
 
     def log_values(self) -> dict[str, float]:
-        """The gain of the outer norm: its value, or its mean over the words."""
+        """Returns the gain of the outer norm: its value, or its mean over the vocabulary."""
         norm = self._outer()
         return {} if norm is None else {"gain": float(norm.gain.detach().float().mean())}
 

@@ -1,8 +1,8 @@
-"""What every connector shares: its place between encoder and decoder, and the folding of patches before it.
+"""What all connectors share: their shape, and the merging of patches before the projection.
 
-A connector is `project(merge(features))`. `merge` makes fewer, wider tokens without parameters; `project` is the kind's own
-module and the only thing that a file of this folder defines. What only some kinds can do (begin as a copy of the head, mix words,
-balance experts) is an abstract class here that the projection also inherits from.
+A connector is `project(merge(features))`. `merge` makes fewer, wider tokens without parameters; `project` is the only module that
+a connector's own file defines. Optional abilities (initialise from the decoder's head, mix vocabulary entries, add an auxiliary
+loss, log values) are abstract classes below, from which a projection also inherits.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,10 @@ Words = Callable[[], Float[Tensor, "V D"]]
 
 @dataclass(frozen=True)
 class ConnectorShape:
-    """Where a connector stands: it takes a grid of `rows x columns` tokens of `width_in`, the decoder takes `width_out`.
+    """Shapes around a connector: a grid of `rows x columns` tokens of `width_in` in, tokens of `width_out` out.
 
     Attributes:
-        num_words: entries of the decoder's vocabulary, added tokens left out.
+        num_words: number of vocabulary entries of the decoder before image and tile tokens were added.
     """
 
     rows: int
@@ -45,54 +45,54 @@ class ConnectorConfig(Config):
     """Fields that every connector has."""
 
     width_field: ClassVar[str] = ""
-    """Name of the field that parameters grow with, for comparisons at equal size; empty where a connector has none."""
+    """Name of the field that sets the number of parameters, for comparisons at equal size; empty if there is none."""
     width_step: ClassVar[str] = ""
-    """Name of a field that divides that width."""
+    """Name of a field whose value must divide that width."""
     shuffle: int = Field(default=1, ge=1, le=8)
-    """Fold blocks of `shuffle x shuffle` patches into one token before the connector (pixel shuffle); 1 keeps every patch."""
+    """Merge blocks of `shuffle x shuffle` patches into one token before the projection (pixel shuffle); 1 keeps every patch."""
     merge: Literal["blocks", "raster"] = "blocks"
-    """`blocks`: neighbours in the picture. `raster`: `shuffle^2` consecutive patches of the raster scan, as in TinyVLM's
-    reported run, where strips wrap around rows."""
+    """`blocks`: neighbours in the image. `raster`: `shuffle^2` consecutive patches in raster order, as in TinyVLM's reported run;
+    these strips wrap around rows."""
 
     @abstractmethod
     def build(self, shape: ConnectorShape) -> nn.Module:
-        """The projection with fresh weights: takes features `[N, K, width_in]` and `words`, gives `[N, K', width_out]`."""
+        """Builds the projection with initial weights; it maps features `[N, K, width_in]` and `words` to `[N, K', width_out]`."""
 
     def grid_out(self, shape: ConnectorShape) -> tuple[int, int]:
-        """Rows and columns of the visual tokens that the projection gives of a crop; one row where they are no grid.
+        """Returns rows and columns of the visual tokens of a crop; one row if they form no grid.
 
         Raises:
-            ConfigError: this connector cannot stand on such a grid.
+            ConfigError: the connector does not support this grid.
         """
         return shape.rows, shape.columns
 
     def tokens_out(self, shape: ConnectorShape) -> int:
-        """Visual tokens per crop that the projection gives."""
+        """Returns the number of visual tokens per crop."""
         rows, columns = self.grid_out(shape)
         return rows * columns
 
 
-# What only some projections can do ----------------------------------------------------------------------------------------------
+# Optional abilities of a projection ---------------------------------------------------------------------------------------------
 
 
 class InitialisesFromHead(ABC):
-    """A projection that begins as a copy of the decoder's head."""
+    """A projection that is initialised from the decoder's head."""
 
     @abstractmethod
     def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
-        """Copies what it needs of the head; what it copied is its own from then on."""
+        """Copies weights from the head; the copies train apart from it."""
 
 
 class MixesVocabulary(ABC):
-    """A projection whose visual tokens are mixtures of the decoder's words."""
+    """A projection whose visual tokens are mixtures of the decoder's input embeddings."""
 
     @abstractmethod
     def restrict(self, word_ids: Sequence[int] | None) -> None:
-        """Allows only some words outside of training; None allows all again."""
+        """Restricts the mixture to some vocabulary entries in evaluation; None removes the restriction."""
 
     @abstractmethod
     def distribution(self, features_NKF: Float[Tensor, "N K F"], top: int, threshold: float) -> WordDistribution:
-        """The mixture of each visual token."""
+        """Returns the mixture weights of each visual token."""
 
 
 class HasAuxiliaryLoss(ABC):
@@ -102,33 +102,33 @@ class HasAuxiliaryLoss(ABC):
     def tokens_and_losses(
         self, features_NKF: Float[Tensor, "N K F"], words: Words
     ) -> tuple[Float[Tensor, "N K D"], dict[str, Tensor]]:
-        """Visual tokens as `forward` gives them, and scalar losses by name, coefficients included; no losses in eval mode."""
+        """Returns visual tokens like `forward`, and scalar losses by name, times their coefficients; no losses in eval mode."""
 
 
 class HasLogValues(ABC):
-    """A projection with values worth a line in the log."""
+    """A projection with values to log at each step."""
 
     @abstractmethod
     def log_values(self) -> dict[str, float]:
-        """Values by name."""
+        """Returns the values by name."""
 
 
 class Connector(nn.Module):
-    """`project(merge(features))`.
+    """A connector: `project(merge(features))`.
 
     Args:
         config: the connector's kind and sizes.
-        shape: the encoder's grid and width, the decoder's width and vocabulary.
+        shape: the encoder's grid and width, the decoder's width and vocabulary size.
 
     Raises:
-        ConfigError: the grid does not divide into blocks.
+        ConfigError: the grid does not divide into blocks, or the projection does not support it.
     """
 
     def __init__(self, config: ConnectorConfig, shape: ConnectorShape) -> None:
         super().__init__()
         self.config, self.shape = config, shape
         merged = merged_shape(config, shape)
-        config.grid_out(merged)  # refuses a grid that does not suit before weights are made
+        config.grid_out(merged)  # raises for an unsupported grid before weights are allocated
         self.project = config.build(merged)
 
     @property
@@ -137,61 +137,64 @@ class Connector(nn.Module):
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of visual tokens of a crop; one row where the connector keeps no grid."""
+        """Rows and columns of the visual tokens of a crop; one row if they form no grid."""
         return self.config.grid_out(merged_shape(self.config, self.shape))
 
     def forward(self, features_NPE: Float[Tensor, "N P E"], words: Words) -> Float[Tensor, "N K D"]:
-        """Visual tokens of each crop.
+        """Returns the visual tokens of each crop.
 
         Args:
-            features_NPE: outputs of the encoder in raster order.
-            words: gives the decoder's input embeddings of all words; called only by connectors that mix them.
+            features_NPE: encoder outputs in raster order.
+            words: returns the decoder's input embeddings of its original vocabulary; called only by connectors that mix them.
         """
         return self.project(self.merged(features_NPE), words)
 
     def tokens_and_losses(
         self, features_NPE: Float[Tensor, "N P E"], words: Words
     ) -> tuple[Float[Tensor, "N K D"], dict[str, Tensor]]:
-        """Visual tokens as `forward` gives them, and the connector's auxiliary losses by name, coefficients included."""
+        """Returns visual tokens like `forward`, and the connector's auxiliary losses by name, times their coefficients."""
         if isinstance(self.project, HasAuxiliaryLoss):
             return self.project.tokens_and_losses(self.merged(features_NPE), words)
         return self(features_NPE, words), {}
 
     def merged(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "N K F"]:
-        """Features after folding, as the projection takes them."""
+        """Returns the features after merging, as the projection takes them."""
         if self.config.merge == "raster":
             return raster_merge(features_NPE, self.config.shuffle**2)
         return pixel_shuffle(features_NPE, (self.shape.rows, self.shape.columns), self.config.shuffle)
 
     def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
-        """Hands the decoder's head to a projection that begins as a copy of it; called once, when a new model is put together."""
+        """Initialises the projection from the decoder's head, if it does so; called once, when a new model is built."""
         if isinstance(self.project, InitialisesFromHead):
             self.project.adopt_head(head_VD)
 
     @property
     def mixes_words(self) -> bool:
-        """Whether visual tokens are mixtures of the decoder's word embeddings."""
+        """Whether visual tokens are mixtures of the decoder's input embeddings."""
         return isinstance(self.project, MixesVocabulary)
 
     @property
     def word_mixer(self) -> MixesVocabulary:
-        """The projection, if its visual tokens are mixtures of words.
+        """Returns the projection if its visual tokens are mixtures of vocabulary entries.
 
         Raises:
-            ConfigError: they are not.
+            ConfigError: the connector is of another kind.
         """
         if not isinstance(self.project, MixesVocabulary):
             kind = type(self.config).model_fields["kind"].default
-            raise ConfigError(f"connector {kind!r} mixes no words.", "Only a model with the connector 'align' has words per patch.")
+            raise ConfigError(
+                f"`--what words` and `--words` work only for the `align` connector; this run uses {kind!r}.",
+                "Choose a run with model.connector.kind=align.",
+            )
         return self.project
 
     def log_values(self) -> dict[str, float]:
-        """Values of the connector for the log."""
+        """Returns the connector's values for the log."""
         return self.project.log_values() if isinstance(self.project, HasLogValues) else {}
 
 
 def merged_shape(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorShape:
-    """The shape after folding.
+    """Returns the shapes around the projection, after merging.
 
     Raises:
         ConfigError: the grid does not divide into blocks.
@@ -199,9 +202,11 @@ def merged_shape(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorSha
     factor = config.shuffle
     width = shape.width_in * factor**2
     if config.merge == "raster":
-        # 14 x 14 patches in strips of 4 give 49 tokens whose grid is only nominal.
+        # 14 x 14 patches in strips of 4 give 49 tokens, which form no real grid.
         if shape.num_tokens % factor**2:
-            raise ConfigError(f"model.connector.shuffle={factor}: {shape.num_tokens} patches do not divide by {factor**2}.")
+            raise ConfigError(
+                f"model.connector.shuffle={factor}: the encoder's {shape.num_tokens} patches are not divisible by {factor**2}."
+            )
         side = shape.num_tokens // factor**2
         return ConnectorShape(1, side, width, shape.width_out, shape.num_words)
     if shape.rows % factor or shape.columns % factor:
@@ -214,13 +219,13 @@ def merged_shape(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorSha
 
 
 def need_grid(kind: str, shape: ConnectorShape) -> None:
-    """Refuses a row of tokens that only looks like a grid of one row.
+    """Refuses tokens that form no grid of patches.
 
     Raises:
-        ConfigError: patches were merged in raster order, or a class token stands among them.
+        ConfigError: patches were merged in raster order, or a class token is among them.
     """
     if shape.rows == 1 and shape.columns > 1:
         raise ConfigError(
-            f"model.connector.kind={kind} needs a grid of patches, here they are a row of {shape.columns}.",
+            f"model.connector.kind={kind} needs a grid of patches; this model gives one row of {shape.columns} tokens.",
             "Set model.connector.merge=blocks and model.vision.drop_class_token=true.",
         )

@@ -1,4 +1,4 @@
-"""`c_abstractor`: Honeybee's abstractor, which reduces the grid by convolutions and so keeps what is near near."""
+"""`c_abstractor`: Honeybee's abstractor, which reduces the grid by convolutions and keeps the spatial order."""
 
 from math import isqrt
 from typing import ClassVar, Literal
@@ -23,7 +23,7 @@ class CAbstractorConfig(ConnectorConfig):
     norm N over channels, and `SE(x) = x sigmoid(S2 silu(S1 mean_hw x))` through a quarter of the block's input channels. The
     shortcut is `N(C1 x)` where the width changes, else x. Convolutions have no bias, S1 and S2 do.
 
-    Differs: written with torch alone; no learned tokens after the picture (Honeybee's `num_eos_tokens`, 0 in its own recipes).
+    Differs: written with torch alone; no learned tokens after the image (Honeybee's `num_eos_tokens`, 0 in its own recipes).
     """
 
     width_field: ClassVar[str] = "hidden"
@@ -31,11 +31,11 @@ class CAbstractorConfig(ConnectorConfig):
     num_queries: int = Field(default=144, ge=1, le=4096)
     """Visual tokens per crop; a square number."""
     depth: int = Field(default=3, ge=1, le=32)
-    """Residual blocks before the pooling, and as many after it."""
+    """Residual blocks before the pooling, and the same number after it."""
     hidden: int = Field(default=1024, ge=4)
     """Channels of the blocks."""
     mlp_depth: int = Field(default=2, ge=1, le=8)
-    """Affine maps at the end."""
+    """Affine maps in the final MLP."""
 
     def grid_out(self, shape: ConnectorShape) -> tuple[int, int]:
         need_grid("c_abstractor", shape)
@@ -43,7 +43,7 @@ class CAbstractorConfig(ConnectorConfig):
         if side * side != self.num_queries or side > min(shape.rows, shape.columns):
             near = [n * n for n in range(1, min(shape.rows, shape.columns) + 1)]
             raise ConfigError(
-                f"model.connector.num_queries={self.num_queries} is no square grid within {shape.rows} x {shape.columns} patches.",
+                f"model.connector.num_queries={self.num_queries} is not a square that fits into {shape.rows} x {shape.columns}.",
                 f"Possible here: {', '.join(map(str, near[-6:]))} (and smaller squares).",
             )
         return side, side

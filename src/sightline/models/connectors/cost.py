@@ -1,6 +1,6 @@
-"""What a connector costs, from its configuration alone: it is built on torch's meta device, where nothing is computed.
+"""Counts a connector's cost from its configuration alone: it is built on torch's meta device, where nothing is computed.
 
-Floating-point operations count a multiply-add as two, as torch's own counter does; they are those of the forward pass of one crop.
+A multiply-add counts as two floating-point operations, as in torch's own counter; the count is for the forward pass of one crop.
 Elementwise steps (norms, activations, softmax) are not counted.
 """
 
@@ -14,15 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from sightline.errors import ConfigError
 from sightline.models.connectors.base import Connector, ConnectorConfig, ConnectorShape, merged_shape
 
-WIDEST = 2**24  # no connector's width is searched beyond it
+WIDEST = 2**24  # upper limit of the search for a width
 
 
 @dataclass(frozen=True)
 class ConnectorCost:
-    """Facts of a connector in its place.
+    """Size and cost of a connector between a given encoder and decoder.
 
     Attributes:
-        parameters: of the connector; the decoder's own embeddings, which `align` mixes, are not among them.
+        parameters: of the connector, without the decoder's input embeddings that `align` mixes.
         flops: of the forward pass of one crop.
         tokens: visual tokens of one crop.
         grid: their rows and columns.
@@ -45,10 +45,10 @@ class ConnectorCost:
 
 
 def connector_cost(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorCost:
-    """Parameters, operations and visual tokens of a connector.
+    """Counts parameters, operations and visual tokens of a connector.
 
     Raises:
-        ConfigError: the connector cannot stand there.
+        ConfigError: the connector does not support this shape.
     """
     with torch.device("meta"):
         made = Connector(config, shape)
@@ -60,24 +60,27 @@ def connector_cost(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorC
 
 
 def kind_of(config: ConnectorConfig) -> str:
-    """The name of a connector's kind."""
+    """Returns the name of a connector's kind."""
     return type(config).model_fields["kind"].default
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Entries of all parameters."""
+    """Returns the number of entries of all parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def match_parameters(config: ConnectorConfig, shape: ConnectorShape, wanted: int) -> ConnectorConfig:
-    """The connector with the width that brings its parameter count nearest to `wanted`.
+    """Returns the configuration with the width whose parameter count is nearest to `wanted`.
 
     Raises:
-        ConfigError: this kind has no width, or is larger at its smallest, or smaller at any width.
+        ConfigError: this kind has no width field, or no width reaches that count.
     """
     name = config.width_field
     if not name:
-        raise ConfigError(f"connector {kind_of(config)!r} has no width that could be matched.")
+        raise ConfigError(
+            f"connector {kind_of(config)!r} has no width field, so its number of parameters cannot be matched.",
+            "Leave this connector out of match_parameters.",
+        )
     values = config.model_dump()
     step = int(values[config.width_step]) if config.width_step else 1
 

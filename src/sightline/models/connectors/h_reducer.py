@@ -1,4 +1,4 @@
-"""`h_reducer`: DocOwl's reducer, which joins neighbours in a row because text runs in rows."""
+"""`h_reducer`: DocOwl's reducer, which merges neighbours in a row because text runs in rows."""
 
 from typing import Literal
 
@@ -15,20 +15,20 @@ class HReducerConfig(ConnectorConfig):
 
     The convolution keeps the encoder's width; both maps have biases.
 
-    Differs: DocOwl's code has a further convolution with a GELU before it and a learned token at the end of each picture, which
-    the paper does not mention and we leave out.
+    Differs: DocOwl's code has a further convolution with a GELU before it and a learned token at the end of each image, which the
+    paper does not mention; both are left out here.
     """
 
     kind: Literal["h_reducer"] = "h_reducer"
     reach: int = Field(default=4, ge=1, le=64)
-    """Patches of a row that become one token."""
+    """Number of patches in a row that are merged into one token."""
 
     def grid_out(self, shape: ConnectorShape) -> tuple[int, int]:
         need_grid("h_reducer", shape)
         if shape.columns % self.reach:
             near = [reach for reach in range(1, min(shape.columns, 64) + 1) if shape.columns % reach == 0]
             raise ConfigError(
-                f"model.connector.reach={self.reach} does not divide rows of {shape.columns} patches.",
+                f"model.connector.reach={self.reach} does not divide the {shape.columns} patches of a row.",
                 f"Possible here: {', '.join(map(str, near))}.",
             )
         return shape.rows, shape.columns // self.reach

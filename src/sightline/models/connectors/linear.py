@@ -13,7 +13,7 @@ class LinearConfig(ConnectorConfig):
 
     kind: Literal["linear"] = "linear"
     bias: bool = True
-    """nanoVLM's projector is the same without bias after a pixel shuffle of 2."""
+    """Use a bias. nanoVLM's projector is `linear` without bias after a pixel shuffle of 2."""
 
     def build(self, shape: ConnectorShape) -> nn.Module:
         return Linear(shape.width_in, shape.width_out, self.bias)

@@ -1,4 +1,4 @@
-"""`moe`: a mixture of expert MLPs, of which each patch goes through a few."""
+"""`moe`: a mixture of expert MLPs; each patch passes through a few of them."""
 
 from typing import ClassVar, Literal
 
@@ -16,30 +16,31 @@ class MoEConfig(ConnectorConfig):
 
         p = softmax(W f) over X experts,   g = p of the `top` largest, divided by their sum
 
-    In training two terms join the loss, as in CuMo: `balance X sum_i s_i m_i`, where `s_i` is the share of tokens whose first
+    In training two auxiliary losses are added, as in CuMo: `balance X sum_i s_i m_i`, where `s_i` is the share of tokens whose
+        first
     choice is expert i (no gradient) and `m_i` the mean of `p_i`, and `z_loss mean logsumexp(W f)^2`. Both are means over the visual
     tokens of a micro-batch; the model returns them in `Hidden.auxiliary`.
 
-    Differs: experts are not copies of a trained MLP (CuMo's upcycling) but each begins at random.
+    Differs: experts are initialised at random, not as copies of a trained MLP (CuMo's upcycling).
     """
 
     width_field: ClassVar[str] = "hidden"
     kind: Literal["moe"] = "moe"
     experts: int = Field(default=4, ge=1, le=256)
-    """How many there are."""
+    """Number of experts."""
     top: int = Field(default=2, ge=1)
-    """How many each token goes through."""
+    """Number of experts that each token passes through."""
     hidden: int | None = Field(default=None, ge=1)
-    """Width in the middle of an expert; the decoder's width by default."""
+    """Hidden width of an expert; the decoder's width by default."""
     balance: float = Field(default=0.1, ge=0)
-    """Coefficient of the balance term."""
+    """Coefficient of the load-balancing loss."""
     z_loss: float = Field(default=0.01, ge=0)
-    """Coefficient of the router's z term."""
+    """Coefficient of the router z-loss."""
 
     @model_validator(mode="after")
     def _enough(self) -> "MoEConfig":
         if self.top > self.experts:
-            raise ValueError(f"top={self.top} of {self.experts} experts")
+            raise ValueError(f"top={self.top} is more than experts={self.experts}")
         return self
 
     def build(self, shape: ConnectorShape) -> nn.Module:
@@ -82,7 +83,7 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         return mixed.unflatten(0, features_NKF.shape[:2]), losses
 
     def _rows(self, chosen: Tensor, number: int) -> Tensor:
-        """Tokens of an expert; on the meta device, where nothing is chosen, as many as when all are used alike."""
+        """Returns the tokens of an expert; on the meta device, where nothing is chosen, as many as under equal use."""
         if chosen.is_meta:
             return torch.arange(-(-chosen.numel() // self.config.experts), device="meta")
         return (chosen == number).any(1).nonzero().squeeze(1)
@@ -91,9 +92,9 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         share_X = torch.bincount(first_T, minlength=self.config.experts).to(p_TX.dtype) / max(len(first_T), 1)
         balance = self.config.experts * (share_X * p_TX.mean(0)).sum()
         z = logits_TX.logsumexp(1).square().mean()
-        self._share = share_X  # for the log alone
+        self._share = share_X  # only for the log
         return {"balance": self.config.balance * balance, "router_z": self.config.z_loss * z}
 
     def log_values(self) -> dict[str, float]:
-        """The largest share of tokens that have one expert as their first choice; 1 / experts when all are used alike."""
+        """Returns the largest share of tokens with the same first choice; 1 / experts when all are used equally."""
         return {} if self._share is None else {"largest_expert": float(self._share.max())}

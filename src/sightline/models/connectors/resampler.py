@@ -1,4 +1,4 @@
-"""`resampler`: a Perceiver whose learned queries look at all patches, so that every picture becomes the same number of tokens."""
+"""`resampler`: a Perceiver whose learned queries attend to all patches, so that every crop gives the same number of tokens."""
 
 from typing import ClassVar, Literal
 
@@ -17,10 +17,10 @@ class ResamplerConfig(ConnectorConfig):
 
         X = W_in f,   then `depth` times   Q += Attention(LN Q; [LN X, LN Q]),   Q += W_b relu(W_a LN Q)^2,   v = W_out LN Q.
 
-    Keys and values are patches and queries together; no biases but in the norms; width 4 times wider inside the feed-forward part.
+    Keys and values are patches and queries together; only the norms have biases; the feed-forward part is 4 times as wide.
 
-    Differs: no time embeddings (one picture at a time); a linear map in and out, because encoder, resampler and decoder have
-    widths of their own.
+    Differs: no time embeddings (one image at a time); a linear map in and out, because encoder, resampler and decoder may have
+    different widths.
     """
 
     width_field: ClassVar[str] = "width"
@@ -50,7 +50,7 @@ class ResamplerConfig(ConnectorConfig):
 
 
 class Resampler(nn.Module):
-    """Learned queries through `depth` layers over the patches."""
+    """Learned queries that attend to the patches through `depth` layers."""
 
     def __init__(self, width_in: int, width: int, width_out: int, num_queries: int, depth: int, heads: int) -> None:
         super().__init__()

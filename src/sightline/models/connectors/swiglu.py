@@ -13,17 +13,17 @@ from sightline.models.connectors.base import ConnectorConfig, ConnectorShape, Wo
 class SwiGLUConfig(ConnectorConfig):
     """`v = W_down (SiLU(W_gate f) * (W_up f))`, no biases, weights drawn by Xavier's uniform rule (TinyVLM).
 
-    TinyVLM merges 196 patches of 768 to 49 tokens of 3072 and has 12288 in the middle: 82,575,360 parameters. Its reported run
-    merged strips of the raster scan (`shuffle=2, merge=raster`), its later code true blocks (`shuffle=2`).
+    TinyVLM merges 196 patches of 768 to 49 tokens of 3072 and has a hidden width of 12288: 82,575,360 parameters. Its reported run
+    merged strips in raster order (`shuffle=2, merge=raster`), its later code merges blocks (`shuffle=2`).
 
-    Differs: the later code orders the channels of a block `(channel, row, column)`, ours are `(row, column, channel)` as in
-    Idefics3. A fresh projector is the same in distribution; weights trained there need their columns permuted.
+    Differs: the later code orders the channels of a block `(channel, row, column)`, here they are `(row, column, channel)` as in
+    Idefics3. The initial distribution is the same; weights trained with that code need their columns permuted.
     """
 
     width_field: ClassVar[str] = "hidden"
     kind: Literal["swiglu"] = "swiglu"
     hidden: int | None = Field(default=None, ge=1)
-    """Width in the middle; 4 times the width of a merged token by default, as in TinyVLM (12288)."""
+    """Hidden width; by default 4 times the width of a merged token, as in TinyVLM (12288)."""
 
     def build(self, shape: ConnectorShape) -> nn.Module:
         return SwiGLU(shape.width_in, self.hidden or 4 * shape.width_in, shape.width_out)

@@ -1,4 +1,4 @@
-"""`vet`: Ovis' visual embedding table, a vocabulary of the picture's own."""
+"""`vet`: Ovis' visual embedding table, a learned vocabulary for images."""
 
 from typing import ClassVar, Literal
 
@@ -14,21 +14,21 @@ from sightline.ops.vocabulary_attention import OuterNorm, vocabulary_attention, 
 class VETConfig(ConnectorConfig):
     """`v = softmax(W f) E` with a learned table E of `rows` visual words (Ovis, Lu et al. 2024, equations 2 and 3).
 
-    Where `W = W2 W1` and E is the decoder's own table it is `align` without norms: ALIGN is a VET of low rank on words that are
-    there already. Rows of E are drawn from N(0, 1) as in Ovis' code.
+    With `W = W2 W1` and the decoder's own embeddings as E it is `align` without norms: ALIGN is a low-rank VET over an existing
+    vocabulary. Rows of E are drawn from N(0, 1) as in Ovis' code.
 
     Differs: the paper's formula has no norm over the visual words; Ovis' code has one, with gain and shift per word (`norm`).
-    Indicator tokens around a picture are left to the template. Ovis' straight-through and Gumbel variants are left out.
+    Indicator tokens around an image are left to the template. Ovis' straight-through and Gumbel variants are left out.
     """
 
     width_field: ClassVar[str] = "rows"
     kind: Literal["vet"] = "vet"
     rows: int = Field(default=16384, ge=2)
-    """Visual words; the default of Ovis' code."""
+    """Number of visual words; the default is that of Ovis' code."""
     norm: bool = False
     """Normalise the scores over the visual words, as Ovis' code does."""
     compute: Literal["fused", "plain"] = "fused"
-    """Chunk by chunk, or with the whole `[tokens, rows]` tensor; the same value."""
+    """Compute in chunks, or with the full `[tokens, rows]` tensor; both give the same value."""
 
     def build(self, shape: ConnectorShape) -> nn.Module:
         return VET(self, shape)
