@@ -19,7 +19,7 @@ from sightline.cli import main
 from sightline.cli.app import app
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
 
 ROOT = Path(__file__).parents[2]

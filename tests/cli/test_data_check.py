@@ -10,7 +10,7 @@ import pytest
 
 from sightline import config as files
 from sightline.cli import main
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.data.pictures import lines
 

@@ -7,9 +7,9 @@ import pytest
 
 from sightline import config as files
 from sightline.cli import main
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
-from tests.reporting.test_html import EVIL, read
+from tests.reporting.helpers import EVIL, read
 
 CAPTIONS = [EVIL, "كلب بني يجري", "一只狗", "emoji 👩\u200d👧 and \u202eoverride"]
 

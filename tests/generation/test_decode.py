@@ -17,7 +17,7 @@ from sightline.errors import ConfigError, RecordError
 from sightline.generation.decode import DecodingConfig, Text, generate
 from sightline.models.text import TextModel
 from sightline.types import Message, Part
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.builders import decoder, load_tokenizer, pictures
 
 NEW = 8

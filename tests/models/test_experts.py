@@ -21,7 +21,7 @@ from sightline.training.lora import LoraRule
 from sightline.training.stages import PartConfig
 from sightline.types import Batch, Sample
 from tests.builders import EXPERTS, Exact, apart, batch_of, experts, sample, vlm
-from tests.training.test_loop import job
+from tests.training.helpers import job
 
 
 def texts() -> list[Sample]:

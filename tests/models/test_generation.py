@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from sightline.models.vlm import SightlineForConditionalGeneration
 from tests.builders import DECODERS, SIDE, WINDOW, Exact, vlm
-from tests.models.test_vlm import PER_IMAGE, close, left_padded, prompt
+from tests.models.helpers import PER_IMAGE, close, left_padded, prompt
 
 NEW = WINDOW + 2  # sliding layers lose sight of the first new tokens on the way
 

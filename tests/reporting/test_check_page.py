@@ -7,9 +7,9 @@ from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.data.check import CheckOptions
 from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
-from tests.reporting.test_html import EVIL, Reader, read
+from tests.reporting.helpers import EVIL, Reader, read
 
 
 def made(tmp_path: Path, rows: list[dict[str, Any]], pictures: dict[str, bytes], **options: Any) -> tuple[dict[str, Any], Reader]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,38 +12,7 @@ from PIL import Image
 
 from sightline.reporting import html as h
 from tests.data.broken_images import encode, photo
-
-VOID = {"br", "col", "hr", "img", "meta"}
-
-
-class Reader(HTMLParser):
-    """Checks that elements close in order, and keeps what a browser would show and load."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-
-def read(markup: str) -> Reader:
-    reader = Reader()
-    reader.feed(markup)
-    reader.close()
-    assert reader.open == []
-    return reader
+from tests.reporting.helpers import EVIL, read
 
 
 def pixels(markup: str) -> np.ndarray:
@@ -52,9 +20,6 @@ def pixels(markup: str) -> np.ndarray:
     source = read(markup).elements[0][1]["src"]
     assert source is not None
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("RGB"))
-
-
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The loop against plain formulas: accumulation, clipping, schedule, decay, the finite gate, and what has a gradient."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from sightline.data.batches.loader import MicroBatch
 from sightline.errors import ConfigError, NumericsError, Stopped
-from sightline.objectives import CALConfig, NextTokenConfig, Objective
+from sightline.objectives import CALConfig, NextTokenConfig
 from sightline.objectives.base import HiddenStateModel
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import cross_entropy_reference
@@ -26,62 +25,7 @@ from sightline.training.ranks import Replicated, StepModule
 from sightline.training.stages import PartConfig
 from sightline.types import Batch, Loss, Sample
 from tests.builders import Exact, batch_of, sample, vlm
-
-EVERY = {"vision": "train", "connector": "train", "language": "train"}
-
-
-class Batches:
-    """A loader of given micro-batches: one entry per step, again from the beginning in each epoch."""
-
-    def __init__(self, steps: Sequence[Sequence[Batch]]) -> None:
-        self.steps = steps
-
-    def steps_in_epoch(self, epoch: int) -> int:
-        return len(self.steps)
-
-    def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch]]:
-        for number in range(until):
-            yield [MicroBatch(batch, ()) for batch in self.steps[(step + number) % len(self.steps)]]
-
-
-class Lines(list):
-    """A log in memory."""
-
-    def write(self, line: dict[str, Any]) -> None:
-        self.append(line)
-
-
-def job(model: nn.Module, batches: Sequence[Sequence[Batch]], objective: Objective, rules: Any = EVERY, **changes: Any) -> loop.Job:
-    """A stage over given micro-batches, a step for each entry of `batches`; plain SGD at rate 1 unless told otherwise."""
-    stage = changes.pop("stage", None) or stages.apply(model, "test", rules, changes.pop("lr", 1.0), changes.pop("decay", 0.0))
-    pace: dict[str, Any] = {"steps": len(batches), "warmup": 0, "schedule": "constant", "floor": 0.0, "clip": 0.0}
-    pace |= {"checkpoint_every": 0, "evaluate_every": 0}
-    pace |= {name: changes.pop(name) for name in list(changes) if name in pace}
-    groups = [{"params": list(g.parameters.values()), "lr": g.lr, "peak": g.lr, "part": g.name} for g in stage.groups]
-    accelerator = changes.pop("accelerator", None) or Accelerator(cpu=True)
-    parts: dict[str, Any] = {
-        "accelerator": accelerator,
-        "model": model,
-        "ranks": changes.pop("ranks", None) or Replicated(accelerator, StepModule(model, objective)),
-        "stage": stage,
-        "optimiser": torch.optim.SGD(groups, lr=1.0),
-        "loader": Batches(batches),
-        "pace": loop.StageSchedule(**pace),
-        "log": Lines(),
-        "save": lambda at: None,
-        "evaluate": None,
-        "stop": lambda: "",
-        "gate": optim.FiniteGate(),
-    }
-    return loop.Job(**(parts | changes))
-
-
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
-
-
-def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in model.named_parameters() if not torch.equal(value.detach(), before[name])}
+from tests.training.helpers import EVERY, job, moved, weights
 
 
 def adamw(given: loop.Job) -> loop.Job:

@@ -14,7 +14,7 @@ from sightline.training.lora import LoraRule
 from sightline.training.stages import PartConfig
 from sightline.types import Batch, Loss
 from tests.builders import batch_of, sample
-from tests.training.test_loop import job, moved, weights
+from tests.training.helpers import job, moved, weights
 
 
 class DualEncoder(nn.Module):

@@ -26,7 +26,7 @@ from sightline.types import Sample
 from tests.builders import Exact, batch_of, experts, sample, vlm
 from tests.data.pictures import picture, prepared, put
 from tests.processes import PATIENCE, Command, Commands
-from tests.training.test_loop import EVERY, job
+from tests.training.helpers import EVERY, job
 
 OBJECTIVES = {"cal": CALConfig(stored=False), "next_token": NextTokenConfig()}
 RULES: dict[str, Any] = {"all": EVERY, "align": {"connector": "train"}, "instruct": {"connector": "train", "language": "train"}}

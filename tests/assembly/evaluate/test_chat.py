@@ -10,7 +10,7 @@ from sightline.assembly.model import build as models
 from sightline.data.samples.processing import Processing
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.device import choose_runtime, process_settings_restored
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import png, scene
 
 

@@ -1,7 +1,6 @@
 """From a model folder and a data set to scores; batch sizes, broken pictures and kills change nothing but what they must."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ from sightline.errors import DataError, SightlineError, SkipLimitError, UsageErr
 from sightline.evaluation.controls import exchange_images
 from sightline.evaluation.spec import EvalSpec
 from sightline.metrics.caption import score_captions
-from tests.assembly.inspect.test_rows import run_config
-from tests.data.check.planted import folder, png, record, scene, stored
+from tests.assembly.evaluate.helpers import COUNT, data, two_pictures
+from tests.assembly.helpers import run_config
+from tests.data.check.planted import stored
 from tests.data.pictures import lines
-
-COUNT = 11
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +28,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.mkdir()
     models.write(models.build(run_config(), Processing(prompt="Look.", max_tokens=120), None), path)
     return path
-
-
-def data(path: Path, first: int = 0, more: Sequence[dict[str, Any]] = ()) -> Path:
-    """Records with a picture each; `first` says which scenes they show, `more` are further records."""
-    rows = [record(f"r{n}", f"{n}.png", "val", [f"a dog {n}", f"the dog runs {n}"]) for n in range(COUNT)]
-    rows += [record("words", None, "val", ["no picture"]), record("t", "0.png"), *more]
-    return folder(path, rows, {f"{n}.png": png(scene(first + n, 64)) for n in range(COUNT)})
-
-
-def two_pictures(name: str) -> dict[str, Any]:
-    look = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Look."}]
-    messages = [{"role": "user", "content": look}, {"role": "assistant", "content": "a dog"}]
-    return {"id": name, "images": ["0.png", "1.png"], "messages": messages, "split": "val"}
 
 
 @pytest.fixture(scope="module")

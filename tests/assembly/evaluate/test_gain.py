@@ -22,8 +22,8 @@ from sightline.evaluation.probes.gain import TextGain, separation
 from sightline.models.text import TextModel
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.types import Record
-from tests.assembly.evaluate.test_evaluate import two_pictures
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.evaluate.helpers import two_pictures
+from tests.assembly.helpers import run_config
 from tests.builders import decoder
 from tests.composites import stock_folder
 from tests.data.check.planted import folder, png, question, record, scene, stored

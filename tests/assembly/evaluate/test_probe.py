@@ -22,7 +22,7 @@ from sightline.evaluation.spec import EvalSpec
 from sightline.models.connectors.align import Align, AlignConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
 from sightline.runtime.device import choose_runtime
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.builders import decoder_folder
 from tests.data.check.planted import folder, png, record, scene, stored
 

@@ -13,8 +13,9 @@ from sightline.errors import SkipLimitError
 from sightline.evaluation.predict import Predicted
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import TASKS, Query
-from tests.assembly.evaluate.test_evaluate import COUNT, data, stored, two_pictures
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.evaluate.helpers import COUNT, data, two_pictures
+from tests.assembly.helpers import run_config
+from tests.data.check.planted import stored
 
 
 def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(

@@ -21,7 +21,7 @@ from sightline.cli import main
 from sightline.data.check import CheckOptions
 from sightline.data.samples.processing import Processing
 from sightline.types import Batch, Head, Hidden
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.composites import stock_folder
 from tests.data.check.planted import folder, png, record, stored
 from tests.data.pictures import lines

@@ -23,10 +23,10 @@ from sightline.errors import DataError, UsageError
 from sightline.reporting.html import Token
 from sightline.reporting.preview_page import PreviewedSample
 from sightline.types import IMAGE, Message, Part
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.builders import load_tokenizer
 from tests.data.check.planted import folder, png, question, record, scene, stored
-from tests.reporting.test_html import read
+from tests.reporting.helpers import read
 
 CAPTIONS = ["A brown dog.", "کلب بني (dog) يجري", "一只狗在水里跑。", "<script>alert(1)</script>", "👩\u200d👩\u200d👧 tab\there"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules
-from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
+from sightline.assembly.config.schema import RunConfig, SourceConfig, StageConfig
 from sightline.assembly.inspect.check import CheckRequest, check_data, judge
 from sightline.assembly.inspect.rows import folders_of, training_report, with_folders
 from sightline.assembly.model import build as models
@@ -18,10 +18,7 @@ from sightline.data.batches.loader import Loader
 from sightline.data.check import CheckOptions, check
 from sightline.data.check.rows import Left
 from sightline.errors import ConfigError, DataError, SkipLimitError
-from sightline.models.connectors.mlp import MLPConfig
-from sightline.models.language import LanguageConfig
-from sightline.models.vision import VisionConfig
-from tests.builders import decoder_folder, encoder_folder
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, question, record, scene, stored
 
 HERE = CheckOptions(workers=0, near_bits=None)
@@ -38,20 +35,6 @@ def data(path: Path, count: int = 12) -> Path:
     rows += [question(f"q{n}", "4.png", f"question {n}?", ["yes"]) for n in range(4)]
     rows += [record("v", "0.png", "val")]
     return folder(path, rows, pictures(5))
-
-
-def run_config(stages: tuple[StageConfig, ...] = (), train: dict[str, Any] | None = None, **section: Any) -> RunConfig:
-    section = {"max_tokens": 120, "row_tokens": 240, "path": None, **section}
-    return RunConfig(
-        model=ModelConfig(
-            vision=VisionConfig(path=str(encoder_folder("siglip"))),
-            connector=MLPConfig(shuffle=2),
-            language=LanguageConfig(path=str(decoder_folder("llama"))),
-        ),
-        data=DataConfig.model_validate(section, strict=False),
-        train=TrainConfig.model_validate({"epochs": 3.0, "batch_size": 2, "seed": 5} | (train or {}), strict=False),
-        stages=stages or (StageConfig(name="align", parts={"connector": "train"}),),
-    )
 
 
 def report(config: RunConfig, *folders: Path) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models import composites
 from sightline.models.vlm import SightlineForConditionalGeneration
-from tests.assembly.model.test_pretrained import RECORDS, dataset, inputs, noise, prompt, question
+from tests.assembly.model.helpers import RECORDS, inputs, noise, prompt, question
 from tests.builders import Exact, decoder_folder, encoder_folder, load_tokenizer
 from tests.composites import STOCK, stock, stock_folder
 
 WHOLE = ["vision", "connector", "language", "tiling"]
-__all__ = ["dataset"]
 
 
 def configured(**model: Any) -> RunConfig:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.chat import ChatModel
@@ -17,18 +16,16 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.data.images.pixels import PixelLoader
-from sightline.data.samples.encoding import join_sources
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError, RecordError, SightlineError
 from sightline.evaluation.controls import BlindPixelLoader
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.stock import StockModel
-from sightline.types import ImageInfo, Message, Part, Record
+from sightline.types import Record
+from tests.assembly.model.helpers import RECORDS, inputs, noise, prompt, question
 from tests.builders import Exact, batch_of
-from tests.composites import STOCK, reference, stock, stock_folder
-from tests.data.pictures import picture, prepared, put
+from tests.composites import STOCK, stock, stock_folder
 
-SIZES = [(40, 30), (32, 32), (20, 90), (100, 35), (7, 8), (64, 65)]
 GREEDY = DecodingConfig(max_new_tokens=8)
 
 
@@ -40,46 +37,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def bundle(kind: str) -> ModelBundle:
     return models.read(stock_folder(kind))
-
-
-def noise(number: int) -> Image.Image:
-    width, height = SIZES[number % len(SIZES)]
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def question(*pictures: int, text: str = "What colour is the dog?") -> Record:
-    infos = tuple(ImageInfo(str(number), *noise(number).size) for number in pictures)
-    message = Message("user", (*[Part() for _ in pictures], Part(text)))
-    return Record("-".join(map(str, pictures)), tuple(map(str, pictures)), infos, (message,))
-
-
-def prompt(bundle: ModelBundle, record: Record) -> Prompt:
-    builder = bundle.builder()
-    layouts = builder.layouts(record)
-    row = builder.prompt_row(record.messages, layouts)
-    if not record.images:
-        return Prompt(row, join_sources([], 0))
-    preparation, tiling = bundle.processing.preparation, bundle.processing.tiling
-    assert preparation is not None
-    pixels = np.concatenate([tiling.crops(noise(int(name)), preparation) for name in record.images])
-    return Prompt(row, join_sources(layouts, bundle.tokens_per_crop), pixels)
-
-
-def inputs(kind: str, bundle: ModelBundle, record: Record) -> dict[str, Any]:
-    """The same through transformers: its template, its processor."""
-    conversation = [
-        {"type": "image"} if part.is_image else {"type": "text", "text": part.text} for part in record.messages[0].content
-    ]
-    text = bundle.tokenizer.apply_chat_template(
-        [{"role": "user", "content": conversation}], add_generation_prompt=True, tokenize=False
-    )
-    assert isinstance(text, str)
-    if bundle.tokenizer.bos_token and text.startswith(bundle.tokenizer.bos_token) and kind.startswith("llava"):
-        text = text.removeprefix(bundle.tokenizer.bos_token)  # their tokenizer puts it there
-    return reference(kind, text, [noise(int(name)) for name in record.images])
-
-
-RECORDS = [question(0), question(1, 2), question(3, 4, 5), question(2, text="Café — naïve?")]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
@@ -161,20 +118,6 @@ def sample_of(bundle: ModelBundle, ours: Prompt) -> Any:
 
 
 # Commands -------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of several sizes with two captions each."""
-    root = tmp_path_factory.mktemp("captions")
-    rows = []
-    for number in range(8):
-        put(root / f"in/{number}.png", picture(number, size=SIZES[number % len(SIZES)]))
-        captions = [f"A dog {number} runs.", "Two children play."]
-        rows.append({"id": f"r{number}", "images": [f"{number}.png"], "captions": captions, "split": "val"})
-    put(root / "in/records.jsonl", rows)
-    prepared("records", root / "in", root / "set")
-    return root / "set"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

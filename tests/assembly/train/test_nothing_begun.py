@@ -17,7 +17,7 @@ from sightline.errors import ConfigError, DataError, SightlineError, SkipLimitEr
 from sightline.runtime import fault_injection as faults
 from sightline.runtime import storage
 from sightline.runtime.storage import Lock
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
 

@@ -17,7 +17,7 @@ from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.length_table import LengthTableRules, make_length_table
 from sightline.errors import ConfigError, DistributedError
 from sightline.types import Record
-from tests.data.batches.test_corpus import BUILDER, PICTURES, Sizes
+from tests.data.batches.helpers import BUILDER, PICTURES, Sizes
 from tests.data.check.planted import folder, record
 
 RULES = BatchRules(pack=True, row_tokens=90, row_images=3, rows_per_step=4, accumulate=1, sort_by_length=False, seed=3)

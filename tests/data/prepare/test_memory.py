@@ -11,7 +11,7 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.loader import Loader
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import record
 from tests.data.pictures import picture, prepared, put
 

@@ -19,7 +19,7 @@ from sightline.data.samples.encoding import ConversationEncoder, EncodedConversa
 from sightline.errors import RecordError
 from sightline.types import IMAGE, ImageInfo, Message, Record
 from tests.data.kinds import KINDS, SPLIT_TILING, builder_of, tokenizer_of
-from tests.data.samples.test_templates import GA, LA, MORE, SAID, THOUGHTS, TWO_TURNS, WRITTEN, A, turn
+from tests.data.samples.helpers import GA, LA, MORE, SAID, THOUGHTS, TWO_TURNS, WRITTEN, A, turn
 
 WHOLE = WholeConfig()
 ONE = WHOLE.layout(10, 10, (2, 2))

@@ -14,8 +14,8 @@ from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.connectors.moe import MoEConfig
 from sightline.models.connectors.resampler import ResamplerConfig
 from sightline.models.connectors.vet import VETConfig
+from tests.models.connectors.helpers import SMALL
 from tests.models.connectors.places import SHAPE
-from tests.models.connectors.test_base import SMALL
 
 TINYVLM = ConnectorShape(14, 14, 768, 576, 49_152)
 WITH_WIDTH = sorted(kind for kind, config in CONNECTORS.items() if config.width_field)
