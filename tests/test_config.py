@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from sightline import config as files
 from sightline.assembly.config.resolving import plan, resolve
@@ -18,14 +18,19 @@ from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.config import MAX_BYTES, MAX_DEPTH, Config, Tree
 from sightline.errors import ConfigError
 from sightline.recipes import RECIPES
+from sightline.registry import HasKind, KindRegistry
 
 
-class Square(Config):
+class Shape(HasKind, Config):
+    pass
+
+
+class Square(Shape):
     kind: Literal["square"] = "square"
     side: float = Field(default=1.0, gt=0)
 
 
-class Circle(Config):
+class Circle(Shape):
     kind: Literal["circle"] = "circle"
     radius: float = Field(default=1.0, gt=0)
 
@@ -39,7 +44,7 @@ class Pen(Config):
 
 class Drawing(Config):
     pen: Pen = Pen()
-    shape: Annotated[Square | Circle, Field(discriminator="kind")] = Square()
+    shape: Annotated[SerializeAsAny[Shape], KindRegistry(Shape, "tests.shapes", (Circle, Square))] = Square()
     sizes: tuple[float, ...] = ()
     pens: tuple[Pen, ...] = ()
     free: dict[str, Any] = Field(default_factory=dict)

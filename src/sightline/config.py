@@ -5,7 +5,6 @@ the key, the value, and the nearest valid name. YAML is read by the rules of ver
 duplicate keys, tags, deep nesting and alias bombs are refused.
 """
 
-import difflib
 import json
 import re
 import types
@@ -17,8 +16,10 @@ from typing import Annotated, Any, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from sightline.errors import ConfigError
+from sightline.registry import KindRegistry, suggestion
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -302,25 +303,19 @@ def validate(model: type[Model], tree: Tree) -> Model:
 
 
 def _fault(model: type[BaseModel], item: Mapping[str, Any], tree: Tree) -> str:
-    path, choices = _locate(model, item["loc"])
+    path, choices = _locate(model, item["loc"], tree.data)
     origin = tree.origin(path)
     key = ".".join(map(str, path)) or "configuration"
     given = _shown(item.get("input"))
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
-            what = "unknown key" + _suggest(str(path[-1]), choices)
+            what = "unknown key" + suggestion(str(path[-1]), choices)
         case "missing":
             what = "must be given"
-        case "union_tag_invalid":
-            expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-            what = f"unknown kind {context['tag']!r}" + _suggest(str(context["tag"]), expected)
-            key += ".kind"
-        case "union_tag_not_found":
-            what = "needs a 'kind'"
         case "literal_error":
             expected = re.findall(r"'([^']*)'", str(context["expected"]))
-            what = f"unknown value {given}" + _suggest(str(item.get("input")), expected)
+            what = f"unknown value {given}" + suggestion(str(item.get("input")), expected)
         case "value_error":
             what = str(context["error"])
         case _:
@@ -333,37 +328,35 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _suggest(name: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?" if len(choices) < 2 else f"; did you mean {near[0]!r}? (known: {', '.join(choices)})"
-    return f"; known are {', '.join(choices)}" if choices else ""
-
-
-def _locate(model: type[BaseModel], loc: tuple[str | int, ...]) -> tuple[Path_, list[str]]:
-    """The path of a pydantic location without union tags, and the valid names at its last step."""
+def _locate(model: type[BaseModel], loc: tuple[str | int, ...], data: Any) -> tuple[Path_, list[str]]:
+    """The path of a pydantic location, and the valid names at its last step."""
     path: list[str | int] = []
     choices: list[str] = []
     kinds: tuple[Any, ...] = (model,)
     for step in loc:
         models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        tagged = [kind for kind in models if _tag(kind) == step]
-        if len(models) > 1 and tagged:
-            kinds = tuple(tagged)
-            continue
         if not models and not any(typing.get_origin(kind) in (list, tuple, dict) for kind in kinds):
             break  # pydantic names the members of a union of scalars; the key ends before them
-        named = [{field.alias or name: field.annotation for name, field in kind.model_fields.items()} for kind in models]
+        named = [{field.alias or name: field for name, field in kind.model_fields.items()} for kind in models]
         choices = sorted({name for fields in named for name in fields})
         path.append(step)
-        found = [fields[step] for fields in named if isinstance(step, str) and step in fields]
+        data = _at(data, step)
+        found = [_annotation(fields[step], data) for fields in named if isinstance(step, str) and step in fields]
         kinds = tuple(part for annotation in (found or kinds) for part in _flatten(annotation, unwrap=not found))
     return tuple(path), choices
 
 
-def _tag(model: type[BaseModel]) -> str | None:
-    kind = model.model_fields.get("kind")
-    return kind.default if kind is not None else None
+def _at(data: Any, step: str | int) -> Any:
+    try:
+        return data[step]
+    except (LookupError, TypeError):
+        return None
+
+
+def _annotation(field: FieldInfo, value: Any) -> Any:
+    """The type of a field; where a registry chooses it, the class that the value names."""
+    chosen = [item.class_of(value) for item in field.metadata if isinstance(item, KindRegistry)]
+    return chosen[0] if chosen and chosen[0] is not None else field.annotation
 
 
 def _flatten(annotation: Any, unwrap: bool) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,29 @@ def emit(value: dict[str, Any]) -> None:
     """Prints the one JSON object that `--json` promises."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE.py|MODULE",
+        help="Code of yours that settings and models may then name, as MODULE:Class; may be given again.",
+    ),
+]
+
+
+def load_plugins(names: list[str] | None) -> None:
+    """Loads what `--plugin` names; plug-ins of a command before, in the same process, are no longer valid.
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    from sightline.runtime import plugins
+
+    plugins.forget()
+    for name in names or []:
+        plugins.load(name)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightline.cli.app import emit
+from sightline.cli.app import Plugins, emit, load_plugins
 from sightline.cli.data import app
 from sightline.cli.model_choice import ModelChoice, split_words
 from sightline.errors import UsageError
@@ -44,6 +44,7 @@ def check(
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check dataset folders: every record read, every picture decoded, everything counted.
@@ -59,6 +60,7 @@ def check(
     epoch has. The exit code is 3 when too much is bad: more than --max-skipped of the records, or more conversations than the
     configuration's data.max_skipped.
     """
+    load_plugins(plugin)
     folders, settings = split_words(folders_and_settings or [])
     choice = ModelChoice(config, recipe, run, tuple(settings))
     if not folders:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sightline.cli.app import emit
+from sightline.cli.app import Plugins, emit, load_plugins
 from sightline.cli.data import app
 from sightline.errors import UsageError
 
@@ -32,6 +32,7 @@ def features(
     values: Annotated[str | None, typer.Option(help="external: key of the features.")] = None,
     scale: Annotated[str | None, typer.Option(help="external: key of a factor, one for all or one per row.")] = None,
     power: Annotated[float, typer.Option(help="external: raise values to this power, after the factor.")] = 1.0,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Encode the pictures of data sets once, for training and evaluation to read (data.features=OUT).
@@ -42,6 +43,7 @@ def features(
 
     The size is stated first. A work that was stopped goes on where it was; the same command on a finished store does nothing.
     """
+    load_plugins(plugin)
     from sightline.data.dataset import open_dataset
 
     folders = [word for word in data_and_settings if "=" not in word or Path(word).is_dir()]

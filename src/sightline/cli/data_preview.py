@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import emit
+from sightline.cli.app import Plugins, emit, load_plugins
 from sightline.cli.data import app
 from sightline.cli.model_choice import ModelChoice, split_words
 from sightline.errors import UsageError
@@ -25,6 +25,7 @@ def preview(
     count: Annotated[int, typer.Option(min=1, max=1000, help="Records to draw.")] = 12,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A record to show, instead of a draw; may be given again.")] = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show records as a model sees them: pictures after preparation and tiling, and every token with what is learned from it.
@@ -33,6 +34,7 @@ def preview(
 
     sightline data preview scenes --recipe scenes_tiny --split val --count 4 --out preview.html
     """
+    load_plugins(plugin)
     folders, settings = split_words(folder_and_settings)
     if len(folders) != 1:
         raise UsageError(f"data preview shows one dataset folder, got {len(folders)}.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 
 
 @app.command(name="eval")
@@ -44,6 +44,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of the intervals.")] = 1000,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Evaluate a model on held-out records.
@@ -53,6 +54,7 @@ def evaluate(
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
     """
+    load_plugins(plugin)
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
     from sightline.evaluation.spec import EvalSpec
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 
 
 @app.command()
@@ -22,12 +22,14 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(min=1.0, help="Above 1 makes repeating less likely.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of drawing.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say something about a picture.
 
     sightline generate runs/flickr --image photo.jpg
     """
+    load_plugins(plugin)
     import torch
 
     from sightline.assembly.evaluate.chat import ChatModel

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 
 
 @app.command()
@@ -32,6 +32,7 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look into a model.
@@ -42,6 +43,7 @@ def probe(
 
     sightline probe runs/align --data flickr8k --what noise --sigma 1 --sigma 3
     """
+    load_plugins(plugin)
     from sightline.assembly.evaluate.probe import ProbeRequest, write_page
     from sightline.assembly.evaluate.probe import probe as run_probe
     from sightline.evaluation.probes.noise import SIGMAS

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 
 if TYPE_CHECKING:
     from sightline.assembly.config.schema import RunConfig
@@ -35,6 +35,7 @@ def list_recipes(
 def show(
     name: Annotated[str, typer.Argument(help="A recipe.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, laid over the recipe.", metavar="[KEY=VALUE]...")] = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Print a recipe as YAML; the output is itself a valid --config.
@@ -49,6 +50,7 @@ def show(
     import os
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    load_plugins(plugin)
     from sightline.assembly.config.resolving import resolve
     from sightline.assembly.model.summary import summarise
     from sightline.config import to_yaml

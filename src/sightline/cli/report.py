@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 
 if TYPE_CHECKING:
     from sightline.evaluation.controls import Control
@@ -34,6 +34,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a page about a run: curves, scores beside their controls, pictures where its captions are best and worst.
@@ -42,6 +43,7 @@ def report(
 
       sightline report runs/flickr --data flickr8k --split val
     """
+    load_plugins(plugin)
     from sightline.assembly.config.locate import run_of
     from sightline.assembly.evaluate.report import report_run
     from sightline.evaluation.spec import EvalSpec

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 from sightline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def sweep(
     show: Annotated[bool, typer.Option("--list", help="Only say which runs there are.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Make no run, only the report of those that are done.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Make no report at the end.")] = False,
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Make the runs of a sweep file and compare them.
@@ -37,6 +38,7 @@ def sweep(
     """
     if out is None and not show:
         raise UsageError("sweep needs --out.", "For example --out sweeps/first")
+    load_plugins(plugin)
     from sightline.studies.spec import read_sweep
 
     planned = read_sweep(file, settings or [])
@@ -53,7 +55,7 @@ def sweep(
         studies.refuse_others(runs, out)
         studies.write_note(planned, settings or [], out)
         if jobs > 1:
-            studies.share(_same_command(file, out, settings or [], only, limit), min(jobs, len(runs)))
+            studies.share(_same_command(file, out, settings or [], plugin or [], only, limit), min(jobs, len(runs)))
         outcomes = studies.make_runs(runs, out)
     result: dict[str, object] = {"out": str(out), "runs": [outcome.to_json() for outcome in outcomes]}
     if not no_report:
@@ -72,10 +74,11 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _same_command(file: Path, out: Path, settings: list[str], only: str | None, limit: int | None) -> list[str]:
+def _same_command(file: Path, out: Path, settings: list[str], plugins: list[str], only: str | None, limit: int | None) -> list[str]:
     """This command as one of several workers."""
     words = ["sweep", str(file), "--out", str(out), "--no-report"]
     words += [word for setting in settings for word in ("--set", setting)]
+    words += [word for name in plugins for word in ("--plugin", name)]
     return words + (["--only", only] if only else []) + (["--limit", str(limit)] if limit else [])
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import app, emit
+from sightline.cli.app import Plugins, app, emit, load_plugins
 from sightline.errors import UsageError
 
 
@@ -22,6 +22,7 @@ def train(
     allow_change: Annotated[
         str, typer.Option(metavar="KEY,KEY", help="Settings that may differ from those the run began with.")
     ] = "",
+    plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Train a model.
@@ -39,6 +40,7 @@ def train(
     """
     if out is None:
         raise UsageError("train needs --out.", "For example --out runs/first")
+    load_plugins(plugin)
     from sightline.assembly.config.resolving import resolve
     from sightline.recipes import RECIPES
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from sightline.errors import ConfigError
 from sightline.models import language, loading, vision
-from sightline.models.connectors import CONNECTORS, Connector, ConnectorConfig
+from sightline.models.connectors import Connector, ConnectorConfig, connector_from
 from sightline.models.connectors.linear import LinearConfig
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.models.transformers_private import attention_kernel, set_attention_kernel
@@ -143,7 +143,7 @@ def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
         ConfigError: no Sightline connector computes the same.
     """
     if isinstance(config, SightlineConfig):
-        return CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
+        return connector_from(config.connector)
     if of(config, path) is _IDEFICS3:
         return LinearConfig(shuffle=config.scale_factor, bias=False)
     if config.projector_hidden_act != "gelu":

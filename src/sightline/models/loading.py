@@ -19,7 +19,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from sightline.errors import ConfigError, DataError, StorageError
+from sightline.errors import ConfigError, DataError, SightlineError, StorageError
 from sightline.models.transformers_private import forget_kernels, supports_sdpa
 from sightline.runtime.storage import safe_join
 
@@ -174,7 +174,7 @@ def load(
             ignore_mismatched_sizes=True,  # so that they are listed, and raised as an error below
             output_loading_info=True,
         )
-    except StorageError:
+    except SightlineError:
         raise
     except Exception as error:  # transformers may raise anything for damaged files or invalid sizes
         raise StorageError(

@@ -26,7 +26,7 @@ from transformers.generation.utils import GenerationMixin
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
-from sightline.models.connectors import CONNECTORS, Connector, ConnectorShape
+from sightline.models.connectors import Connector, ConnectorShape, connector_from
 from sightline.models.language import hidden_states
 from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, encode, normalise
@@ -173,8 +173,7 @@ class SightlineForConditionalGeneration(CustomModel):
         super().__init__(config)
         self.vision = vision if vision is not None else AutoModel.from_config(config.vision_config, trust_remote_code=False)
         if connector is None:
-            connector_config = CONNECTORS[config.connector["kind"]].model_validate(config.connector, strict=False)
-            connector = Connector(connector_config, config.connector_shape())
+            connector = Connector(connector_from(config.connector), config.connector_shape())
         self.connector = connector
         self.language = (
             language if language is not None else AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)

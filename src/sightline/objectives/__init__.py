@@ -2,16 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import SerializeAsAny
 
 from sightline.objectives.base import Objective as Objective
 from sightline.objectives.base import ObjectiveConfig as ObjectiveConfig
 from sightline.objectives.cal import CALConfig as CALConfig
 from sightline.objectives.next_token import NextTokenConfig as NextTokenConfig
+from sightline.registry import KindRegistry
 
-OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
-    "cal": CALConfig,
-    "next_token": NextTokenConfig,
-}
+OBJECTIVES = KindRegistry[ObjectiveConfig](ObjectiveConfig, "sightline.objectives", (CALConfig, NextTokenConfig))
 
-AnyObjective = Annotated[CALConfig | NextTokenConfig, Field(discriminator="kind")]
+AnyObjective = Annotated[SerializeAsAny[ObjectiveConfig], OBJECTIVES]

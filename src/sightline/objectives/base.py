@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Protocol
 
 from sightline.config import Config
+from sightline.registry import HasKind
 from sightline.types import Batch, Hidden, Loss
 
 
@@ -23,7 +24,7 @@ class Objective(Protocol):
         ...
 
 
-class ObjectiveConfig(Config):
+class ObjectiveConfig(HasKind, Config):
     """Fields of an objective; `build` creates the objective."""
 
     @property

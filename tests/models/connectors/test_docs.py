@@ -1,6 +1,7 @@
 """What docs/connectors.md says is so: the table's counts, and its example of a connector, which is run."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from sightline.errors import ConfigError
 from sightline.models.connectors import CONNECTORS, Connector, ConnectorConfig, ConnectorShape
 from sightline.models.connectors.cost import connector_cost
 from sightline.objectives.next_token import NextToken
+from sightline.runtime import plugins
 from tests.builders import SIDE, batch_of, sample, vlm
+from tests.pages import python_of, write_python
 
 PAGE = (Path(__file__).parents[3] / "docs" / "connectors.md").read_text(encoding="utf-8")
 PLACE = ConnectorShape(14, 14, 768, 576, 49_152)
@@ -37,17 +40,17 @@ def test_align_takes_as_many_times_the_operations_of_mlp_as_is_said() -> None:
     assert round(ratio) == int(said[1])
 
 
-def example() -> type[ConnectorConfig]:
-    """The configuration of the page's block of Python."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert sum(bool(line.strip()) for line in code.splitlines()) <= 30
-    names: dict[str, type[ConnectorConfig]] = {"__name__": "pooled"}  # type: ignore[dict-item]
-    exec(compile(code, "<docs/connectors.md>", "exec"), names)  # in brackets, for the page's lines are no Python to look into
-    return names["PooledConfig"]
+@pytest.fixture
+def example(tmp_path: Path) -> Iterator[type[ConnectorConfig]]:
+    """The configuration of the page's block of Python, loaded as a plug-in."""
+    assert sum(bool(line.strip()) for line in python_of("connectors.md").splitlines()) <= 30
+    plugins.load(str(write_python("connectors.md", tmp_path / "pooled.py")))
+    yield CONNECTORS.find("pooled:PooledConfig")
+    plugins.forget()
 
 
-def test_the_example_is_a_mean_of_neighbours_then_a_map() -> None:
-    config = example()()
+def test_the_example_is_a_mean_of_neighbours_then_a_map(example: type[ConnectorConfig]) -> None:
+    config = example()
     shape = ConnectorShape(4, 6, 5, 7, 11)
     connector = Connector(config, shape).double()
     seen = torch.randn(2, 24, 5, dtype=torch.float64)
@@ -57,20 +60,21 @@ def test_the_example_is_a_mean_of_neighbours_then_a_map() -> None:
     torch.testing.assert_close(connector(seen, torch.Tensor)[:, 0], block @ linear.weight.T + linear.bias)
     assert connector.token_grid == (2, 3)
     cost = connector_cost(config, shape)
-    assert (cost.kind, cost.parameters, cost.tokens) == ("pooled", 5 * 7 + 7, 6)
+    assert (cost.kind, cost.parameters, cost.tokens) == ("pooled:PooledConfig", 5 * 7 + 7, 6)
     with pytest.raises(ConfigError, match="does not divide 4 x 6"):
-        Connector(example()(side=4), shape)
+        Connector(example.model_validate({"side": 4}), shape)
 
 
-def test_the_example_trains_and_comes_back_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = example()
-    monkeypatch.setitem(CONNECTORS, "pooled", kind)
-    model = vlm("siglip", "llama", kind()).train()
+def test_the_example_trains_and_comes_back_from_its_folder(tmp_path: Path, example: type[ConnectorConfig]) -> None:
+    model = vlm("siglip", "llama", example()).train()
     loss = NextToken()(model, batch_of([sample(1, [4])]))
     loss.total.backward()
     assert all(value.grad is not None and bool(value.grad.any()) for value in model.connector.parameters())
-    model.eval().save_pretrained(tmp_path)
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    model.eval().save_pretrained(tmp_path / "model")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
         assert torch.equal(again.get_image_features(pixels), model.get_image_features(pixels))
+    plugins.forget()
+    with pytest.raises(ConfigError, match="add --plugin pooled"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "model")

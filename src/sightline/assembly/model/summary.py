@@ -56,8 +56,7 @@ class StageSummary:
         rows = "packed rows" if self.plan.data.pack else "samples"
         batch = f"{train.batch_tokens:,} token places" if train.batch_tokens is not None else f"{train.batch_size:,} {rows}"
         where = " + ".join(self.data) or "data that is still to be named (data.path)"
-        objective = type(self.plan.objective).model_fields["kind"].default
-        return f"stage {self.plan.name}: {length} of {where}, {batch} a step, objective {objective}"
+        return f"stage {self.plan.name}: {length} of {where}, {batch} a step, objective {self.plan.objective.kind}"
 
     def lines(self) -> list[str]:
         """Returns the stage and its table as text."""

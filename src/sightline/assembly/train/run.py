@@ -37,7 +37,7 @@ from sightline.errors import ConfigError, DistributedError, SightlineError, Stor
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.objectives.next_token import NextToken
 from sightline.reporting.card import Card, write_card
-from sightline.runtime import seeds, storage
+from sightline.runtime import plugins, seeds, storage
 from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.runtime.logs import logger
 from sightline.runtime.signals import watch_signals
@@ -143,7 +143,7 @@ class _Run:
     ) -> None:
         self.config, self.path, self.accelerator, self.stopped = config, run, accelerator, stopped
         self.main = accelerator.is_main_process
-        self.facts = facts | {"world_size": accelerator.num_processes}
+        self.facts = facts | {"world_size": accelerator.num_processes, "plug-ins": plugins.descriptions() or None}
         self.saved: Saved | None = None
         self.stage_ends: list[int] = []
         self.gate = optim.FiniteGate()
@@ -203,7 +203,7 @@ class _Run:
 
     def _compare_facts(self, saved: Saved) -> None:
         before = saved.note.get("facts", {})
-        for key in ("torch", "threads", "world_size", "device", "bf16"):
+        for key in ("torch", "threads", "world_size", "device", "bf16", "plug-ins"):
             if before.get(key) != self.facts.get(key):
                 logger.warning(
                     "%s was %s and is %s: the run goes on, but not bit for bit", key, before.get(key), self.facts.get(key)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from sightline.config import Config
 from sightline.data.images.preparation import ImagePreparation
@@ -56,6 +56,9 @@ def read_processing(folder: str | Path) -> Processing:
         )
     try:
         return Processing.model_validate(read_json(file), strict=False)
-    except ValueError as error:
-        fault = str(error).splitlines()[0]
-        raise StorageError(f"{file}: not how this version writes it ({fault}).", "Use the version that wrote it.") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise StorageError(
+            f"{file}: not how this version writes it ({place}: {fault['msg']}).", "If another version wrote it, use that one."
+        ) from error

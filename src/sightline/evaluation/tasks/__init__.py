@@ -5,18 +5,18 @@ from sightline.evaluation.tasks.base import Query as Query
 from sightline.evaluation.tasks.base import ScoreInfo as ScoreInfo
 from sightline.evaluation.tasks.base import Task as Task
 from sightline.evaluation.tasks.caption import Caption
+from sightline.registry import Registry
 
-TASKS: dict[str, type[Task]] = {
-    "caption": Caption,
-}
+TASKS = Registry[Task](Task, "sightline.tasks", {"caption": Caption})
 
 
 def task_by_name(name: str, resamples: int = 1000) -> Task:
-    """Gives a task.
+    """Gives a task: a built-in one, one of an installed package, or `MODULE:Class` of a loaded plug-in.
 
     Raises:
         UsageError: there is none of this name.
     """
-    if name not in TASKS:
-        raise UsageError(f"no task {name!r}.", f"There are {', '.join(TASKS)}.")
-    return TASKS[name](resamples)
+    try:
+        return TASKS.find(name)(resamples)
+    except LookupError as error:
+        raise UsageError(f"no task {name!r}: {error.args[0]}.") from None

@@ -18,6 +18,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.ops.splice import pixel_shuffle, raster_merge
 from sightline.ops.vocabulary_attention import WordDistribution
+from sightline.registry import HasKind
 
 Words = Callable[[], Float[Tensor, "V D"]]
 
@@ -41,7 +42,7 @@ class ConnectorShape:
         return self.rows * self.columns
 
 
-class ConnectorConfig(Config):
+class ConnectorConfig(HasKind, Config):
     """Fields that every connector has."""
 
     width_field: ClassVar[str] = ""
@@ -181,9 +182,8 @@ class Connector(nn.Module):
             ConfigError: the connector is of another kind.
         """
         if not isinstance(self.project, MixesVocabulary):
-            kind = type(self.config).model_fields["kind"].default
             raise ConfigError(
-                f"`--what words` and `--words` work only for the `align` connector; this run uses {kind!r}.",
+                f"`--what words` and `--words` work only for the `align` connector; this run uses {self.config.kind!r}.",
                 "Choose a run with model.connector.kind=align.",
             )
         return self.project

@@ -56,12 +56,7 @@ def connector_cost(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorC
         words = torch.empty(shape.num_words, shape.width_out)
         with FlopCounterMode(display=False) as counter:
             made(features, lambda: words)
-    return ConnectorCost(kind_of(config), num_parameters(made), counter.get_total_flops(), made.tokens_per_crop, made.token_grid)
-
-
-def kind_of(config: ConnectorConfig) -> str:
-    """Returns the name of a connector's kind."""
-    return type(config).model_fields["kind"].default
+    return ConnectorCost(config.kind, num_parameters(made), counter.get_total_flops(), made.tokens_per_crop, made.token_grid)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -78,7 +73,7 @@ def match_parameters(config: ConnectorConfig, shape: ConnectorShape, wanted: int
     name = config.width_field
     if not name:
         raise ConfigError(
-            f"connector {kind_of(config)!r} has no width field, so its number of parameters cannot be matched.",
+            f"connector {config.kind!r} has no width field, so its number of parameters cannot be matched.",
             "Leave this connector out of match_parameters.",
         )
     values = config.model_dump()
@@ -93,11 +88,11 @@ def match_parameters(config: ConnectorConfig, shape: ConnectorShape, wanted: int
 
     low, high = 1, 2
     if size(low) > wanted:
-        raise ConfigError(f"connector {kind_of(config)!r} has {size(low):,} parameters at {name}={step}, more than {wanted:,}.")
+        raise ConfigError(f"connector {config.kind!r} has {size(low):,} parameters at {name}={step}, more than {wanted:,}.")
     while size(high) < wanted:
         low, high = high, high * 2
         if high * step > WIDEST:
-            raise ConfigError(f"connector {kind_of(config)!r} has fewer than {wanted:,} parameters at {name}={low * step}.")
+            raise ConfigError(f"connector {config.kind!r} has fewer than {wanted:,} parameters at {name}={low * step}.")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if size(middle) <= wanted else (low, middle)

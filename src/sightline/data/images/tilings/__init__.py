@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import SerializeAsAny
 
 from sightline.data.images.tilings.anyres import AnyResConfig as AnyResConfig
 from sightline.data.images.tilings.base import Layout as Layout
@@ -10,12 +10,8 @@ from sightline.data.images.tilings.base import TilingConfig as TilingConfig
 from sightline.data.images.tilings.cover import CoverConfig as CoverConfig
 from sightline.data.images.tilings.split import SplitConfig as SplitConfig
 from sightline.data.images.tilings.whole import WholeConfig as WholeConfig
+from sightline.registry import KindRegistry
 
-TILINGS: dict[str, type[TilingConfig]] = {
-    "anyres": AnyResConfig,
-    "cover": CoverConfig,
-    "split": SplitConfig,
-    "whole": WholeConfig,
-}
+TILINGS = KindRegistry[TilingConfig](TilingConfig, "sightline.tilings", (AnyResConfig, CoverConfig, SplitConfig, WholeConfig))
 
-AnyTiling = Annotated[AnyResConfig | CoverConfig | SplitConfig | WholeConfig, Field(discriminator="kind")]
+AnyTiling = Annotated[SerializeAsAny[TilingConfig], TILINGS]

@@ -17,6 +17,7 @@ from pydantic import Field
 from sightline.config import Config
 from sightline.data.images.preparation import FILTERS, MAX_SIDE, ImagePreparation
 from sightline.errors import ConfigError
+from sightline.registry import HasKind
 
 CACHED_LAYOUTS = 512  # the largest takes about 170 kB
 
@@ -44,7 +45,7 @@ class Layout:
         return len(self.source)
 
 
-class TilingConfig(Config):
+class TilingConfig(HasKind, Config):
     """What every way of tiling has to say."""
 
     @property
@@ -99,9 +100,10 @@ class TiledConfig(TilingConfig):
     """Side of a tile in pixels; by default the encoder's input, which is the only size that works."""
 
     def fitted(self, height: int, width: int) -> Self:
-        kind = type(self).model_fields["kind"].default
         if height != width:
-            raise ConfigError(f"model.tiling {kind!r} cuts squares, this encoder takes {height} x {width} pixels.", "Use whole.")
+            raise ConfigError(
+                f"model.tiling {self.kind!r} cuts squares, this encoder takes {height} x {width} pixels.", "Use whole."
+            )
         if self.tile not in (None, height):
             raise ConfigError(f"model.tiling.tile={self.tile}, but the encoder takes {height} x {width} pixels.", "Leave it out.")
         return self.model_copy(update={"tile": height})
