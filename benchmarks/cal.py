@@ -100,7 +100,7 @@ class GivenTokens:
         words_BTD = self.decoder.get_input_embeddings()(batch.tokens.ids_BT)
         if batch.visual is None or batch.visual.features_NPE is None:
             return words_BTD
-        return splice(words_BTD, batch.visual.features_NPE.flatten(0, 1), batch.visual.slot_M, batch.visual.source_M)
+        return splice(words_BTD, batch.visual.features_NPE.flatten(0, 1), batch.visual.slot_M, batch.visual.visual_index_M)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _sample(number: int, visual: int, text: int, supervised: int, width: int) ->
     return Sample(
         branches=(EncodedConversation(ids, (span,), np.arange(BEFORE, BEFORE + visual), str(number)),),
         prefix=0,
-        image_source=np.arange(visual),
+        visual_index=np.arange(visual),
         features=0.02 * draw.standard_normal((1, visual, width), dtype=np.float32),  # the size of word embeddings at the start
         tokens_per_crop=visual,
     )

@@ -30,7 +30,7 @@ from sightline.assembly.train import corpus as data_of
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.features.store import NUMBERS
+from sightline.data.features.store import FEATURE_DTYPES
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.samples.processing import Processing
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`)")
     parser.add_argument("--split", default="train")
     parser.add_argument("--vision", help="folder or Hub id of the encoder")
-    parser.add_argument("--dtype", choices=NUMBERS, default="fp16", help="of the store (default fp16)")
+    parser.add_argument("--dtype", choices=FEATURE_DTYPES, default="fp16", help="of the store (default fp16)")
     parser.add_argument("--pictures", type=int, default=48, help="how many are trained on (default 48)")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of 512 tokens a step (default 2)")
 

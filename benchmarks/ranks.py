@@ -117,7 +117,7 @@ def _batch(tokens: int) -> "Batch":
 
     ids = np.random.default_rng(0).integers(3, 8192, tokens)
     none = np.zeros(0, dtype=np.int64)
-    sample = Sample((EncodedConversation(ids, (Span(1, tokens, 0),), none, "0"),), prefix=0, image_source=none)
+    sample = Sample((EncodedConversation(ids, (Span(1, tokens, 0),), none, "0"),), prefix=0, visual_index=none)
     return collate([[sample]], pad_id=0).to_batch()
 
 

@@ -464,7 +464,7 @@ def sample(
     return Sample(
         branches=branches,
         prefix=len(ids) if len(branches) > 1 else 0,
-        image_source=np.arange(len(slots), dtype=np.int64),
+        visual_index=np.arange(len(slots), dtype=np.int64),
         images=pictures(seed, num_images, side) if num_images else None,
         tokens_per_crop=tokens_per_crop,
     )
@@ -476,7 +476,7 @@ def apart(sample: Sample) -> list[Sample]:
         Sample(
             branches=(part,),
             prefix=0,
-            image_source=sample.image_source,
+            visual_index=sample.visual_index,
             images=sample.images,
             features=sample.features,
             tokens_per_crop=sample.tokens_per_crop,

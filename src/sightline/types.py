@@ -142,22 +142,22 @@ class Sample:
     Attributes:
         branches: at least one; all begin with the same `prefix` tokens.
         prefix: number of leading tokens that the branches share; they hold every image. Equal to 0 with a single branch.
-        image_source: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
+        visual_index: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
             below 0 names a learned separator instead of a patch (see `sightline.data.images.tilings`).
         images: prepared pixels of each crop; None when features are stored.
         features: stored outputs of a frozen encoder for each crop, instead of pixels.
         tokens_per_crop: visual tokens that the connector gives per crop (`K`).
-        contrast: stored image-free logits, one for each supervised token, branch after branch.
+        blind_logits: stored image-free logits, one for each supervised token, branch after branch.
         source: index of the data source in a mixture.
     """
 
     branches: tuple[EncodedConversation, ...]
     prefix: int
-    image_source: "Int[np.ndarray, ' M']"
+    visual_index: "Int[np.ndarray, ' M']"
     images: "UInt8[np.ndarray, 'N h w 3'] | None" = None
     features: "Float[np.ndarray, 'N P E'] | None" = None
     tokens_per_crop: int = 0
-    contrast: "Float[np.ndarray, ' S'] | None" = None
+    blind_logits: "Float[np.ndarray, ' S'] | None" = None
     source: int = 0
 
     @property
@@ -224,7 +224,7 @@ class Visual:
         pixels_NHWC: crops as prepared for the encoder, before rescaling and normalisation.
         features_NPE: outputs of a frozen encoder, instead of pixels.
         slot_M: index of each visual token in the flattened rows (`row * T + position in row`).
-        source_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values
+        visual_index_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values
             below 0 count from the end of the model's table of learned separators.
         text_width: most tokens of a row that are not visual, at least 1: the width of the rows without their visual tokens; 0 where
             the rows are not known.
@@ -233,7 +233,7 @@ class Visual:
     pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
     features_NPE: "Float[Tensor, 'N P E'] | None"
     slot_M: "Int[Tensor, ' M']"
-    source_M: "Int[Tensor, ' M']"
+    visual_index_M: "Int[Tensor, ' M']"
     text_width: int = 0
 
     @property

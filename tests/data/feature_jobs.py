@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.features.store import FeatureForm, Number
-from sightline.data.features.writer import MissingImage, StoreNote, Wanted, write_store
+from sightline.data.features.store import FeatureDtype, RowFormat
+from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, write_store
 
 PATCHES, WIDTH = 3, 5
 
@@ -19,15 +19,15 @@ def digests(count: int, seed: int = 0) -> np.ndarray:
     return found
 
 
-def wanted(count: int = 30, seed: int = 0) -> Wanted:
+def wanted(count: int = 30, seed: int = 0) -> ImageSelection:
     """Pictures of one to three crops."""
     crops = np.random.default_rng(seed + 1).integers(1, 4, count)
     places = np.arange(count)
     source = {"fingerprint": "f", "name": "made", "splits": ["train"]}
-    return Wanted(digests(count, seed), crops, places * 0, places, places * 0, (source,))
+    return ImageSelection(digests(count, seed), crops, places * 0, places, places * 0, (source,))
 
 
-def numbers(of: Wanted, seed: int = 0) -> np.ndarray:
+def numbers(of: ImageSelection, seed: int = 0) -> np.ndarray:
     """The features of all crops."""
     return np.random.default_rng(seed + 2).normal(size=(int(of.crops.sum()), PATCHES, WIDTH)).astype(np.float32)
 
@@ -35,7 +35,7 @@ def numbers(of: Wanted, seed: int = 0) -> np.ndarray:
 class Made:
     """Gives known features in short stretches; pictures in `lost` fail."""
 
-    def __init__(self, of: Wanted, lost: tuple[int, ...] = ()) -> None:
+    def __init__(self, of: ImageSelection, lost: tuple[int, ...] = ()) -> None:
         self.of, self.lost, self.all = of, lost, numbers(of)
         self.asked: list[int] = []
 
@@ -47,19 +47,21 @@ class Made:
             yield self.all[begin : begin + int(self.of.crops[picture])], failed
 
 
-def note() -> StoreNote:
-    return StoreNote("encoder", {"weights": "w", "layer": "last"}, (1, PATCHES))
+def note() -> StoreOrigin:
+    return StoreOrigin("encoder", {"weights": "w", "layer": "last"}, (1, PATCHES))
 
 
-def form(number: Number) -> FeatureForm:
-    return FeatureForm(number, PATCHES, WIDTH)
+def row_format(dtype: FeatureDtype) -> RowFormat:
+    return RowFormat(dtype, PATCHES, WIDTH)
 
 
-def write(out: Path, number: Number = "fp16", of: Wanted | None = None, lost: tuple[int, ...] = (), max_lost: float = 0.5) -> Made:
+def write(
+    out: Path, dtype: FeatureDtype = "fp16", of: ImageSelection | None = None, lost: tuple[int, ...] = (), max_skipped: float = 0.5
+) -> Made:
     """Writes a store of shards of about ten crops; returns what supplied it."""
     of = wanted() if of is None else of
     supply = Made(of, lost)
-    write_store(out, form(number), note(), of, supply, max_lost, shard_bytes=form(number).row_bytes * 10)
+    write_store(out, row_format(dtype), note(), of, supply, max_skipped, shard_bytes=row_format(dtype).row_bytes * 10)
     return supply
 
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
-from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError, RecordError
 from sightline.generation.decode import DecodingConfig, Text, generate
@@ -40,7 +40,7 @@ def prompt(bundle: ModelBundle, seed: int, num_images: int, words: int) -> Promp
     layouts = [tiling.layout(32, 32, grid) for _ in range(num_images)]
     row = builder.prompt_row((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
     pixels = pictures(seed, num_images) if num_images else None
-    return Prompt(row, join_sources(layouts, bundle.tokens_per_crop), pixels)
+    return Prompt(row, join_visual_indices(layouts, bundle.tokens_per_crop), pixels)
 
 
 def prompts(bundle: ModelBundle) -> list[Prompt]:
@@ -172,7 +172,7 @@ def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) ->
     tokenizer = load_tokenizer("chatml")
     ids = np.array(tokenizer("<|im_start|>user\nWhat runs?<|im_end|>\n")["input_ids"])
     row = replace(prompt(bundle, 1, 0, 1).row, ids=ids)
-    text = Prompt(row, join_sources([], 0))
+    text = Prompt(row, join_visual_indices([], 0))
     model = decoder("llama")
     alone_model = TextModel(model)
     (answer,) = generate(alone_model, tokenizer, [text], GREEDY)

@@ -239,11 +239,11 @@ def test_stored_features_give_what_pixels_give() -> None:
 def test_learned_separators_stand_at_negative_sources_and_learn() -> None:
     model = vlm("siglip", "llama", num_separators=2)
     one = sample(1, [4])
-    with_separators = replace(one, image_source=np.array([0, -1, 1, -2]))
+    with_separators = replace(one, visual_index=np.array([0, -1, 1, -2]))
     batch = batch_of([sample(2, [3])], [with_separators])
     assert batch.visual is not None
     # Four slots of the first picture, then the second's own tokens, 4 and 5, and the separators.
-    assert batch.visual.source_M.tolist() == [0, 1, 2, 3, 4, -1, 5, -2]
+    assert batch.visual.visual_index_M.tolist() == [0, 1, 2, 3, 4, -1, 5, -2]
     loss = NextToken()(model, batch)
     loss.total.backward()
     assert model.separators.grad is not None

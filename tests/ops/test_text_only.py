@@ -47,7 +47,7 @@ def drawn(generator: np.random.Generator) -> Sample:
     return Sample(
         branches=tuple(replace(branch, slots=slots) for branch in branches),
         prefix=prefix if count > 1 else 0,
-        image_source=np.arange(len(slots)),
+        visual_index=np.arange(len(slots)),
         features=np.zeros((1, 1, 1), np.float32) if len(slots) else None,
         tokens_per_crop=len(slots),
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sightline.runtime import shared_memory as handover
-from sightline.runtime.shared_memory import ArrayPlace, SharedSlots
+from sightline.runtime.shared_memory import ArrayLocation, SharedSlots
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has files without a name in memory")
 
@@ -26,7 +26,7 @@ def _no_descriptor_is_left() -> Iterator[None]:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def in_child(slots: SharedSlots, arrays: list[np.ndarray], slot: int) -> tuple[ArrayPlace, ...]:
+def in_child(slots: SharedSlots, arrays: list[np.ndarray], slot: int) -> tuple[ArrayLocation, ...]:
     """The places of arrays that a forked child laid down."""
     ours, theirs = Pipe()
     pid = os.fork()

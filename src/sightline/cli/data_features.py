@@ -72,7 +72,7 @@ def features(
             datasets=datasets,
             out=out,
             splits=tuple(split or ()),
-            number=dtype,
+            dtype=dtype,
             batch_size=batch_size,
             workers=default_workers if workers is None else workers,
             max_skipped=max_skipped,
@@ -110,12 +110,12 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
 
 
 def _print_stored(result: dict[str, Any]) -> None:
-    from sightline.data.features.store import bytes_told
+    from sightline.data.features.store import format_bytes
 
     patches, width = result["shape"]
     lines = [
         f"{result['ok']} of {result['input']} pictures in {result['out']}: {result['rows']} x {patches} tokens x {width} in "
-        f"{result['dtype']}, {bytes_told(result['bytes'])}, {result['seconds']:g} s"
+        f"{result['dtype']}, {format_bytes(result['bytes'])}, {result['seconds']:g} s"
     ]
     if result["skipped"]:
         lines.append("  skipped: " + ", ".join(f"{name} {count}" for name, count in result["skipped"].items()))

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from sightline.data.dataset import Dataset
-from sightline.data.features.store import FeatureForm, FeatureStore
+from sightline.data.features.store import FeatureStore, RowFormat
 from sightline.data.images.pixels import VisualInputs
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import TilingConfig
@@ -51,16 +51,16 @@ class BlindFeatureLoader:
     Args:
         blind: makes the uniform pictures.
         encode: from prepared crops to features, float32.
-        form: of the store; the outputs are rounded as it would round them.
+        row_format: of the store; the outputs are rounded as it would round them.
     """
 
     def __init__(
         self,
         blind: BlindPixelLoader,
         encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]],
-        form: FeatureForm,
+        row_format: RowFormat,
     ) -> None:
-        self.blind, self.encode, self.form = blind, encode, form
+        self.blind, self.encode, self.row_format = blind, encode, row_format
         self._known: dict[bytes, np.ndarray] = {}
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
@@ -72,7 +72,7 @@ class BlindFeatureLoader:
     def _of(self, crop: np.ndarray) -> np.ndarray:
         key = crop.tobytes()
         if key not in self._known:
-            self._known[key] = self.form.rounded(self.encode(crop[None]))[0]
+            self._known[key] = self.row_format.rounded(self.encode(crop[None]))[0]
         return self._known[key]
 
 
@@ -84,7 +84,7 @@ class MeanFeatureLoader:
     """
 
     def __init__(self, store: FeatureStore) -> None:
-        self.mean = store.form.rounded(store.mean()[None])
+        self.mean = store.row_format.rounded(store.mean()[None])
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """The mean row for each image."""

@@ -119,23 +119,23 @@ def _settings_replaced(model: SightModel, decoding: DecodingConfig) -> Iterator[
 
 def embeddings(model: SightModel, ids_BT: Tensor, prompts: Sequence[Prompt], length: int) -> Tensor:
     """Returns the embeddings of left-padded rows with their visual tokens inserted."""
-    slots, sources, crops = [], [], 0
+    slots, indices, crops = [], [], 0
     for number, prompt in enumerate(prompts):
         if prompt.num_crops:
             begin = number * length + length - len(prompt.row.ids)
             slots.append(begin + prompt.row.slots)
             shift = crops * model.tokens_per_crop
-            sources.append(np.where(prompt.source >= 0, prompt.source + shift, prompt.source))
+            indices.append(np.where(prompt.visual_index >= 0, prompt.visual_index + shift, prompt.visual_index))
             crops += prompt.num_crops
     device = model.inner.device
     visual = Visual(
         pixels_NHWC=_joined([prompt.pixels for prompt in prompts], device),
         features_NPE=_joined([prompt.features for prompt in prompts], device),
         slot_M=torch.from_numpy(np.concatenate(slots)).to(device),
-        source_M=torch.from_numpy(np.concatenate(sources)).to(device),
+        visual_index_M=torch.from_numpy(np.concatenate(indices)).to(device),
     )
     table = model.visual_tokens(model.features(visual))
-    return splice(model.inner.get_input_embeddings()(ids_BT), table, visual.slot_M, visual.source_M)
+    return splice(model.inner.get_input_embeddings()(ids_BT), table, visual.slot_M, visual.visual_index_M)
 
 
 def _joined(arrays: Sequence[np.ndarray | None], device: torch.device) -> Tensor | None:

@@ -111,7 +111,7 @@ class StockModel(nn.Module):
         embeddings_BTD = self.inner.get_input_embeddings()(batch.tokens.ids_BT)
         if batch.visual is not None:
             table = self.visual_tokens(self.features(batch.visual))
-            embeddings_BTD = splice(embeddings_BTD, table, batch.visual.slot_M, batch.visual.source_M)
+            embeddings_BTD = splice(embeddings_BTD, table, batch.visual.slot_M, batch.visual.visual_index_M)
         return hidden_states(self.inner, embeddings_BTD, batch)
 
     def _connected(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "N K D"]:

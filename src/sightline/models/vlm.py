@@ -321,7 +321,7 @@ class SightlineForConditionalGeneration(CustomModel):
         losses: dict[str, Tensor] = {}
         if batch.visual is not None:
             tokens_NKD, losses = self.connector.tokens_and_losses(self.features(batch.visual), self.words)
-            embeddings_BTD = splice(embeddings_BTD, self._table(tokens_NKD), batch.visual.slot_M, batch.visual.source_M)
+            embeddings_BTD = splice(embeddings_BTD, self._table(tokens_NKD), batch.visual.slot_M, batch.visual.visual_index_M)
         hidden = hidden_states(self.language, embeddings_BTD, batch)
         return replace(hidden, auxiliary={**losses, **hidden.auxiliary})
 

@@ -8,7 +8,7 @@ def splice(
     embeddings_BTD: Float[Tensor, "B T D"],
     visual_XD: Float[Tensor, "X D"],
     slot_M: Int[Tensor, " M"],
-    source_M: Int[Tensor, " M"],
+    visual_index_M: Int[Tensor, " M"],
 ) -> Float[Tensor, "B T D"]:
     """Replaces the embedding at each visual slot by its visual token.
 
@@ -16,14 +16,14 @@ def splice(
         embeddings_BTD: text embeddings of the rows; the values at the visual slots are ignored.
         visual_XD: table of visual tokens; learned separators come last, so that an index of -1 is the last separator.
         slot_M: flat index `row * T + position` of each visual slot.
-        source_M: index into the table for each slot; negative values count from its end.
+        visual_index_M: index into the table for each slot; negative values count from its end.
 
     Returns:
         New rows; gradient flows to the text embeddings outside the slots and to the visual tokens.
     """
     flat = embeddings_BTD.flatten(0, 1)
     # index_select, not [...]: the latter's backward adds with atomics on a CPU, in an order that changes from run to run.
-    chosen_MD = visual_XD.index_select(0, source_M % visual_XD.shape[0]).to(flat.dtype)
+    chosen_MD = visual_XD.index_select(0, visual_index_M % visual_XD.shape[0]).to(flat.dtype)
     return flat.index_copy(0, slot_M, chosen_MD).view_as(embeddings_BTD)
 
 

@@ -21,7 +21,7 @@ ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
-class ArrayPlace:
+class ArrayLocation:
     """Where an array lies in a slot: its first byte, its type and shape."""
 
     begin: int
@@ -63,7 +63,7 @@ class SharedSlots:
         """Ends the use of a slot that nothing was lent from."""
         self._free.append(slot)
 
-    def lay(self, slot: int, arrays: Sequence[np.ndarray]) -> tuple[ArrayPlace, ...] | None:
+    def lay(self, slot: int, arrays: Sequence[np.ndarray]) -> tuple[ArrayLocation, ...] | None:
         """In the child: copies the arrays of a result into a slot that was taken for it.
 
         Returns:
@@ -71,7 +71,7 @@ class SharedSlots:
         """
         places, end = [], 0
         for array in arrays:
-            places.append(ArrayPlace(-(-end // ALIGN) * ALIGN, array.dtype, array.shape))
+            places.append(ArrayLocation(-(-end // ALIGN) * ALIGN, array.dtype, array.shape))
             end = places[-1].end
         if not 0 < end <= SLOT_BYTES:
             return None
@@ -80,7 +80,7 @@ class SharedSlots:
             _view(memory, place)[...] = array
         return tuple(places)
 
-    def lend(self, slot: int, places: Sequence[ArrayPlace]) -> list[np.ndarray]:
+    def lend(self, slot: int, places: Sequence[ArrayLocation]) -> list[np.ndarray]:
         """In the parent: the arrays that a child laid down, as views of the slot, which is free again when the last is gone."""
         end = max(place.end for place in places)
         # One array for the whole slot: whatever is made of its parts keeps it alive.
@@ -97,5 +97,5 @@ class SharedSlots:
         return known
 
 
-def _view(memory: np.ndarray, place: ArrayPlace) -> np.ndarray:
+def _view(memory: np.ndarray, place: ArrayLocation) -> np.ndarray:
     return memory[place.begin : place.end].view(place.dtype).reshape(place.shape)

@@ -29,7 +29,7 @@ from sightline.assembly.train.run import train
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.dataset import open_dataset
-from sightline.data.features.store import FeatureLoader, FeatureStore, Number
+from sightline.data.features.store import FeatureDtype, FeatureLoader, FeatureStore
 from sightline.data.readers import SourceOptions
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError, DataError, UsageError
@@ -76,8 +76,8 @@ def machine() -> Runtime:
     return choose_runtime("cpu", "fp32", 1)
 
 
-def stored(eye: FeatureEncoder, dataset: Path, out: Path, number: Number = "fp32", **options: Any) -> Path:
-    encode_dataset(eye, EncodingRequest((open_dataset(dataset),), out, number=number, **options), machine())
+def stored(encoder: FeatureEncoder, dataset: Path, out: Path, dtype: FeatureDtype = "fp32", **options: Any) -> Path:
+    encode_dataset(encoder, EncodingRequest((open_dataset(dataset),), out, dtype=dtype, **options), machine())
     return out
 
 
@@ -193,7 +193,7 @@ def test_the_blind_control_encodes_the_uniform_picture_once_and_rounds_as_the_st
         found = [blind.load(dataset, record).features for record in dataset.records()]
     assert len(calls) == 1
     crops = plain.load(dataset, dataset.record(0)).pixels
-    expected = FeatureStore(store).form.rounded(siglip().encode(crops, machine()))  # type: ignore[arg-type]
+    expected = FeatureStore(store).row_format.rounded(siglip().encode(crops, machine()))  # type: ignore[arg-type]
     for features in found:
         np.testing.assert_array_equal(features, expected)
 
@@ -229,15 +229,15 @@ def test_a_picture_that_was_damaged_later_costs_itself_and_leaves_the_others_as_
 
 
 def others() -> dict[str, tuple[ModelConfig, str]]:
-    def eye(**changes: Any) -> ModelConfig:
+    def encoder(**changes: Any) -> ModelConfig:
         return MODEL.model_copy(update={"vision": VisionConfig(**{"path": str(encoder_folder("siglip")), **changes})})
 
     return {
-        "layer": (eye(layer=-2), r"layer is 'last' in the store and -2 in the model"),
-        "weights": (eye(path=str(encoder_folder("siglip_headless"))), r"the encoder's weights are others"),
+        "layer": (encoder(layer=-2), r"layer is 'last' in the store and -2 in the model"),
+        "weights": (encoder(path=str(encoder_folder("siglip_headless"))), r"the encoder's weights are others"),
         "fit": (MODEL.model_copy(update={"fit": "pad"}), r"preparation.pad is False in the store and True in the model"),
         "draft": (MODEL.model_copy(update={"draft": True}), r"preparation.draft is False in the store and True"),
-        "another architecture": (eye(path=str(encoder_folder("clip"))), r"dropped_tokens is 0 in the store and 1 in the model"),
+        "another architecture": (encoder(path=str(encoder_folder("clip"))), r"dropped_tokens is 0 in the store and 1 in the model"),
     }
 
 

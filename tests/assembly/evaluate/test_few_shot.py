@@ -81,7 +81,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
         assert prompt.num_crops == sum(counts)
         alone = [pixels for one in shown if (pixels := pictures.load(dataset, one).pixels) is not None]
         np.testing.assert_array_equal(prompt.pixels, np.concatenate(alone))
-        assert prompt.source.tolist() == list(range(prompt.num_crops * bundle.tokens_per_crop))
+        assert prompt.visual_index.tolist() == list(range(prompt.num_crops * bundle.tokens_per_crop))
 
 
 def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelBundle, folder: Path) -> None:

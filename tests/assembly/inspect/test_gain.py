@@ -44,7 +44,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
             colour = batch.visual.pixels_NHWC.float().mean((1, 2)).argmax(1)
             value = torch.full((len(colour), 3), -1.0)
             value[torch.arange(len(colour)), colour] = 1.0
-            crop = batch.visual.source_M // bundle.tokens_per_crop
+            crop = batch.visual.visual_index_M // bundle.tokens_per_crop
             crop_of = dict(zip(batch.tokens.sample_BT.flatten()[batch.visual.slot_M].tolist(), crop.tolist(), strict=True))
             for place, sample in enumerate(batch.supervision.sample_S.tolist()):
                 logits[place, words] = value[crop_of[sample]]

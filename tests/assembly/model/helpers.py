@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.assembly.model.bundle import ModelBundle
-from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.prompts import Prompt
 from sightline.types import ImageInfo, Message, Part, Record
 from tests.composites import reference
@@ -30,11 +30,11 @@ def prompt(bundle: ModelBundle, record: Record) -> Prompt:
     layouts = builder.layouts(record)
     row = builder.prompt_row(record.messages, layouts)
     if not record.images:
-        return Prompt(row, join_sources([], 0))
+        return Prompt(row, join_visual_indices([], 0))
     preparation, tiling = bundle.processing.preparation, bundle.processing.tiling
     assert preparation is not None
     pixels = np.concatenate([tiling.crops(noise(int(name)), preparation) for name in record.images])
-    return Prompt(row, join_sources(layouts, bundle.tokens_per_crop), pixels)
+    return Prompt(row, join_visual_indices(layouts, bundle.tokens_per_crop), pixels)
 
 
 def inputs(kind: str, bundle: ModelBundle, record: Record) -> dict[str, Any]:

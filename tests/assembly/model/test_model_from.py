@@ -17,7 +17,7 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.config import Tree, read_yaml, to_yaml, validate
-from sightline.data.samples.encoding import join_sources
+from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models import composites
@@ -102,7 +102,7 @@ def test_all_parts_together_give_the_stock_models_logits_in_float64(kind: str, r
         ours = model(
             input_ids=theirs["input_ids"],
             pixel_values=pixels,
-            visual_sources=torch.from_numpy(join_sources(layouts, bundle.tokens_per_crop)),
+            visual_sources=torch.from_numpy(join_visual_indices(layouts, bundle.tokens_per_crop)),
             use_cache=False,
         ).logits
     assert ours.dtype == torch.float64

@@ -111,7 +111,7 @@ def sample_of(bundle: ModelBundle, ours: Prompt) -> Any:
     return Sample(
         branches=(EncodedConversation(ids, spans, ours.row.slots),),
         prefix=0,
-        image_source=ours.source,
+        visual_index=ours.visual_index,
         images=ours.pixels,
         tokens_per_crop=bundle.tokens_per_crop,
     )

@@ -53,9 +53,9 @@ def the_samples() -> list[Sample]:
 def tiled() -> list[Sample]:
     """A picture of two tiles with a learned separator between them, and one of a single tile."""
     wide = sample(5, [4, 3], num_images=2)
-    source = wide.image_source.copy()
+    source = wide.visual_index.copy()
     source[3] = -1  # the last visual token of the first tile gives its place to the separator
-    return [replace(wide, image_source=source), sample(6, [5])]
+    return [replace(wide, visual_index=source), sample(6, [5])]
 
 
 def packed(samples: Sequence[Sample]) -> Batch:

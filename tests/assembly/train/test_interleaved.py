@@ -164,7 +164,7 @@ def test_questions_about_the_same_pictures_share_them_and_no_others(bundle: Mode
     for names in [("q1", "q2", "q3"), ("captions",) * 3]:
         sample = shared[names]
         assert sample.prefix > sample.image_slots.max()
-        assert len(sample.image_slots) == len(sample.image_source)
+        assert len(sample.image_slots) == len(sample.visual_index)
 
 
 def test_every_slot_holds_the_token_of_its_own_picture(bundle: ModelBundle, folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_every_slot_holds_the_token_of_its_own_picture(bundle: ModelBundle, fold
     assert batch.visual is not None
     with torch.no_grad():
         table = model.visual_tokens(model.features(batch.visual))
-        filled = table[batch.visual.source_M]
+        filled = table[batch.visual.visual_index_M]
         expected = []
         for unit in reversed(range(len(samples))):
             source, record = corpus.first_member(unit)
@@ -196,7 +196,7 @@ def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, rec
         pixels = corpus.pictures.load(corpus.sources[0].dataset, one).pixels
         assert pixels is not None
         visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long(), 1)
-        out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.source)])
+        out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.visual_index)])
     return out
 
 

@@ -119,7 +119,7 @@ def test_every_visual_slot_is_filled_from_its_own_samples_picture(drawn: Drawn) 
     assert batch.visual is not None
     assert batch.visual.pixels_NHWC is not None
     found = []
-    for slot, source in zip(batch.visual.slot_M.tolist(), batch.visual.source_M.tolist(), strict=True):
+    for slot, source in zip(batch.visual.slot_M.tolist(), batch.visual.visual_index_M.tolist(), strict=True):
         number = int(batch.tokens.sample_BT.flatten()[slot])
         pixels = batch.visual.pixels_NHWC[source // PER_CROP].numpy()
         picture = next(
@@ -151,10 +151,10 @@ def test_rows_of_one_unshared_sample_are_plain() -> None:
 
 def test_separators_keep_their_numbers_and_pictures_are_counted_on() -> None:
     one = drawn_sample(1, [2], num_images=1, side=2)
-    framed = replace(one, image_source=np.array([0, -1, 1, -2]))
+    framed = replace(one, visual_index=np.array([0, -1, 1, -2]))
     visual = batch_of([one, framed]).visual
     assert visual is not None
-    assert visual.source_M.tolist() == [0, 1, 2, 3, 4, -1, 5, -2]
+    assert visual.visual_index_M.tolist() == [0, 1, 2, 3, 4, -1, 5, -2]
 
 
 def test_features_take_the_place_of_pixels_and_sources_are_told() -> None:
@@ -170,11 +170,11 @@ def test_features_take_the_place_of_pixels_and_sources_are_told() -> None:
 
 def test_stored_contrast_stands_beside_its_targets_or_is_left_out_of_all() -> None:
     first, second = drawn_sample(1, [2, 1], num_images=1, side=2), drawn_sample(2, [1], num_images=0)
-    values = replace(first, contrast=np.array([1.0, 2.0, 3.0])), replace(second, contrast=np.array([4.0]))
-    contrast = batch_of([values[0]], [values[1]]).blind_logits_S
-    assert contrast is not None
-    assert contrast.tolist() == [1, 2, 3, 4]
-    assert contrast.dtype == torch.float32
+    values = replace(first, blind_logits=np.array([1.0, 2.0, 3.0])), replace(second, blind_logits=np.array([4.0]))
+    blind_logits = batch_of([values[0]], [values[1]]).blind_logits_S
+    assert blind_logits is not None
+    assert blind_logits.tolist() == [1, 2, 3, 4]
+    assert blind_logits.dtype == torch.float32
     assert batch_of([values[0], second]).blind_logits_S is None
     assert batch_of([]).blind_logits_S is None
 

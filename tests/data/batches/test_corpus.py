@@ -207,7 +207,7 @@ def test_contrast_is_cut_by_unit_and_pictures_need_something_to_fill_them(datase
     units = table(dataset)
     values = np.arange(int(units.supervised.sum()), dtype=np.float32)
     corpus = Corpus((Source("set", dataset, units, BUILDER, len(units)),), Sizes(), 4, values)
-    parts = [corpus.sample(unit).contrast for unit in range(len(units))]
+    parts = [corpus.sample(unit).blind_logits for unit in range(len(units))]
     assert np.concatenate([part for part in parts if part is not None]).tolist() == values.tolist()
     blind = Corpus(corpus.sources, None, 4)
     with pytest.raises(RecordError) as caught:

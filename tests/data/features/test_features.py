@@ -16,12 +16,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sightline.data.dataset import open_dataset
-from sightline.data.features.store import NUMBERS, FeatureForm, FeatureLoader, FeatureStore, Number, bytes_told, missing_pictures
-from sightline.data.features.writer import MAX_SHARDS, gather, key_of, plan_shards
+from sightline.data.features.store import (
+    FEATURE_DTYPES,
+    FeatureDtype,
+    FeatureLoader,
+    FeatureStore,
+    RowFormat,
+    count_missing_images,
+    format_bytes,
+)
+from sightline.data.features.writer import MAX_SHARDS, key_of, plan_shards, select_images
 from sightline.errors import DataError, NumericsError, RecordError, SightlineError, SkipLimitError, StorageError, UsageError
 from sightline.types import ImageInfo, Record
 from tests.data import feature_jobs
-from tests.data.feature_jobs import digests, form, numbers, wanted, write
+from tests.data.feature_jobs import digests, numbers, row_format, wanted, write
 from tests.data.pictures import lines, picture, prepared, put, tree
 
 floats = st.floats(-1e4, 1e4, width=32)
@@ -31,26 +39,26 @@ def hexed(digest: np.ndarray) -> str:
     return digest.tobytes().hex()
 
 
-def reference(number: Number, values: np.ndarray) -> np.ndarray:
+def reference(dtype: FeatureDtype, values: np.ndarray) -> np.ndarray:
     """What a store of this kind should give back, by other means than the store's."""
-    if number == "int8":
+    if dtype == "int8":
         exact = values.astype(np.float64)
         scale = np.abs(exact).max(axis=2, keepdims=True) / 127
         steps = np.divide(exact, scale, out=np.zeros_like(exact), where=scale > 0)
         return np.round(steps) * scale
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    return torch.from_numpy(values).to(kinds[number]).to(torch.float32).numpy()
+    return torch.from_numpy(values).to(kinds[dtype]).to(torch.float32).numpy()
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
 @given(values=arrays(np.float32, (2, 3, 4), elements=floats))
-def test_a_row_comes_back_as_its_number_type_says(number: Number, values: np.ndarray) -> None:
-    given_back = FeatureForm(number, 3, 4).rounded(values)
-    expected = reference(number, values)
-    if number == "int8":  # scales are float32, the reference is float64: ties may fall to either side
+def test_a_row_comes_back_as_its_number_type_says(dtype: FeatureDtype, values: np.ndarray) -> None:
+    given_back = RowFormat(dtype, 3, 4).rounded(values)
+    expected = reference(dtype, values)
+    if dtype == "int8":  # scales are float32, the reference is float64: ties may fall to either side
         step = np.abs(values).max(axis=2, keepdims=True) / 127
         assert (np.abs(given_back - values) <= step * 0.5001 + 1e-30).all()
         assert (np.abs(given_back - expected) <= step * 1.0001 + 1e-30).all()
@@ -60,49 +68,49 @@ def test_a_row_comes_back_as_its_number_type_says(number: Number, values: np.nda
 
 def test_bf16_rounds_to_the_nearest_and_ties_to_even() -> None:
     steps = np.array([1.0, 1 + 2**-8, 1 + 2**-7, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -(1 + 2**-8)], dtype=np.float32)
-    given_back = FeatureForm("bf16", 1, 6).rounded(steps.reshape(1, 1, 6)).ravel()
+    given_back = RowFormat("bf16", 1, 6).rounded(steps.reshape(1, 1, 6)).ravel()
     np.testing.assert_array_equal(given_back, [1.0, 1.0, 1 + 2**-7, 1 + 2**-6, 1 + 2**-7, -1.0])
 
 
 def test_int8_has_a_scale_for_each_token_and_none_for_a_token_of_zeros() -> None:
     values = np.array([[[127.0, 1.0], [0.0, 0.0], [0.00127, -0.00064]]], dtype=np.float32)
-    rows = FeatureForm("int8", 3, 2).pack(values)
+    rows = RowFormat("int8", 3, 2).pack(values)
     np.testing.assert_allclose(rows["scale"][0], [1.0, 0.0, 1e-5], rtol=1e-6)
     np.testing.assert_array_equal(rows["values"][0], [[127, 1], [0, 0], [127, -64]])
-    assert FeatureForm("int8", 3, 2).row_bytes == 3 * (2 + 4)
+    assert RowFormat("int8", 3, 2).row_bytes == 3 * (2 + 4)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("number", NUMBERS)
-def test_what_is_not_finite_is_never_stored(number: Number, bad: float) -> None:
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
+def test_what_is_not_finite_is_never_stored(dtype: FeatureDtype, bad: float) -> None:
     values = np.zeros((1, 2, 2), dtype=np.float32)
     values[0, 1, 0] = bad
     with pytest.raises(NumericsError, match="NaN or infinity"):
-        FeatureForm(number, 2, 2).pack(values)
+        RowFormat(dtype, 2, 2).pack(values)
 
 
 def test_what_does_not_fit_fp16_is_refused_with_the_types_that_hold_it() -> None:
     values = np.full((1, 1, 1), 70000, dtype=np.float32)
     with pytest.raises(NumericsError, match=r"70000 does not fit fp16.*bf16"):
-        FeatureForm("fp16", 1, 1).pack(values)
-    assert FeatureForm("bf16", 1, 1).rounded(values)[0, 0, 0] == pytest.approx(70000, rel=2**-8)
+        RowFormat("fp16", 1, 1).pack(values)
+    assert RowFormat("bf16", 1, 1).rounded(values)[0, 0, 0] == pytest.approx(70000, rel=2**-8)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_every_picture_is_found_by_its_hash(tmp_path: Path, number: Number) -> None:
+@pytest.mark.parametrize("dtype", FEATURE_DTYPES)
+def test_every_picture_is_found_by_its_hash(tmp_path: Path, dtype: FeatureDtype) -> None:
     of = wanted()
-    write(tmp_path / "s", number, of)
+    write(tmp_path / "s", dtype, of)
     store = FeatureStore(tmp_path / "s")
     assert len(store) == len(of)
     assert len(list((tmp_path / "s/shards").iterdir())) > 3
-    expected = form(number).rounded(numbers(of))
+    expected = row_format(dtype).rounded(numbers(of))
     first = 0
     for digest, crops in zip(of.sha256, of.crops, strict=True):
         found = store.features(hexed(digest))
-        assert found.dtype == (np.float16 if number == "fp16" else np.float32)
+        assert found.dtype == (np.float16 if dtype == "fp16" else np.float32)
         np.testing.assert_array_equal(found, expected[first : first + crops])
         first += crops
     assert store.verify() == len(list((tmp_path / "s/shards").iterdir())) + 1
@@ -215,7 +223,7 @@ def test_lost_pictures_are_counted_named_and_left_out(tmp_path: Path) -> None:
 
 def test_too_many_lost_pictures_stop_the_work(tmp_path: Path) -> None:
     with pytest.raises(SkipLimitError, match=r"2 of 30 pictures .*image_broken 2.*--max-skipped"):
-        write(tmp_path / "s", lost=(0, 1), max_lost=0.05)
+        write(tmp_path / "s", lost=(0, 1), max_skipped=0.05)
     assert not (tmp_path / "s").exists()
 
 
@@ -255,9 +263,9 @@ def test_nan_says_which_pictures_it_is_in(tmp_path: Path, monkeypatch: pytest.Mo
         write(tmp_path / "s")
 
 
-@pytest.mark.parametrize("change", [{"parts": {"weights": "x"}}, {"kind": "external"}, {"form": FeatureForm("fp32", 3, 5)}])
+@pytest.mark.parametrize("change", [{"parts": {"weights": "x"}}, {"kind": "external"}, {"row_format": RowFormat("fp32", 3, 5)}])
 def test_the_key_depends_on_everything(change: dict) -> None:
-    same = {"kind": "encoder", "parts": {"weights": "w"}, "form": FeatureForm("fp16", 3, 5)}
+    same = {"kind": "encoder", "parts": {"weights": "w"}, "row_format": RowFormat("fp16", 3, 5)}
     assert key_of(**same) == key_of(**same)
     assert key_of(**{**same, **change}) != key_of(**same)
 
@@ -318,7 +326,7 @@ def dataset(folder: Path, seeds: list[int], splits: list[str] | None = None) -> 
 
 def test_each_picture_is_wanted_once_in_order_of_first_appearance(tmp_path: Path) -> None:
     sets = [open_dataset(dataset(tmp_path / "a", [3, 1, 3, 2])), open_dataset(dataset(tmp_path / "b", [2, 9]))]
-    found = gather(sets, (), lambda info: info.width)
+    found = select_images(sets, (), lambda info: info.width)
     names = [sets[d].record(r).image_info[k].sha256 for d, r, k in zip(found.dataset, found.record, found.image, strict=True)]
     assert [hexed(digest) for digest in found.sha256] == names
     assert list(zip(found.dataset, found.record, strict=True)) == [(0, 0), (0, 1), (0, 3), (1, 1)]
@@ -331,32 +339,32 @@ def test_splits_are_taken_where_they_are_and_must_be_somewhere(tmp_path: Path) -
         open_dataset(dataset(tmp_path / "a", [1, 2], ["train", "val"])),
         open_dataset(dataset(tmp_path / "b", [3])),
     ]
-    assert len(gather(sets, ("val",), lambda info: 1)) == 1
-    assert len(gather(sets, ("train",), lambda info: 1)) == 2
+    assert len(select_images(sets, ("val",), lambda info: 1)) == 1
+    assert len(select_images(sets, ("train",), lambda info: 1)) == 2
     with pytest.raises(DataError, match=r"no split 'test'; it has 'train', 'val'"):
-        gather(sets, ("test",), lambda info: 1)
+        select_images(sets, ("test",), lambda info: 1)
 
 
 def test_text_alone_has_no_pictures_to_store(tmp_path: Path) -> None:
     put(tmp_path / "in/records.jsonl", [{"id": "t", "captions": ["only text"]}])
     prepared("records", tmp_path / "in", tmp_path / "set")
     with pytest.raises(DataError, match="no pictures"):
-        gather([open_dataset(tmp_path / "set")], (), lambda info: 1)
+        select_images([open_dataset(tmp_path / "set")], (), lambda info: 1)
 
 
 def test_a_store_knows_the_splits_it_was_made_from_and_looks_others_up(tmp_path: Path) -> None:
     known = open_dataset(dataset(tmp_path / "a", [1, 2, 3], ["train", "train", "val"]))
     other = open_dataset(dataset(tmp_path / "b", [2, 3, 4]))
-    of = gather([known], ("train",), lambda info: 1)
+    of = select_images([known], ("train",), lambda info: 1)
     write(tmp_path / "s", of=of)
     store = FeatureStore(tmp_path / "s")
     assert store.knows(known, "train")
     assert not store.knows(known, "val")
     assert not store.knows(other, "train")
-    assert missing_pictures(store, known, "val") == (1, 1)
-    assert missing_pictures(store, other, "train") == (2, 3)
+    assert count_missing_images(store, known, "val") == (1, 1)
+    assert count_missing_images(store, other, "train") == (2, 3)
 
 
 @pytest.mark.parametrize(("count", "text"), [(12, "12 bytes"), (75_264_000, "75.26 MB"), (179e9, "179 GB"), (2.5e12, "2.5 TB")])
 def test_sizes_are_told_in_units_of_a_thousand(count: float, text: str) -> None:
-    assert bytes_told(count) == text
+    assert format_bytes(count) == text

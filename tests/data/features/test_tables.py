@@ -45,7 +45,7 @@ def imported(
 ):
     """The features of each of a data set's pictures, by name."""
     made = open_dataset(dataset(folder, names))
-    settings = {"number": "fp32", "max_lost": 0.0, **options}
+    settings = {"dtype": "fp32", "max_skipped": 0.0, **options}
     import_table([made], (), table, keys, folder / "store", **settings)
     store = FeatureStore(folder / "store")
     return {record.images[0]: store.features(record.image_info[0].sha256) for record in made.records()}, store
@@ -59,7 +59,7 @@ def test_rows_go_to_the_pictures_of_their_names(tmp_path: Path, monkeypatch: pyt
     found, store = imported(tmp_path, save(tmp_path / "t", kind, names=NAMES, feat=values))
     for name, row in (("a.jpg", 1), ("b.jpg", 3), ("c.jpg", 0)):
         np.testing.assert_array_equal(found[name], values[row].reshape(1, 1, 5).astype(np.float32))
-    assert (store.kind, store.form.patches, store.form.width, store.grid) == ("external", 1, 5, (1, 1))
+    assert (store.kind, store.row_format.patches, store.row_format.width, store.grid) == ("external", 1, 5, (1, 1))
     assert store.summary["told"] == {"table": f"t.{kind.partition('_')[0]}"}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sightline.data.dataset import open_dataset
-from sightline.data.prepare.name_only import name_key
+from sightline.data.prepare.name_only import name_only_key
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.readers import SourceOptions
 from sightline.errors import DataError, UsageError
@@ -27,9 +27,9 @@ def test_names_stay_and_get_a_key_that_only_the_name_decides(tmp_path: Path) -> 
     assert summary["options"]["without_images"] is True
     records = list(open_dataset(tmp_path / "out").records())
     assert [record.images for record in records] == [("images/a.jpg",), ("images/b.jpg",), ("images/a.jpg",)]
-    first, second = name_key("images/a.jpg"), name_key("images/b.jpg")
+    first, second = name_only_key("images/a.jpg"), name_only_key("images/b.jpg")
     assert [record.image_info[0].sha256 for record in records] == [first, second, first]
-    assert name_key("images/a.jpg") != name_key("a.jpg")
+    assert name_only_key("images/a.jpg") != name_only_key("a.jpg")
     assert not (tmp_path / "out/images").exists()
 
 

@@ -1,7 +1,7 @@
-"""Feature stores and models: encoding a data set once, and making sure that a store belongs to the model that reads it.
+"""Encodes data sets into feature stores, and checks that a store belongs to the model that reads it.
 
-A store is keyed by everything that its numbers depend on: the encoder's weights, how pictures are prepared and tiled, which
-layer and tokens are taken. A model whose parts differ from those of the store is refused, with the part named, before any step.
+The key of a store covers everything that the features depend on: the encoder's weights, image preparation and tiling, the layer and
+the kept tokens. A model that differs from the store in any of these is refused before the first step; the error names the part.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.blueprint import encoder_blueprint
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
-from sightline.data.features.store import FeatureForm, FeatureLoader, FeatureStore, Number, missing_pictures, open_store
-from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
+from sightline.data.features.store import FeatureDtype, FeatureLoader, FeatureStore, RowFormat, count_missing_images, open_store
+from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, select_images, write_store
 from sightline.data.images.pixels import PixelLoader, VisualInputLoader
 from sightline.data.images.preparation import ImagePreparation
-from sightline.data.images.reader import PicturePlace, PictureReader
+from sightline.data.images.reader import CropReader, ImageLocation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import ConfigError, UsageError
 from sightline.models import vision
 from sightline.runtime.device import Runtime, process_settings_restored
 from sightline.runtime.workers import GuardedPool, TaskFailure
 
-# Parts of a key that a model must agree with; `arithmetic` (fp32 or bf16) is a matter of rounding.
+# Parts of the key that must equal the model's; `arithmetic` (fp32 or bf16) may differ, it only changes rounding.
 COMPARED = ("weights", "preparation", "tiling", "layer", "dropped_tokens")
 
 
@@ -43,62 +43,63 @@ COMPARED = ("weights", "preparation", "tiling", "layer", "dropped_tokens")
 
 @dataclass(frozen=True)
 class FeatureEncoder:
-    """An encoder with all that its outputs depend on.
+    """A frozen vision encoder with image preparation, tiling, layer and kept tokens: all that its outputs depend on.
 
     Attributes:
-        encoder: in `eval` mode.
-        preparation, tiling: how a picture becomes crops.
-        layer, drop: which outputs are taken.
+        encoder: the model, in `eval` mode.
+        preparation, tiling: how an image becomes crops.
+        layer: hidden layer whose outputs are used.
+        num_dropped: leading tokens (class and register tokens) that are left out.
         grid: rows and columns of tokens of a crop.
-        width: of a token.
-        name: for people.
+        width: features per token.
+        name: for messages and `store.json`.
     """
 
     encoder: nn.Module
     preparation: ImagePreparation
     tiling: TilingConfig
     layer: Literal["last"] | int
-    drop: int
+    num_dropped: int
     grid: tuple[int, int]
     width: int
     name: str
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What the outputs depend on, by name."""
+        """Everything that the outputs depend on, by name, for the key of a store."""
         return {
             "weights": weights_key(self.encoder),
             "preparation": self.preparation.key(),
             "tiling": self.tiling.key(),
             "layer": self.layer,
-            "dropped_tokens": self.drop,
+            "dropped_tokens": self.num_dropped,
         }
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The same for people."""
+    def description(self) -> dict[str, Any]:
+        """Encoder, preparation and tiling in readable form, for `store.json`."""
         return {
             "encoder": self.name,
             "preparation": self.preparation.model_dump(mode="json"),
             "tiling": self.tiling.model_dump(mode="json"),
         }
 
-    def form(self, number: Number) -> FeatureForm:
-        """Rows of a store of this encoder's outputs."""
-        return FeatureForm(number, self.grid[0] * self.grid[1], self.width)
+    def row_format(self, dtype: FeatureDtype) -> RowFormat:
+        """Returns the row format of a store of this encoder's outputs."""
+        return RowFormat(dtype, self.grid[0] * self.grid[1], self.width)
 
     def encode(self, pixels_NHWC: UInt8[np.ndarray, "N h w 3"], runtime: Runtime) -> Float[np.ndarray, "N P E"]:
-        """Outputs for prepared crops, float32."""
+        """Encodes prepared crops; returns float32."""
         preparation = self.preparation
         device = torch.device(runtime.device)
         with torch.no_grad(), torch.autocast(runtime.device, torch.bfloat16, enabled=runtime.bf16):
             pixels = torch.from_numpy(pixels_NHWC).to(device)
             values = vision.normalise(pixels, preparation.rescale, preparation.mean, preparation.std)
-            return vision.encode(self.encoder, values, self.layer, self.drop).float().cpu().numpy()
+            return vision.encode(self.encoder, values, self.layer, self.num_dropped).float().cpu().numpy()
 
 
 def weights_key(encoder: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of all weights and buffers."""
+    """Returns a sha256 over names, dtypes, shapes and bytes of all weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -107,7 +108,7 @@ def weights_key(encoder: nn.Module) -> str:
 
 
 def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
-    """The encoder of a model.
+    """Returns the feature encoder of a model.
 
     Raises:
         UsageError: it has none.
@@ -122,7 +123,7 @@ def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
         preparation=processing.preparation,
         tiling=processing.tiling,
         layer=outputs.layer,
-        drop=outputs.drop,
+        num_dropped=outputs.drop,
         grid=outputs.grid,
         width=outputs.width,
         name=str(outputs.encoder.config.model_type),
@@ -130,24 +131,26 @@ def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
 
 
 def feature_encoder_of_run(folder: str) -> FeatureEncoder:
-    """The encoder of a run or model folder."""
+    """Returns the feature encoder of a run or model folder."""
     return feature_encoder_of(models.read(locate.model_folder(folder)))
 
 
 def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
-    """The encoder that a run with this configuration would begin with; nothing else of the model is built.
+    """Returns the feature encoder of a run with this configuration at its first step; builds no other part of the model.
 
     Raises:
         ConfigError: the configuration names no encoder, or one that trains from its first stage on.
     """
     wanted = sections.resolve(config.model)
     if wanted.vision is None:
-        raise ConfigError("the configuration has no model.vision; there is nothing to encode.")
+        raise ConfigError(
+            "the configuration has no model.vision; there is no encoder to store features of.", "Set model.vision.path."
+        )
     if wanted.vision.external is not None:
-        raise ConfigError("model.vision.external is a table already; there is nothing to encode.")
+        raise ConfigError("model.vision.external is a table of features already; there is no encoder to run.")
     if config.stages[0].parts.get("vision", "frozen") != "frozen":
         raise ConfigError(
-            f"stage {config.stages[0].name!r} trains vision: stored outputs would be wrong after its first step.",
+            f"stage {config.stages[0].name!r} trains vision: stored features would be outdated after its first step.",
             "Store features of an encoder that stays frozen.",
         )
     if config.init is not None:
@@ -161,7 +164,7 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
         preparation=described.preparation,
         tiling=wanted.tiling,
         layer=wanted.vision.layer,
-        drop=described.drop,
+        num_dropped=described.drop,
         grid=described.grid,
         width=described.shape.width,
         name=Path(wanted.vision.path or str(encoder.config.model_type)).name,
@@ -173,89 +176,91 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
 
 @dataclass(frozen=True)
 class EncodingRequest:
-    """What is to be encoded.
+    """What to encode.
 
     Attributes:
         datasets: one or several dataset folders.
-        splits: of each; all by default.
-        out: the store.
-        number: how numbers are stored.
+        out: the store to write.
+        splits: splits to encode; all by default.
+        dtype: dtype of the stored features.
         batch_size: crops per batch of the encoder.
-        workers: processes that decode; 0 decodes in this one, without protection.
-        max_skipped: share of pictures that may be skipped.
+        workers: processes that decode images; 0 decodes in this process, without limits on time and memory.
+        max_skipped: share of images that may be skipped.
     """
 
     datasets: tuple[Dataset, ...]
     out: Path
     splits: tuple[str, ...] = ()
-    number: Number = "fp16"
+    dtype: FeatureDtype = "fp16"
     batch_size: int = 32
     workers: int = 0
     max_skipped: float = 0.01
 
 
 @process_settings_restored()
-def encode_dataset(eye: FeatureEncoder, request: EncodingRequest, runtime: Runtime) -> dict[str, Any]:
-    """Makes a feature store; returns its `store.json`. Goes on where an earlier try stopped.
+def encode_dataset(encoder: FeatureEncoder, request: EncodingRequest, runtime: Runtime) -> dict[str, Any]:
+    """Encodes data sets into a feature store; returns its `store.json`. Resumes an interrupted job.
 
     Raises:
-        DataError: a split does not exist, or there is no picture.
-        StorageError, BudgetError, NumericsError, Stopped: as in `write_store`.
+        DataError: a split does not exist, or there is no image.
+        StorageError, SkipLimitError, NumericsError, Stopped: as in `write_store`.
     """
     runtime.apply()
-    form = eye.form(request.number)
-    wanted = gather(request.datasets, request.splits, lambda info: eye.tiling.layout(info.width, info.height, eye.grid).num_crops)
+    row_format = encoder.row_format(request.dtype)
+    selection = select_images(
+        request.datasets, request.splits, lambda info: encoder.tiling.layout(info.width, info.height, encoder.grid).num_crops
+    )
     arithmetic = "bf16" if runtime.bf16 else "fp32"
-    told = eye.told | {"torch": torch.__version__, "device": runtime.device}
-    note = StoreNote("encoder", eye.parts | {"arithmetic": arithmetic}, eye.grid, told)
-    eye.encoder.eval().to(torch.device(runtime.device))
-    reader = PictureReader(request.datasets, eye.preparation, eye.tiling)
+    description = encoder.description | {"torch": torch.__version__, "device": runtime.device}
+    origin = StoreOrigin("encoder", encoder.parts | {"arithmetic": arithmetic}, encoder.grid, description)
+    encoder.encoder.eval().to(torch.device(runtime.device))
+    reader = CropReader(request.datasets, encoder.preparation, encoder.tiling)
     with GuardedPool(reader, request.workers) as pool:
-        supply = _Encoding(eye, wanted, pool, request.batch_size, runtime)
-        return write_store(request.out, form, note, wanted, supply, request.max_skipped)
+        supply = _EncodedFeatures(encoder, selection, pool, request.batch_size, runtime)
+        return write_store(request.out, row_format, origin, selection, supply, request.max_skipped)
 
 
-class _Encoding:
-    """Decodes pictures in child processes, in order, and encodes them in batches of one size."""
+class _EncodedFeatures:
+    """Decodes images in child processes, in order, and encodes them in batches of a fixed size."""
 
     def __init__(
         self,
-        eye: FeatureEncoder,
-        wanted: Wanted,
-        pool: GuardedPool[PicturePlace, np.ndarray],
+        encoder: FeatureEncoder,
+        selection: ImageSelection,
+        pool: GuardedPool[ImageLocation, np.ndarray],
         batch_size: int,
         runtime: Runtime,
     ) -> None:
-        self.eye, self.wanted, self.pool, self.batch_size, self.runtime = eye, wanted, pool, batch_size, runtime
+        self.encoder, self.selection, self.pool, self.batch_size, self.runtime = encoder, selection, pool, batch_size, runtime
         self._decoded: Iterator[np.ndarray | TaskFailure] | None = None
 
     def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, list[MissingImage]]]:
-        """Features of a range of pictures. Batches begin anew with each range, so that a resumed work has the same ones.
+        """Yields the features of a range of images. Batches start anew in each range, so a resumed job has the same batches.
 
-        A lost picture is encoded as a black one: its neighbours' batches keep their shape, on which the last bits depend.
+        A missing image is replaced by a black one, so that batches keep their shape: the last bits of the outputs depend on it.
         """
         if self._decoded is None:
-            self._decoded = self.pool.map(self._places(first))
+            self._decoded = self.pool.map(self._locations(first))
         waiting: list[np.ndarray] = []
         lost: list[MissingImage] = []
-        for picture in range(first, end):
+        for image in range(first, end):
             outcome = next(self._decoded)
             if isinstance(outcome, TaskFailure):
-                lost.append(MissingImage(picture, outcome.reason, outcome.detail))
-                side = (self.eye.preparation.height, self.eye.preparation.width)
-                outcome = np.zeros((int(self.wanted.crops[picture]), *side, 3), dtype=np.uint8)
+                lost.append(MissingImage(image, outcome.reason, outcome.detail))
+                side = (self.encoder.preparation.height, self.encoder.preparation.width)
+                outcome = np.zeros((int(self.selection.crops[image]), *side, 3), dtype=np.uint8)
             waiting.append(outcome)
             while sum(map(len, waiting)) >= self.batch_size:
                 stack = np.concatenate(waiting)
-                yield self.eye.encode(stack[: self.batch_size], self.runtime), lost
+                yield self.encoder.encode(stack[: self.batch_size], self.runtime), lost
                 waiting, lost = [stack[self.batch_size :]], []
         if sum(map(len, waiting)):
-            yield self.eye.encode(np.concatenate(waiting), self.runtime), lost
+            yield self.encoder.encode(np.concatenate(waiting), self.runtime), lost
 
-    def _places(self, first: int) -> Iterator[PicturePlace]:
-        wanted = self.wanted
-        for picture in range(first, len(wanted)):
-            yield PicturePlace(int(wanted.dataset[picture]), int(wanted.record[picture]), int(wanted.image[picture]))
+    def _locations(self, first: int) -> Iterator[ImageLocation]:
+        selection = self.selection
+        for image in range(first, len(selection)):
+            yield ImageLocation(int(selection.dataset[image]), int(selection.record[image]), int(selection.image[image]))
 
 
 # Use ------------------------------------------------------------------------------------------------------------------------
@@ -264,13 +269,13 @@ class _Encoding:
 def loader_of(
     bundle: ModelBundle, features: str | None, encoder: str = "--run RUN", keep_bytes: int = 0
 ) -> VisualInputLoader | None:
-    """What fills the visual slots of records: images, or a feature store; None for a model that takes no images.
+    """Returns the loader of visual inputs: from image files or a feature store; None for a model that takes no images.
 
     Args:
         bundle: the model.
-        features: a feature store, or None for images.
-        encoder: how `data features` is told the model's encoder, for the message.
-        keep_bytes: prepared pixels that are kept in memory.
+        features: a feature store; None reads image files.
+        encoder: option of `data features` that names the model's encoder, for the error message.
+        keep_bytes: size in bytes of the in-memory cache of prepared pixels.
 
     Raises:
         ConfigError: the store does not belong to the model.
@@ -289,21 +294,21 @@ def loader_of(
 
 
 def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") -> FeatureLoader:
-    """Opens a store for a model.
+    """Opens a feature store for a model.
 
     Args:
         path: the store.
-        made: the model that will read it.
-        encoder: how `data features` is told the model's encoder, for the message.
+        bundle: the model that will read it.
+        encoder: option of `data features` that names the model's encoder, for the error message.
 
     Raises:
-        DataError: it is no whole store.
-        ConfigError: it does not belong to this model; names the part that differs.
+        DataError: it is no complete store.
+        ConfigError: it does not belong to this model; the message names the part that differs.
     """
     store = open_store(path)
     outputs = bundle.model.encoder_outputs
     if outputs is None:
-        raise ConfigError(f"data.features={path}: this model reads no stored features.", "Leave it out.")
+        raise ConfigError(f"data.features={path}: this model reads no stored features.", "Remove data.features.")
     rows = (outputs.grid[0] * outputs.grid[1], outputs.width)
     if bundle.processing.preparation is None:
         encoder = "--external FILE"
@@ -311,62 +316,64 @@ def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") ->
     elif store.kind == "external":
         faults = ["it is an external table, the model has an encoder of its own"]
     else:
-        faults = _faults(store, feature_encoder_of(bundle))
-    if not faults and (store.form.patches, store.form.width) != rows:
-        faults = [f"it has {store.form.patches} tokens of width {store.form.width}, the model takes {rows[0]} of {rows[1]}"]
+        faults = _differences(store, feature_encoder_of(bundle))
+    if not faults and (store.row_format.patches, store.row_format.width) != rows:
+        faults = [
+            f"it has {store.row_format.patches} tokens of width {store.row_format.width}, the model takes {rows[0]} of {rows[1]}"
+        ]
     if faults:
         remedy = f"Make one for this model: sightline data features DATASET {encoder} --out STORE"
         raise ConfigError(f"the feature store {path} does not belong to this model: {'; '.join(faults)}.", remedy)
     return FeatureLoader(store)
 
 
-def _faults(store: FeatureStore, eye: FeatureEncoder) -> list[str]:
-    """What differs between a store and an encoder, in words."""
-    mine = eye.parts
+def _differences(store: FeatureStore, encoder: FeatureEncoder) -> list[str]:
+    """Describes each difference between a store and an encoder."""
+    mine = encoder.parts
     out = []
     for name in COMPARED:
         theirs = store.parts.get(name)
         if theirs == mine[name]:
             continue
         if name == "weights":
-            out.append(f"the encoder's weights are others (the store was made with {store.summary['told'].get('encoder')!r})")
+            out.append(f"the encoder's weights differ (the store was made with {store.summary['told'].get('encoder')!r})")
         elif name in ("preparation", "tiling"):
-            out.append(_settings_fault(name, store.summary["told"].get(name) or {}, eye.told[name]))
+            out.append(_first_difference(name, store.summary["told"].get(name) or {}, encoder.description[name]))
         else:
             out.append(f"{name} is {theirs!r} in the store and {mine[name]!r} in the model")
     return out
 
 
-def _settings_fault(name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+def _first_difference(name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> str:
     for key in sorted(theirs.keys() | mine.keys()):
         if theirs.get(key) != mine.get(key):
             return f"{name}.{key} is {theirs.get(key)!r} in the store and {mine.get(key)!r} in the model"
-    return f"{name} is another"
+    return f"{name} differs"
 
 
-def check_covered(pictures: VisualInputLoader | None, splits: Sequence[tuple[Dataset, str]]) -> None:
-    """Makes sure that the pictures of some splits are there, before anything is trained or asked.
+def check_covered(inputs: VisualInputLoader | None, splits: Sequence[tuple[Dataset, str]]) -> None:
+    """Checks that the visual inputs of some splits are available, before training or evaluation starts.
 
     Raises:
-        ConfigError: the store lacks some, or pixels are wanted of a data set that was prepared without images; says how many,
-            and how to get them.
+        ConfigError: the store lacks images, or pixels are needed of a data set that was prepared without images; the message
+            says how many and how to get them.
     """
-    if not isinstance(pictures, FeatureLoader):
-        blank = [dataset for dataset, _ in splits if dataset.is_without_images] if pictures is not None else []
+    if not isinstance(inputs, FeatureLoader):
+        blank = [dataset for dataset, _ in splits if dataset.is_without_images] if inputs is not None else []
         if blank:
             raise ConfigError(
-                f"{blank[0].path} was prepared without its images; this model wants to see them.",
+                f"{blank[0].path} was prepared without its images, but this model reads pixels.",
                 "Give the feature store of an external table (data.features, --features), or prepare it with its images.",
             )
         return
-    store = pictures.store
+    store = inputs.store
     for dataset, split in splits:
         if store.knows(dataset, split):
             continue
-        missing, places = missing_pictures(store, dataset, split)
+        missing, total = count_missing_images(store, dataset, split)
         if missing:
             raise ConfigError(
-                f"the feature store {store.path} lacks {missing} of {places} pictures of {dataset.path}, split {split!r}.",
+                f"the feature store {store.path} lacks {missing} of {total} images of {dataset.path}, split {split!r}.",
                 f"Make a store that has them: sightline data features {shlex.quote(str(dataset.path))} ... --out STORE "
                 "(several data sets may be named).",
             )

@@ -112,7 +112,9 @@ class OpenedModel:
         if not isinstance(stored, FeatureLoader):
             return uniform
         return (
-            MeanFeatureLoader(stored.store) if uniform is None else BlindFeatureLoader(uniform, self._encoding(), stored.store.form)
+            MeanFeatureLoader(stored.store)
+            if uniform is None
+            else BlindFeatureLoader(uniform, self._encoding(), stored.store.row_format)
         )
 
     def _encoding(self) -> Callable[[np.ndarray], np.ndarray]:

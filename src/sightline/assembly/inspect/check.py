@@ -81,7 +81,7 @@ def judge(report: dict[str, Any], max_skipped: float) -> None:
     """Refuses data of which too much is bad.
 
     Raises:
-        BudgetError: more than `max_skipped` of the records, or more conversations than the configuration allows.
+        SkipLimitError: more than `max_skipped` of the records, or more conversations than the configuration allows.
         DataError: a file is not what was written.
     """
     if report["damaged_files"]:

@@ -279,7 +279,7 @@ def _external(path: str, wanted: ModelConfig) -> tuple[PreTrainedConfig, None, E
         )
     if wanted.tiling != WholeConfig():
         raise ConfigError("an external table knows no tiles.", "Use model.tiling.kind=whole.")
-    shape = EncoderShape(*store.grid, store.form.width, 0)
+    shape = EncoderShape(*store.grid, store.row_format.width, 0)
     return StoredFeaturesConfig(*store.grid, shape.width, store.key), None, shape
 
 

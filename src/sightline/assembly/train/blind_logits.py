@@ -43,7 +43,7 @@ def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelera
             with atomic_file(cache, "wb") as file:
                 np.savez(file, key=np.array(key), logits=found)
         accelerator.wait_for_everyone()
-    return replace(corpus, contrast=found)
+    return replace(corpus, blind_logits=found)
 
 
 def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:

@@ -21,22 +21,22 @@ class Arrays:
     is_plain: bool
     visual: dict[str, np.ndarray]
     supervision: dict[str, np.ndarray]
-    contrast: np.ndarray | None
+    blind_logits: np.ndarray | None
     record_ids: tuple[tuple[str, ...], ...]
     text_width: int = 1
     skipped: tuple[tuple[str, str], ...] = ()
 
     def values(self) -> list[Any]:
         """All arrays, or what stands for them, in the order that `with_values` takes."""
-        contrast = [] if self.contrast is None else [self.contrast]
-        return [*self.tokens.values(), *self.visual.values(), *self.supervision.values(), *contrast]
+        blind_logits = [] if self.blind_logits is None else [self.blind_logits]
+        return [*self.tokens.values(), *self.visual.values(), *self.supervision.values(), *blind_logits]
 
     def with_values(self, values: Iterable[Any]) -> "Arrays":
         """The same with others in the place of its arrays."""
         rest = iter(values)
         tokens, visual, supervision = ({name: next(rest) for name in part} for part in (self.tokens, self.visual, self.supervision))
-        contrast = None if self.contrast is None else next(rest)
-        return replace(self, tokens=tokens, visual=visual, supervision=supervision, contrast=contrast)
+        blind_logits = None if self.blind_logits is None else next(rest)
+        return replace(self, tokens=tokens, visual=visual, supervision=supervision, blind_logits=blind_logits)
 
     def to_batch(self) -> Batch:
         """The batch on the CPU."""
@@ -48,14 +48,14 @@ class Arrays:
                 pixels_NHWC=None if pixels is None else tensor(pixels),
                 features_NPE=None if features is None else tensor(features),
                 slot_M=tensor(self.visual["slot"]),
-                source_M=tensor(self.visual["source"]),
+                visual_index_M=tensor(self.visual["visual_index"]),
                 text_width=self.text_width,
             )
         return Batch(
             tokens=Tokens(**{f"{name}_BT": tensor(value) for name, value in self.tokens.items()}, is_plain=self.is_plain),
             visual=visual,
             supervision=Supervision(**{f"{name}_S": tensor(value) for name, value in self.supervision.items()}),
-            blind_logits_S=None if self.contrast is None else tensor(self.contrast),
+            blind_logits_S=None if self.blind_logits is None else tensor(self.blind_logits),
             record_ids=self.record_ids,
         )
 
@@ -96,7 +96,7 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
         is_plain=all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows),
         visual=seen.columns(),
         supervision=found.columns(),
-        contrast=_contrast(rows),
+        blind_logits=_blind_logits(rows),
         text_width=max([1, *num_text]),
         record_ids=tuple(tuple(branch.record_id for branch in sample.branches) for row in rows for sample in row),
     )
@@ -161,7 +161,7 @@ class _Pictures:
 
     def __init__(self) -> None:
         self.slots: list[np.ndarray] = []
-        self.sources: list[np.ndarray] = []
+        self.indices: list[np.ndarray] = []
         self.moves: list[tuple[int, int, int]] = []  # slots of a sample, its first slot, visual tokens of the batch before it
         self.pixels: list[np.ndarray] = []
         self.features: list[np.ndarray] = []
@@ -172,7 +172,7 @@ class _Pictures:
         if not len(sample.image_slots):
             return
         self.slots.append(sample.image_slots)
-        self.sources.append(sample.image_source)
+        self.indices.append(sample.visual_index)
         self.moves.append((len(sample.image_slots), first, self.crops * sample.tokens_per_crop))
         self.crops += sample.num_crops
         if sample.images is not None:
@@ -181,14 +181,14 @@ class _Pictures:
             self.features.append(sample.features)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """One entry a visual slot; a source below 0 is a learned separator and stays as it is."""
+        """One entry a visual slot; an index below 0 is a learned separator and stays as it is."""
         if not self.slots:
             return {}
         lengths, firsts, before = np.array(self.moves, dtype=np.int64).T
-        sources = _joined(self.sources)
+        indices = _joined(self.indices)
         out = {
             "slot": _joined(self.slots) + firsts.repeat(lengths),
-            "source": np.where(sources >= 0, sources + before.repeat(lengths), sources),
+            "visual_index": np.where(indices >= 0, indices + before.repeat(lengths), indices),
         }
         if self.pixels:
             out["pixels"] = np.concatenate(self.pixels)
@@ -197,9 +197,9 @@ class _Pictures:
         return out
 
 
-def _contrast(rows: Sequence[Sequence[Sample]]) -> np.ndarray | None:
+def _blind_logits(rows: Sequence[Sequence[Sample]]) -> np.ndarray | None:
     """Stored image-free logits in the order of the targets; None unless every sample has them."""
     samples = [sample for row in rows for sample in row]
-    if not samples or any(sample.contrast is None for sample in samples):
+    if not samples or any(sample.blind_logits is None for sample in samples):
         return None
-    return np.concatenate([sample.contrast for sample in samples if sample.contrast is not None]).astype(np.float32)
+    return np.concatenate([sample.blind_logits for sample in samples if sample.blind_logits is not None]).astype(np.float32)

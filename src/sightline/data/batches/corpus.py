@@ -47,14 +47,14 @@ class Corpus:
         sources: the data sets.
         pictures: fills visual slots; None for text.
         tokens_per_crop: visual tokens of a crop.
-        contrast: stored image-free logits of all units' supervised tokens, unit after unit; NaN where nothing but an image
+        blind_logits: stored image-free logits of all units' supervised tokens, unit after unit; NaN where nothing but an image
             precedes the token. None where they are not stored.
     """
 
     sources: tuple[Source, ...]
     pictures: VisualInputLoader | None
     tokens_per_crop: int
-    contrast: Float[np.ndarray, " supervised"] | None = None
+    blind_logits: Float[np.ndarray, " supervised"] | None = None
 
     @cached_property
     def first(self) -> Int[np.ndarray, " sources_and_end"]:
@@ -71,7 +71,7 @@ class Corpus:
 
     @cached_property
     def first_target(self) -> Int[np.ndarray, " units_and_end"]:
-        """Where each unit's supervised tokens begin in `contrast`."""
+        """Where each unit's supervised tokens begin in `blind_logits`."""
         return np.concatenate([[0], np.cumsum(self.supervised)]).astype(np.int64)
 
     @property
@@ -123,8 +123,8 @@ class Corpus:
 
     def _filled(self, unit: int, text: Sample, source: Source, record: Record) -> Sample:
         """A unit that was read, with its pictures and its stored logits."""
-        if self.contrast is not None:
-            text = replace(text, contrast=self.contrast[self.first_target[unit] : self.first_target[unit + 1]])
+        if self.blind_logits is not None:
+            text = replace(text, blind_logits=self.blind_logits[self.first_target[unit] : self.first_target[unit + 1]])
         if not len(text.image_slots):
             return text
         if self.pictures is None:

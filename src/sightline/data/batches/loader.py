@@ -19,7 +19,7 @@ from sightline.data.batches.plan import BatchRules, Rows
 from sightline.errors import ConfigError, DistributedError, RecordError
 from sightline.runtime.logs import logger
 from sightline.runtime.prefetch import prefetched
-from sightline.runtime.shared_memory import ArrayPlace, SharedSlots
+from sightline.runtime.shared_memory import ArrayLocation, SharedSlots
 from sightline.types import Batch, Sample, TrainingBatch
 
 AnyBatch = TypeVar("AnyBatch", bound=TrainingBatch, covariant=True)
@@ -81,7 +81,7 @@ def _received(answer: Arrays, slot: int | None, slots: SharedSlots) -> Arrays:
     if slot is None:
         return answer
     values = answer.values()
-    if not isinstance(values[0], ArrayPlace):
+    if not isinstance(values[0], ArrayLocation):
         slots.give_back(slot)
         return answer
     return answer.with_values(slots.lend(slot, values))

@@ -1,7 +1,7 @@
-"""Tables of features that somebody else computed (.npz, .npy, .h5), imported as feature stores of kind `external`.
+"""Imports tables of precomputed features (.npz, .npy, .h5) as feature stores of kind `external`.
 
-A row belongs to a picture by name: the whole name, or else its last part, or else that without suffix, as long as it is the name of
-one row only. Rows are read from front to back, a stretch at a time, so the store holds them in the table's order.
+Rows are matched to images by name: the full name, else its last path component, else that without suffix, provided that only one
+row has it. Rows are read sequentially in chunks, so the store holds them in the table's order.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from sightline.data.dataset import Dataset
-from sightline.data.features.store import FeatureForm, Number
-from sightline.data.features.writer import MissingImage, StoreNote, Wanted, gather, write_store
+from sightline.data.features.store import FeatureDtype, RowFormat
+from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, select_images, write_store
 from sightline.errors import DataError, SkipLimitError, UsageError
 from sightline.runtime.logs import logger
 from sightline.runtime.optional import require
@@ -25,15 +25,15 @@ from sightline.runtime.storage import sha256_file
 from sightline.types import Record
 
 CHUNK_BYTES = 8 << 20
-MAX_NAMES = 1 << 28  # bytes of a file of names
+MAX_NAMES = 1 << 28  # size in bytes of a file of names
 
 
 @dataclass(frozen=True)
 class TableKeys:
-    """Where things stand in a table.
+    """Keys of a table's arrays.
 
     Attributes:
-        names: key of the names; for .npy a file of names: .txt with one a line, .npy, or .jsonl as `FILE:FIELD`.
+        names: key of the names; for .npy a file of names: .txt with one name per line, .npy, or .jsonl as `FILE:FIELD`.
         values: key of the features `[rows, E]` or `[rows, P, E]`; a .npy has no keys.
         scale: key of a factor: one number, one per row, or one per row and token.
         power: the features are `sign(v) |v|^power` of the scaled values `v` (2 for tables of square roots).
@@ -46,7 +46,7 @@ class TableKeys:
 
 
 class _Column(NamedTuple):
-    """An array that is read in stretches, in ascending order."""
+    """An array that is read in chunks, in ascending order of rows."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -59,22 +59,23 @@ def import_table(
     path: Path,
     keys: TableKeys,
     out: Path,
-    number: Number,
-    max_lost: float,
+    dtype: FeatureDtype,
+    max_skipped: float,
 ) -> dict[str, Any]:
-    """Makes a store of a table's rows for the pictures of some data sets; returns its `store.json`.
+    """Writes a feature store with a table's rows for the images of data sets; returns its `store.json`.
 
     Args:
-        datasets, splits: whose pictures are wanted.
+        datasets, splits: data sets and splits whose images are stored.
         path: the table.
-        keys: where things stand in it.
-        out, number: the store, and how its numbers are stored.
-        max_lost: share of the pictures that may have no row.
+        keys: keys of the table's arrays.
+        out: the store.
+        dtype: dtype of the stored features.
+        max_skipped: share of the images that may have no row.
 
     Raises:
-        UsageError: a key is not given, or does not exist.
-        DataError: the table cannot be read, its parts do not fit together, or a name stands twice.
-        BudgetError: too many pictures have no row.
+        UsageError: a key is missing or unknown.
+        DataError: the table cannot be read, its arrays have different lengths, or a name occurs twice.
+        SkipLimitError: too many images have no row.
         StorageError, NumericsError, Stopped: as in `write_store`.
     """
     if path.suffix not in OPENERS:
@@ -87,22 +88,22 @@ def import_table(
             names = table.names(keys.names)
             scale = table.column(keys.scale, "--scale") if keys.scale else None
         shape = _checked_shape(path, values, scale, len(names))
-        wanted = gather(datasets, splits, lambda info: 1)
-        rows = _match(wanted, datasets, names, path)
+        selection = select_images(datasets, splits, lambda info: 1)
+        rows = _match(selection, datasets, names, path)
         found = np.flatnonzero(rows >= 0)
-        _check_found(wanted, rows, datasets, names, max_lost)
+        _check_found(selection, rows, datasets, names, max_skipped)
         order = found[np.argsort(rows[found], kind="stable")]
-        logger.info("%s: %d of %d rows belong to %d pictures", path, len(np.unique(rows[found])), len(names), len(found))
-        form = FeatureForm(number, *shape)
+        logger.info("%s: %d of %d rows belong to %d images", path, len(np.unique(rows[found])), len(names), len(found))
+        row_format = RowFormat(dtype, *shape)
         parts = {"file": sha256_file(path), "values": keys.values, "scale": keys.scale, "power": keys.power}
-        note = StoreNote("external", parts, (1, shape[0]), {"table": path.name})
+        origin = StoreOrigin("external", parts, (1, shape[0]), {"table": path.name})
         supply = _Rows(path, values, scale, keys.power, rows[order])
-        return write_store(out, form, note, wanted.chosen(order), supply, max_lost)
+        return write_store(out, row_format, origin, selection.subset(order), supply, max_skipped)
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turns what libraries raise on damaged files into one error.
+    """Converts the errors that libraries raise on damaged files to DataError.
 
     Raises:
         DataError: the file cannot be read.
@@ -110,7 +111,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Is the file whole?") from error
+        raise DataError(f"{path} cannot be read: {error}.", "Is the file complete?") from error
 
 
 def _opened(path: Path) -> "_Hdf5 | _Npy | _Npz":
@@ -119,7 +120,7 @@ def _opened(path: Path) -> "_Hdf5 | _Npy | _Npz":
 
 
 def _checked_shape(path: Path, values: _Column, scale: _Column | None, names: int) -> tuple[int, int]:
-    """Tokens and width of a row."""
+    """Returns the tokens and the width of a row, `(P, E)`."""
     if len(values.shape) not in (2, 3) or values.dtype.kind not in "fiu" or 0 in values.shape:
         raise DataError(f"{path}: features are [rows, E] or [rows, P, E] numbers, found {values.shape} of {values.dtype}.")
     if values.shape[0] != names:
@@ -134,57 +135,61 @@ def _checked_shape(path: Path, values: _Column, scale: _Column | None, names: in
 # Names ----------------------------------------------------------------------------------------------------------------------
 
 
-def _forms(name: str) -> tuple[str, str, str]:
-    """A name, its last part, and that without suffix."""
+def _name_variants(name: str) -> tuple[str, str, str]:
+    """Returns a name, its last path component, and that without suffix."""
     last = PurePosixPath(name.replace("\\", "/")).name
     return name, last, last.rpartition(".")[0] or last
 
 
-def _match(wanted: Wanted, datasets: Sequence[Dataset], names: Sequence[str], path: Path) -> np.ndarray:
-    """The table's row of each picture, -1 where it has none."""
+def _match(selection: ImageSelection, datasets: Sequence[Dataset], names: Sequence[str], path: Path) -> np.ndarray:
+    """Returns the table's row of each image, -1 where it has none."""
     known: tuple[dict[str, int], ...] = ({}, {}, {})
     for row, name in enumerate(names):
         if known[0].setdefault(name, row) != row:
-            raise DataError(f"{path}: the name {name!r} stands in rows {known[0][name]} and {row}.", "A picture has one row.")
-        for form, place in zip(_forms(name)[1:], known[1:], strict=True):
-            place[form] = row if form not in place else -1  # of several rows: says nothing
-    rows = np.full(len(wanted), -1, dtype=np.int64)
-    for place in range(len(wanted)):
-        record = datasets[int(wanted.dataset[place])].record(int(wanted.record[place]))
-        rows[place] = _row_of(record, int(wanted.image[place]), known)
+            raise DataError(
+                f"{path}: rows {known[0][name]} and {row} have the same name {name!r}.", "Give each row a name of its own."
+            )
+        for variant, rows_of in zip(_name_variants(name)[1:], known[1:], strict=True):
+            rows_of[variant] = row if variant not in rows_of else -1  # a name of several rows identifies none
+    rows = np.full(len(selection), -1, dtype=np.int64)
+    for index in range(len(selection)):
+        record = datasets[int(selection.dataset[index])].record(int(selection.record[index]))
+        rows[index] = _row_of(record, int(selection.image[index]), known)
     return rows
 
 
 def _row_of(record: Record, k: int, known: tuple[dict[str, int], ...]) -> int:
-    """By hash of the picture, by its name, or, of the only picture of a record, by the record's id."""
+    """Finds the row of a record's image by its sha256, by its name, or, where it is the record's only image, by the record's id."""
     row = known[0].get(record.image_info[k].sha256, -1)
     candidates = [record.images[k], record.id] if len(record.images) == 1 else [record.images[k]]
     for name in candidates:
-        for form, place in zip(_forms(name), known, strict=True):
-            row = place.get(form, -1) if row < 0 else row
+        for variant, rows_of in zip(_name_variants(name), known, strict=True):
+            row = rows_of.get(variant, -1) if row < 0 else row
     return row
 
 
-def _check_found(wanted: Wanted, rows: np.ndarray, datasets: Sequence[Dataset], names: Sequence[str], max_lost: float) -> None:
+def _check_found(
+    selection: ImageSelection, rows: np.ndarray, datasets: Sequence[Dataset], names: Sequence[str], max_skipped: float
+) -> None:
     lost = np.flatnonzero(rows < 0)
     if not len(lost):
         return
-    record = datasets[int(wanted.dataset[lost[0]])].record(int(wanted.record[lost[0]]))
-    name = record.images[int(wanted.image[lost[0]])]
-    what = f"{len(lost)} of {len(wanted)} pictures have no row in the table, for example {name!r} of record {record.id!r}"
-    if len(lost) > max_lost * len(wanted) or len(lost) == len(wanted):
+    record = datasets[int(selection.dataset[lost[0]])].record(int(selection.record[lost[0]]))
+    name = record.images[int(selection.image[lost[0]])]
+    what = f"{len(lost)} of {len(selection)} images have no row in the table, for example {name!r} of record {record.id!r}"
+    if len(lost) > max_skipped * len(selection) or len(lost) == len(selection):
         raise SkipLimitError(
-            f"{what}; the table's first name is {names[0]!r}, --max-skipped allows a share of {max_lost:g}.",
+            f"{what}; the table's first name is {names[0]!r}, --max-skipped allows a share of {max_skipped:g}.",
             "Names must agree: prepare the data set with --without-images (keeps its image names), or with --map id=KEY.",
         )
-    logger.warning("%s; records that need them are skipped when they are asked for", what)
+    logger.warning("%s; training and evaluation skip the records that need them", what)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------------
 
 
 class _Rows:
-    """Features of chosen rows, in ascending order."""
+    """Reads chosen rows of a table as features, in ascending order."""
 
     def __init__(self, path: Path, values: _Column, scale: _Column | None, power: float, rows: np.ndarray) -> None:
         self.path, self.values, self.scale, self.power, self.rows = path, values, scale, power, rows
@@ -196,7 +201,7 @@ class _Rows:
         self.per_chunk = max(1, CHUNK_BYTES // max(1, int(np.prod(values.shape[1:])) * 4))
 
     def features(self, first: int, end: int) -> Iterator[tuple[np.ndarray, Sequence[MissingImage]]]:
-        """Features of a range of pictures, a stretch of the table at a time."""
+        """Yields the features of images `first .. end - 1`, a chunk of the table at a time."""
         at = first
         while at < end:
             begin = int(self.rows[at])
@@ -222,7 +227,7 @@ class _Rows:
 
 
 class _Npz:
-    """Arrays of a zip of .npy files, each read as a stream: none is held whole."""
+    """Arrays of a .npz file, each read as a stream, never loaded as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -249,7 +254,7 @@ class _Npz:
 
 
 class _Npy:
-    """One array, memory-mapped; its names are in a file of their own."""
+    """One memory-mapped array; its names are in a separate file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -280,7 +285,9 @@ class _Npy:
             return lines
         rows = [json.loads(line) for line in lines]
         if not field or any(not isinstance(row, dict) or not isinstance(row.get(field), str) for row in rows):
-            raise UsageError(f"--names {key}: say which field of each line is the name.", f"For example --names {file}:image")
+            raise UsageError(
+                f"--names {key}: name the field of each line that holds the name.", f"For example --names {file}:image"
+            )
         return [row[field] for row in rows]
 
 
@@ -325,7 +332,7 @@ def _stream_column(stream: IO[bytes]) -> _Column:
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
     if dtype.hasobject or (fortran and len(shape) > 1):
-        raise ValueError("an array of Python objects, or in Fortran order; save it as plain numbers or texts in C order")
+        raise ValueError("the array holds Python objects or is in Fortran order; save plain numbers or strings in C order")
     row = int(np.prod(shape[1:])) * dtype.itemsize
     at = 0
 

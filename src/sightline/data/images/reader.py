@@ -17,7 +17,7 @@ from sightline.data.images.tilings import TilingConfig
 from sightline.errors import DataError, RecordError
 
 
-class PicturePlace(NamedTuple):
+class ImageLocation(NamedTuple):
     """A picture by number: of the data set, of the record in it, of the image in that."""
 
     dataset: int
@@ -26,7 +26,7 @@ class PicturePlace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureReader:
+class CropReader:
     """A function of a place, for a `GuardedPool`.
 
     Attributes:
@@ -38,7 +38,7 @@ class PictureReader:
     preparation: ImagePreparation
     tiling: TilingConfig
 
-    def __call__(self, place: PicturePlace) -> UInt8[np.ndarray, "crops h w 3"]:
+    def __call__(self, place: ImageLocation) -> UInt8[np.ndarray, "crops h w 3"]:
         """Prepared crops.
 
         Raises:

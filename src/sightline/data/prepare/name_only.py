@@ -14,12 +14,12 @@ from sightline.errors import RecordError
 from sightline.types import ImageInfo, Record
 
 
-def name_key(name: str) -> str:
+def name_only_key(name: str) -> str:
     """What stands for the sha256 of a picture that is known by name alone."""
     return hashlib.sha256(b"name:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def named_record(item: Item, tally: Tally) -> Record:
+def name_only_record(item: Item, tally: Tally) -> Record:
     """The record of an item with the names of its images; sizes are those that the source claims, else 1 x 1.
 
     Raises:
@@ -31,7 +31,7 @@ def named_record(item: Item, tally: Tally) -> Record:
             raise RecordError("image_without_name", "the image lies in the source itself and has no name to keep")
         names.append(image.name)
     sizes = item.sizes or ((1, 1),) * len(names)
-    infos = tuple(ImageInfo(name_key(name), max(size[0], 1), max(size[1], 1)) for name, size in zip(names, sizes, strict=True))
+    infos = tuple(ImageInfo(name_only_key(name), max(size[0], 1), max(size[1], 1)) for name, size in zip(names, sizes, strict=True))
     boxes = item.record.boxes
     if item.pixel_boxes and item.sizes:
         boxes += kept_boxes([(label, pixel_fractions(box, item.sizes[0]), False) for label, box in item.pixel_boxes], tally)[0]

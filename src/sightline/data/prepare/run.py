@@ -22,7 +22,7 @@ from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECOR
 from sightline.data.download import DownloadOptions
 from sightline.data.prepare.grouping import group_by_image
 from sightline.data.prepare.image_store import ImageFacts, ImageState, ImageStore, RecentImages, check_images, image_key
-from sightline.data.prepare.name_only import named_record
+from sightline.data.prepare.name_only import name_only_record
 from sightline.data.prepare.shards import remove_unsharded, write_shards
 from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
@@ -87,7 +87,7 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
     Raises:
         UsageError: an option cannot work, or `out` exists.
         DataError: the source as a whole is damaged or empty.
-        BudgetError: too much of it had to be skipped.
+        SkipLimitError: too much of it had to be skipped.
         StorageError: the disk refuses.
         Stopped: a signal arrived; what was done is kept.
     """
@@ -330,7 +330,7 @@ class _Preparation:
                 raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
             self._ids.add(known)
             if self.options.source.without_images:
-                return _PendingRecord(replace(item, record=named_record(item, self.tally), images=()), [], [])
+                return _PendingRecord(replace(item, record=name_only_record(item, self.tally), images=()), [], [])
             sources = [ref.root.fetch(ref.name) if isinstance(ref, ImageInRoot) else ref for ref in item.images]
             slots = [self._slots.get(image_key(source)) for source in sources]
             return _PendingRecord(item, slots, sources)

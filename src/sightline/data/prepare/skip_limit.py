@@ -37,7 +37,7 @@ class SkipLimit:
         """Counts one record, kept (None) or skipped.
 
         Raises:
-            BudgetError: too many.
+            SkipLimitError: too many.
         """
         if skip is None:
             self.ok += 1
@@ -56,7 +56,7 @@ class SkipLimit:
         """Judges the whole.
 
         Raises:
-            BudgetError: too many were skipped, or nothing is left.
+            SkipLimitError: too many were skipped, or nothing is left.
             DataError: there was nothing.
         """
         if self.input == 0:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from sightline.data.readers.roots import Folder, ImageRoot, check_name
-from sightline.data.readers.roots import is_picture as is_picture
+from sightline.data.readers.roots import has_image_suffix as has_image_suffix
 from sightline.errors import DataError, RecordError, UsageError
 
 MAX_MEMBER = 20_000_000  # bytes, as the image opener allows
@@ -74,7 +74,7 @@ class _Archive:
         found = self.find(name)
         if found is None:
             raise RecordError("image_missing", f"{self.path.name} has no member {name!r}")
-        if not is_picture(found):
+        if not has_image_suffix(found):
             raise RecordError("image_suffix", f"member {name!r} is not named like an image")
         if self._count[found] > 1:
             raise RecordError("image_ambiguous", f"{self.path.name} has {self._count[found]} members {found!r}")

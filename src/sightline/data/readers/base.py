@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.data.readers.roots import ImageRoot, is_hidden, is_picture
+from sightline.data.readers.roots import ImageRoot, has_image_suffix, is_hidden
 from sightline.errors import RecordError, UsageError
 from sightline.types import Record
 
@@ -124,8 +124,8 @@ class Tally:
 
         def ignore(place: str, name: str, reason: str) -> None:
             at = bisect_left(used, hash(place))
-            if (at == len(used) or used[at] != hash(place)) and (with_images or not is_picture(name)):
-                self.ignore("hidden" if is_hidden(name) else "image_not_named" if is_picture(name) else reason, name)
+            if (at == len(used) or used[at] != hash(place)) and (with_images or not has_image_suffix(name)):
+                self.ignore("hidden" if is_hidden(name) else "image_not_named" if has_image_suffix(name) else reason, name)
 
         walked: set[str] = set()
         for base in dict.fromkeys(map(os.path.realpath, folders)):
@@ -144,7 +144,7 @@ class Tally:
                     ignore(place, os.path.relpath(place, base), "file_not_used")
         for folder in sorted(self._folders - walked):
             for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-                if is_picture(name):
+                if has_image_suffix(name):
                     ignore(os.path.join(folder, name), name, "file_not_used")
         for root in {id(root): root for top in self._roots.values() for root in top.parts()}.values():
             for place, name in root.members():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, split_name
-from sightline.data.readers.roots import Folder, is_hidden, is_picture
+from sightline.data.readers.roots import Folder, has_image_suffix, is_hidden
 from sightline.data.readers.rows import Keys, Numbered, TableRow, add_side_file, image_root, items
 from sightline.data.readers.tables import GENERAL, SPLIT_WORD, Preset, split_of_file, table_rows
 from sightline.errors import DataError, RecordError
@@ -62,7 +62,9 @@ def _with_metadata(file: Path, path: Path, options: SourceOptions, tally: Tally,
 
 
 def _without_metadata(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
-    names = sorted(file.relative_to(path).as_posix() for file in path.glob("**/*") if is_picture(file.name) and file.is_file())
+    names = sorted(
+        file.relative_to(path).as_posix() for file in path.glob("**/*") if has_image_suffix(file.name) and file.is_file()
+    )
     names = [name for name in names if not is_hidden(name)]
     if not names:
         raise DataError(f"{path}: no images in it.")

@@ -12,12 +12,12 @@ from typing import Protocol
 from sightline.errors import DataError, RecordError
 from sightline.runtime.storage import safe_join
 
-PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
-def is_picture(name: str) -> bool:
+def has_image_suffix(name: str) -> bool:
     """Whether a name ends like that of an image."""
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:

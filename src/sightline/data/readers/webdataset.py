@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sightline.data.readers.archives import Member, is_picture, open_tar, read_member, tar_members
+from sightline.data.readers.archives import Member, has_image_suffix, open_tar, read_member, tar_members
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
 from sightline.data.readers.roots import FirstOf, is_hidden
 from sightline.data.readers.rows import Keys, Numbered, TableRow, add_side_file, items
@@ -76,8 +76,8 @@ def _suffix(member: Member) -> str:
 
 def _cut(key: str, members: list[Member]) -> Iterator[tuple[str, list[Member]]]:
     """The samples that members of one key are: one, unless their names have dots or repeat."""
-    pictures = {_stem(member) for member in members if is_picture(member.name)}
-    others = [_stem(member) for member in members if not is_picture(member.name)]
+    pictures = {_stem(member) for member in members if has_image_suffix(member.name)}
+    others = [_stem(member) for member in members if not has_image_suffix(member.name)]
     texts = [_stem(member) for member in members if _suffix(member) in TEXT_SUFFIXES]
     has_dots = any(stem != key and stem in pictures for stem in others)
     if has_dots or (not pictures and key not in texts and len(set(texts)) > 1):
@@ -102,7 +102,7 @@ def _sample(descriptor: int, file: Path, key: str, members: list[Member], tally:
     texts: dict[str, list[Member]] = {suffix: [] for suffix in TEXT_SUFFIXES}
     try:
         for member in members:
-            if is_picture(member.name):
+            if has_image_suffix(member.name):
                 values["__images__"].append(read_member(descriptor, member))
             elif _suffix(member) in texts:
                 texts[_suffix(member)].append(member)

@@ -328,18 +328,18 @@ def text_sample(
     return Sample(
         branches=tuple(replace(row, record_id=record_id) for row, record_id in zip(rows, record_ids, strict=True)),
         prefix=shared_prefix(rows) if len(rows) > 1 else 0,
-        image_source=join_sources(layouts, tokens_per_crop),
+        visual_index=join_visual_indices(layouts, tokens_per_crop),
         tokens_per_crop=tokens_per_crop,
         source=source,
     )
 
 
-def join_sources(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
+def join_visual_indices(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
     """Visual-token index of each slot over all pictures of a record."""
     if len(layouts) == 1:
-        return layouts[0].source.copy()  # what a layout holds may not be written
+        return layouts[0].visual_index.copy()  # what a layout holds may not be written
     parts, crops = [], 0
     for layout in layouts:
-        parts.append(np.where(layout.source >= 0, layout.source + crops * tokens_per_crop, layout.source))
+        parts.append(np.where(layout.visual_index >= 0, layout.visual_index + crops * tokens_per_crop, layout.visual_index))
         crops += layout.num_crops
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

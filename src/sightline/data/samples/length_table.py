@@ -298,7 +298,7 @@ def make_length_table(
     )
 
 
-def picture_keys(record: Record) -> tuple[str, ...]:
+def image_keys(record: Record) -> tuple[str, ...]:
     """What two records with the same pictures have in common: the pictures' hashes (in shards every record has its own paths)."""
     return tuple(info.sha256 for info in record.image_info) or record.images
 
@@ -348,14 +348,14 @@ def _groups(reader: _Reader, indices: Sequence[int], share_prefix: bool, step: C
     for index in indices:
         record = reader.dataset.record(index)
         for branch, row, crops in reader.rows(record):
-            joins = share_prefix and group is not None and crops > 0 and pictures == picture_keys(record)
+            joins = share_prefix and group is not None and crops > 0 and pictures == image_keys(record)
             if group is not None and joins:
                 group.members.append((index, branch))
                 group.rows.append(row)
             else:
                 if group is not None:
                     yield group
-                group, pictures = _Group([(index, branch)], [row], crops), picture_keys(record)
+                group, pictures = _Group([(index, branch)], [row], crops), image_keys(record)
         step()
     if group is not None:
         yield group

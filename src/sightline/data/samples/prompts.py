@@ -9,7 +9,7 @@ from jaxtyping import Int
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.images.tilings import Layout
-from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_sources
+from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, join_visual_indices
 from sightline.errors import RecordError
 from sightline.types import Message, Record
 
@@ -20,13 +20,13 @@ class Prompt:
 
     Attributes:
         row: ids with image tokens at the visual slots.
-        source: visual-token index of each slot, over this prompt's crops.
+        visual_index: visual-token index of each slot, over this prompt's crops.
         pixels: prepared crops, or None.
         features: stored features instead of pixels, or None.
     """
 
     row: EncodedConversation
-    source: Int[np.ndarray, " M"]
+    visual_index: Int[np.ndarray, " M"]
     pixels: np.ndarray | None = None
     features: np.ndarray | None = None
 
@@ -137,4 +137,4 @@ def filled_prompt(
         tokens_per_crop: of the model.
     """
     inputs = VisualInputs.joined(filled)
-    return Prompt(row, join_sources(layouts, tokens_per_crop), inputs.pixels, inputs.features)
+    return Prompt(row, join_visual_indices(layouts, tokens_per_crop), inputs.pixels, inputs.features)

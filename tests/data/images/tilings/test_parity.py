@@ -152,7 +152,7 @@ def test_anyres_puts_visual_tokens_in_the_order_of_llava_next() -> None:
     for layout, own, theirs in zip(layouts, crops, packed, strict=True):
         table = torch.cat([own.flatten(0, 1), model.image_newline[None]])
         rows = torch.zeros(1, layout.num_tokens, 16)
-        ours = splice(rows, table, torch.arange(layout.num_tokens), torch.tensor(layout.source))
+        ours = splice(rows, table, torch.arange(layout.num_tokens), torch.tensor(layout.visual_index))
         assert torch.equal(ours[0], theirs)
 
 

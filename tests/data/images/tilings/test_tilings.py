@@ -56,10 +56,10 @@ def test_a_layout_states_what_the_crops_are(tiling: TilingConfig, size: tuple[in
     per_crop = grid[0] * grid[1]
     assert layout.num_crops == len(tiling.crops(picture(*size), PREPARATION))
     assert layout.text.count(IMAGE) == len(layout.slots)
-    assert sum(layout.slots) == len(layout.source) == layout.num_tokens
-    assert layout.source.max() < layout.num_crops * per_crop
-    assert layout.source.min() >= -tiling.num_separators
-    uses = Counter(layout.source.tolist())
+    assert sum(layout.slots) == len(layout.visual_index) == layout.num_tokens
+    assert layout.visual_index.max() < layout.num_crops * per_crop
+    assert layout.visual_index.min() >= -tiling.num_separators
+    uses = Counter(layout.visual_index.tolist())
     assert all(count == 1 for source, count in uses.items() if source >= 0)
     if not isinstance(tiling, AnyResConfig):  # nothing but padding is ever left out
         assert len(uses) == layout.num_crops * per_crop
@@ -81,8 +81,8 @@ def test_crops_are_squares_of_bytes_and_the_same_every_time(tiling: TilingConfig
 def test_nobody_can_change_a_layout_that_is_kept(tiling: TilingConfig) -> None:
     layout = tiling.layout(50, 40, (2, 2))
     with pytest.raises(ValueError, match="read-only"):
-        layout.source[0] = 7
-    np.testing.assert_array_equal(tiling.layout(50, 40, (2, 2)).source, layout.source)
+        layout.visual_index[0] = 7
+    np.testing.assert_array_equal(tiling.layout(50, 40, (2, 2)).visual_index, layout.visual_index)
 
 
 def test_tilings_with_other_settings_have_other_keys() -> None:
@@ -97,13 +97,13 @@ def test_anyres_of_a_wide_picture_by_hand() -> None:
     layout = AnyResConfig(tile=12).layout(40, 20, (2, 2))
     base, first, second = range(4), [4, 5, 8, 9], [6, 7, 10, 11]
     assert layout.num_crops == 3
-    assert layout.source.tolist() == [*base, *first, -1, *second, -1]
+    assert layout.visual_index.tolist() == [*base, *first, -1, *second, -1]
 
 
 def test_anyres_cuts_off_what_shows_padding_alone() -> None:
     """100 x 20 pixels in 1 x 3 tiles fill 36 x 7.2 of 36 x 12 pixels: 1.8 of 3 rows of tokens, so the middle one stays."""
     layout = AnyResConfig(tile=12, grids=((1, 3),)).layout(100, 20, (3, 3))
-    assert layout.source.tolist() == [*range(9), 12, 13, 14, 21, 22, 23, 30, 31, 32, -1]
+    assert layout.visual_index.tolist() == [*range(9), 12, 13, 14, 21, 22, 23, 30, 31, 32, -1]
 
 
 def brute_force_tokens(width: int, height: int, grid: tuple[int, int], tiles: tuple[int, int]) -> int:
@@ -197,7 +197,7 @@ def test_split_by_hand() -> None:
         f"\n<fake_token_around_image><global-img>{IMAGE}<fake_token_around_image>"
     )
     assert layout.slots == (4, 4, 4)
-    assert layout.source.tolist() == list(range(12))
+    assert layout.visual_index.tolist() == list(range(12))
 
 
 def test_split_names_the_tokens_it_may_need() -> None:

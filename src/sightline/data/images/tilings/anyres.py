@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 
 from sightline.data.images.preparation import ImagePreparation
-from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, fixed, resized
+from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, read_only, resized
 from sightline.errors import ConfigError
 from sightline.types import IMAGE
 
@@ -94,8 +94,8 @@ def _layout(config: AnyResConfig, width: int, height: int, grid: tuple[int, int]
     whole_map = (crops * per_crop + token).reshape(rows * grid[0], columns * grid[1])
     seen = unpadded(whole_map, width, height)
     lines = np.concatenate([seen, np.full((seen.shape[0], 1), SEPARATOR)], axis=1)
-    source = np.concatenate([np.arange(per_crop), lines.reshape(-1)])
-    return Layout(IMAGE, (len(source),), fixed(source), 1 + rows * columns)
+    visual_index = np.concatenate([np.arange(per_crop), lines.reshape(-1)])
+    return Layout(IMAGE, (len(visual_index),), read_only(visual_index), 1 + rows * columns)
 
 
 def best_grid(width: int, height: int, choices: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:

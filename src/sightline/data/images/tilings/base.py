@@ -29,20 +29,20 @@ class Layout:
     Attributes:
         text: what replaces the picture's marker in the conversation: markers, and tokens of rows and columns around them.
         slots: for each marker in `text` the number of slots it expands to.
-        source: for each slot, in order, the index of its visual token among this picture's crops (`crop * K + k`); below 0 a
+        visual_index: for each slot, in order, the index of its visual token among this picture's crops (`crop * K + k`); below 0 a
             learned separator.
         num_crops: crops that the encoder sees.
     """
 
     text: str
     slots: tuple[int, ...]
-    source: "Int[np.ndarray, ' M']"
+    visual_index: "Int[np.ndarray, ' M']"
     num_crops: int
 
     @property
     def num_tokens(self) -> int:
         """Visual slots of the picture, the tokens of `text` around them not counted."""
-        return len(self.source)
+        return len(self.visual_index)
 
 
 class TilingConfig(HasKind, Config):
@@ -128,8 +128,8 @@ def cut(image: Image.Image, side: int) -> UInt8[np.ndarray, "N side side 3"]:
     return squares.reshape(rows * columns, side, side, 3)
 
 
-def fixed(source: np.ndarray) -> "Int[np.ndarray, ' M']":
-    """The array, which from now on nobody changes: layouts are cached."""
-    source = np.ascontiguousarray(source, dtype=np.int64)
-    source.flags.writeable = False
-    return source
+def read_only(visual_index: np.ndarray) -> "Int[np.ndarray, ' M']":
+    """Returns the array as read-only int64: layouts are cached and shared."""
+    visual_index = np.ascontiguousarray(visual_index, dtype=np.int64)
+    visual_index.flags.writeable = False
+    return visual_index

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field
 
 from sightline.data.images.preparation import ImagePreparation
-from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, fixed, resized
+from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, read_only, resized
 from sightline.types import IMAGE
 
 
@@ -46,7 +46,7 @@ def _layout(config: CoverConfig, width: int, height: int, per_crop: int) -> Layo
     rows, columns = best_cover(width, height, config.max_tiles, config.side)
     crops = rows * columns
     crops += config.with_global and crops > 1
-    return Layout(IMAGE, (crops * per_crop,), fixed(np.arange(crops * per_crop)), crops)
+    return Layout(IMAGE, (crops * per_crop,), read_only(np.arange(crops * per_crop)), crops)
 
 
 def best_cover(width: int, height: int, max_tiles: int, side: int) -> tuple[int, int]:

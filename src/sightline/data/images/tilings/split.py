@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field
 
 from sightline.data.images.preparation import MAX_SIDE, ImagePreparation
-from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, fixed, resized
+from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConfig, cut, read_only, resized
 from sightline.types import IMAGE
 
 AROUND, GLOBAL = "<fake_token_around_image>", "<global-img>"
@@ -75,7 +75,7 @@ def _layout(config: SplitConfig, width: int, height: int, per_crop: int) -> Layo
     lines = ["".join(f"{AROUND}{place(row, column)}{IMAGE}" for column in range(columns)) + "\n" for row in range(rows)]
     text = "".join(lines) + ("\n" if rows else "") + f"{AROUND}{GLOBAL}{IMAGE}{AROUND}"
     crops = rows * columns + 1
-    return Layout(text, (per_crop,) * crops, fixed(np.arange(crops * per_crop)), crops)
+    return Layout(text, (per_crop,) * crops, read_only(np.arange(crops * per_crop)), crops)
 
 
 def place(row: int, column: int) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sightline.data.images.preparation import ImagePreparation
-from sightline.data.images.tilings.base import Layout, TilingConfig, fixed
+from sightline.data.images.tilings.base import Layout, TilingConfig, read_only
 from sightline.types import IMAGE
 
 
@@ -29,4 +29,4 @@ class WholeConfig(TilingConfig):
 
 @lru_cache(maxsize=16)
 def _layout(count: int) -> Layout:
-    return Layout(IMAGE, (count,), fixed(np.arange(count)), 1)
+    return Layout(IMAGE, (count,), read_only(np.arange(count)), 1)
