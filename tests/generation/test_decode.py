@@ -179,7 +179,7 @@ def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) ->
     with torch.no_grad():
         alone = model.generate(input_ids=torch.from_numpy(ids)[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :]  # pyrefly: ignore
     assert answer.text == str(tokenizer.decode(alone, skip_special_tokens=True)).strip()
-    with pytest.raises(RecordError, match="text model was given images"):
+    with pytest.raises(RecordError, match="text-only model; it cannot take images"):
         generate(alone_model, tokenizer, [replace(prompt(bundle, 1, 1, 1))], GREEDY)
 
 

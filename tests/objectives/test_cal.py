@@ -380,7 +380,7 @@ def test_shuffling_gives_each_picture_to_the_next_and_a_lone_one_has_no_gain() -
     [
         ({"low": 6.0}, "low=6.0 is above high=5.0"),
         ({"window": 2}, "window=2 must be odd"),
-        ({"mode": "published", "contrast": "masked"}, "compares with the image removed"),
+        ({"mode": "published", "contrast": "masked"}, "needs contrast='removed'"),
         ({"low": -1.0}, "greater than or equal to 0"),
         ({"mask_ratio": 1.5}, "less than or equal to 1"),
     ],

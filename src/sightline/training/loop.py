@@ -143,7 +143,7 @@ def fit(job: Job, at: Progress) -> Progress:
             if stop or ((is_best or _due(at.stage_step, pace.checkpoint_every, 0)) and at.stage_step < pace.steps):
                 job.save(at)
             if stop:
-                raise Stopped(f"{stop} at step {at.step}; a checkpoint is saved.", "Run the same command again to continue.")
+                raise Stopped(f"{stop} at step {at.step}; the state is saved.", "Run the same command again to continue.")
     return at
 
 

@@ -213,5 +213,5 @@ def test_the_command_restricts_words_and_adds_noise(
 def test_another_connector_has_no_words_to_leave_out(data: Path, tmp_path: Path) -> None:
     bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     models.write(bundle, tmp_path / "mlp")
-    with pytest.raises(ConfigError, match="connector 'mlp' mixes no words"):
+    with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'mlp'"):
         answers(tmp_path / "mlp", data, tmp_path / "out", words=3)

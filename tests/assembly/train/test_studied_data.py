@@ -141,5 +141,5 @@ def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     linear = settings.model_copy(update={"model": settings.model.model_copy(update={"connector": LinearConfig()})})
     bundle = models.build(linear, Processing(max_tokens=64), None)
     model = OpenedModel(folder, bundle, choose_runtime("cpu", "fp32", 1))
-    with pytest.raises(ConfigError, match="connector 'linear' mixes no words"):
+    with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'linear'"):
         restrict_words(model, open_dataset(folder), "train", 7)

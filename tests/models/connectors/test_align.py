@@ -317,7 +317,7 @@ def test_training_uses_all_words_and_no_file_remembers_the_restriction(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"), [([], "no word is not among"), ([3, WORDS], "23 is not among"), ([-1], "-1 is not among")]
+    ("ids", "words"), [([], "at least one vocabulary entry"), ([3, WORDS], "token id 23 is outside"), ([-1], "token id -1 is outside")]
 )
 def test_words_that_do_not_exist_are_refused(ids: list[int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
