@@ -115,12 +115,12 @@ class Arm:
             stage=self.measure.stage,
             optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
             loader=loader,
-            pace=loop.StageSchedule(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
+            schedule=loop.StageSchedule(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
             log=lines,
             save=lambda _: None,
             evaluate=None,
             stop=str,
-            gate=optim.FiniteGate(),
+            guard=optim.NonFiniteGuard(),
         )
         loop.fit(job, Progress())
         return lines.wait_share()

@@ -87,7 +87,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     objective = NextTokenConfig().build()
     if kind == "sharded":
         shared: Replicated | Sharded = Sharded(accelerator, model, objective, model.language)
-        stage = stages.renewed(stage, model)
+        stage = stages.with_current_parameters(stage, model)
     else:
         shared = Replicated(accelerator, StepModule(model, objective))
     optimiser = optim.build_optimiser(stage, (0.9, 0.999), 1e-8)

@@ -184,7 +184,11 @@ REFERENCES = [{"id": 1, "references": ["a dog"]}]
 @pytest.mark.parametrize(
     ("predictions", "references", "said"),
     [
-        ([{"id": 1, "text": "a"}, {"id": 1, "text": "b"}], REFERENCES, "p.jsonl, line 2: a second prediction for '1' (first: line 1)"),
+        (
+            [{"id": 1, "text": "a"}, {"id": 1, "text": "b"}],
+            REFERENCES,
+            "p.jsonl, line 2: a second prediction for '1' (first: line 1)",
+        ),
         ([{"id": 1, "text": "a"}, {"id": 3, "text": "b"}], REFERENCES, "1 of 2 predictions have no reference, such as '3'"),
         ('{"id": 1, "text": "a"}\n\n{"id": 2, "te', REFERENCES, "p.jsonl, line 3, column"),
         ('[{"image_id": 1, "caption": "a"},\n {"image_id": 2, "caption" "b"}]', REFERENCES, "p.jsonl, line 2, column 28"),

@@ -332,8 +332,8 @@ def test_flash_attention_is_refused_for_packing_because_it_takes_no_mask() -> No
     config = loading.config_from({"model_type": "llama"}, "here")
     config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match=r"runtime\.attention=sdpa"):
-        language.masks(config, batch_of([sample(1, [1]), sample(2, [1])]).tokens, torch.float32)
-    assert language.masks(config, batch_of([sample(1, [1])]).tokens, torch.float32) is None
+        language.attention_masks(config, batch_of([sample(1, [1]), sample(2, [1])]).tokens, torch.float32)
+    assert language.attention_masks(config, batch_of([sample(1, [1])]).tokens, torch.float32) is None
 
 
 def from_sizes(kind: str, **sizes: object) -> PreTrainedModel:

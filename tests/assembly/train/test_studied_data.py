@@ -125,7 +125,7 @@ def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align
     again = model.probed_records(dataset, records, pictures, Counter())
     assert set(most_used_words(connector, again, 7)) == wanted
     for one in model.probed_records(dataset, records[:2], pictures, Counter()):
-        found = connector.word_mixer.distribution(one.features_NPE, 20, 1e-6)
+        found = connector.vocabulary_mixer.distribution(one.features_NPE, 20, 1e-6)
         assert int((found.mean_V > 0).sum()) == 7
 
 

@@ -128,7 +128,7 @@ def test_more_experts_per_token_than_there_are_is_refused() -> None:
 @pytest.mark.parametrize("kind", sorted(set(CONNECTORS) - {"align"}))
 def test_words_of_patches_are_asked_of_align_alone(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"only for the `align` connector; this run uses '{kind}'"):
-        _ = made(SMALL[kind]).word_mixer
+        _ = made(SMALL[kind]).vocabulary_mixer
 
 
 # Folders ----------------------------------------------------------------------------------------------------------------------
