@@ -1,6 +1,6 @@
-"""Benchmarks: `python -m benchmarks NAME`. Each compares two ways of one thing in one run and reports ratios, not times.
+"""Benchmarks: `python -m benchmarks NAME`. Each compares two implementations in one run and reports ratios, not times.
 
 A benchmark is a module with two functions: `add_options(parser)` adds its own options, and `run(options)` returns the findings
-(benchmarks/findings.py). What all share, `--json`, `--repeats` and `--threads`, stands in `benchmarks/__main__.py`. Without
-arguments of its own every benchmark makes its own data.
+(benchmarks/findings.py). The common options `--json`, `--repeats` and `--threads` are in `benchmarks/__main__.py`. Without options
+every benchmark creates its own data.
 """

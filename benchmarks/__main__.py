@@ -1,7 +1,7 @@
 """`python -m benchmarks NAME [--json] [options]`: runs one benchmark, or `all` of them, and prints ratios.
 
-With `--json`, stdout is one object: `{name: {"low", "median", "high"}, ..., "machine": {...}}`. The exit code is 0 also when an
-aim is missed: a figure is a figure. Runs on one thread unless `--threads` says otherwise.
+With `--json`, stdout is one object: `{name: {"low", "median", "high"}, ..., "machine": {...}}`. The exit code is 0 even if an aim
+is missed. Runs on one thread unless `--threads` is given.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads
 
-# Imported when asked for: each needs other things.
+# Imported on use: each benchmark needs other packages.
 BENCHMARKS = {
     "cal": "benchmarks.cal",
     "connectors": "benchmarks.connectors",
@@ -27,22 +27,22 @@ BENCHMARKS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what was asked for; returns the exit code."""
+    """Runs the chosen benchmarks; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=[*BENCHMARKS, "all"], help="which one; NAME --help shows its own options")
+    parser.add_argument("name", choices=[*BENCHMARKS, "all"], help="benchmark to run; NAME --help shows its own options")
     name = parser.parse_args(arguments[:1]).name
     if name == "all":
-        _common().parse_args(arguments[1:])  # nothing but the common options
+        _common().parse_args(arguments[1:])  # accepts only the common options
         return _run(list(BENCHMARKS), arguments[1:])
     return _run([name], arguments[1:])
 
 
 def _common() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks all")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--repeats", type=int, default=5, help="of every comparison (default 5)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of every comparison (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     return parser
 
 

@@ -1,10 +1,10 @@
 """Contrastive alignment against plain cross-entropy: time and memory of the decoder's step, forward and backward.
 
-Features are given: no encoder, no connector, no optimiser in the measure, only what the objective changes. Compared are the
-objectives `next_token` and `cal` (mode `clean`) as training uses them, `cal` with stored contrast logits, and the authors'
+Visual features are given, so that neither encoder, connector nor optimiser are measured, only what the objective changes. Compared
+are the objectives `next_token` and `cal` (mode `clean`) as training uses them, `cal` with stored blind logits, and the authors'
 formulation: two passes over the full length, the first with image positions masked, both with logits of every position. All arms
-take turns within each repeat; plain cross-entropy stands there twice, which gives the spread of the machine. On a CPU the decoder
-has the widths and the vocabulary of SmolLM2-135M but fewer layers (`--layers 30` has all); random weights throughout.
+take turns within each repeat; plain cross-entropy runs twice, which shows the noise of the machine. On a CPU the decoder has the
+widths and the vocabulary of SmolLM2-135M but fewer layers (`--layers 30` uses all); weights are random.
 """
 
 import argparse
@@ -36,29 +36,29 @@ SHAPES: dict[str, dict[str, int]] = {
     "smollm2_360m": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "vocab_size": 49_152}
     | {"num_attention_heads": 15, "num_key_value_heads": 5},
 }
-VISUAL = (576, 64)  # LLaVA-1.5's visual tokens, and those of a connector that folds patches
-BEFORE = 4  # words before the picture
+VISUAL = (576, 64)  # visual tokens of LLaVA-1.5, and of a connector that merges patches
+BEFORE = 4  # text tokens before the image
 AIMS = {"576_trained": 1.06, "576_frozen": 1.06, "64_trained": 1.25, "64_frozen": 1.30}
 STORED_AIM = 1.03
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Sizes of the measured step."""
-    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), help="decoders; smollm2_135m on a CPU, the others on a GPU")
-    parser.add_argument("--layers", type=int, help="layers of the decoder; 6 on a CPU, all on a GPU")
-    parser.add_argument("--rows", type=int, help="rows at 576 visual tokens; 3 times as many at 64 (default 1, on a GPU 16)")
-    parser.add_argument("--text", type=int, default=64, help="text tokens of a row (default 64)")
-    parser.add_argument("--supervised", type=int, default=48, help="of them supervised, at the end (default 48)")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
+    """Adds the sizes of the measured step."""
+    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), help="decoders (CPU: smollm2_135m; GPU: the others)")
+    parser.add_argument("--layers", type=int, help="layers of the decoder (CPU: 6; GPU: all)")
+    parser.add_argument("--rows", type=int, help="rows with 576 visual tokens; 3 times as many with 64 (CPU: 1; GPU: 16)")
+    parser.add_argument("--text", type=int, default=64, help="text tokens per row (default 64)")
+    parser.add_argument("--supervised", type=int, default=48, help="supervised text tokens at the end of a row (default 48)")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """All ratios; the first shape's names carry no shape."""
+    """Measures all ratios; names of the first shape's findings carry no shape."""
     on_gpu = torch.cuda.is_available()
     shapes = options.shapes or (["smollm2_360m", "llama32_1b"] if on_gpu else ["smollm2_135m"])
     layers, rows = options.layers or (None if on_gpu else 6), options.rows or (16 if on_gpu else 1)
     if not 0 < options.supervised <= options.text - BEFORE:
-        raise SystemExit(f"--supervised must lie between 1 and {options.text - BEFORE} at --text {options.text}")
+        raise SystemExit(f"--supervised must be between 1 and {options.text - BEFORE} with --text {options.text}")
     found: list[Finding] = []
     for number, shape in enumerate(shapes):
         decoder = build_decoder(shape, layers, torch.device("cuda" if on_gpu else "cpu"))
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
 
 
 def build_decoder(shape: str, layers: int | None, device: torch.device) -> PreTrainedModel:
-    """A decoder of random weights; bf16 on a GPU."""
+    """Builds a decoder with random weights; bf16 on a GPU."""
     sizes = SHAPES[shape] | ({} if layers is None else {"num_hidden_layers": layers})
     torch.manual_seed(0)
     config = AutoConfig.for_model("llama", **sizes, tie_word_embeddings=True, max_position_embeddings=2048)
@@ -87,16 +87,16 @@ def build_decoder(shape: str, layers: int | None, device: torch.device) -> PreTr
 
 @dataclass(frozen=True)
 class GivenTokens:
-    """A decoder whose visual tokens are the batch's features as they stand."""
+    """A model whose visual tokens are the batch's features, unchanged."""
 
     decoder: PreTrainedModel
 
     def hidden(self, batch: Batch) -> Hidden:
-        """Hidden states of the rows at the supervised slots."""
+        """Returns the hidden states of the rows at the supervised slots."""
         return hidden_states(self.decoder, self.embeddings(batch), batch)
 
     def embeddings(self, batch: Batch) -> Tensor:
-        """Rows of embeddings, visual tokens in their places."""
+        """Returns rows of embeddings with visual tokens inserted."""
         words_BTD = self.decoder.get_input_embeddings()(batch.tokens.ids_BT)
         if batch.visual is None or batch.visual.features_NPE is None:
             return words_BTD
@@ -105,10 +105,10 @@ class GivenTokens:
 
 @dataclass(frozen=True)
 class Step:
-    """A decoder with a batch whose visual tokens take gradients, as a connector's would.
+    """A decoder with a batch whose visual tokens require gradients, as a connector's would.
 
     Attributes:
-        labels_BT: target of every position, -100 where there is none, for the full-length passes.
+        labels_BT: target of every position, -100 if there is none, for the full-length passes.
     """
 
     model: GivenTokens
@@ -117,7 +117,7 @@ class Step:
 
     @classmethod
     def of(cls, decoder: PreTrainedModel, rows: int, visual: int, text: int, supervised: int) -> "Step":
-        """Rows of random words: a few, the visual tokens, a prompt, and an answer of `supervised` tokens."""
+        """Builds rows of random ids: a few text tokens, the visual tokens, a prompt, and an answer of `supervised` tokens."""
         width = decoder.config.get_text_config().hidden_size
         made = [_sample(number, visual, text, supervised, width) for number in range(rows)]
         batch = collate([[sample] for sample in made], pad_id=0).to_batch().to(decoder.device)
@@ -130,14 +130,14 @@ class Step:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """Everything that a step may put gradients on."""
+        """Returns every tensor that a step may compute gradients for."""
         visual = self.batch.visual
         assert visual is not None
         assert visual.features_NPE is not None
         return [*self.model.decoder.parameters(), visual.features_NPE]
 
     def objective(self, objective: Objective, batch: Batch | None = None) -> Work:
-        """Forward and backward of one of Sightline's objectives."""
+        """Returns the forward and backward pass of one of Sightline's objectives."""
 
         def work() -> None:
             self._clear()
@@ -147,7 +147,7 @@ class Step:
         return work
 
     def stock(self) -> Work:
-        """Forward and backward of plain cross-entropy with logits of every position."""
+        """Returns the forward and backward pass of plain cross-entropy with logits of every position."""
 
         def work() -> None:
             self._clear()
@@ -157,7 +157,7 @@ class Step:
         return work
 
     def authors(self) -> Work:
-        """Forward and backward of the authors' formulation."""
+        """Returns the forward and backward pass of the authors' formulation."""
         seen = torch.ones_like(self.labels_BT)
         blind = seen.clone()
         assert self.batch.visual is not None
@@ -179,13 +179,13 @@ class Step:
         return work
 
     def contrast(self) -> Tensor:
-        """Contrast logits of all targets, to be stored."""
+        """Computes the blind logits of all targets, to be stored."""
         blind_S, known_S = CAL(CALConfig()).blind_logits(self.model, self.batch)
         assert bool(known_S.all())
         return blind_S
 
     def contrast_difference(self) -> float:
-        """Largest difference between the contrast logits of the text alone and those of the masked full-length pass."""
+        """Returns the largest difference between blind logits from the text alone and from the masked full-length pass."""
         assert self.batch.visual is not None
         blind = torch.ones_like(self.labels_BT)
         blind.view(-1)[self.batch.visual.slot_M] = 0
@@ -195,7 +195,7 @@ class Step:
         return float((full - self.contrast()).abs().max())
 
     def _logits(self, mask_BT: Tensor) -> Tensor:
-        """Logits of every position but the last, in fp32."""
+        """Returns the logits of every position but the last, in fp32."""
         position = torch.arange(mask_BT.shape[1], device=mask_BT.device).expand_as(mask_BT)
         output = self.model.decoder(
             inputs_embeds=self.model.embeddings(self.batch), attention_mask=mask_BT, position_ids=position, use_cache=False
@@ -225,11 +225,11 @@ def _sample(number: int, visual: int, text: int, supervised: int, width: int) ->
 
 
 def compare(step: Step, case: str, suffix: str, repeats: int, with_memory: bool) -> list[Finding]:
-    """Times all arms of a case in turn, and their peaks of memory once."""
+    """Measures the time of all arms of a case in turn, and their peak memory once."""
     is_trained, is_long = case.endswith("trained"), case.startswith("576")
     difference = step.contrast_difference()
     if difference > (1e-3 if step.batch.supervision.slot_S.device.type == "cpu" else 0.1):
-        raise ValueError(f"the contrast of the text alone differs from the masked full-length pass by {difference:g}")
+        raise ValueError(f"blind logits of the text alone differ from the masked full-length pass by {difference:g}")
     works = {
         "ce": step.objective(NextTokenConfig().build()),
         "cal": step.objective(CALConfig().build()),
@@ -249,12 +249,12 @@ def compare(step: Step, case: str, suffix: str, repeats: int, with_memory: bool)
     where = f"at {case.split('_')[0]} visual tokens, decoder {case.split('_')[1]}"
     found = [
         Finding(f"cal_over_ce_{case}{suffix}", ratio("cal"), f"time of cal over plain cross-entropy {where}", at_most=AIMS[case]),
-        Finding(f"cal_aa_{case}{suffix}", ratio("again"), f"plain cross-entropy over itself {where}: the run's own spread"),
+        Finding(f"cal_aa_{case}{suffix}", ratio("again"), f"plain cross-entropy over itself {where}: noise of the machine"),
     ]
     if "stored" in works:
         aim = STORED_AIM if is_long else None
         found.append(
-            Finding(f"cal_stored_over_ce_{case}{suffix}", ratio("stored"), f"time with stored contrast {where}", at_most=aim)
+            Finding(f"cal_stored_over_ce_{case}{suffix}", ratio("stored"), f"time with stored blind logits {where}", at_most=aim)
         )
     if "published" in works:
         found.append(Finding(f"published_over_ce_{case}{suffix}", ratio("published"), f"time of the authors' formulation {where}"))
@@ -264,7 +264,7 @@ def compare(step: Step, case: str, suffix: str, repeats: int, with_memory: bool)
 
 
 def memory(step: Step, works: dict[str, Work], case: str, suffix: str, where: str) -> Iterator[Finding]:
-    """Peaks of memory over that of plain cross-entropy."""
+    """Yields peak memory over that of plain cross-entropy."""
     names: Sequence[str] = [name for name in ("cal", "stored", "published") if name in works]
     peaks = {name: peak_memory(works[name], step.inputs) for name in ("ce", *names)}
     for name in names:

@@ -1,4 +1,4 @@
-"""Caption metrics against the official programs: `python -m benchmarks.caption_metrics_parity FOLDER`.
+"""Compares caption metrics with the official programs: `python -m benchmarks.caption_metrics_parity FOLDER`.
 
 FOLDER holds golden files: `golden_*.json` (items with candidate, references, their tokens, and the scores of pycocoevalcap), and
 optionally `nlg_eval_example/` and `clipscore_example/` (texts with published scores). With `--jar` (stanford-corenlp-3.4.1.jar,
@@ -30,7 +30,7 @@ CORPUS_NAMES = {
     "CIDEr": "cider_d",
     "ROUGE_L": "rouge_l",
 }
-# pieces of generated strings: what contractions, abbreviations, numbers, addresses and faces are made of
+# pieces of generated strings: parts of contractions, abbreviations, numbers, addresses and emoticons
 PIECES = r"""
 a b n o s t x A B D O S T dog Dog the The can can't cannot gonna it they n't 's 'd 'll 've ai ou ' ' ’ ‘ ` " “ ” '' `` « »
 . . , , ; : ! ? - - -- – — _ / | @ # $ % & ( ) [ ] { } < > = + ~ * \ ... … 1 2 5 10 99 1990 000 1/2 1-2 1,000 .5 12:30 (5)
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare_golden(path: Path) -> bool:
-    """Tokens and scores of every item of a golden file."""
+    """Compares tokens and scores of every item of a golden file."""
     golden = json.loads(path.read_text("utf-8"))
     items = golden["items"]
     begin = time.perf_counter()
@@ -89,7 +89,7 @@ def _items(items: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def compare_examples(folder: Path) -> bool:
-    """Two small published examples, each to the digits that were published."""
+    """Compares two small published examples, to their published digits."""
     is_equal = True
     nlg = folder / "nlg_eval_example"
     if nlg.is_dir():
@@ -138,7 +138,7 @@ def compare_tokens(title: str, texts: Sequence[str], jar: Path) -> bool:
 
 
 def official_tokens(texts: Sequence[str], jar: Path) -> list[list[str]]:
-    """What pycocoevalcap gets: one text per line through the Java program, then without punctuation."""
+    """Returns the tokens of pycocoevalcap: one text per line through the Java program, then punctuation removed."""
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", suffix=".txt") as file:
         file.write("\n".join(texts))
         file.flush()
@@ -149,7 +149,7 @@ def official_tokens(texts: Sequence[str], jar: Path) -> list[list[str]]:
 
 
 def strings_of(path: Path) -> Iterator[str]:
-    """Every string value of a JSON or JSON lines file; the lines of any other."""
+    """Yields every string value of a JSON or JSON lines file; the lines of any other file."""
     text = path.read_text("utf-8")
     if path.suffix == ".json":
         yield from _strings(json.loads(text))
@@ -173,7 +173,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def generate(count: int, seed: int) -> list[str]:
-    """Strings glued from awkward pieces; a line of "0" after each keeps one from being the context of the next."""
+    """Generates strings from difficult pieces; a line "0" after each keeps it from being the context of the next."""
     chance = random.Random(seed)
     pieces = PIECES.split() + [" "] * 40
     texts = []

@@ -1,11 +1,10 @@
-"""ALIGN without a [tokens, words] tensor against its plain formula: time and peak memory; and what every connector costs.
+"""ALIGN without a [tokens, vocabulary] tensor against its plain formula (time and peak memory), and the cost of all connectors.
 
-The measure is forward and backward of `softmax(LN2(q K^T)) E` for queries, keys and gain that train, with word embeddings frozen
-and live, at 4,096 tokens, 49,152 words and a width of 576 (SmolLM2-135M), then at other vocabularies. Arms take turns within each
-repeat; the plain formula stands there twice, which gives the spread of the machine. Peaks are above the state before the call;
-inputs, parameters and their gradients are not counted. On a GPU everything is in bf16 and the plain formula is compiled.
-
-The second half puts each connector between SigLIP-base-patch16-224 and SmolLM2-135M, at its default sizes.
+Measured is forward and backward of `softmax(LN2(q K^T)) E` with trained queries, keys and gain, and with frozen and trained input
+embeddings, at 4,096 tokens, a vocabulary of 49,152 and a width of 576 (SmolLM2-135M), then at other vocabularies. Arms take turns
+within each repeat; the plain formula runs twice, which shows the noise of the machine. Peaks are above the memory before the call;
+inputs, parameters and their gradients are not counted. On a GPU everything is in bf16 and the plain formula is compiled. The
+second half measures each connector between SigLIP-base-patch16-224 and SmolLM2-135M, at its default sizes.
 """
 
 import argparse
@@ -27,24 +26,26 @@ from sightline.ops.vocabulary_attention import OuterNorm, vocabulary_attention, 
 WORDS = (49_152, 32_000, 128_256)  # SmolLM2; Llama 2; Llama 3
 MEMORY_AIM, CPU_AIM, GPU_AIM = 0.15, 1.25, 1.1
 PLACE = ConnectorShape(14, 14, 768, 576, 49_152)
-# Where a kind's defaults do not suit rows of 14 patches, or TinyVLM has its own.
+# For kinds whose defaults do not divide rows of 14 patches, and for TinyVLM's own sizes.
 CONFIGS: dict[str, ConnectorConfig] = {"h_reducer": HReducerConfig(reach=7), "swiglu": SwiGLUConfig(shuffle=2)}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Sizes of what is measured."""
+    """Adds the sizes of what is measured."""
     parser.add_argument("--tokens", type=int, default=4096, help="visual tokens (default 4096)")
-    parser.add_argument("--words", type=int, nargs="+", default=list(WORDS), help="vocabularies; the first gives the main figures")
-    parser.add_argument("--width", type=int, default=576, help="width of queries, keys and words (default 576)")
-    parser.add_argument("--crops", type=int, default=2, help="crops that each connector is timed on (default 2)")
-    parser.add_argument("--only", choices=["align", "costs"], help="one half of it")
     parser.add_argument(
-        "--memory-only", action="store_true", help="count ALIGN's peaks on a CPU without computing anything: seconds"
+        "--words", type=int, nargs="+", default=list(WORDS), help="vocabulary sizes; the first gives the main figures"
+    )
+    parser.add_argument("--width", type=int, default=576, help="width of queries, keys and embeddings (default 576)")
+    parser.add_argument("--crops", type=int, default=2, help="crops that each connector is timed on (default 2)")
+    parser.add_argument("--only", choices=["align", "costs"], help="run one half only")
+    parser.add_argument(
+        "--memory-only", action="store_true", help="only count ALIGN's peak memory, on a CPU without computing anything (seconds)"
     )
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """All findings."""
+    """Measures all findings."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: list[Finding] = []
     if options.memory_only:
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
         return found
     if options.only != "costs":
         for number, words in enumerate(options.words):
-            # Other vocabularies with as many scores as the first on a CPU, whose memory the plain formula would fill.
+            # Other vocabularies get as many scores as the first on a CPU; the plain formula would fill its memory otherwise.
             scores = options.tokens * options.words[0]
             tokens = options.tokens if device.type == "cuda" else min(options.tokens, scores // words)
             found += compare(Sizes(tokens, words, options.width, device), options.repeats, "" if number == 0 else f"_{words}")
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is mixed, and where."""
+    """Sizes and device of a case."""
 
     tokens: int
     words: int
@@ -80,11 +81,11 @@ class Sizes:
 
 
 class Mixture:
-    """Queries, keys, words and gain of one case, and the two ways of one step.
+    """Queries, keys, embeddings and gain of one case, and both implementations of a step.
 
     Args:
-        sizes: of the case.
-        is_live: the words train.
+        sizes: sizes of the case.
+        is_live: whether the embeddings train.
     """
 
     def __init__(self, sizes: Sizes, is_live: bool) -> None:
@@ -94,7 +95,7 @@ class Mixture:
         def drawn(rows: int, scale: float = 1.0) -> Tensor:
             return scale * torch.randn(rows, sizes.width, device=sizes.device, dtype=dtype)
 
-        self.query = drawn(sizes.tokens).requires_grad_()  # LN1 leaves them at deviation 1
+        self.query = drawn(sizes.tokens).requires_grad_()  # LN1 gives them a deviation of 1
         self.keys, self.words = drawn(sizes.words, 0.02).requires_grad_(), drawn(sizes.words, 0.02).requires_grad_(is_live)
         self.gain = torch.tensor(2.7, device=sizes.device, requires_grad=True)
         self.slope = drawn(sizes.tokens)
@@ -104,20 +105,20 @@ class Mixture:
 
     @property
     def given(self) -> list[Tensor]:
-        """What is there before the call."""
+        """Returns the tensors that exist before the call."""
         return [self.query, self.keys, self.words, self.gain, self.slope]
 
     @property
     def inputs(self) -> list[Tensor]:
-        """What gradients are put on."""
+        """Returns the tensors that gradients are computed for."""
         return [value for value in (self.query, self.keys, self.words, self.gain) if value.requires_grad]
 
     def plain(self) -> None:
-        """Forward and backward with the whole tensor."""
+        """Runs forward and backward with the full tensor."""
         self._step(self.formula(self.query, self.keys, self.words, OuterNorm(self.gain)))
 
     def fused(self) -> None:
-        """Forward and backward by chunks."""
+        """Runs forward and backward in chunks."""
         self._step(vocabulary_attention(self.query, self.keys, self.words, OuterNorm(self.gain)))
 
     def _step(self, out: Tensor) -> None:
@@ -126,27 +127,27 @@ class Mixture:
         out.backward(self.slope)
 
     def check(self) -> None:
-        """The two give the same gradients.
+        """Checks that both give the same gradients.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they differ.
         """
         gradients = []
         for work in (self.plain, self.fused):
             work()
             gradients.append([value.grad for value in self.inputs])
-        # The gain's gradient is a sum that nearly cancels (1e-4 in fp32); a wrong factor would be of order 1.
+        # The gain's gradient is a sum that nearly cancels (1e-4 in fp32); a wrong factor would give a difference of order 1.
         limit = 0.1 if self.query.dtype == torch.bfloat16 else 1e-3
         for one, other in zip(*gradients, strict=True):
             assert one is not None
             assert other is not None
             error = float((one - other).float().norm() / one.float().norm())
             if not error < limit:
-                raise ValueError(f"gradients of the two formulas differ by {error:g} of their size")
+                raise ValueError(f"gradients of the two implementations differ by {error:g} of their size")
 
 
 def compare(sizes: Sizes, repeats: int, suffix: str) -> list[Finding]:
-    """Time and memory with frozen and with live words; of the first vocabulary also the worse of the two under the bare name."""
+    """Measures time and memory with frozen and trained embeddings; the worse value of the first vocabulary gets the plain name."""
     aim = GPU_AIM if sizes.device.type == "cuda" else CPU_AIM
     times: list[Finding] = []
     peaks: list[Finding] = []
@@ -166,7 +167,7 @@ def compare(sizes: Sizes, repeats: int, suffix: str) -> list[Finding]:
 
 
 def count_memory(sizes: Sizes, suffix: str) -> list[Finding]:
-    """Peaks alone, from operations on tensors without contents: their storages appear and go as in a real call."""
+    """Counts peak memory from operations on meta tensors, whose storages appear and disappear as in a real call."""
     peaks = []
     for case in ("frozen", "live"):
         say(f"  align, {sizes}, embeddings {case}: counting")
@@ -176,19 +177,19 @@ def count_memory(sizes: Sizes, suffix: str) -> list[Finding]:
 
 
 def memory(mixture: Mixture, case: str, where: str) -> Finding:
-    """Peak of the fused step over that of the plain one."""
+    """Measures the peak memory of the fused step over that of the plain one."""
     plain, fused = (peak_memory(work, mixture.given) for work in (mixture.plain, mixture.fused))
     return fixed(f"align_fused_over_plain_peak_memory_{case}", fused / plain, f"peak memory at {where}", at_most=MEMORY_AIM)
 
 
 def worse(name: str, findings: list[Finding]) -> Finding:
-    """The finding of the largest median, under the bare name."""
+    """Returns the finding with the largest median, under the plain name."""
     found = max(findings, key=lambda finding: finding.ratio.median)
     return Finding(f"align_fused_over_plain_{name}", found.ratio, f"the worse case: {found.meaning}", at_most=found.at_most)
 
 
 def over(these: tuple[float, ...], those: tuple[float, ...]) -> Ratio:
-    """Ratios within each repeat."""
+    """Returns the ratios within each repeat."""
     return Ratio.of(a / b for a, b in zip(these, those, strict=True))
 
 
@@ -196,7 +197,7 @@ def over(these: tuple[float, ...], those: tuple[float, ...]) -> Ratio:
 
 
 def costs(crops: int, device: torch.device, repeats: int) -> Iterator[Finding]:
-    """Parameters, operations and tokens of each connector in its place, and the time of its step over that of `mlp`."""
+    """Yields parameters, operations and tokens of each connector, and the time of its step over that of `mlp`."""
     configs = {kind: CONFIGS.get(kind, config()) for kind, config in CONNECTORS.items()}
     say(f"  {len(configs)} connectors, {crops} crops")
     seconds = in_turn({kind: connector_step(config, crops, device) for kind, config in configs.items()}, repeats)
@@ -212,7 +213,7 @@ def costs(crops: int, device: torch.device, repeats: int) -> Iterator[Finding]:
 
 
 def connector_step(config: ConnectorConfig, crops: int, device: torch.device) -> Work:
-    """Forward and backward of a connector whose encoder and decoder are frozen."""
+    """Returns the forward and backward pass of a connector between a frozen encoder and decoder."""
     torch.manual_seed(0)
     connector = Connector(config, PLACE).to(device)
     features = torch.randn(crops, PLACE.num_tokens, PLACE.width_in, device=device)

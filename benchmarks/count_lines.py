@@ -1,4 +1,4 @@
-"""Count lines of code: without docstrings, comments and blank lines.
+"""Counts lines of code without docstrings, comments and blank lines.
 
 python benchmarks/count_lines.py [FOLDER ...]      # src/sightline by default; one line per package and the total
 """
@@ -14,7 +14,7 @@ _NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, to
 
 
 def count_lines(text: str) -> int:
-    """Number of lines of a Python file that hold code. A string that is a statement of its own is a docstring, not code."""
+    """Counts the lines of a Python file that hold code. A string that is a statement of its own is a docstring, not code."""
     prose: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

@@ -1,10 +1,10 @@
-"""Decoding and loading: our image opener against Pillow alone, the loader against raw decoding, tar shards against a folder.
+"""Decoding and loading: Sightline's image opener against Pillow, the loader against raw decoding, tar shards against a folder.
 
-`raw` is what anyone would write: Pillow opens, converts and resizes, numpy normalises; no check, no hash, no limit. The loader does
-that and what training needs (file, record, tokens, collated batch, tensor) with 0, 1 or 2 worker processes, whose start counts; its
-rate is given per worker. Raw decoding has the same pictures as often, but from memory and in this process alone, half of it before
-the loader's turn and half after. Nothing is kept between epochs. Without arguments pictures of 640 x 480 are made here; JPEG draft
-mode is off unless named.
+`raw` is a minimal implementation: Pillow opens, converts and resizes, numpy normalises; without checks, hashes or limits. The
+loader does that and what training needs (file, record, tokens, collated batch, tensor) with 0, 1 or 2 worker processes, including
+their start; its rate is given per worker. Raw decoding handles the same images the same number of times, but from memory and in
+this process, half of it before the loader's turn and half after. Nothing is cached between epochs. Without options images of
+640 x 480 are created; JPEG draft mode is off unless named.
 """
 
 import argparse
@@ -42,17 +42,17 @@ from sightline.models.vision import normalise
 SIZE = (640, 480)
 SHARD_BYTES = 4_000_000
 SIDE = 224
-EPOCHS = 4  # in one go, as in training, where worker processes start once a stage
+EPOCHS = 4  # per measurement, as in training, where worker processes start once a stage
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is decoded."""
+    """Adds the options for what is decoded."""
     parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`), or a folder of images")
-    parser.add_argument("--pictures", type=int, default=192, help="how many are decoded in a measure (default 192)")
+    parser.add_argument("--pictures", type=int, default=192, help="images per measurement (default 192)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """All ratios."""
+    """Measures all ratios."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         return _Measure(options, Path(folder)).findings()
 
@@ -61,7 +61,7 @@ PREPARATION = ImagePreparation(resize=(SIDE, SIDE), resample="bicubic", mean=(0.
 
 
 class RawPillow:
-    """The least that turns a file into numbers for an encoder."""
+    """The minimum that turns a file into an encoder's input."""
 
     def __init__(self, files: list[bytes]) -> None:
         self.files = files
@@ -74,7 +74,7 @@ class RawPillow:
 
 
 class Ours:
-    """The same through the opener and the preparation of a model, with all their checks."""
+    """The same with the image opener and the preparation of a model, including all their checks."""
 
     def __init__(self, files: list[bytes], preparation: ImagePreparation) -> None:
         self.files, self.preparation = files, preparation
@@ -105,7 +105,7 @@ class _Measure:
         return max(dataset.splits, key=lambda name: dataset.splits[name])
 
     def dataset_of(self, options: argparse.Namespace, folder: Path) -> Path:
-        """A data set of as many records as are measured."""
+        """Returns a dataset with as many records as are measured."""
         if options.data is None:
             return material.make_dataset(folder, options.pictures, SIZE)
         out = folder / "set"
@@ -116,7 +116,7 @@ class _Measure:
         return material.caption_folder(folder, options.data, options.pictures)
 
     def loader(self, corpus: Corpus, workers: int) -> "Epochs":
-        """A loader that opens every picture of an epoch anew."""
+        """Returns a loader that opens every image again in each epoch."""
         fresh = replace(corpus, pictures=PixelLoader(PREPARATION, WholeConfig(), keep_bytes=0))
         rules = BatchRules(pack=True, row_tokens=512, row_images=64, rows_per_step=4, accumulate=1, sort_by_length=False, seed=0)
         return Epochs(Loader(fresh, rules, self.pad_id, workers=workers))
@@ -124,7 +124,7 @@ class _Measure:
     def findings(self) -> list[Finding]:
         repeats, files = self.options.repeats, self.files
         megapixels = np.mean([np.prod(Image.open(BytesIO(data)).size) for data in files]) / 1e6
-        say(f"  {len(files)} pictures of {megapixels:.2f} megapixels on the average")
+        say(f"  {len(files)} images of {megapixels:.2f} megapixels on average")
         raw = RawPillow(files)
         draft = PREPARATION.model_copy(update={"draft": True})
         assert draft.key() != PREPARATION.key()
@@ -141,7 +141,7 @@ class _Measure:
             name = "loader_over_raw_decode" if workers == 1 else f"loader_over_raw_decode_{workers}_workers"
             told = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
             out.append(Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {told}", at_least=0.9))
-            out.append(Finding(f"{name}_by_cpu", Ratio.of(cpu for _, cpu in rates), "the same, by seconds that were computed"))
+            out.append(Finding(f"{name}_by_cpu", Ratio.of(cpu for _, cpu in rates), "the same, in CPU seconds"))
         say("  tar against folder")
         tar, plain = (self.loader(self.corpora[name], 0) for name in ("tar", "folder"))
         out.append(
@@ -151,7 +151,7 @@ class _Measure:
 
 
 class Epochs:
-    """Goes through some epochs of a loader as training does, pictures normalised."""
+    """Runs some epochs of a loader as training does, with normalised images."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -168,14 +168,14 @@ class Epochs:
 
 
 def over(seconds: dict[str, tuple[float, ...]], base: str, name: str) -> Ratio:
-    """Rate of one over the rate of another."""
+    """Returns the rate of one over the rate of another."""
     return Ratio.of(a / b for a, b in zip(seconds[base], seconds[name], strict=True))
 
 
 def against_raw(raw: Callable[[], None], epochs: Epochs, pictures: int, workers: int, repeats: int) -> list[tuple[float, float]]:
-    """Rates per worker of a loader over those of raw decoding, by the clock on the wall and by computed seconds.
+    """Returns a loader's rates per worker over those of raw decoding, in wall-clock seconds and in CPU seconds.
 
-    Computed seconds count this process and its workers, which end with the last epoch.
+    CPU seconds count this process and its workers, which end with the last epoch.
     """
 
     def half() -> int:
@@ -193,7 +193,7 @@ def against_raw(raw: Callable[[], None], epochs: Epochs, pictures: int, workers:
 
 
 def spent(work: Callable[[], int]) -> tuple[np.ndarray, int]:
-    """Seconds of a call, by the clock on the wall and computed, and what it gives."""
+    """Returns the wall-clock and CPU seconds of a call, and its result."""
     gc.collect()
     begin = np.array([time.perf_counter(), computed()])
     count = work()
@@ -201,6 +201,6 @@ def spent(work: Callable[[], int]) -> tuple[np.ndarray, int]:
 
 
 def computed() -> float:
-    """Seconds that this process and its ended children computed."""
+    """Returns the CPU seconds of this process and its finished children."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime

@@ -1,10 +1,10 @@
-"""Downloads: what the gate, the journal and the limits cost, a comparison with img2dataset, and kills at random.
+"""Downloads: the cost of access checks, journal and limits, a comparison with img2dataset, and kills at random moments.
 
-A server on this host, in a process of its own, sends pictures of about 40 kB. `bare` is the same client library without anything
-around it: httpx, as many requests at a time, bytes into files. img2dataset is measured where `--img2dataset` names its command (it
-wants an environment of its own): both commands whole, by the clock, so take a long list and a machine that does nothing else; ours
-decodes every picture, img2dataset is told to leave them as they are. A kill is SIGKILL at a random moment; the same command then
-goes on, and the folder must have the bytes of one that was made in one go.
+A server on this host, in its own process, sends images of about 40 kB. `bare` is the same client library alone: httpx, with the
+same number of concurrent requests, bytes into files. img2dataset is measured if `--img2dataset` names its command (it needs its
+own environment): both commands completely, in wall-clock time, so use a long list and an idle machine; Sightline decodes every
+image, img2dataset is configured not to change them. A kill is SIGKILL at a random moment; the same command then continues, and
+the folder must hold the same bytes as one made without interruption.
 """
 
 import argparse
@@ -31,10 +31,10 @@ CONNECTIONS = 16
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How much is fetched, and from what kind of server."""
-    parser.add_argument("--urls", type=int, default=1000, help="in the list (default 1000)")
+    """Adds how much is fetched, and from what kind of server."""
+    parser.add_argument("--urls", type=int, default=1000, help="URLs in the list (default 1000)")
     parser.add_argument("--delay", type=float, default=0.01, help="seconds that the server waits before an answer (default 0.01)")
-    parser.add_argument("--kills", type=int, default=5, help="of the command, at random moments (default 5)")
+    parser.add_argument("--kills", type=int, default=5, help="times that the command is killed (default 5)")
     parser.add_argument("--img2dataset", help="command of img2dataset to compare with")
 
 
@@ -68,12 +68,10 @@ def _over_bare(here: Path, urls: list[str], repeats: int) -> Finding:
         (here / f"bare-{number}").mkdir()
         asyncio.run(_bare(urls, here / f"bare-{number}"))
 
-    say(f"fetching {len(urls)} pictures, with and without everything around it")
+    say(f"fetching {len(urls)} images with `data prepare` and with httpx alone")
     seconds = in_turn({"ours": ours, "bare": bare}, repeats)
     ratio = Ratio.of(bare / ours for ours, bare in zip(seconds["ours"], seconds["bare"], strict=True))
-    return Finding(
-        "download_over_bare_httpx", ratio, "pictures per second of computing, against httpx without all that is around it"
-    )
+    return Finding("download_over_bare_httpx", ratio, "images per CPU second, over httpx alone")
 
 
 async def _bare(urls: list[str], folder: Path) -> None:
@@ -115,7 +113,7 @@ def _over_img2dataset(here: Path, urls: list[str], command: str, repeats: int) -
         seconds, found = time.monotonic() - begin, len(list(out.rglob("*.jpg")))
         if found != len(urls):
             raise RuntimeError(
-                f"{found} of {len(urls)} pictures in {out.name}, exit code {child.returncode}:\n{said.decode()[-2000:]}"
+                f"{found} of {len(urls)} images in {out.name}, exit code {child.returncode}:\n{said.decode()[-2000:]}"
             )
         return seconds
 
@@ -124,12 +122,12 @@ def _over_img2dataset(here: Path, urls: list[str], command: str, repeats: int) -
     for number in range(repeats):
         say(f"against img2dataset, {number + 1} of {repeats}")
         ratios.append(seconds(theirs, here / f"theirs-{number}") / seconds(_prepare, here / f"ours-{number}"))
-    meaning = "pictures per second of the whole command; ours decodes each, img2dataset does not"
+    meaning = "images per second of the complete command; Sightline decodes each image, img2dataset does not"
     return Finding("prepare_urls_over_img2dataset", Ratio.of(ratios), meaning)
 
 
 def _killed(here: Path, urls: list[str], kills: int) -> Finding:
-    """The share of kills after which the same command ends with the same bytes."""
+    """Returns the share of kills after which the same command ends with the same bytes."""
     source = _list(here / "killed.csv", urls)
     begin = time.monotonic()
     _prepare(source, here / "whole").communicate()

@@ -1,9 +1,9 @@
-"""The feature store against encoding in every step: the training step without, with, and with features in memory.
+"""The feature store against encoding in every step: the training step without it, with it, and with features in memory.
 
-All arms run the training loop itself on the same rows in the same order; only what fills the visual slots differs. `cold` is a
-first epoch: nothing tokenised, decoded or mapped, and the system asked to forget the files; `warm` is a later one. Without
-arguments pictures, captions and encoder are made here (a ViT of 5.5 million parameters), which says little about another one:
-name a data set and an encoder for figures that do.
+All arms run the real training loop on the same rows in the same order; only the source of the visual features differs. `cold` is a
+first epoch: nothing is tokenised, decoded or mapped, and the system is asked to drop cached files; `warm` is a later epoch. Without
+options images, captions and encoder are created (a ViT of 5.5 million parameters), which says little about other encoders: name a
+dataset and an encoder to get figures for them.
 """
 
 import argparse
@@ -41,17 +41,17 @@ from sightline.types import Record
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is encoded, and with what."""
+    """Adds what is encoded, and by which encoder."""
     parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`)")
     parser.add_argument("--split", default="train")
     parser.add_argument("--vision", help="folder or Hub id of the encoder")
-    parser.add_argument("--dtype", choices=FEATURE_DTYPES, default="fp16", help="of the store (default fp16)")
-    parser.add_argument("--pictures", type=int, default=48, help="how many are trained on (default 48)")
-    parser.add_argument("--rows", type=int, default=2, help="packed rows of 512 tokens a step (default 2)")
+    parser.add_argument("--dtype", choices=FEATURE_DTYPES, default="fp16", help="dtype of the store (default fp16)")
+    parser.add_argument("--pictures", type=int, default=48, help="images to train on (default 48)")
+    parser.add_argument("--rows", type=int, default=2, help="packed rows of 512 tokens per step (default 2)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """All ratios."""
+    """Measures all ratios."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         return _Measure(options, Path(folder)).findings()
 
@@ -60,14 +60,14 @@ def run(options: argparse.Namespace) -> list[Finding]:
 
 
 class MemoryPictures:
-    """Features held in memory: what a store is compared with."""
+    """Loads features that are held in memory, to compare a store with."""
 
     def __init__(self, inner: VisualInputLoader) -> None:
         self.inner = inner
         self.kept: dict[tuple[str, ...], np.ndarray] = {}
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """The features of a record, read once."""
+        """Returns the features of a record, which are read once."""
         found = self.kept.get(record.images)
         if found is None:
             features = self.inner.load(dataset, record).features
@@ -77,7 +77,7 @@ class MemoryPictures:
 
 
 class _Lines:
-    """Takes the lines that would go into `metrics.jsonl`."""
+    """Collects the lines that would go into `metrics.jsonl`."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -86,25 +86,25 @@ class _Lines:
         self.lines.append(line)
 
     def wait_share(self) -> float:
-        """Seconds spent waiting for data over all seconds."""
+        """Returns the share of time spent waiting for data."""
         seconds = sum(line["seconds"] for line in self.lines)
         return sum(line["wait_share"] * line["seconds"] for line in self.lines) / seconds
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs whole epochs with one way to fill visual slots.
+    """Trains complete epochs with one source of visual features.
 
     Attributes:
-        measure: the model and what trains.
-        corpus: pictures filled in this arm's way; what it keeps in memory makes its later epochs warm.
+        measure: the model and the parameters that train.
+        corpus: dataset with this arm's features; what it keeps in memory makes later epochs warm.
     """
 
     measure: "_Measure"
     corpus: Corpus
 
     def epoch(self) -> float:
-        """Trains one epoch; returns the share of time that was spent waiting."""
+        """Trains one epoch; returns the share of time spent waiting."""
         made, plan = self.measure.made, self.measure.plan
         loader = Loader(self.corpus, batch_rules(plan), made.pad_id)
         lines = _Lines()
@@ -115,12 +115,12 @@ class Arm:
             stage=self.measure.stage,
             optimiser=optim.build_optimiser(self.measure.stage, (0.9, 0.999), 1e-8),
             loader=loader,
-            pace=loop.StageSchedule(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
+            schedule=loop.StageSchedule(loader.steps_in_epoch(0), 0, "constant", 0.0, 1.0, 0, 0),
             log=lines,
             save=lambda _: None,
             evaluate=None,
             stop=str,
-            gate=optim.FiniteGate(),
+            guard=optim.NonFiniteGuard(),
         )
         loop.fit(job, Progress())
         return lines.wait_share()
@@ -144,13 +144,13 @@ class _Measure:
         self.store = folder / "store"
 
     def sampled(self, out: Path) -> Path:
-        """A data set of some of the records that were named."""
+        """Returns a dataset of some of the records that were named."""
         whole = open_dataset(self.options.data)
         records = round(self.options.pictures * len(whole) / max(1, whole.splits.get(self.options.split, 0)))
         prepare(whole.path, "records", PrepareOptions(out=out, sample=min(records, len(whole)), workers=0))
         return out
 
-    # Arms: each with a corpus of its own, which has nothing in memory yet
+    # Arms: each with its own corpus, which has nothing in memory yet
 
     def pixels(self, keep_megabytes: int = 0) -> Arm:
         data = self.plan.data.model_copy(update={"keep_pixels": keep_megabytes})
@@ -163,7 +163,7 @@ class _Measure:
         return Arm(self, replace(self.corpus, pictures=MemoryPictures(open_features(str(self.store), self.made))))
 
     def first_epoch(self, make: Callable[[], Arm], folder: Path) -> float:
-        """Seconds of an epoch that finds nothing in memory, by the clock on the wall."""
+        """Returns the wall-clock seconds of an epoch that starts with nothing in memory."""
         forget(folder)
         return seconds_of(make().epoch)
 
@@ -174,7 +174,7 @@ class _Measure:
         eye = feature_encoder_of(self.made)
         encoding = seconds_of(lambda: encode_dataset(eye, request, self.runtime), compute_clock())
 
-        say("  first epochs")
+        self.pixels().epoch()  # one-time set-up of the libraries belongs to no arm
         self.pixels().epoch()  # what the libraries set up at their first call belongs to no arm
         cold = []
         for _ in range(repeats):
@@ -207,23 +207,23 @@ class _Measure:
             Finding(
                 "feature_store_break_even_epochs",
                 Ratio.of(encoding / one for one in spared),
-                "epochs after which encoding once was less work",
+                "epochs after which encoding once is less work",
             ),
-            Finding("data_wait_share", Ratio.of(waits), "of the time with the store is spent waiting for data", at_most=0.02),
+            Finding("data_wait_share", Ratio.of(waits), "share of time spent waiting for data, with the store", at_most=0.02),
         ]
 
 
-EPOCHS = 4  # of each measure where differences are small
+EPOCHS = 4  # per measurement if differences are small
 
 
 def several(arm: Arm) -> None:
-    """A few epochs."""
+    """Trains a few epochs."""
     for _ in range(EPOCHS):
         arm.epoch()
 
 
 def forget(folder: Path) -> None:
-    """Asks the system to drop files from its cache; it may keep those that are mapped."""
+    """Asks the system to drop files from its cache; it may keep mapped files."""
     for file in folder.rglob("*"):
         if file.is_file() and hasattr(os, "posix_fadvise"):
             with file.open("rb") as opened:

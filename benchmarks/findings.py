@@ -1,4 +1,4 @@
-"""What a benchmark finds: ratios by name, each with what it means and, where there is one, the aim that it is held against.
+"""Results of a benchmark: named ratios, each with its meaning and, if there is one, its aim.
 
 A finding is printed as a line of a table, or with `--json` as `{"low", "median", "high"}` under its name.
 """
@@ -12,13 +12,13 @@ from benchmarks.measure import Ratio
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure.
+    """One result.
 
     Attributes:
         name: key in the JSON, unique over all benchmarks.
-        ratio: lowest, median and highest over the repeats; a count or a share that does not vary is `Ratio.of([value])`.
-        meaning: for people, without the name.
-        at_least, at_most: the aim; held against the median.
+        ratio: lowest, median and highest over the repeats; a constant such as a count is `Ratio.of([value])`.
+        meaning: description for people, without the name.
+        at_least, at_most: aim for the median.
     """
 
     name: str
@@ -29,24 +29,24 @@ class Finding:
 
     @property
     def aim(self) -> str:
-        """The aim for people; empty where there is none."""
+        """Returns the aim as text; empty if there is none."""
         bounds = (("at least", self.at_least), ("at most", self.at_most))
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
     @property
     def is_met(self) -> bool:
-        """Whether the median keeps to the aim; true where there is none."""
+        """Returns whether the median meets the aim; True if there is none."""
         low, high = self.at_least, self.at_most
         return (low is None or self.ratio.median >= low) and (high is None or self.ratio.median <= high)
 
 
 def fixed(name: str, value: float, meaning: str, at_least: float | None = None, at_most: float | None = None) -> Finding:
-    """A figure that does not vary, such as a count of tokens."""
+    """Returns a result that does not vary, such as a count of tokens."""
     return Finding(name, Ratio.of([value]), meaning, at_least, at_most)
 
 
 def print_table(findings: Sequence[Finding]) -> None:
-    """One line per finding: name, median (lowest to highest), aim, meaning."""
+    """Prints one line per result: name, median (lowest to highest), aim, meaning."""
     width = max(len(found.name) for found in findings)
     values = [str(found.ratio) if found.ratio.low != found.ratio.high else f"{found.ratio.median:.4g}" for found in findings]
     for found, value in zip(findings, values, strict=True):
@@ -55,5 +55,5 @@ def print_table(findings: Sequence[Finding]) -> None:
 
 
 def say(text: str) -> None:
-    """What is being done, on stderr."""
+    """Prints progress on stderr."""
     print(text, file=sys.stderr, flush=True)

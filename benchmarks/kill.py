@@ -1,8 +1,8 @@
-"""Kill: a run that is killed at random points and resumed each time, against one that nobody disturbed.
+"""Kill: a run that is killed at random points and resumed each time, against an undisturbed run.
 
-Both train with the same settings in processes of their own. The second is killed with SIGKILL: most times in the middle of
-training, at a step and a part of a step drawn at random, one time in five while it starts. Its weights, its log without times, and
-its predictions are then compared with those of the first.
+Both train with the same settings in their own processes. The second run is killed with SIGKILL: most times in the middle of
+training, at a random fraction of a random step, one time in five during start-up. Its weights, its log without times, and its
+predictions are then compared with those of the first run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SCENES = 240
 WHILE_STARTING = 0.2
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 600.0
-# Laid over `scenes_tiny` where no recipe is given: two stages, validation, and stored blind logits for the second.
+# Used with `scenes_tiny` if no recipe is given: two stages, validation, and stored blind logits for the second.
 SETTINGS: dict[str, Any] = {
     "train": {"checkpoint_every": 9, "evaluate_every": 20, "evaluate_samples": 8, "generate_samples": 1, "warmup": 5},
     "stages": [
@@ -37,16 +37,16 @@ SETTINGS: dict[str, Any] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what is trained, on what, and how often it is killed."""
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the run that differ")
-    parser.add_argument("--recipe", help="what is trained (default: scenes_tiny in two short stages)")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changed settings of the run")
+    parser.add_argument("--recipe", help="recipe to train (default: scenes_tiny in two short stages)")
     parser.add_argument("--data", type=Path, help=f"a dataset folder (default: {SCENES} scenes made for it)")
     parser.add_argument("--split", default="val", help="split of the data to predict on (default val)")
     parser.add_argument("--kills", type=int, default=12, help="how often the run is killed (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="of the points at which it is killed (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill points (default 0)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """Whether the two runs are the same, and what being killed cost. `--repeats` is not used."""
+    """Measures whether the two runs are the same, and the cost of being killed. `--repeats` is not used."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         home = Path(name)
         commands = _Commands(home, options)
@@ -73,12 +73,12 @@ def run(options: argparse.Namespace) -> list[Finding]:
     return [*out, fixed("kill_time", spent / seconds, "time with all kills and restarts, over that of the undisturbed run")]
 
 
-# Points ---------------------------------------------------------------------------------------------------------------------------
+# Kill points ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an undisturbed run until its first step, and of a step."""
+    """Seconds of an undisturbed run until its first step, and per step."""
 
     start: float
     step: float
@@ -91,14 +91,14 @@ class Pace:
 
 @dataclass(frozen=True)
 class Point:
-    """When a process is killed: `delay` seconds after it has logged `step` or a later one, or after its start if `step` is 0."""
+    """A kill point: `delay` seconds after the process has logged `step` or a later one, or after its start if `step` is 0."""
 
     step: int
     delay: float
 
 
 def draw_points(draw: random.Random, count: int, steps: int, pace: Pace) -> list[Point]:
-    """Points in the order of their steps, so that the run goes on between them; those while it starts stand anywhere."""
+    """Draws points sorted by step, so that the run proceeds between them; points during start-up are anywhere in the order."""
     starting = [draw.random() < WHILE_STARTING for _ in range(count)]
     rising = iter(sorted(draw.randrange(1, steps) for is_start in starting if not is_start))
     return [
@@ -127,11 +127,11 @@ class _Commands:
         self.settings += options.settings
 
     def train(self, out: Path) -> dict[str, Any]:
-        """Trains to the end, from where the run in this folder stands."""
+        """Trains to the end, from the current state of the run in this folder."""
         return self._json("train", *self.settings, "--out", str(out))
 
     def train_and_kill(self, out: Path, point: Point) -> bool:
-        """Trains until a point, and says whether the run was killed there; it ends before if nothing is left to do.
+        """Trains until a kill point; returns whether the run was killed there (it may end before).
 
         Raises:
             RuntimeError: the run failed by itself.
@@ -147,20 +147,20 @@ class _Commands:
                 if time.monotonic() > end:
                     process.kill()
                     process.wait()
-                    raise RuntimeError(f"step {point.step} was not reached in {PATIENCE_SECONDS:.0f} s")
+                    raise RuntimeError(f"step {point.step} was not reached within {PATIENCE_SECONDS:.0f} s")
                 time.sleep(POLL_SECONDS)
             time.sleep(point.delay)
             process.send_signal(signal.SIGKILL)
             code = process.wait()
             if code not in (0, -signal.SIGKILL):
                 errors.seek(0)
-                raise RuntimeError(f"the run failed with {code} when it went on:\n{errors.read().decode()}")
+                raise RuntimeError(f"the resumed run failed with exit code {code}:\n{errors.read().decode()}")
         where = f"at step {last_step(log)}" if point.step else "while it started"
         say(f"  killed {where}" if code else "  ended before it could be killed")
         return code != 0
 
     def predictions(self, run: Path) -> list[dict[str, Any]]:
-        """Captions of the last checkpoint."""
+        """Returns captions of the last checkpoint."""
         words = ["eval", str(run), "--task", "caption", "--data", str(self.data), "--split", self.split, "--limit", "64"]
         folder = self._json(*words, "--resamples", "1", "--threads", self.threads)["folder"]
         return read_lines(Path(folder) / "predictions.jsonl")
@@ -185,18 +185,18 @@ def _environment() -> dict[str, str]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines that may be growing; none where there is no file."""
+    """Reads the complete lines of a JSON lines file that may be growing; none if there is no file."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The log of a run without its times."""
+    """Returns the log of a run without its times."""
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_lines(run / "metrics.jsonl")]
 
 
 def last_step(log: Path) -> int:
-    """The last step of a log, 0 where there is none."""
+    """Returns the last step of a log, 0 if there is none."""
     lines = read_lines(log)
     return lines[-1]["step"] if lines else 0
 

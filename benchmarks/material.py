@@ -1,6 +1,6 @@
-"""What benchmarks measure on where no data is given: pictures like photos, five captions each, and a small model of all parts.
+"""Synthetic data for benchmarks: images with the statistics of photos, five captions each, and a small complete model.
 
-Pictures have the falling spectrum of photos, so that they compress and decode like them; their content means nothing.
+Images have the falling spectrum of photos, so that they compress and decode alike; their content is noise.
 """
 
 import json
@@ -28,10 +28,10 @@ def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), se
     """Writes JPEG files; returns their names.
 
     Args:
-        folder: is made.
-        count: number of pictures.
+        folder: is created.
+        count: number of images.
         size: width and height.
-        seed: the same pictures for the same seed.
+        seed: equal seeds give equal images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), se
 
 
 def photo(draw: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Periodic noise whose amplitude falls with frequency, as in photos: `uint8 [height, width, 3]`."""
+    """Returns periodic noise whose amplitude falls with frequency, as in photos: `uint8 [height, width, 3]`."""
     width, height = size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     weight = np.maximum(frequency, 1 / max(size)) ** -1.4
@@ -57,20 +57,20 @@ def photo(draw: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def make_captions(count: int, each: int = 5, seed: int = 0) -> list[list[str]]:
-    """Sentences of Flickr8k's lengths: 12 words on the average, few below 6 or above 20."""
+    """Returns sentences with Flickr8k's lengths: 12 words on average, few below 6 or above 20."""
     draw, words = np.random.default_rng([seed, 1]), WORDS.split()
     lengths = np.clip(np.rint(draw.gamma(9.0, 12 / 9.0, size=(count, each))), 4, 30).astype(int)
     return [[" ".join(draw.choice(words, size=length)) + " ." for length in row] for row in lengths]
 
 
 def make_dataset(folder: Path, count: int, size: tuple[int, int] = (500, 375), shards: int | None = None) -> Path:
-    """A dataset folder of pictures with five captions each, all of split `train`.
+    """Creates a dataset folder of images with five captions each, all in split `train`.
 
     Args:
         folder: for the source and the result; may hold the source of an earlier call.
-        count: pictures.
-        size: of each.
-        shards: bytes of a tar shard; None writes image files.
+        count: number of images.
+        size: width and height of each.
+        shards: bytes per tar shard; None writes image files.
     """
     source = folder / "source"
     if not (source / "records.jsonl").exists():
@@ -82,7 +82,7 @@ def make_dataset(folder: Path, count: int, size: tuple[int, int] = (500, 375), s
 
 
 def write_records(folder: Path, names: list[str]) -> None:
-    """Writes `records.jsonl` of pictures with captions that are made up."""
+    """Writes `records.jsonl` of images with generated captions."""
     rows: list[dict[str, Any]] = [
         {"id": name, "images": [name], "captions": captions, "split": "train"}
         for name, captions in zip(names, make_captions(len(names)), strict=True)
@@ -91,12 +91,12 @@ def write_records(folder: Path, names: list[str]) -> None:
 
 
 def caption_folder(folder: Path, images: Path, count: int) -> Path:
-    """A dataset folder of the first JPEG files of a folder, with captions that are made up.
+    """Creates a dataset folder of the first JPEG files of a folder, with generated captions.
 
     Args:
         folder: for the result.
-        images: the folder; files below it count too.
-        count: how many are taken.
+        images: the folder; searched recursively.
+        count: number of images.
     """
     files = sorted(file for file in images.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))[:count]
     source = folder / "captions"
@@ -113,14 +113,14 @@ def run_config(
     data: dict[str, Any] | None = None,
     decoder: dict[str, Any] | None = None,
 ) -> RunConfig:
-    """A stage of alignment: a frozen encoder, a connector that trains, a small decoder that trains with it.
+    """Returns the configuration of an alignment stage: a frozen encoder, a connector and a small decoder that both train.
 
     Args:
         dataset: a dataset folder.
-        vision: folder of the encoder; None takes a ViT of 5.5 million parameters with random weights.
-        prompt: of caption records.
+        vision: folder of the encoder; None uses a ViT of 5.5 million parameters with random weights.
+        prompt: prompt of caption records.
         data: further keys of the data section.
-        decoder: sizes that differ.
+        decoder: changed sizes of the decoder.
     """
     eye = VisionConfig(path=vision) if vision else VisionConfig(config=VIT)
     return RunConfig(

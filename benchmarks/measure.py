@@ -1,7 +1,7 @@
-"""Measuring: two ways of doing one thing side by side, repeat by repeat, and the peak of tensor memory above the start.
+"""Measures two implementations side by side, repeat by repeat, and the peak of tensor memory above the start.
 
-A ratio is taken within each repeat, whose two halves share the state of the machine, and reported as lowest, median, highest. The
-same function against itself (`spread`) says how much of a ratio is the machine.
+A ratio is taken within each repeat, whose two halves share the state of the machine, and reported as lowest, median, highest. A
+function compared with itself (`spread`) shows the noise of the machine.
 """
 
 import gc
@@ -22,7 +22,7 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure over several repeats."""
+    """A figure over several repeats: lowest, median and highest."""
 
     low: float
     median: float
@@ -49,17 +49,17 @@ class Times:
 
     @property
     def ratio(self) -> Ratio:
-        """Second over first, within each repeat."""
+        """Returns second over first, within each repeat."""
         return Ratio.of(b / a for a, b in zip(self.first, self.second, strict=True))
 
 
 def side_by_side(first: Work, second: Work, repeats: int = 5) -> Times:
-    """Times two functions in turn, after one call of each that does not count; the order alternates.
+    """Times two functions in turn, after one warm-up call of each; the order alternates.
 
     Args:
-        first: what the other is compared with.
-        second: the other.
-        repeats: of the pair.
+        first: the reference.
+        second: the function compared with it.
+        repeats: number of pairs.
     """
     first()
     second()
@@ -72,19 +72,19 @@ def side_by_side(first: Work, second: Work, repeats: int = 5) -> Times:
 
 
 def spread(work: Work, repeats: int = 5) -> Ratio:
-    """The ratio of a function to itself: 1 on a quiet machine."""
+    """Returns the ratio of a function to itself: 1 on a quiet machine."""
     return side_by_side(work, work, repeats).ratio
 
 
 def in_turn(works: Mapping[str, Work], repeats: int = 5) -> dict[str, tuple[float, ...]]:
-    """Seconds of several functions, repeat by repeat, after one call of each that does not count.
+    """Returns the seconds of several functions, repeat by repeat, after one warm-up call of each.
 
-    Every repeat calls each function once and begins with another one, so that none always has the same place. With one thread on a
-    CPU the seconds are those that the process computed, so that neighbours on the machine do not count; else the clock's.
+    Every repeat calls each function once and starts with another one, so that none always has the same position. With one thread on
+    a CPU these are CPU seconds of the process, so that other work on the machine does not count; else wall-clock seconds.
 
     Args:
-        works: the functions by name, which compute and do not wait.
-        repeats: of all of them.
+        works: the functions by name; they compute and do not wait.
+        repeats: number of repeats of all of them.
     """
     clock = compute_clock()
     for work in works.values():
@@ -98,12 +98,12 @@ def in_turn(works: Mapping[str, Work], repeats: int = 5) -> dict[str, tuple[floa
 
 
 def compute_clock() -> Callable[[], float]:
-    """Seconds that this process computed, where it does so on one thread of a CPU; else those of the clock on the wall."""
+    """Returns a CPU-time clock if this process computes on one thread of a CPU; else the wall clock."""
     return time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
 
 
 def seconds_of(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call, of the clock on the wall by default; waits for a GPU."""
+    """Returns the seconds of one call, wall-clock by default; waits for a GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -118,14 +118,14 @@ def seconds_of(work: Work, clock: Callable[[], float] = time.perf_counter) -> fl
 
 
 def peak_memory(work: Work, inputs: Sequence[Tensor]) -> int:
-    """Bytes of tensors at the highest point of a call, above what is there before it.
+    """Returns the largest number of bytes of tensors during a call, above those that exist before it.
 
-    Gradients of `inputs` are not counted. On a CPU every storage that an operation makes is followed from its first to its last
-    use; scratch memory inside of one operation is not seen. On a GPU the allocator's own peak is taken, less the gradients.
+    Gradients of `inputs` are not counted. On a CPU every storage that an operation creates is tracked from its first to its last
+    use; scratch memory within one operation is not visible. On a GPU the allocator's peak is used, less the gradients.
 
     Args:
         work: runs forward and backward.
-        inputs: tensors whose gradients `work` fills in; those that they have are dropped.
+        inputs: tensors whose gradients `work` computes; existing gradients are dropped.
     """
     for value in inputs:
         value.grad = None
@@ -145,22 +145,22 @@ def peak_memory(work: Work, inputs: Sequence[Tensor]) -> int:
 
 
 class LiveStorages(TorchDispatchMode):
-    """Follows every storage that operations make: when it appears, when it is gone, how large it is."""
+    """Tracks every storage that operations create: when it appears, when it is freed, and its size."""
 
     def __init__(self) -> None:
         super().__init__()
-        # By address, which may be used again once a storage is gone: its number, a reference that does not keep it, its bytes.
+        # By address, which may be reused once a storage is freed: its number, a weak reference, its bytes.
         self._live: dict[int, tuple[int, StorageWeakRef, int]] = {}
         self._known: set[int] = set()
-        self._events: list[tuple[int, int]] = []  # number of a storage, and bytes that appear (or go, if below 0)
+        self._events: list[tuple[int, int]] = []  # number of a storage, and bytes that appear (negative: freed)
         self._count = 0
 
     def ignore(self, tensors: Sequence[Tensor]) -> None:
-        """Does not count storages that are there already, and stay."""
+        """Ignores storages that exist already and stay."""
         self._known |= {StorageWeakRef(value.untyped_storage()).cdata for value in tensors}
 
     def peak(self, without: Sequence[Tensor] = ()) -> int:
-        """The highest number of bytes that were alive at one time.
+        """Returns the largest number of bytes that were alive at one time.
 
         Args:
             without: tensors that still exist and are not counted.
@@ -202,7 +202,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def machine() -> dict[str, Any]:
-    """What a timing depends on."""
+    """Returns the facts about the machine that a timing depends on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "torch": torch.__version__,

@@ -1,8 +1,8 @@
-"""Memory: the peak of preparing a data set and of training on it, against that of four times as many records.
+"""Memory: the peak of preparing a dataset and of training on it, against that of four times as many records.
 
-Each job runs in a process of its own, which tells the highest resident memory of its life (mapped files that were read included).
-Pictures are small, go into tar shards, and nothing of them is kept between steps; both sizes train for the same number of steps.
-What grows is told in bytes a record.
+Each job runs in its own process, which reports its largest resident memory (including mapped files that were read). Images are
+small, go into tar shards, and are not cached between steps; both sizes train for the same number of steps. Growth is reported in
+bytes per record.
 """
 
 import argparse
@@ -23,20 +23,23 @@ SHARD_BYTES = 4_000_000
 STEPS = 8
 MEANINGS = {
     "prepare": "`data prepare` into tar shards",
-    "train_first": "training, the table of lengths made on the way",
-    "train": "training, the table found on disk",
+    "train_first": "training that creates the length table",
+    "train": "training that finds the length table on disk",
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How large the sets are."""
+    """Adds the sizes of the datasets."""
     parser.add_argument(
-        "--records", type=int, default=2000, help=f"of the smaller set, five captions each (default 2000; {TIMES} times as many)"
+        "--records",
+        type=int,
+        default=2000,
+        help=f"records of the smaller dataset, five captions each (default 2000; {TIMES} times as many)",
     )
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """A ratio and the bytes a record for each job."""
+    """Measures a ratio and the bytes per record for each job."""
     peaks: dict[str, list[tuple[int, int]]] = {job: [] for job in MEANINGS}
     counts = options.records, TIMES * options.records
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
@@ -63,7 +66,7 @@ def _source(folder: Path, count: int) -> Path:
 
 
 def _peaks(source: Path, folder: Path) -> dict[str, int]:
-    """Peak of each job, in bytes; the second training finds what the first has left."""
+    """Returns the peak of each job, in bytes; the second training uses the files that the first has written."""
     say(f"memory, {source.name}")
     folder.mkdir()
     jobs = {"prepare": ("prepare", source, folder / "set")}
@@ -80,10 +83,10 @@ def _peak_of(*words: str | Path) -> int:
 
 
 def _files_per_record(dataset: Path, count: int) -> list[Finding]:
-    """What grows with a set because it describes each record: the index and tokens are mapped, the lengths are read whole."""
+    """Returns the sizes of the files with an entry per record: index and tokens are mapped, the length table is read completely."""
     files = {
         "index": ("`index.npy` and `images.npy`, mapped", [dataset / "index.npy", dataset / "images.npy"]),
-        "lengths": ("the table of lengths, in memory", sorted((dataset / ".cache").glob("lengths-*"))),
+        "lengths": ("the length table, in memory", sorted((dataset / ".cache").glob("lengths-*"))),
         "tokens": ("the tokens, mapped", sorted((dataset / ".cache").glob("tokens-*"))),
     }
     return [
@@ -92,18 +95,18 @@ def _files_per_record(dataset: Path, count: int) -> list[Finding]:
     ]
 
 
-# In a process of its own ----------------------------------------------------------------------------------------------------------
+# In its own process ---------------------------------------------------------------------------------------------------------------
 
 
 def prepare_set(source: Path, out: Path) -> None:
-    """Makes a dataset folder in tar shards; pictures are decoded in this process."""
+    """Creates a dataset folder in tar shards; images are decoded in this process."""
     from sightline.data.prepare.run import PrepareOptions, prepare
 
     prepare(source, "records", PrepareOptions(out=out, workers=0, shards=SHARD_BYTES))
 
 
 def train_some(dataset: Path, out: Path) -> None:
-    """Some steps of training on it, of one row each, so that the model takes little beside the data."""
+    """Trains for some steps of one row each, so that the model is small beside the data."""
     from sightline.assembly.train.run import train
 
     config = material.run_config(dataset, None, data={"keep_pixels": 0, "row_tokens": 512, "validation_split": None})
@@ -112,9 +115,9 @@ def train_some(dataset: Path, out: Path) -> None:
 
 
 def peak() -> int:
-    """Highest resident memory of this process in bytes.
+    """Returns the largest resident memory of this process in bytes.
 
-    Not `ru_maxrss` where the kernel tells better: that one begins with the memory of the process which started this one.
+    Does not use `ru_maxrss` if the kernel gives a better value: it starts with the memory of the parent process.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,12 +1,12 @@
-"""Rows: how full the packer makes them, and what packing and shared pictures bring to a training step.
+"""Packing: fill rates of packed rows, and the effect of packing and of shared images on a training step.
 
-Fill rates need lengths alone. `llava`: lengths like those of LLaVA-1.5's instruction mixture, its parts in their shares, 576 visual
-tokens a picture, text lengths drawn from a log-normal per part (set here, not measured on the data). `flickr8k`: groups of five
-captions behind one picture; without `--data` sentences are made here, with the lengths of Flickr8k's.
+Fill rates need lengths only. `llava`: lengths like those of LLaVA-1.5's instruction mixture with the shares of its parts, 576
+visual tokens per image, text lengths drawn from a log-normal per part (chosen here, not measured on the data). `flickr8k`: groups
+of five captions of one image; without `--data` sentences are generated, with the lengths of Flickr8k's.
 
-The throughput is that of the decoder's training step, forward and backward, with the pictures' features given: the same captions
-in one run as padded batches of single captions, as packed rows, and as packed rows whose captions share their picture. An encoder
-in the step would favour sharing further, for it then runs once a picture and not once a caption.
+Throughput is measured for the decoder's training step, forward and backward, with given image features: the same captions in one
+run as padded batches of single captions, as packed rows, and as packed rows whose captions share their image. An encoder in the
+step would favour sharing further, because it then runs once per image and not once per caption.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from sightline.data.samples.processing import Processing
 from sightline.objectives.next_token import NextToken
 from sightline.types import Batch, Record
 
-# Parts of LLaVA-1.5's mixture: thousands of conversations, pictures, median and log-deviation of text tokens.
+# Parts of LLaVA-1.5's mixture: thousands of conversations, images, median and log-deviation of text tokens.
 LLAVA = {
     "a_okvqa": (66, 1, 110, 0.40),
     "gqa": (72, 1, 300, 0.40),
@@ -51,24 +51,24 @@ LLAVA = {
 }
 LLAVA_VISUAL, LLAVA_LONGEST = 576, 2048
 ROW = 2048
-BATCHES = 4  # of each kind in a measure: lengths of captions differ
+BATCHES = 4  # of each kind per measurement, because lengths of captions differ
 PROMPT = "Describe the picture."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The captions, and the sizes of the measured step."""
-    parser.add_argument("--data", type=Path, help="a dataset folder with several captions a picture, such as Flickr8k's")
+    """Adds the captions, and the sizes of the measured step."""
+    parser.add_argument("--data", type=Path, help="a dataset folder with several captions per image, such as Flickr8k's")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--samples", type=int, default=50_000, help="LLaVA-like samples that are packed (default 50,000)")
-    parser.add_argument("--pictures", type=int, default=1000, help="pictures made where no data is given (default 1,000)")
+    parser.add_argument("--samples", type=int, default=50_000, help="LLaVA-like samples to pack (default 50,000)")
+    parser.add_argument("--pictures", type=int, default=1000, help="images to create if no data is given (default 1,000)")
     parser.add_argument("--row", type=int, default=512, help="row length of the measured step (default 512)")
-    parser.add_argument("--tokens", type=int, default=1024, help="token places of a measured batch (default 1,024)")
-    parser.add_argument("--width", type=int, default=576, help="of the decoder (default 576, SmolLM2-135M's)")
-    parser.add_argument("--layers", type=int, default=2, help="of the decoder (default 2; all do the same work)")
+    parser.add_argument("--tokens", type=int, default=1024, help="token positions of a measured batch (default 1,024)")
+    parser.add_argument("--width", type=int, default=576, help="width of the decoder (default 576, SmolLM2-135M's)")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the decoder (default 2; all do the same work)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """Fill rates, then throughput."""
+    """Measures fill rates, then throughput."""
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         corpora = Corpora(options, Path(folder))
         return [
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
 
 
 def llava_fill(samples: int, repeats: int) -> list[Finding]:
-    """Fill rates of LLaVA-like lengths, each repeat with lengths drawn anew."""
+    """Measures fill rates of LLaVA-like lengths, with new lengths in each repeat."""
     say(f"  packing {samples} LLaVA-like samples")
     fills: dict[int, list[float]] = {2 * ROW: [], ROW: []}
     most = []
@@ -94,12 +94,12 @@ def llava_fill(samples: int, repeats: int) -> list[Finding]:
     return [
         Finding("packing_fill_llava", Ratio.of(fills[2 * ROW]), "fill rate, LLaVA-like lengths, rows of 4,096", at_least=0.97),
         Finding("packing_fill_llava_2048", Ratio.of(fills[ROW]), "the same, rows of 2,048"),
-        Finding("packing_fill_llava_2048_bound", Ratio.of(most), "what no packing into rows of 2,048 can exceed"),
+        Finding("packing_fill_llava_2048_bound", Ratio.of(most), "upper bound of any packing into rows of 2,048"),
     ]
 
 
 def llava_lengths(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and pictures of samples in random order."""
+    """Returns tokens and images of samples in random order."""
     draw = np.random.default_rng(seed)
     table = np.array(list(LLAVA.values()))
     part = draw.choice(len(table), samples, p=table[:, 0] / table[:, 0].sum())
@@ -109,9 +109,9 @@ def llava_lengths(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fewest_rows(tokens: np.ndarray, row: int) -> int:
-    """A number of rows that no packing can go below: the best of the dual feasible functions u(k) (Fekete and Schepers, 2001).
+    """Returns a lower bound on the number of rows of any packing: the best dual feasible function u(k) (Fekete, Schepers 2001).
 
-    With `k` = 2, for example, a unit longer than a third of a row takes half a row, for no row holds three of them.
+    With `k` = 2, for example, a sample longer than a third of a row counts as half a row, because no row holds three of them.
     """
     bounds = [tokens.sum() / row]
     for k in range(1, 9):
@@ -121,14 +121,14 @@ def fewest_rows(tokens: np.ndarray, row: int) -> int:
 
 
 def caption_fill(corpora: "Corpora", repeats: int) -> list[Finding]:
-    """Fill rates of caption groups, epoch by epoch."""
+    """Measures fill rates of caption groups, epoch by epoch."""
     shared, single = corpora.shared, corpora.single
     plan = shared.plan(BatchRules(pack=True, row_tokens=ROW, row_images=64, rows_per_step=1, accumulate=1, sort_by_length=False))
     fills = [int(shared.tokens.sum()) / (len(plan.rows(epoch)) * ROW) for epoch in range(repeats)]
     saved = 1 - int(shared.tokens.sum()) / int(single.tokens.sum())
     return [
         Finding("packing_fill_flickr8k", Ratio.of(fills), "fill rate, groups of captions, rows of 2,048", at_least=0.95),
-        fixed("prefix_sharing_tokens_saved", saved, "of all tokens, because captions share their picture"),
+        fixed("prefix_sharing_tokens_saved", saved, "share of all tokens saved because captions share their image"),
     ]
 
 
@@ -136,18 +136,18 @@ def caption_fill(corpora: "Corpora", repeats: int) -> list[Finding]:
 
 
 class NoisePictures:
-    """Features of a record: noise, the same each time; what they say makes no difference to the time."""
+    """Loads the same random features for every record; their values do not affect the time."""
 
     def __init__(self, patches: int, width: int) -> None:
         self.features = np.random.default_rng(0).normal(size=(1, patches, width)).astype(np.float32)
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """The same features for every record."""
+        """Returns the same features for every record."""
         return VisualInputs(features=self.features)
 
 
 class Corpora:
-    """One set of captions as single conversations and as groups that share their picture."""
+    """One set of captions as single conversations and as groups that share their image."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         path = options.data or material.make_dataset(folder, options.pictures, (32, 32))
@@ -162,11 +162,11 @@ class Corpora:
 
 @dataclass(frozen=True)
 class Steps:
-    """Forward and backward of some batches.
+    """Forward and backward passes of some batches.
 
     Attributes:
         model: decoder and connector, both with gradients.
-        batches: of an epoch, the first ones.
+        batches: the first batches of an epoch.
     """
 
     model: nn.Module
@@ -188,7 +188,7 @@ class Steps:
 
 
 def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
-    """Supervised tokens per second of packed rows, without and with sharing, over those of padded batches."""
+    """Measures supervised tokens per second of packed rows, without and with sharing, over those of padded batches."""
     bundle = corpora.bundle
     bundle.model.vision.requires_grad_(False)  # type: ignore[union-attr]
     say(f"  training steps of about {options.tokens} token places")
@@ -218,8 +218,8 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
         Finding(
             "packed_over_padded_supervised_tokens_per_s",
             over("shared"),
-            "packed rows whose captions share their picture over padded batches",
+            "packed rows whose captions share their image over padded batches",
             at_least=2.5,
         ),
-        Finding("packed_alone_over_padded_supervised_tokens_per_s", over("packed"), "packed rows, nothing shared"),
+        Finding("packed_alone_over_padded_supervised_tokens_per_s", over("packed"), "packed rows without sharing"),
     ]

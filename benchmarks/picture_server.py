@@ -1,4 +1,4 @@
-"""A quick web server for the benchmark of downloads: every path is a picture of its own. Imports nothing heavy.
+"""A fast web server for the benchmark of downloads: every path is a different image. Imports nothing heavy.
 
 python -m benchmarks.picture_server SECONDS_OF_DELAY
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def serve(delay: float) -> None:
-    """Answers every request with a picture of its own, after a delay, until it is killed; prints its port."""
+    """Answers every request with a different image, after a delay, until it is killed; prints its port."""
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
@@ -22,7 +22,7 @@ def serve(delay: float) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await asyncio.sleep(delay)
-                body = picture + head.split(b" ", 2)[1]  # what stands behind a JPEG's end is not looked at
+                body = picture + head.split(b" ", 2)[1]  # decoders ignore bytes after a JPEG's end
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):

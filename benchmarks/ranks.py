@@ -1,7 +1,7 @@
-"""Ranks: memory of a process and time of a step when two processes split a decoder (FSDP2), over when each holds it whole (DDP).
+"""Ranks: memory and step time of two processes that shard a decoder (FSDP2), over those that replicate it (DDP).
 
-Both train the same decoder from a configuration with AdamW on random tokens, in processes that torchrun starts: on GPUs where there
-are as many, else on the CPU. Memory is what a process has at most during its steps, less what it had before there was a model.
+Both train the same decoder from a configuration with AdamW on random tokens, in processes started by torchrun: on GPUs if there are
+enough, else on the CPU. Memory is the peak of a process during its steps, less its memory before the model was built.
 """
 
 import argparse
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 KINDS = ("replicated", "sharded")
 STEPS = 3
-# On a CPU freed memory goes back at once, so that the resident memory is that of what lives; glibc would keep much of it.
+# On a CPU freed memory is returned at once, so that resident memory equals live memory; glibc would keep much of it.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 18), "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How many processes share what."""
-    parser.add_argument("--processes", type=int, default=2, help="that share the decoder (default 2)")
-    parser.add_argument("--width", type=int, default=512, help="of the decoder (default 512)")
-    parser.add_argument("--layers", type=int, default=8, help="of the decoder (default 8)")
-    parser.add_argument("--tokens", type=int, default=256, help="of each process in a step (default 256)")
+    """Adds the number of processes and the sizes of the decoder."""
+    parser.add_argument("--processes", type=int, default=2, help="processes that share the decoder (default 2)")
+    parser.add_argument("--width", type=int, default=512, help="width of the decoder (default 512)")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the decoder (default 8)")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of each process in a step (default 256)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
-    """Ratios of the process that has most, and of the slowest."""
+    """Measures ratios of the largest memory and the longest time among processes."""
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for _ in range(options.repeats):
         for kind in KINDS:
@@ -60,11 +60,11 @@ def _measured(kind: str, options: argparse.Namespace) -> tuple[float, float]:
     return max(memory for memory, _ in told), max(seconds for _, seconds in told)
 
 
-# In a process of its own ----------------------------------------------------------------------------------------------------------
+# In its own process ---------------------------------------------------------------------------------------------------------------
 
 
 def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, float]:
-    """Bytes at most and seconds a step, of this process."""
+    """Returns peak bytes and seconds per step of this process."""
     import torch
     from accelerate import Accelerator
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,7 +87,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     objective = NextTokenConfig().build()
     if kind == "sharded":
         shared: Replicated | Sharded = Sharded(accelerator, model, objective, model.language)
-        stage = stages.renewed(stage, model)
+        stage = stages.with_current_parameters(stage, model)
     else:
         shared = Replicated(accelerator, StepModule(model, objective))
     optimiser = optim.build_optimiser(stage, (0.9, 0.999), 1e-8)
@@ -95,7 +95,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     if gpus:
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of building the model, which both do alike
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, so that building the model does not count
     seconds = []
     for _ in range(STEPS):
         begin = time.perf_counter()
@@ -111,7 +111,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
 
 
 def _batch(tokens: int) -> "Batch":
-    """A row of random tokens, all but the first supervised."""
+    """Returns a batch of one row of random tokens, all but the first supervised."""
     from sightline.data.batches.collate import collate
     from sightline.types import EncodedConversation, Sample, Span
 
@@ -122,7 +122,7 @@ def _batch(tokens: int) -> "Batch":
 
 
 def _resident(field: str) -> int:
-    """`VmRSS` or `VmHWM` of this process in bytes."""
+    """Returns `VmRSS` or `VmHWM` of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

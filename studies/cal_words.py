@@ -1,14 +1,14 @@
-"""On which words does CAL's weight fall, and how much of it keeps a text that belongs to another picture?
+"""Shows on which words CAL's weight falls, and how much weight is left for texts that belong to another image.
 
     python studies/cal_words.py RUN --data sets/flickr8k --split train --count 200 --low 0.28 --high 1.4
 
-The kinds are lists, so that anyone can see and change them: colours, counts, places, function words, the end of the text, and all
-other words (objects, people, actions). Weights are those of the `clean` form under the model as it stands, so the model should be
-one that was trained far enough to look.
+The word classes are lists that anyone can read and change: colours, counts, places, function words, the end of the text, and all
+other words (objects, people, actions). Weights are those of the `clean` form under the given model, so the model should be trained
+far enough to use the image.
 
-`ratio` is the share of the weight over the share of the tokens (which is what plain cross-entropy gives), with a 95 % bootstrap
-interval over records. `foreign_over_own` is the mean weight of a token of a text that was written for another picture over that of
-the own texts: what CAL leaves of label noise, 1 for plain cross-entropy.
+`ratio` is the share of the weight over the share of the tokens (1 for plain cross-entropy), with a 95 % bootstrap interval over
+records. `foreign_over_own` is the mean token weight of texts written for another image over that of the images' own texts: the
+share of label noise that CAL keeps (1 for plain cross-entropy).
 """
 
 import argparse
@@ -40,7 +40,7 @@ NAMES = ("colours", "counts", "places", "other words", "function words", "marks 
 
 
 def kinds_of(text: TextGain) -> list[str]:
-    """The kind of the word that each token is part of."""
+    """Returns for each token the class of the word that it is part of."""
     words: list[list[int]] = []
     for place, piece in enumerate(text.pieces):
         is_new = not words or piece[:1].isspace() or not piece.strip().isalpha()
@@ -55,14 +55,14 @@ def kinds_of(text: TextGain) -> list[str]:
 
 
 def weights_of(text: TextGain, low: float, high: float, window: int) -> np.ndarray:
-    """CAL's weight of each token of a text."""
+    """Returns CAL's weight of each token of a text."""
     gain = torch.tensor(text.gains, dtype=torch.float64)
     clamped = torch.where(gain.isnan(), torch.ones_like(gain), gain.clamp(low, high))
     return pool_within_spans(clamped, torch.zeros(len(gain), dtype=torch.long), window).numpy()
 
 
 def table(texts: Sequence[TextGain], low: float, high: float, window: int, resamples: int = 1000) -> dict[str, dict[str, object]]:
-    """For each kind its share of tokens and of weight, and the mean gain of its tokens."""
+    """Computes for each word class its share of tokens and of weight, and the mean gain of its tokens."""
     records = sorted({text.record_id for text in texts})
     place = {record: number for number, record in enumerate(records)}
     tokens, weight, gain = (np.zeros((len(records), len(NAMES))) for _ in range(3))
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--features", help="a feature store instead of pictures")
+    parser.add_argument("--features", help="a feature store to use instead of images")
     parser.add_argument("--split", default="train")
     parser.add_argument("--count", type=int, default=200, help="records")
     parser.add_argument("--low", type=float, default=1.0)

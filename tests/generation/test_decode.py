@@ -14,7 +14,7 @@ from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError, RecordError
-from sightline.generation.decode import DecodingConfig, Text, generate
+from sightline.generation.decode import DecodingConfig, GeneratedText, generate
 from sightline.models.text import TextModel
 from sightline.types import Message, Part
 from tests.assembly.helpers import run_config
@@ -47,7 +47,7 @@ def prompts(bundle: ModelBundle) -> list[Prompt]:
     return [prompt(bundle, seed, seed % 3, 1 + seed % 5) for seed in range(12)]
 
 
-def said(bundle: ModelBundle, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[Text]:
+def said(bundle: ModelBundle, asked: list[Prompt], width: int = 0, decoding: DecodingConfig = GREEDY) -> list[GeneratedText]:
     return generate(bundle.model, bundle.tokenizer, asked, decoding, width)
 
 
@@ -179,7 +179,7 @@ def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) ->
     with torch.no_grad():
         alone = model.generate(input_ids=torch.from_numpy(ids)[None], max_new_tokens=NEW, do_sample=False)[0, len(ids) :]  # pyrefly: ignore
     assert answer.text == str(tokenizer.decode(alone, skip_special_tokens=True)).strip()
-    with pytest.raises(RecordError, match="text model was given images"):
+    with pytest.raises(RecordError, match="text-only model; it cannot take images"):
         generate(alone_model, tokenizer, [replace(prompt(bundle, 1, 1, 1))], GREEDY)
 
 

@@ -79,7 +79,7 @@ def test_features_of_our_model_enter_its_connector() -> None:
 def test_a_decoder_alone_takes_no_images() -> None:
     model: SightModel = TextModel(decoder("llama"))
     assert (model.takes_images, model.tokens_per_crop, model.connector, model.encoder_outputs) == (False, 0, None, None)
-    with pytest.raises(RecordError, match="was given images"):
+    with pytest.raises(RecordError, match="cannot take images"):
         model.features(visual(1, 1))
     ids = torch.arange(5)[None]
     settings = {"max_new_tokens": 4, "do_sample": False}

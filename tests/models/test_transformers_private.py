@@ -32,8 +32,8 @@ def gone(owner: Any, name: str, user: str) -> str:
 @pytest.mark.parametrize(
     ("owner", "name", "user"),
     [
-        (CONFIG, "_attn_implementation", "attention_kernel, set_attention_kernel and forget_kernels"),
-        (CONFIG, "_experts_implementation", "forget_kernels"),
+        (CONFIG, "_attn_implementation", "attention_kernel, set_attention_kernel and clear_kernels"),
+        (CONFIG, "_experts_implementation", "clear_kernels"),
         (PreTrainedModel, "_supports_sdpa", "supports_sdpa and CustomModel"),
         (PreTrainedModel, "_supports_flash_attn", "CustomModel"),
         (PreTrainedModel, "_supports_attention_backend", "CustomModel"),
@@ -60,8 +60,8 @@ def test_a_kernel_that_is_set_is_the_one_that_the_model_runs() -> None:
     config = LlamaConfig(**CONFIG.to_dict())
     transformers_private.set_attention_kernel(config, "eager")
     assert transformers_private.attention_kernel(LlamaForCausalLM(config).config) == "eager", "change set_attention_kernel"
-    transformers_private.forget_kernels(config)
-    assert transformers_private.attention_kernel(config) is None, "change forget_kernels"
+    transformers_private.clear_kernels(config)
+    assert transformers_private.attention_kernel(config) is None, "change clear_kernels"
     assert transformers_private.supports_sdpa(LlamaForCausalLM), "change supports_sdpa"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.errors import ConfigError
 from sightline.objectives import CALConfig
 from sightline.objectives.cal import CAL, PublishedCAL
-from sightline.objectives.changed_images import blur, changed_picture, mask_cells
+from sightline.objectives.changed_images import blur, mask_cells, with_changed_images
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import target_logits
 from sightline.ops.pooling import pool_within_spans
@@ -327,7 +327,7 @@ def test_the_other_contrasts_compare_with_the_changed_picture(contrast: Any) -> 
         torch.manual_seed(5)
         blind, counts = CAL(config).blind_logits(model, batch)
         torch.manual_seed(5)
-        hidden = model.hidden(changed_picture(batch, contrast, 0.5, 30.0))
+        hidden = model.hidden(with_changed_images(batch, contrast, 0.5, 30.0))
         expected = target_logits(hidden.states_SD, hidden.head, batch.supervision.target_S)
         removed, _ = CAL(CALConfig()).blind_logits(model, batch)
     assert torch.equal(blind[counts], expected[counts])
@@ -363,7 +363,7 @@ def test_blurring_is_a_gaussian_with_repeated_edges() -> None:
 
 def test_shuffling_gives_each_picture_to_the_next_and_a_lone_one_has_no_gain() -> None:
     batch = batch_of([sample(1, [4])], [sample(2, [5], num_images=2)])
-    changed = changed_picture(batch, "shuffled", 0.5, 1.0)
+    changed = with_changed_images(batch, "shuffled", 0.5, 1.0)
     assert batch.visual is not None
     assert changed.visual is not None
     assert batch.visual.pixels_NHWC is not None
@@ -380,7 +380,7 @@ def test_shuffling_gives_each_picture_to_the_next_and_a_lone_one_has_no_gain() -
     [
         ({"low": 6.0}, "low=6.0 is above high=5.0"),
         ({"window": 2}, "window=2 must be odd"),
-        ({"mode": "published", "contrast": "masked"}, "compares with the image removed"),
+        ({"mode": "published", "contrast": "masked"}, "needs contrast='removed'"),
         ({"low": -1.0}, "greater than or equal to 0"),
         ({"mask_ratio": 1.5}, "less than or equal to 1"),
     ],

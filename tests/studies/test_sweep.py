@@ -131,7 +131,7 @@ def test_a_failing_run_is_noted_with_its_error_and_the_report_says_so(
 ) -> None:
     note = storage.read_json(killed / "runs/broken-s0/sweep.json")
     assert note["state"] == "failed"
-    assert "reach=3 does not divide rows of 4 patches" in note["error"]
+    assert "reach=3 does not divide the 4 patches of a row" in note["error"]
     code, out, _ = call(capsys, place / "sweep.yaml", "--out", killed, "--report", "--json")
     told = json.loads(out)
     assert (code, told["planned"], told["failed"], told["runs"]) == (0, 3, 1, [])

@@ -40,9 +40,9 @@ class Lines(list):
 def job(model: nn.Module, batches: Sequence[Sequence[Batch]], objective: Objective, rules: Any = EVERY, **changes: Any) -> loop.Job:
     """A stage over given micro-batches, a step for each entry of `batches`; plain SGD at rate 1 unless told otherwise."""
     stage = changes.pop("stage", None) or stages.apply(model, "test", rules, changes.pop("lr", 1.0), changes.pop("decay", 0.0))
-    pace: dict[str, Any] = {"steps": len(batches), "warmup": 0, "schedule": "constant", "floor": 0.0, "clip": 0.0}
-    pace |= {"checkpoint_every": 0, "evaluate_every": 0}
-    pace |= {name: changes.pop(name) for name in list(changes) if name in pace}
+    schedule: dict[str, Any] = {"steps": len(batches), "warmup": 0, "schedule": "constant", "floor": 0.0, "clip": 0.0}
+    schedule |= {"checkpoint_every": 0, "evaluate_every": 0}
+    schedule |= {name: changes.pop(name) for name in list(changes) if name in schedule}
     groups = [{"params": list(g.parameters.values()), "lr": g.lr, "peak": g.lr, "part": g.name} for g in stage.groups]
     accelerator = changes.pop("accelerator", None) or Accelerator(cpu=True)
     parts: dict[str, Any] = {
@@ -52,12 +52,12 @@ def job(model: nn.Module, batches: Sequence[Sequence[Batch]], objective: Objecti
         "stage": stage,
         "optimiser": torch.optim.SGD(groups, lr=1.0),
         "loader": Batches(batches),
-        "pace": loop.StageSchedule(**pace),
+        "schedule": loop.StageSchedule(**schedule),
         "log": Lines(),
         "save": lambda at: None,
         "evaluate": None,
         "stop": lambda: "",
-        "gate": optim.FiniteGate(),
+        "guard": optim.NonFiniteGuard(),
     }
     return loop.Job(**(parts | changes))
 

@@ -86,8 +86,8 @@ def test_a_model_may_group_its_parameters_itself() -> None:
         (DualEncoder, {"connector": "train"}, r"no part 'connector'; it has image, text, logit_scale\."),
         (Towers, {"image": "train"}, r"no part 'image'; it has towers, logit_scale\."),
         (Forgetful, {"image": "train"}, r"Forgetful\.parts\(\) leaves out the parameter 'logit_scale'"),
-        (DualEncoder, {"logit_scale": PartConfig(lr=1.0, lora=LoraRule())}, r"'logit_scale' of DualEncoder is no module"),
-        (Towers, {"towers": PartConfig(lr=1.0, lora=LoraRule())}, r"'towers' of Towers is no module"),
+        (DualEncoder, {"logit_scale": PartConfig(lr=1.0, lora=LoraRule())}, r"'logit_scale' of DualEncoder is not a module"),
+        (Towers, {"towers": PartConfig(lr=1.0, lora=LoraRule())}, r"'towers' of Towers is not a module"),
     ],
 )
 def test_what_does_not_fit_the_parts_is_refused(model: type[nn.Module], rules: Any, message: str) -> None:

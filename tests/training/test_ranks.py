@@ -97,18 +97,18 @@ def step(arguments: Sequence[str]) -> None:
             objective = OBJECTIVES[case.objective].build()
             if kind == "sharded":
                 shared: Ranks = Sharded(accelerator, model, objective, model.language)
-                stage = stages.renewed(stage, model)
+                stage = stages.with_current_parameters(stage, model)
                 held = sum(
                     value.to_local().numel() if isinstance(value, DTensor) else value.numel() for value in model.parameters()
                 )
                 assert held < 0.52 * sum(value.numel() for value in model.parameters())
             else:
                 shared = Replicated(accelerator, StepModule(model, objective))
-            with shared.whole():  # goes back to how it was
+            with shared.unsharded():  # goes back to how it was
                 pass
             given = job(model, [micro], objective, stage=stage, accelerator=accelerator, ranks=shared, clip=case.clip)
             loop.fit(given, Progress())
-            with shared.whole():  # and after a step, each rank has it all
+            with shared.unsharded():  # and after a step, each rank has it all
                 layer = model.language.model.layers[0].self_attn.q_proj
                 alone = [len(row) for row in (model.language.lm_head.weight, layer.weight)]
             ends = dict(model.named_parameters())

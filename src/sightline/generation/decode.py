@@ -43,7 +43,7 @@ class DecodingConfig(Config):
 
 
 @dataclass(frozen=True)
-class Text:
+class GeneratedText:
     """A generated text and its number of tokens, including the end token."""
 
     text: str
@@ -57,7 +57,7 @@ def generate(
     decoding: DecodingConfig,
     width: int = 0,
     streamer: Any = None,
-) -> list[Text]:
+) -> list[GeneratedText]:
     """Continues prompts in one batch.
 
     Only `decoding` controls generation: settings that a downloaded model brings along (`no_repeat_ngram_size`, `min_new_tokens`,
@@ -143,9 +143,9 @@ def _joined(arrays: Sequence[np.ndarray | None], device: torch.device) -> Tensor
     return torch.from_numpy(np.concatenate(found)).to(device) if found else None
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> Text:
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> GeneratedText:
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     said = ids if stop is None else ids[:stop]
     text = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
-    return Text(text.strip(), len(said) + (stop is not None))
+    return GeneratedText(text.strip(), len(said) + (stop is not None))

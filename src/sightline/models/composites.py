@@ -68,7 +68,7 @@ def is_known(config: PreTrainedConfig) -> bool:
     return isinstance(config, SightlineConfig) or config.model_type in COMPOSITES
 
 
-def of(config: PreTrainedConfig, path: str) -> Composite:
+def find(config: PreTrainedConfig, path: str) -> Composite:
     """Returns the part names of an architecture.
 
     Raises:
@@ -91,7 +91,7 @@ def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
     """
     config = loading.read_config(path)
     if not isinstance(config, SightlineConfig):
-        of(config, path)
+        find(config, path)
     set_attention_kernel(config.vision_config, vision.kernel_for(config.vision_config, attention))
     set_attention_kernel(config.text_config, language.kernel_for(config.text_config, attention))
     leftovers = () if isinstance(config, SightlineConfig) else LEFTOVERS
@@ -109,7 +109,7 @@ def vision_choice(config: PreTrainedConfig, path: str) -> tuple[Literal["last"] 
     """
     if isinstance(config, SightlineConfig):
         return config.vision_layer, config.vision_drop > 0
-    if of(config, path) is _IDEFICS3:
+    if find(config, path) is _IDEFICS3:
         return "last", True
     layer = config.vision_feature_layer
     if not isinstance(layer, int):
@@ -144,7 +144,7 @@ def connector_config(config: PreTrainedConfig, path: str) -> ConnectorConfig:
     """
     if isinstance(config, SightlineConfig):
         return connector_from(config.connector)
-    if of(config, path) is _IDEFICS3:
+    if find(config, path) is _IDEFICS3:
         return LinearConfig(shuffle=config.scale_factor, bias=False)
     if config.projector_hidden_act != "gelu":
         raise ConfigError(

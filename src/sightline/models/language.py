@@ -133,21 +133,21 @@ def check_decoder(decoder: PreTrainedModel) -> None:
     name = type(decoder).__name__
     ids = torch.arange(4, device=decoder.device)[None]
     head = head_of(decoder)
-    with _evaluating(decoder):
+    with _eval_mode(decoder):
         try:
             expected = decoder(input_ids=ids, use_cache=False).logits.float()
-            states, shorter = (_states_alone(decoder, part) for part in (ids, ids[:, :3]))
+            states, shorter = (_unpacked_states(decoder, part) for part in (ids, ids[:, :3]))
         except Exception as error:  # another library's model may raise anything where it does not know an argument
             raise ConfigError(
                 f"{name} does not run on inputs_embeds with position_ids: {loading.first_line(error)}", "Choose another decoder."
             ) from error
         logits = nn.functional.linear(states, head.weight_VD, head.bias_V).float() * head.scale
         logits = torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
-    if not _alike(states[:, :3], shorter):
+    if not _all_close(states[:, :3], shorter):
         raise ConfigError(
             f"{name} is not a causal decoder: a later token changes the output of an earlier one.", "Choose another decoder."
         )
-    if not _alike(logits, expected):
+    if not _all_close(logits, expected):
         raise ConfigError(
             f"the logits of {name} are not head(hidden state) with a known scale or soft cap.",
             "Choose another decoder, or add its scale to `head_of` in sightline/models/language.py.",
@@ -173,17 +173,17 @@ def check_packable(decoder: PreTrainedModel) -> None:
         is_plain=False,
     )
     name = decoder.config.model_type
-    with _evaluating(decoder):
-        alone = _states_alone(decoder, ids[:, [3, 4, 7, 8]])
+    with _eval_mode(decoder):
+        alone = _unpacked_states(decoder, ids[:, [3, 4, 7, 8]])
         try:
             together = decode(decoder, decoder.get_input_embeddings()(ids), tokens)[0]
         except Exception as error:  # as in `check_decoder`
-            raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACKED) from error
-    if not _alike(together[:, 7:], alone[:, 2:]):
-        raise ConfigError(f"a {name} decoder mixes samples that share a packed row.", UNPACKED)
+            raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACK_HINT) from error
+    if not _all_close(together[:, 7:], alone[:, 2:]):
+        raise ConfigError(f"a {name} decoder mixes samples that share a packed row.", UNPACK_HINT)
 
 
-def _states_alone(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """Returns the hidden states of rows that hold one sample each."""
     position = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
     zeros = torch.zeros_like(ids_BT)
@@ -191,7 +191,7 @@ def _states_alone(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _eval_mode(module: nn.Module) -> Iterator[None]:
     """Turns gradients and dropout off, and restores the mode of each submodule afterwards."""
     training = [part for part in module.modules() if part.training]
     module.eval()
@@ -203,7 +203,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
+def _all_close(ours: Tensor, theirs: Tensor) -> bool:
     """Returns whether two tensors are equal up to bf16 rounding; mixed samples or a missing scale differ a hundred times more."""
     return bool((ours.float() - theirs.float()).abs().max() <= 1e-2 * theirs.float().abs().max())
 
@@ -231,13 +231,13 @@ def decode(
     coefficient = balance_coefficient(decoder)
     output = body(decoder)(
         inputs_embeds=embeddings_BTD,
-        attention_mask=masks(text_config(decoder), tokens, embeddings_BTD.dtype),
+        attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
         position_ids=tokens.position_BT,
         use_cache=False,
         **({"output_router_logits": True} if coefficient else {}),
     )
     routers = (output.get("router_logits") or ()) if coefficient else ()  # empty if every layer is dense
-    return output.last_hidden_state, {"decoder_balance": coefficient * _balance(decoder, routers, tokens)} if routers else {}
+    return output.last_hidden_state, {"decoder_balance": coefficient * _load_balancing(decoder, routers, tokens)} if routers else {}
 
 
 def balance_coefficient(decoder: PreTrainedModel) -> float:
@@ -255,7 +255,7 @@ def balance_coefficient(decoder: PreTrainedModel) -> float:
     return float(getattr(text_config(decoder), "router_aux_loss_coef", None) or 0.0)
 
 
-def _balance(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens) -> Tensor:
+def _load_balancing(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens) -> Tensor:
     num_tokens = tokens.ids_BT.numel()
     if any(logits.ndim != 2 or len(logits) != num_tokens for logits in routers):
         raise ConfigError(
@@ -275,7 +275,7 @@ def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D
     return Hidden(states_SD, head_of(decoder), losses)
 
 
-def masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:
+def attention_masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:
     """Returns the attention mask for packed rows: one mask per kind of layer if the decoder has several kinds.
 
     Rows that hold one sample each need no mask: transformers then uses the kernel's own causal attention (it reads the position
@@ -311,23 +311,26 @@ def check_layers(config: PreTrainedConfig) -> None:
     """
     odd = sorted(layer_kinds(config) - {FULL, SLIDING})
     if odd:
-        raise ConfigError(f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACKED)
+        raise ConfigError(
+            f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACK_HINT
+        )
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
-            f"a {config.model_type} decoder takes no position_ids, so positions of packed samples cannot restart at 0.", UNPACKED
+            f"a {config.model_type} decoder takes no position_ids, so positions of packed samples cannot restart at 0.", UNPACK_HINT
         )
     kernel = attention_kernel(config)
     if kernel not in (None, *WITH_MASKS):
         raise ConfigError(
-            f"the attention kernel {kernel!r} takes no mask, but packed rows need one.", f"Set runtime.attention=sdpa. {UNPACKED}"
+            f"the attention kernel {kernel!r} takes no mask, but packed rows need one.",
+            f"Set runtime.attention=sdpa. {UNPACK_HINT}",
         )
 
 
-UNPACKED = "Set data.pack=false and data.share_prefix=false."
+UNPACK_HINT = "Set data.pack=false and data.share_prefix=false."
 WITH_MASKS = ("eager", "sdpa")
 WITHOUT_POSITION_IDS = frozenset({"bloom", "mpt", "rwkv", "mamba", "mamba2", "falcon_mamba", "xlnet"})
 
 
-def position_limit(config: PreTrainedConfig) -> int:
+def max_sequence_length(config: PreTrainedConfig) -> int:
     """Returns the decoder's maximum sequence length (`max_position_embeddings`), 2^20 if it has none."""
     return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sightline.errors import ConfigError, DataError, SightlineError, StorageError
-from sightline.models.transformers_private import forget_kernels, supports_sdpa
+from sightline.models.transformers_private import clear_kernels, supports_sdpa
 from sightline.runtime.storage import safe_join
 
 # Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
@@ -62,7 +62,7 @@ def read_config(path: str) -> PreTrainedConfig:
             f"cannot read a model configuration from {path!r}: {first_line(error)}",
             "Give a folder written by save_pretrained, or the id of a model on the Hub.",
         ) from error
-    forget_kernels(config)
+    clear_kernels(config)
     if values.get("quantization_config"):
         raise ConfigError(
             f"the weights at {path!r} are quantised; Sightline cannot train them.", "Give the folder of the unquantised weights."
@@ -163,7 +163,7 @@ def load(
     previous = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        check_amount(auto, config, path)
+        check_num_weights(auto, config, path)
         model, info = auto.from_pretrained(
             path,
             config=config,
@@ -196,7 +196,7 @@ def load(
     return model
 
 
-def check_amount(auto: Any, config: PreTrainedConfig, path: str) -> None:
+def check_num_weights(auto: Any, config: PreTrainedConfig, path: str) -> None:
     """Refuses a local folder whose files hold fewer weights than its configuration describes, before allocating memory for them.
 
     Raises:

@@ -40,7 +40,7 @@ class StockModel(nn.Module):
         self, inner: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...], rescale: float, side: tuple[int, int]
     ) -> None:
         super().__init__()
-        composites.of(inner.config, str(inner.name_or_path or ""))
+        composites.find(inner.config, str(inner.name_or_path or ""))
         self.inner = inner
         self.mean, self.std, self.rescale = mean, std, rescale
         self.tokens_per_crop, self.token_grid = self._probe(side)

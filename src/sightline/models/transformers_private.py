@@ -24,7 +24,7 @@ def set_attention_kernel(config: PreTrainedConfig, kernel: str | None) -> None:
     config._attn_implementation = kernel
 
 
-def forget_kernels(config: PreTrainedConfig) -> None:
+def clear_kernels(config: PreTrainedConfig) -> None:
     """Removes the kernels that a configuration file names: a name may refer to a kernel on the Hub, which is code."""
     config._attn_implementation = config._experts_implementation = None
 

@@ -258,7 +258,7 @@ class SightlineForConditionalGeneration(CustomModel):
         Raises:
             ValueError: the connector mixes vocabulary entries that would be removed.
         """
-        if new_num_tokens is not None and new_num_tokens < self.config.num_words and self.connector.mixes_words:
+        if new_num_tokens is not None and new_num_tokens < self.config.num_words and self.connector.mixes_vocabulary:
             words = self.config.num_words
             raise ValueError(
                 f"align mixes {words} vocabulary entries of the decoder, so the vocabulary cannot shrink to {new_num_tokens}"

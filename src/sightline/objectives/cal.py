@@ -29,7 +29,7 @@ from torch import Tensor
 from sightline.errors import ConfigError
 from sightline.objectives.auxiliary import with_auxiliary
 from sightline.objectives.base import HiddenStateModel, Objective, ObjectiveConfig
-from sightline.objectives.changed_images import Contrast, changed_picture
+from sightline.objectives.changed_images import Contrast, with_changed_images
 from sightline.objectives.next_token import by_source
 from sightline.ops.cross_entropy import linear_cross_entropy, target_logits
 from sightline.ops.pooling import pool_within_spans, published_loss, published_weights
@@ -109,7 +109,7 @@ class CAL:
         A target has no gain if its sample has no image, or if only the image precedes it.
         """
         target_S = batch.supervision.target_S
-        has_image_S = with_image(batch)
+        has_image_S = has_image(batch)
         if batch.blind_logits_S is not None:
             return batch.blind_logits_S.nan_to_num(), has_image_S & ~batch.blind_logits_S.isnan()
         lone = self.config.contrast == "shuffled" and batch.visual is not None and batch.visual.num_crops < 2
@@ -120,7 +120,7 @@ class CAL:
                 other = text_only(batch)
                 known_S = other.supervision.slot_S >= 0
             else:
-                other = changed_picture(batch, self.config.contrast, self.config.mask_ratio, self.config.blur_sigma)
+                other = with_changed_images(batch, self.config.contrast, self.config.mask_ratio, self.config.blur_sigma)
                 known_S = torch.ones_like(has_image_S)
             hidden = model.hidden(other)
             return target_logits(hidden.states_SD, hidden.head, target_S), has_image_S & known_S
@@ -201,7 +201,7 @@ def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:
     return mask.view_as(batch.tokens.ids_BT)
 
 
-def with_image(batch: Batch) -> Bool[Tensor, " S"]:
+def has_image(batch: Batch) -> Bool[Tensor, " S"]:
     """Returns which targets belong to a sample with an image."""
     sample_S = batch.supervision.sample_S
     if batch.visual is None:

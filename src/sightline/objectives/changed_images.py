@@ -17,7 +17,7 @@ GRID = (10, 20)  # rows and columns that `masked` covers, as in the paper
 REFERENCE_SIDE = 336  # side in pixels of the images that the paper's blur widths refer to
 
 
-def changed_picture(batch: Batch, contrast: Contrast, mask_ratio: float, blur_sigma: float) -> Batch:
+def with_changed_images(batch: Batch, contrast: Contrast, mask_ratio: float, blur_sigma: float) -> Batch:
     """Returns the batch with changed images in its visual slots.
 
     Args:

@@ -1,6 +1,6 @@
 """The training loop: load, forward, backward, scale and clip, check for non-finite values, step, log, evaluate, save.
 
-A micro-batch gives a loss sum and a weight. Sums are back-propagated, weights are added over micro-batches and ranks, and the
+A micro-batch gives a loss sum and a weight. StepTotals are back-propagated, weights are added over micro-batches and ranks, and the
 gradient is divided once by the total weight, before clipping. So one large batch and several small ones give the same step.
 """
 
@@ -20,7 +20,7 @@ from sightline.runtime import seeds
 from sightline.runtime.logs import progress
 from sightline.training import optim
 from sightline.training.checkpoint import Progress
-from sightline.training.meters import Sums
+from sightline.training.meters import StepTotals
 from sightline.training.ranks import Ranks
 from sightline.training.stages import Stage
 
@@ -37,7 +37,7 @@ class StageSchedule:
 
     Attributes:
         steps: length of the stage.
-        warmup, schedule, floor: of the learning rate (see `optim.rate`).
+        warmup, schedule, floor: of the learning rate (see `optim.lr_factor`).
         clip: maximum gradient norm; 0 turns clipping off.
         checkpoint_every, evaluate_every: interval in steps; 0 means only at the end.
     """
@@ -72,13 +72,13 @@ class Job:
         stage: the parameters that train.
         optimiser: of the stage's parameter groups.
         loader: micro-batches of this rank; of any type that `ranks.module` accepts.
-        pace: length, learning-rate schedule and intervals.
+        schedule: length, learning-rate schedule and intervals.
         log: gets a line per step.
         save: writes a checkpoint; called on all ranks.
         evaluate: in-loop validation; returns values for the log, of which `value` selects the best checkpoint.
         stop: returns the name of a signal that has arrived, or "".
-        gate: skips steps that are not finite.
-        watch: returns values of the model for each line of the log.
+        guard: skips steps that are not finite.
+        log_values: returns values of the model for each line of the log.
         sources: names of the data sources, by number.
     """
 
@@ -88,13 +88,13 @@ class Job:
     stage: Stage
     optimiser: torch.optim.Optimizer
     loader: StepLoader
-    pace: StageSchedule
+    schedule: StageSchedule
     log: Log
     save: Callable[[Progress], None]
     evaluate: Callable[[Progress], dict[str, Any]] | None
     stop: Callable[[], str]
-    gate: optim.FiniteGate
-    watch: Callable[[], dict[str, float]] = dict
+    guard: optim.NonFiniteGuard
+    log_values: Callable[[], dict[str, float]] = dict
     sources: tuple[str, ...] = ()
 
 
@@ -108,22 +108,22 @@ def fit(job: Job, at: Progress) -> Progress:
         Stopped: a signal arrived; a checkpoint was saved.
         NumericsError: several consecutive steps were not finite.
     """
-    pace = job.pace
+    schedule = job.schedule
     parameters = [parameter for group in job.stage.groups for parameter in group.parameters.values()]
-    steps = job.loader.stream(at.epoch, at.epoch_step, pace.steps - at.stage_step)
-    with progress(job.stage.name, pace.steps, at.stage_step, show=job.accelerator.is_main_process) as bar:
+    steps = job.loader.stream(at.epoch, at.epoch_step, schedule.steps - at.stage_step)
+    with progress(job.stage.name, schedule.steps, at.stage_step, show=job.accelerator.is_main_process) as bar:
         job.model.train()
         for micro_batches, waited in _timed(steps):
             begin = time.perf_counter() - waited
-            factor = optim.rate(at.stage_step, pace.steps, pace.warmup, pace.schedule, pace.floor)
-            rates = optim.set_rates(job.optimiser, factor)
+            factor = optim.lr_factor(at.stage_step, schedule.steps, schedule.warmup, schedule.schedule, schedule.floor)
+            rates = optim.set_lr(job.optimiser, factor)
 
             sums = _forward_backward(job, micro_batches)
             sums.stop = job.stop()
             sums = sums.reduced(job.accelerator)
             norm = _scale_and_clip(job, parameters, sums.weight)
             # With a total weight of 0 there is nothing to train on; a weight that is not finite is handled like such a loss.
-            stepped = sums.weight != 0 and job.gate.passes(sums.mean, norm, at.step + 1, _ids(micro_batches))
+            stepped = sums.weight != 0 and job.guard.allows(sums.mean, norm, at.step + 1, _ids(micro_batches))
             if stepped:
                 job.optimiser.step()
             job.optimiser.zero_grad(set_to_none=True)
@@ -131,19 +131,19 @@ def fit(job: Job, at: Progress) -> Progress:
             at = _advanced(at, job, sums, stepped)
             seconds = time.perf_counter() - begin
             values = sums.line(job.sources)
-            job.log.write(_line(at, job.stage.name, sums, values, norm, rates, stepped, seconds, waited) | job.watch())
+            job.log.write(_line(at, job.stage.name, sums, values, norm, rates, stepped, seconds, waited) | job.log_values())
             unit = "tokens" if "tokens" in sums.counts else "samples"
             bar.step(1, f"loss {sums.mean:.4f}  {sums.counts.get(unit, 0) / seconds:,.0f} {unit}/s")
             faults.hit("step.end")
 
-            if _due(at.stage_step, pace.evaluate_every, pace.steps) and job.evaluate is not None:
+            if _due(at.stage_step, schedule.evaluate_every, schedule.steps) and job.evaluate is not None:
                 at = _evaluated(job, at)
             stop = sums.stop or _stop_now(job)
             is_best = at.best is not None and at.best[1] == at.step  # saved at once: a later step cannot restore it
-            if stop or ((is_best or _due(at.stage_step, pace.checkpoint_every, 0)) and at.stage_step < pace.steps):
+            if stop or ((is_best or _due(at.stage_step, schedule.checkpoint_every, 0)) and at.stage_step < schedule.steps):
                 job.save(at)
             if stop:
-                raise Stopped(f"{stop} at step {at.step}; a checkpoint is saved.", "Run the same command again to continue.")
+                raise Stopped(f"{stop} at step {at.step}; the state is saved.", "Run the same command again to continue.")
     return at
 
 
@@ -163,8 +163,8 @@ def _timed(steps: Iterator[Sequence[MicroBatch]]) -> Iterator[tuple[Sequence[Mic
         yield group, time.perf_counter() - begin
 
 
-def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> Sums:
-    sums = Sums()
+def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> StepTotals:
+    sums = StepTotals()
     for micro in micro_batches:
         sums.count(micro)
     for loss in job.ranks.forward_backward([micro.batch for micro in micro_batches]):
@@ -175,10 +175,10 @@ def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> Sums:
 def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: float) -> float:
     """Divides gradients by the weight of the complete step (the ranks' average is undone), clips them, and returns the norm."""
     factor = job.accelerator.num_processes / weight if weight > 0 else 1.0
-    return job.ranks.scale_and_clip(parameters, factor, job.pace.clip if job.pace.clip > 0 else float("inf"))
+    return job.ranks.scale_and_clip(parameters, factor, job.schedule.clip if job.schedule.clip > 0 else float("inf"))
 
 
-def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
+def _advanced(at: Progress, job: Job, sums: StepTotals, stepped: bool) -> Progress:
     epoch, epoch_step = at.epoch, at.epoch_step
     if epoch_step >= job.loader.steps_in_epoch(epoch):
         epoch, epoch_step = epoch + 1, 0
@@ -198,7 +198,7 @@ def _advanced(at: Progress, job: Job, sums: Sums, stepped: bool) -> Progress:
 def _line(
     at: Progress,
     stage: str,
-    sums: Sums,
+    sums: StepTotals,
     values: dict[str, float],
     norm: float,
     rates: dict[str, float],
@@ -239,7 +239,7 @@ def _evaluated(job: Job, at: Progress) -> Progress:
     random = seeds.take()
     job.model.eval()
     try:
-        with torch.no_grad(), job.ranks.whole():
+        with torch.no_grad(), job.ranks.unsharded():
             values = job.evaluate(at)
     finally:
         job.model.train()

@@ -1,4 +1,4 @@
-"""Sums over the micro-batches of a step, then over ranks, for the log. Means are computed only from such sums."""
+"""StepTotals over the micro-batches of a step, then over ranks, for the log. Means are computed only from such sums."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from sightline.types import Loss
 
 
 @dataclass
-class Sums:
+class StepTotals:
     """Totals of one optimiser step.
 
     Attributes:
@@ -42,11 +42,11 @@ class Sums:
             before = self.parts.get(name, (0.0, 0.0))
             self.parts[name] = (before[0] + float(total), before[1] + float(weight))
 
-    def reduced(self, accelerator: Accelerator) -> "Sums":
+    def reduced(self, accelerator: Accelerator) -> "StepTotals":
         """Returns the totals over all ranks, added in the order of ranks."""
         if accelerator.num_processes == 1:
             return self
-        out = Sums()
+        out = StepTotals()
         for other in gather_object([vars(self)]):
             out._merge(other)
         return out

@@ -26,7 +26,7 @@ def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> tor
     return torch.optim.AdamW(groups, betas=betas, eps=eps)
 
 
-def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:
+def lr_factor(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:
     """Returns the factor on the peak rate at `step` (0 is the first): linear warm-up, then the schedule down to `floor`.
 
     Args:
@@ -45,7 +45,7 @@ def rate(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -
     return floor + (1 - floor) * fall
 
 
-def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+def set_lr(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, float]:
     """Sets the rate of every group to `factor` times its peak; returns the rate of each part."""
     rates = {}
     for group in optimiser.param_groups:
@@ -54,7 +54,7 @@ def set_rates(optimiser: torch.optim.Optimizer, factor: float) -> dict[str, floa
     return rates
 
 
-class FiniteGate:
+class NonFiniteGuard:
     """Allows a step only if loss and gradient norm are finite; three consecutive failures end the run.
 
     A skipped step leaves weights and optimiser unchanged.
@@ -62,9 +62,9 @@ class FiniteGate:
 
     def __init__(self, patience: int = 3) -> None:
         self.patience = patience
-        self.in_a_row = 0
+        self.consecutive = 0
 
-    def passes(self, loss: float, norm: float, step: int, where: str) -> bool:
+    def allows(self, loss: float, norm: float, step: int, where: str) -> bool:
         """Returns whether the step may be made.
 
         Args:
@@ -76,12 +76,12 @@ class FiniteGate:
             NumericsError: `patience` consecutive steps were not finite.
         """
         if math.isfinite(loss) and math.isfinite(norm):
-            self.in_a_row = 0
+            self.consecutive = 0
             return True
-        self.in_a_row += 1
-        if self.in_a_row >= self.patience:
+        self.consecutive += 1
+        if self.consecutive >= self.patience:
             raise NumericsError(
-                f"the loss ({loss}) or the gradient norm ({norm}) is not finite at step {step}, {self.in_a_row} steps in a row "
+                f"the loss ({loss}) or the gradient norm ({norm}) is not finite at step {step}, {self.consecutive} steps in a row "
                 f"(records {where}).",
                 "Lower the learning rate, or check these records; the last checkpoint is finite.",
             )

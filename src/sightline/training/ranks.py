@@ -39,9 +39,9 @@ class StepModule(nn.Module):
 
     def forward(self, batch: TrainingBatch) -> Loss:
         loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
-        if torch.is_grad_enabled() and not loss.total.requires_grad and _several():
+        if torch.is_grad_enabled() and not loss.total.requires_grad and _is_distributed():
             # A rank whose rows reach no trainable parameter still takes part in the gradient exchange, for which the others wait.
-            loss = replace(loss, total=loss.total + _nothing_of(self.model.parameters()))
+            loss = replace(loss, total=loss.total + _zero_of(self.model.parameters()))
         return loss
 
 
@@ -63,7 +63,7 @@ class Ranks(Protocol):
         """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`; returns the norm before."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """Returns a context for validation in which each rank can run the model without the others."""
         ...
 
@@ -72,7 +72,7 @@ class Ranks(Protocol):
         ...
 
 
-class _OneByOne:
+class _IndependentMicroBatches:
     """A step whose micro-batches are independent: its gradient is the sum of theirs.
 
     Attributes:
@@ -87,19 +87,19 @@ class _OneByOne:
         losses = []
         for number, batch in enumerate(batches, 1):
             batch = batch.to(self.accelerator.device)
-            with self.accelerator.autocast(), self._exchanging(number == len(batches)):
+            with self.accelerator.autocast(), self._gradient_sync(number == len(batches)):
                 loss: Loss = self.module(batch)
                 if loss.total.requires_grad:
                     self.accelerator.backward(loss.total)
             losses.append(replace(loss, total=loss.total.detach()))
         return losses
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """Returns a context for a micro-batch; only the `last` one of a step exchanges gradients between ranks."""
         raise NotImplementedError
 
 
-class Replicated(_OneByOne):
+class Replicated(_IndependentMicroBatches):
     """Every rank holds a complete copy of the model (DDP).
 
     Args:
@@ -111,7 +111,7 @@ class Replicated(_OneByOne):
         self.accelerator = accelerator
         self.module = accelerator.prepare_model(step)
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
 
     def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
@@ -120,14 +120,14 @@ class Replicated(_OneByOne):
                 parameter.grad.mul_(factor)
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
-    def whole(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors) if self.accelerator.is_main_process else {}
 
 
-class Sharded(_OneByOne):
+class Sharded(_IndependentMicroBatches):
     """Every rank holds a shard of each weight, of its gradient and of its optimiser state (FSDP2).
 
     The weights of a decoder layer are gathered only while it computes; everything else (encoder, connector, embeddings, head) is
@@ -157,7 +157,7 @@ class Sharded(_OneByOne):
             fully_shard(layer, mesh=mesh, mp_policy=arithmetic)
         fully_shard(self.module, mesh=mesh, ignored_params=set(filter(_is_indivisible, model.parameters())))
 
-    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
@@ -185,7 +185,7 @@ class Sharded(_OneByOne):
         return float(norm)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         """Gathers all weights on every rank, without gradients and optimiser states."""
         modules = [self.module, *self.layers]
         for layer in self.layers:
@@ -236,7 +236,7 @@ class _ShardedStep(StepModule):
                 nothing = self._empty_pass()
             total, passes = total + nothing, passes + 1
         if grad:
-            total = total + _nothing_of(parameter for parameter in self.model.parameters() if not isinstance(parameter, DTensor))
+            total = total + _zero_of(parameter for parameter in self.model.parameters() if not isinstance(parameter, DTensor))
         return replace(loss, total=total)
 
     def _before_pass(self, module: nn.Module, args: Any) -> None:
@@ -288,11 +288,11 @@ def _is_indivisible(parameter: Tensor) -> bool:
     return parameter.ndim == 0 or not parameter.numel()
 
 
-def _nothing_of(parameters: Iterable[Tensor]) -> Tensor | float:
+def _zero_of(parameters: Iterable[Tensor]) -> Tensor | float:
     """Returns a zero that depends on every trainable parameter."""
     sums = [parameter.sum() for parameter in parameters if parameter.requires_grad]
     return 0.0 * torch.stack(sums).sum() if sums else 0.0
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

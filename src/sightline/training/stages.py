@@ -57,7 +57,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class PartRow:
+class PartSummary:
     """A line of the table: a part, its size, and how it trains (`lr` 0: frozen; `rank` above 0: through adapters)."""
 
     name: str
@@ -81,7 +81,7 @@ class Stage:
 
     name: str
     groups: tuple[Group, ...]
-    table: tuple[PartRow, ...] = field(default=())
+    table: tuple[PartSummary, ...] = field(default=())
 
 
 def apply(
@@ -105,7 +105,7 @@ def apply(
             raise ConfigError(unknown_part(stage, part, parts), "Use one of these names in stages.*.parts.")
     groups, table = [], []
     for part, parameters in parts.items():
-        rule = resolved(rules.get(part, "frozen"), lr)
+        rule = resolve_rule(rules.get(part, "frozen"), lr)
         size = sum(parameter.numel() for parameter in parameters.values())
         if rule is not None and rule.lora is not None:
             lora.inject(_module_of(model, part), rule.lora, part)
@@ -114,7 +114,7 @@ def apply(
         trained = {name: value for name, value in parameters.items() if rule is not None and _trains(rule, name)}
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trained)
-        table.append(row_of(part, rule, size, sum(value.numel() for value in trained.values())))
+        table.append(part_summary(part, rule, size, sum(value.numel() for value in trained.values())))
         if rule is not None:
             groups.extend(_groups(part, rule, trained, weight_decay, decay_all))
     if not any(group.parameters for group in groups):
@@ -123,7 +123,7 @@ def apply(
     return Stage(stage, tuple(groups), tuple(table))
 
 
-def renewed(stage: Stage, model: nn.Module) -> Stage:
+def with_current_parameters(stage: Stage, model: nn.Module) -> Stage:
     """Returns the stage with the model's current parameters, after they were replaced (as sharding does).
 
     Sharded and unsharded parameters get separate groups: an optimiser cannot step them in one call.
@@ -182,14 +182,14 @@ def _trains(rule: PartConfig, parameter: str) -> bool:
     return rule.lora is None or lora.trains_under(rule.lora, parameter)
 
 
-def row_of(part: str, rule: PartConfig | None, parameters: int = 0, trainable: int = 0) -> PartRow:
+def part_summary(part: str, rule: PartConfig | None, parameters: int = 0, trainable: int = 0) -> PartSummary:
     """Returns the table's line of a part under a rule."""
     if rule is None:
-        return PartRow(part, parameters, trainable, 0.0)
-    return PartRow(part, parameters, trainable, rule.lr, 0 if rule.lora is None else rule.lora.r)
+        return PartSummary(part, parameters, trainable, 0.0)
+    return PartSummary(part, parameters, trainable, rule.lr, 0 if rule.lora is None else rule.lora.r)
 
 
-def resolved(rule: PartRule, lr: float) -> PartConfig | None:
+def resolve_rule(rule: PartRule, lr: float) -> PartConfig | None:
     """Returns a rule with all values set, at the run's rate `lr` if it names none; None for a frozen part."""
     if rule == "frozen":
         return None

@@ -24,5 +24,5 @@ def test_a_tokenizer_that_is_named_too_stays(first: bool) -> None:
 
 
 def test_a_decoder_that_exists_is_not_given_a_new_tokenizer() -> None:
-    with pytest.raises(ConfigError, match="does not know the words of a new tokenizer"):
+    with pytest.raises(ConfigError, match="uses its own tokenizer"):
         resolve(flickr8k_mobilenet_v2(), None, ["model.language.path=runs/lm", "model.language.tokenizer={vocabulary: 512}"])

@@ -388,7 +388,7 @@ def test_a_saved_model_of_a_table_is_read_back_the_same(tmp_path: Path, table: t
         with torch.no_grad():
             outs.append(float(NextToken()(one.model, batch).total))
     assert outs[0] == outs[1]
-    with pytest.raises(UsageError, match="it has no encoder and takes no pictures"):
+    with pytest.raises(UsageError, match="it has no encoder, so it cannot take images"):
         again.model.encode_pixels(torch.zeros(1, 3, 4, 4))
 
 

@@ -187,7 +187,7 @@ def test_one_word_turns_every_visual_token_into_the_word_that_is_used_most(
     total = torch.zeros(model.config.num_words, dtype=torch.float64)
     with torch.no_grad():
         for each in opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, Counter()):
-            total += model.connector.word_mixer.distribution(model.connector.merged(each.features_NPE), 1, 1e-6).mean_V
+            total += model.connector.vocabulary_mixer.distribution(model.connector.merged(each.features_NPE), 1, 1e-6).mean_V
         word = model.words()[int(total.argmax())]
     assert found
     assert all(torch.equal(out, word.expand_as(out)) for out in found)
@@ -213,5 +213,5 @@ def test_the_command_restricts_words_and_adds_noise(
 def test_another_connector_has_no_words_to_leave_out(data: Path, tmp_path: Path) -> None:
     bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     models.write(bundle, tmp_path / "mlp")
-    with pytest.raises(ConfigError, match="connector 'mlp' mixes no words"):
+    with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'mlp'"):
         answers(tmp_path / "mlp", data, tmp_path / "out", words=3)

@@ -217,9 +217,9 @@ def altered(kind: str, target: Path, **values: Any) -> str:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"vision_feature_layer": [-2, -1]}, "joins hidden states"),
+        ({"vision_feature_layer": [-2, -1]}, "concatenates the hidden states"),
         ({"projector_hidden_act": "relu"}, "a connector with 'relu'"),
-        ({"model_type": "qwen2_vl"}, "holds a qwen2_vl model, whose parts are not known"),
+        ({"model_type": "qwen2_vl"}, "holds a qwen2_vl model; Sightline does not know"),
     ],
 )
 def test_a_composite_that_ours_cannot_equal_is_refused(values: dict[str, Any], fault: str, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_an_encoder_of_which_a_patch_would_be_lost_is_refused(tmp_path: Path) ->
     )
     shutil.copytree(stock_folder("llava"), tmp_path / "model")
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "model")
-    with pytest.raises(ConfigError, match="leaves out one token of an encoder that has 0 class tokens"):
+    with pytest.raises(ConfigError, match="removes one token, but its encoder has 0 class and register tokens"):
         built(**{"from": {"path": str(tmp_path / "model"), "parts": WHOLE}})
     stock_alone = models.read(tmp_path / "model")  # as it is it works: a patch less in every crop
     assert stock_alone.tokens_per_crop == 15
@@ -256,7 +256,7 @@ def test_two_connectors_for_one_place_are_refused() -> None:
 def test_a_connector_between_other_parts_is_refused_before_training() -> None:
     path = str(stock_folder("llava"))
     given = {"from": {"path": path, "parts": ["connector", "language"]}, "vision": {"path": str(encoder_folder("mobilenet_v2"))}}
-    with pytest.raises(ConfigError, match="the composite's connector does not fit between these parts"):
+    with pytest.raises(ConfigError, match="the connector does not fit these parts"):
         built(**given)
 
 

@@ -190,7 +190,7 @@ def changed(kind: str, target: Path, file: str, **values: Any) -> Path:
     [
         ("llava", "config.json", {"image_token_index": 5}, "the model's image token is 5"),
         ("llava_next", "config.json", {"image_grid_pinpoints": [[32, 64]]}, "'image_grid_pinpoints' of config.json and of the"),
-        ("idefics3", "config.json", {"model_type": "qwen2_vl"}, "holds a qwen2_vl model, whose parts are not known"),
+        ("idefics3", "config.json", {"model_type": "qwen2_vl"}, "holds a qwen2_vl model; Sightline does not know"),
         ("idefics3", "config.json", {"model_type": "llama"}, "holds a llama model"),
         ("idefics3", "preprocessor_config.json", {"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor"),
     ],
@@ -209,5 +209,5 @@ def test_a_folder_without_one_of_its_files_is_refused(gone: str, tmp_path: Path)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no usable model configuration"):
+    with pytest.raises(ConfigError, match="cannot read a model configuration"):
         ChatModel.open(str(tmp_path))

@@ -10,11 +10,11 @@ import torch
 
 from sightline.models.connectors import CONNECTORS, ConnectorConfig
 from sightline.models.vlm import SightlineForConditionalGeneration
-from sightline.objectives.cal import CAL, CALConfig, with_image
+from sightline.objectives.cal import CAL, CALConfig, has_image
 from sightline.ops.cross_entropy import target_logits
 from sightline.ops.text_only import text_only
 from sightline.training import lora, stages
-from sightline.training.meters import Sums
+from sightline.training.meters import StepTotals
 from sightline.types import Batch, Loss, Sample
 from tests.builders import Exact, apart, batch_of, sample, vlm
 
@@ -145,16 +145,16 @@ def test_the_log_says_what_the_weights_are() -> None:
         seen, blind = (
             target_logits(h.states_SD, h.head, batch.supervision.target_S) for h in map(model.hidden, (batch, text_only(batch)))
         )
-    has_image = with_image(batch).numpy()
-    gain = np.where(has_image, (seen - blind).numpy(), 0.0)
-    clamped = np.where(has_image, gain.clip(0.2, 0.6), 1.0)
+    imaged = has_image(batch).numpy()
+    gain = np.where(imaged, (seen - blind).numpy(), 0.0)
+    clamped = np.where(imaged, gain.clip(0.2, 0.6), 1.0)
     span = batch.supervision.span_S.numpy()
     weight = np.array(
         [np.mean([c for k, c in enumerate(clamped) if abs(k - s) <= 1 and span[k] == span[s]]) for s in range(len(span))]
     )
     source = batch.supervision.source_S.numpy()
     told = {name: float(total / count) for name, (total, count) in loss.parts.items()}
-    own = gain[has_image]
+    own = gain[imaged]
     expected: Mapping[str, float] = {
         "gain": own.mean(),
         "weight_mean": weight.mean(),
@@ -173,11 +173,11 @@ def test_the_log_says_what_the_weights_are() -> None:
 
 def test_a_line_of_the_log_names_sources_where_there_are_several() -> None:
     model = vlm()
-    mixed, single = Sums(), Sums()
+    mixed, single = StepTotals(), StepTotals()
     for one in the_samples():
         mixed.add(loss_of(model, batch_of([one])))  # each micro-batch holds one source
         single.add(loss_of(model, batch_of([replace(one, source=0)])))
-    whole = Sums()
+    whole = StepTotals()
     whole.add(loss_of(model, packed(the_samples())))
     assert mixed.line() == pytest.approx(whole.line(), rel=1e-4)
     assert mixed.line().keys() == LOGGED | {"loss", "nll/0", "nll/1", "weight/0", "weight/1"}

@@ -125,7 +125,7 @@ def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align
     again = model.probed_records(dataset, records, pictures, Counter())
     assert set(most_used_words(connector, again, 7)) == wanted
     for one in model.probed_records(dataset, records[:2], pictures, Counter()):
-        found = connector.word_mixer.distribution(one.features_NPE, 20, 1e-6)
+        found = connector.vocabulary_mixer.distribution(one.features_NPE, 20, 1e-6)
         assert int((found.mean_V > 0).sum()) == 7
 
 
@@ -141,5 +141,5 @@ def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     linear = settings.model_copy(update={"model": settings.model.model_copy(update={"connector": LinearConfig()})})
     bundle = models.build(linear, Processing(max_tokens=64), None)
     model = OpenedModel(folder, bundle, choose_runtime("cpu", "fp32", 1))
-    with pytest.raises(ConfigError, match="connector 'linear' mixes no words"):
+    with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'linear'"):
         restrict_words(model, open_dataset(folder), "train", 7)

@@ -102,7 +102,7 @@ def test_the_most_used_words_are_those_of_the_largest_mean_share() -> None:
 def test_another_connector_is_refused() -> None:
     config: ConnectorConfig = MLPConfig()
     other = Connector(config, ConnectorShape(2, 2, 2, 2, 4)).double()
-    with pytest.raises(ConfigError, match="mixes no words"):
+    with pytest.raises(ConfigError, match="only for the `align` connector"):
         probe_words(other, [seen("a", 1, 1, 1, 1)], NAMES.__getitem__)
 
 

@@ -33,7 +33,7 @@ def embeddings(shape: ConnectorShape = SHAPE) -> Tensor:
 
 def unused() -> Tensor:
     """For connectors that do not mix the decoder's words."""
-    raise AssertionError("this connector asked for the decoder's words")
+    raise AssertionError("this connector must not read the decoder's embeddings")
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

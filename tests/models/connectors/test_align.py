@@ -130,7 +130,7 @@ def test_w2_begins_as_a_copy_of_the_head_of_a_tied_or_untied_decoder_and_is_its_
     head = part.get_output_embeddings().weight
     num_words, width = head.shape[0] - 7, head.shape[1]  # the last rows stand for added tokens
     connector = Connector(AlignConfig(), ConnectorShape(2, 2, 6, width, num_words))
-    connector.adopt_head(head)
+    connector.initialise_from_head(head)
     w2 = align_of(connector).w2.weight
     assert torch.equal(w2, head[:num_words])
     assert w2.data_ptr() != head.data_ptr()
@@ -145,7 +145,7 @@ def test_w2_begins_as_a_copy_of_the_head_of_a_tied_or_untied_decoder_and_is_its_
 def test_w2_at_random_is_not_touched_by_the_head() -> None:
     connector = Connector(PORT, SHAPE)
     before = weights(connector.project)["w2.weight"].clone()
-    connector.adopt_head(torch.ones(WORDS, WIDTH_OUT))
+    connector.initialise_from_head(torch.ones(WORDS, WIDTH_OUT))
     assert torch.equal(weights(connector.project)["w2.weight"], before)
 
 
@@ -153,7 +153,7 @@ def test_w2_at_random_is_not_touched_by_the_head() -> None:
 def test_a_head_of_another_shape_is_refused(size: tuple[int, int]) -> None:
     connector = Connector(AlignConfig(), SHAPE)
     with pytest.raises(ConfigError, match=r"W2 is \[23, 10\](.|\n)*head=random"):
-        connector.adopt_head(torch.zeros(*size))
+        connector.initialise_from_head(torch.zeros(*size))
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama_untied"])
@@ -191,7 +191,7 @@ def align_model(kind: str = "llama", **fields: Any) -> SightlineForConditionalGe
     model = vlm("siglip", kind, AlignConfig(shuffle=2, **fields))
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
-    model.connector.adopt_head(head.weight)
+    model.connector.initialise_from_head(head.weight)
     return model
 
 
@@ -282,12 +282,12 @@ def test_bf16_autocast_gives_nearly_the_value_of_fp32(compute: str) -> None:
 def test_restriction_to_all_words_changes_nothing_and_to_one_makes_every_token_that_word() -> None:
     connector = made(AlignConfig())
     free = connector(features(), embeddings)
-    mixer = connector.word_mixer
-    mixer.restrict(range(WORDS))
+    mixer = connector.vocabulary_mixer
+    mixer.restrict_vocabulary(range(WORDS))
     assert torch.equal(connector(features(), embeddings), free)
-    mixer.restrict([7])
+    mixer.restrict_vocabulary([7])
     assert_equal(connector(features(), embeddings), embeddings()[7].expand_as(free))
-    mixer.restrict(None)
+    mixer.restrict_vocabulary(None)
     assert torch.equal(connector(features(), embeddings), free)
 
 
@@ -297,9 +297,9 @@ def test_a_restricted_mixture_is_the_free_one_without_the_others_divided_by_its_
     kept = [2, 3, 11, 20]
     p = mixture(config, weights(connector.project), features())
     expected = p[..., kept] / p[..., kept].sum(-1, keepdim=True) @ embeddings()[kept]
-    connector.word_mixer.restrict(kept)
+    connector.vocabulary_mixer.restrict_vocabulary(kept)
     assert_equal(connector(features(), embeddings), expected)
-    assert connector.word_mixer.distribution(features(), 23, 0.0).above_N.eq(4).all()
+    assert connector.vocabulary_mixer.distribution(features(), 23, 0.0).above_N.eq(4).all()
 
 
 def test_training_uses_all_words_and_no_file_remembers_the_restriction(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_training_uses_all_words_and_no_file_remembers_the_restriction(tmp_path:
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
         free = model.get_image_features(pixels)
-        model.connector.word_mixer.restrict([1, 2])
+        model.connector.vocabulary_mixer.restrict_vocabulary([1, 2])
         assert not torch.equal(model.get_image_features(pixels), free)
         model.save_pretrained(tmp_path)
         again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
@@ -317,15 +317,16 @@ def test_training_uses_all_words_and_no_file_remembers_the_restriction(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"), [([], "no word is not among"), ([3, WORDS], "23 is not among"), ([-1], "-1 is not among")]
+    ("ids", "words"),
+    [([], "at least one vocabulary entry"), ([3, WORDS], "token id 23 is outside"), ([-1], "token id -1 is outside")],
 )
 def test_words_that_do_not_exist_are_refused(ids: list[int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        made(AlignConfig()).word_mixer.restrict(ids)
+        made(AlignConfig()).vocabulary_mixer.restrict_vocabulary(ids)
 
 
 def test_a_copied_connector_is_apart() -> None:
     connector = made(AlignConfig())
     other = copy.deepcopy(connector)
-    other.word_mixer.restrict([1])
+    other.vocabulary_mixer.restrict_vocabulary([1])
     assert not torch.equal(other(features(), embeddings), connector(features(), embeddings))

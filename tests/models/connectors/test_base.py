@@ -104,13 +104,13 @@ def test_blocks_are_those_of_torchs_pixel_unshuffle_in_our_order_of_channels(row
     ("config", "shape", "words"),
     [
         (LinearConfig(shuffle=3), SHAPE, "does not divide the encoder's grid of 4 x 8 patches. Possible here: 1, 2, 4"),
-        (LinearConfig(shuffle=3, merge="raster"), SHAPE, "32 patches do not divide by 9"),
-        (HReducerConfig(reach=3), SHAPE, "does not divide rows of 8 patches. Possible here: 1, 2, 4, 8"),
-        (HReducerConfig(shuffle=2, merge="raster"), SHAPE, "needs a grid of patches, here they are a row of 8"),
+        (LinearConfig(shuffle=3, merge="raster"), SHAPE, "32 patches are not divisible by 9"),
+        (HReducerConfig(reach=3), SHAPE, "does not divide the 8 patches of a row. Possible here: 1, 2, 4, 8"),
+        (HReducerConfig(shuffle=2, merge="raster"), SHAPE, "needs a grid of patches; this model gives one row of 8"),
         (HReducerConfig(), ConnectorShape(1, 49, 6, 10, 23), "model.vision.drop_class_token=true"),
         (CAbstractorConfig(num_queries=4, shuffle=2, merge="raster"), SHAPE, "needs a grid of patches"),
-        (CAbstractorConfig(num_queries=6), SHAPE, "is no square grid within 4 x 8 patches. Possible here: 1, 4, 9, 16"),
-        (CAbstractorConfig(num_queries=25), SHAPE, "is no square grid within 4 x 8"),
+        (CAbstractorConfig(num_queries=6), SHAPE, "is not a square that fits into 4 x 8. Possible here: 1, 4, 9, 16"),
+        (CAbstractorConfig(num_queries=25), SHAPE, "is not a square that fits into 4 x 8"),
         (ResamplerConfig(heads=3), SHAPE, "does not divide the resampler's width of 10. Possible here: 1, 2, 5, 10"),
     ],
 )
@@ -121,14 +121,14 @@ def test_a_connector_that_cannot_stand_there_is_refused(config: ConnectorConfig,
 
 
 def test_more_experts_per_token_than_there_are_is_refused() -> None:
-    with pytest.raises(ValueError, match="top=5 of 4 experts"):
+    with pytest.raises(ValueError, match="top=5 is more than experts=4"):
         MoEConfig(top=5)
 
 
 @pytest.mark.parametrize("kind", sorted(set(CONNECTORS) - {"align"}))
 def test_words_of_patches_are_asked_of_align_alone(kind: str) -> None:
-    with pytest.raises(ConfigError, match=f"connector '{kind}' mixes no words"):
-        _ = made(SMALL[kind]).word_mixer
+    with pytest.raises(ConfigError, match=f"only for the `align` connector; this run uses '{kind}'"):
+        _ = made(SMALL[kind]).vocabulary_mixer
 
 
 # Folders ----------------------------------------------------------------------------------------------------------------------

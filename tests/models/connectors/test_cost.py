@@ -112,7 +112,7 @@ def test_matching_counts_the_folded_width() -> None:
 
 @pytest.mark.parametrize("config", [LinearConfig(), AlignConfig()])
 def test_a_kind_without_width_is_not_matched(config: ConnectorConfig) -> None:
-    with pytest.raises(ConfigError, match="has no width that could be matched"):
+    with pytest.raises(ConfigError, match="has no width field"):
         match_parameters(config, SHAPE, 1000)
 
 

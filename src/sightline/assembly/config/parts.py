@@ -45,7 +45,7 @@ def _with_parts(wanted: ModelConfig, origin: FromConfig) -> ModelConfig:
     path = str(locate.model_folder(origin.path))
     config = loading.read_config(path)
     if not composites.is_known(config):
-        composites.of(config, path)
+        composites.find(config, path)
     given = {"vision": wanted.vision is not None, "language": wanted.language is not None}
     taken = tuple(part for part in origin.parts if not given.get(part, False))
     changes: dict[str, object] = {"from_": FromConfig(path=path, parts=taken)}

@@ -16,7 +16,7 @@ from sightline.data.samples.prompts import FewShotExample, Prompt, conversation_
 from sightline.errors import RecordError
 from sightline.evaluation.tasks import Query
 from sightline.generation.decode import DecodingConfig, generate
-from sightline.models.language import position_limit
+from sightline.models.language import max_sequence_length
 from sightline.ops.cross_entropy import linear_cross_entropy
 from sightline.types import EncodedConversation, Message, Part, Prediction, Sample
 
@@ -47,7 +47,7 @@ class ModelAnswers:
         self.bundle, self.dataset, self.pictures = bundle, dataset, pictures
         self.decoding, self.builder, self.bf16 = decoding, builder, bf16
         self.examples: Mapping[str, Sequence[FewShotExample]] = examples or {}
-        self.positions = position_limit(bundle.inner.config.get_text_config(decoder=True))
+        self.positions = max_sequence_length(bundle.inner.config.get_text_config(decoder=True))
 
     def width(self, queries: Sequence[Query]) -> int:
         """The longest prompt to be continued, in tokens."""

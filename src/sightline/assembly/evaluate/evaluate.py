@@ -197,10 +197,10 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
         ConfigError: the connector mixes no words.
     """
     connector = model.connector
-    mixer = connector.word_mixer
+    mixer = connector.vocabulary_mixer
     records = chosen_records(list(dataset.records(split)), has_images, WORD_RECORDS)
     encoded = model.probed_records(dataset, records, model.pictures([(dataset, split)]), Counter())
-    mixer.restrict(most_used_words(connector, encoded, count))
+    mixer.restrict_vocabulary(most_used_words(connector, encoded, count))
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:

@@ -98,7 +98,7 @@ def open_probe(request: ProbeRequest) -> ProbeInputs:
 def words(inputs: ProbeInputs) -> Findings:
     """`words`: what the visual tokens of an ALIGN connector are mixtures of."""
     connector, bundle, skipped = inputs.model.connector, inputs.model.bundle, Counter[str]()
-    _ = connector.word_mixer  # refuses another kind before anything is encoded
+    _ = connector.vocabulary_mixer  # refuses another kind before anything is encoded
     return probe_words(connector, inputs.encoded(skipped), lambda word: word_text(bundle, word), inputs.request.shown, skipped)
 
 

@@ -126,7 +126,7 @@ class Blueprint(ModelInputs):
             "vocabulary": len(self.tokenizer),
             "template": self.processing.template,
             "supervise": self.processing.supervise,
-            "position_limit": language.position_limit(self.text_config),
+            "position_limit": language.max_sequence_length(self.text_config),
             "tokens_per_crop": self.tokens_per_crop,
             "grid": list(self.token_grid) if self.takes_images else None,
             "image_size": None if preparation is None else [preparation.height, preparation.width],
@@ -302,7 +302,7 @@ def with_layers(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
 
 
 def _check_positions(text_config: PreTrainedConfig, max_tokens: int) -> None:
-    limit = language.position_limit(text_config)
+    limit = language.max_sequence_length(text_config)
     if max_tokens > limit:
         raise ConfigError(f"data.max_tokens={max_tokens}, but the decoder has {limit} positions.", f"Set data.max_tokens={limit}.")
 

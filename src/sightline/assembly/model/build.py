@@ -106,7 +106,7 @@ def build_model(
     config = vlm.with_parts(encoder.config, decoder.config)
     torch.manual_seed(seed + 2)
     connector = Connector(blueprint.connector_config, config.connector_shape())
-    connector.adopt_head(language.head_of(decoder).weight_VD)
+    connector.initialise_from_head(language.head_of(decoder).weight_VD)
     built = SightlineForConditionalGeneration(config, encoder, connector, decoder)
     nn.init.normal_(built.separators, std=language.text_config(decoder).hidden_size ** -0.5)  # as LLaVA-NeXT's
     if donor is not None and wanted.takes("connector"):

@@ -30,7 +30,7 @@ def stock_inputs(path: str) -> tuple[PreTrainedTokenizerBase, Processing]:
         ConfigError: the architecture is not known, or its files contradict each other.
     """
     config = loading.read_config(path)
-    composites.of(config, path)
+    composites.find(config, path)
     preparation, tiling = read_processor(path)
     pinpoints = config.to_dict().get("image_grid_pinpoints")
     if isinstance(tiling, AnyResConfig) and grids_of(pinpoints, tiling.side, path) != tiling.choices:
@@ -44,7 +44,7 @@ def stock_inputs(path: str) -> tuple[PreTrainedTokenizerBase, Processing]:
         )
     processing = Processing(
         prompt=CAPTION_PROMPT,
-        max_tokens=language.position_limit(config.get_text_config(decoder=True)),
+        max_tokens=language.max_sequence_length(config.get_text_config(decoder=True)),
         tiling=tiling,
         preparation=preparation,
         recipe=f"stock {config.model_type}",

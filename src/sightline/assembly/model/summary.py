@@ -21,7 +21,7 @@ from sightline.errors import SightlineError
 from sightline.models import vision
 from sightline.models.connectors.cost import ConnectorCost, connector_cost
 from sightline.training import stages
-from sightline.training.stages import PartRow
+from sightline.training.stages import PartSummary
 
 EXAMPLE = (1024, 768)  # width and height of an example image, for tilings whose number of crops depends on them
 
@@ -39,7 +39,7 @@ class StageSummary:
     """
 
     plan: StagePlan
-    table: tuple[PartRow, ...]
+    table: tuple[PartSummary, ...]
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ class StageSummary:
             "parts": {row.name: self._row(row) for row in self.table},
         }
 
-    def _row(self, row: PartRow) -> dict[str, Any]:
+    def _row(self, row: PartSummary) -> dict[str, Any]:
         parameters, trainable = (row.parameters, row.trainable) if row.parameters else (None, None)
         return {"lr": row.lr, "rank": row.rank, "parameters": parameters, "trainable": trainable}
 
@@ -104,16 +104,18 @@ def summarise(config: RunConfig) -> RunSummary:
         return RunSummary(tuple(StageSummary(plan, _rates(config.model, plan)) for plan in plans), unknown=str(error))
 
 
-def _table(blueprint: Blueprint, plan: StagePlan) -> tuple[PartRow, ...]:
+def _table(blueprint: Blueprint, plan: StagePlan) -> tuple[PartSummary, ...]:
     """The table of a stage as training makes it."""
     train, model = plan.train, build_model(blueprint, init_device="meta")
     return stages.apply(model, plan.name, plan.parts, train.lr, train.weight_decay, train.decay_all).table
 
 
-def _rates(section: ModelConfig, plan: StagePlan) -> tuple[PartRow, ...]:
+def _rates(section: ModelConfig, plan: StagePlan) -> tuple[PartSummary, ...]:
     """The same without sizes."""
     rules = plan.parts
-    return tuple(stages.row_of(part, stages.resolved(rules.get(part, "frozen"), plan.train.lr)) for part in section.part_names)
+    return tuple(
+        stages.part_summary(part, stages.resolve_rule(rules.get(part, "frozen"), plan.train.lr)) for part in section.part_names
+    )
 
 
 # Costs --------------------------------------------------------------------------------------------------------------------------

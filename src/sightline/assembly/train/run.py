@@ -146,7 +146,7 @@ class _Run:
         self.facts = facts | {"world_size": accelerator.num_processes, "plug-ins": plugins.descriptions() or None}
         self.saved: Saved | None = None
         self.stage_ends: list[int] = []
-        self.gate = optim.FiniteGate()
+        self.guard = optim.NonFiniteGuard()
 
     def go(self, allow_change: Sequence[str]) -> TrainResult:
         self.saved = self._agreed(lambda: self._open(allow_change))
@@ -241,11 +241,11 @@ class _Run:
             corpus = contrast.with_blind_logits(corpus, bundle, self.accelerator, self.path / "contrast" / f"{plan.name}.npz")
             bundle.module.train()
         loader = self._loader(corpus, plan, bundle.pad_id)
-        pace = stage_schedule(plan, loader.plan)
+        schedule = stage_schedule(plan, loader.plan)
         shared, stage = self._shared(bundle, plan, stage)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
-        self._say(bundle, stage, corpus, loader, pace)
+        self._say(bundle, stage, corpus, loader, schedule)
         if self.saved is not None and at.stage_step:
             lora.restore(bundle.inner, self.saved.path / checkpoint.LORA)
             checkpoint.restore_optimiser(self.saved, optimiser, names)
@@ -263,13 +263,13 @@ class _Run:
             stage=stage,
             optimiser=optimiser,
             loader=loader,
-            pace=pace,
+            schedule=schedule,
             log=self.log,
             save=save,
             evaluate=self._validation(bundle, plan, pictures),
             stop=self.stopped,
-            gate=self.gate,
-            watch=lambda: summary.log_values(bundle),
+            guard=self.guard,
+            log_values=lambda: summary.log_values(bundle),
             sources=corpus.names,
         )
         at = loop.fit(job, at)
@@ -283,12 +283,12 @@ class _Run:
     def _shared(self, bundle: ModelBundle, plan: StagePlan, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
         """The model as the ranks share it, and the stage over the parameters that it then has."""
         objective = plan.objective.build()
-        rule = stages.resolved(plan.parts.get("language", "frozen"), plan.train.lr)
+        rule = stages.resolve_rule(plan.parts.get("language", "frozen"), plan.train.lr)
         # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
         if not self.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
             return ranks.Replicated(self.accelerator, ranks.StepModule(bundle.module, objective)), stage
         shared = ranks.Sharded(self.accelerator, bundle.module, objective, bundle.model.language)
-        return shared, stages.renewed(stage, bundle.module)
+        return shared, stages.with_current_parameters(stage, bundle.module)
 
     def _give_back_random(self) -> None:
         """The random state of the last checkpoint: what came between is not part of the run."""
@@ -362,7 +362,7 @@ class _Run:
 
     # Words --------------------------------------------------------------------------------------------------------------
 
-    def _say(self, bundle: ModelBundle, stage: stages.Stage, corpus: Corpus, loader: Loader, pace: loop.StageSchedule) -> None:
+    def _say(self, bundle: ModelBundle, stage: stages.Stage, corpus: Corpus, loader: Loader, schedule: loop.StageSchedule) -> None:
         """The table of parts, the data and the lengths, before the first step."""
         if not self.main:
             return
@@ -373,7 +373,7 @@ class _Run:
             logger.info("  %s", line)
         logger.info(
             "  length     %13s steps, %d per epoch, %d rows a step",
-            f"{pace.steps:,}",
+            f"{schedule.steps:,}",
             loader.steps_in_epoch(0),
             loader.rules.rows_per_step,
         )

@@ -16,7 +16,7 @@ from sightline.errors import RecordError
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.training.checkpoint import Progress
-from sightline.training.meters import Sums
+from sightline.training.meters import StepTotals
 from sightline.types import Batch, Sample, TrainingBatch
 
 ROWS = 8  # samples per batch; fixed, so that the value does not depend on the training batch
@@ -42,7 +42,7 @@ class Validation:
 
     def __call__(self, at: Progress) -> dict[str, Any]:
         """`validation_loss` (mean over the weight of all samples), `value` (its negative), and `generated`."""
-        sums = Sums()
+        sums = StepTotals()
         for batch in self.batches():
             batch = batch.to(self.accelerator.device)
             with self.accelerator.autocast():

@@ -185,7 +185,7 @@ def most_used_words(connector: Connector, seen: Iterable[ProbedRecord], count: i
 
 def distribution_of(connector: Connector, record: ProbedRecord) -> WordDistribution:
     """The mixtures of a record's visual tokens, without a graph."""
-    mixer = connector.word_mixer
+    mixer = connector.vocabulary_mixer
     with torch.no_grad():
         found = mixer.distribution(connector.merged(record.features_NPE), TOP, THRESHOLD)
     return found if found.mean_V.is_cpu else replace(found, **{name: value.cpu() for name, value in vars(found).items()})

@@ -88,7 +88,7 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         mixed = mix(query_NKD.flatten(0, 1), self.w2.weight, words_VD, self._outer(), self._mask())
         return mixed.unflatten(0, query_NKD.shape[:2])
 
-    def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
+    def initialise_from_head(self, head_VD: Float[Tensor, "V D"]) -> None:
         """Initialises W2 as a copy of the head's rows for the decoder's original vocabulary.
 
         Raises:
@@ -105,7 +105,7 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         with torch.no_grad():
             self.w2.weight.copy_(head_VD[:num_words])
 
-    def restrict(self, word_ids: Sequence[int] | None) -> None:
+    def restrict_vocabulary(self, word_ids: Sequence[int] | None) -> None:
         """Restricts the mixture to some vocabulary entries in evaluation (AlignVLM, table 4); LN2 still runs over all of them.
 
         Raises:

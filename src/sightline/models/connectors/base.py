@@ -80,7 +80,7 @@ class InitialisesFromHead(ABC):
     """A projection that is initialised from the decoder's head."""
 
     @abstractmethod
-    def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
+    def initialise_from_head(self, head_VD: Float[Tensor, "V D"]) -> None:
         """Copies weights from the head; the copies train apart from it."""
 
 
@@ -88,7 +88,7 @@ class MixesVocabulary(ABC):
     """A projection whose visual tokens are mixtures of the decoder's input embeddings."""
 
     @abstractmethod
-    def restrict(self, word_ids: Sequence[int] | None) -> None:
+    def restrict_vocabulary(self, word_ids: Sequence[int] | None) -> None:
         """Restricts the mixture to some vocabulary entries in evaluation; None removes the restriction."""
 
     @abstractmethod
@@ -164,18 +164,18 @@ class Connector(nn.Module):
             return raster_merge(features_NPE, self.config.shuffle**2)
         return pixel_shuffle(features_NPE, (self.shape.rows, self.shape.columns), self.config.shuffle)
 
-    def adopt_head(self, head_VD: Float[Tensor, "V D"]) -> None:
+    def initialise_from_head(self, head_VD: Float[Tensor, "V D"]) -> None:
         """Initialises the projection from the decoder's head, if it does so; called once, when a new model is built."""
         if isinstance(self.project, InitialisesFromHead):
-            self.project.adopt_head(head_VD)
+            self.project.initialise_from_head(head_VD)
 
     @property
-    def mixes_words(self) -> bool:
+    def mixes_vocabulary(self) -> bool:
         """Whether visual tokens are mixtures of the decoder's input embeddings."""
         return isinstance(self.project, MixesVocabulary)
 
     @property
-    def word_mixer(self) -> MixesVocabulary:
+    def vocabulary_mixer(self) -> MixesVocabulary:
         """Returns the projection if its visual tokens are mixtures of vocabulary entries.
 
         Raises:
