@@ -33,7 +33,7 @@ class Check:
 PACKAGES: dict[str, tuple[str, str]] = {
     "accelerate": ("1.13", ""),
     "datasets": ("5.1", "data"),
-    "filelock": ("4.0", ""),
+    "filelock": ("4.2.1", ""),
     "h5py": ("3.14", "data"),
     "httpx": ("0.28", "data"),
     "jaxtyping": ("0.3.2", ""),
