@@ -16,7 +16,7 @@ from sightline.data.samples.processing import Processing
 from sightline.evaluation.spec import EvalSpec
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.storage import read_json_lines
-from sightline.training.stages import PartConfig, resolved
+from sightline.training.stages import PartConfig, resolve_rule
 from tests.recipes.local import NAMES, Ran, read_weights, run_of
 
 
@@ -54,7 +54,7 @@ def test_what_moves_in_each_stage_is_what_its_table_says(ran: Ran) -> None:
             part = name.split(".")[0] if name.split(".")[0] in ("vision", "language") else "connector"
             changed = not torch.equal(value, before[name])
             moved[part] = moved.get(part, 0) + changed
-            rule = resolved(plan.parts.get(part, "frozen"), plan.train.lr)  # pyrefly: ignore
+            rule = resolve_rule(plan.parts.get(part, "frozen"), plan.train.lr)  # pyrefly: ignore
             assert not changed or trains(rule, name), f"{stage.name}: {name}"
         assert {part for part, count in moved.items() if count} == {part for part, rule in plan.parts.items() if rule != "frozen"}
         before = after
