@@ -33,7 +33,7 @@ from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
 from sightline.runtime.storage import write_json
 from sightline.training import lora
-from sightline.types import IMAGE, Message, Part
+from sightline.types import IMAGE
 
 PROCESSOR = "preprocessor_config.json"
 
@@ -180,8 +180,7 @@ def generation_config(bundle: ModelBundle) -> Any:
     found = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
     if bundle.tokenizer.eos_token_id is not None:
         found.add(int(bundle.tokenizer.eos_token_id))
-    closing = _closing_token(bundle)
-    if closing is not None:
+    if (closing := bundle.closing_token()) is not None:
         found.add(closing)
     config.eos_token_id = sorted(found)
     config.max_length = None  # a length from the decoder's folder would stand beside every max_new_tokens
@@ -191,15 +190,6 @@ def generation_config(bundle: ModelBundle) -> Any:
         tokens = (IMAGE, *bundle.processing.tiling.tokens)
         config.suppress_tokens = sorted(bundle.tokenizer.get_vocab()[token] for token in tokens)
     return config
-
-
-def _closing_token(bundle: ModelBundle) -> int | None:
-    """The special token that ends an assistant turn in the model's chat template."""
-    builder = bundle.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
-    turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
-    row = builder.row(turn, [])
-    last = int(row.ids[row.spans[-1].end - 1])
-    return last if last in builder.special_ids else None
 
 
 # Folders -------------------------------------------------------------------------------------------------------------------------

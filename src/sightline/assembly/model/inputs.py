@@ -12,6 +12,7 @@ from sightline.assembly.config.schema import DataConfig
 from sightline.data.samples.encoding import ConversationEncoder, Policy, TextRules, pad_id_of
 from sightline.data.samples.processing import Processing
 from sightline.data.samples.templates import Template
+from sightline.types import Message, Part
 
 
 class ModelInputs:
@@ -86,6 +87,17 @@ class ModelInputs:
         if data.template != "auto":
             changes["template"] = data.template
         return replace(self, processing=self.processing.model_copy(update=changes))  # pyrefly: ignore[bad-specialization]
+
+    def closing_token(self) -> int | None:
+        """Returns the special token that ends an assistant's turn in the chat template; None for a template without one.
+
+        A model that is trained on a template without one never learns to stop.
+        """
+        builder = self.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
+        turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
+        row = builder.row(turn, [])
+        last = int(row.ids[row.spans[-1].end - 1])
+        return last if last in builder.special_ids else None
 
     def data_section(self) -> DataConfig:
         """Returns a data section with the rules that the model was trained with, for a model without a run's configuration."""
