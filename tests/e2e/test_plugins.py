@@ -272,7 +272,7 @@ def test_an_entry_point_names_a_class_of_an_installed_package(tmp_path: Path, mo
         CONNECTORS.find("early")
 
 
-def test_a_task_of_a_plug_in_is_asked_for_by_name(tmp_path: Path) -> None:
+def test_a_task_of_a_plug_in_is_asked_for_by_name(tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "short_captions.py"
     file.write_text("from sightline.evaluation.tasks.caption import Caption\nclass Short(Caption):\n    max_new_tokens = 3\n")
     plugins.load(str(file))
@@ -280,6 +280,13 @@ def test_a_task_of_a_plug_in_is_asked_for_by_name(tmp_path: Path) -> None:
     assert type(task_by_name("caption")) is TASKS["caption"]
     with pytest.raises(UsageError, match="no task 'short_captions:Caption_'"):
         task_by_name("short_captions:Caption_")
+    run = Path(shutil.copytree(make.HOME / make.RUN, tmp_path / "run"))
+    words = ["eval", run, "--task", "short_captions:Short", "--data", scenes, "--split", "held", "--limit", "2", "--resamples", "2"]
+    code, out, err = call(capsys, *words, "--plugin", file, "--json")
+    assert code == 0, err
+    assert json.loads(out)["scores"]["cider_d"]["n"] == 2
+    (folder,) = (run / "eval" / "short_captions_Short").iterdir()
+    assert json.loads((folder / "scores.json").read_text())["settings"]["decoding"]["max_new_tokens"] == 3
 
 
 def test_the_page_names_the_groups_of_entry_points() -> None:

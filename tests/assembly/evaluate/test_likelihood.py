@@ -15,9 +15,11 @@ from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.samples.prompts import make_prompt
 from sightline.errors import UsageError
+from sightline.evaluation import tasks
 from sightline.evaluation.spec import EvalSpec
-from sightline.evaluation.tasks import TASKS, Query, ScoreInfo, Task
+from sightline.evaluation.tasks import Query, ScoreInfo, Task
 from sightline.generation.decode import embeddings
+from sightline.registry import Registry
 from sightline.types import Message, Part, Prediction, Record, Score
 from tests.assembly.evaluate.test_evaluate import data, stored
 from tests.assembly.inspect.test_rows import run_config
@@ -80,7 +82,7 @@ def plain_log_probability(bundle: ModelBundle, dataset: Dataset, record: Record,
 def test_candidates_are_scored_as_a_plain_forward_pass_scores_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(TASKS, Choice.name, Choice)
+    monkeypatch.setattr(tasks, "TASKS", Registry(Task, "tests.tasks", {Choice.name: Choice}))
     path = data(tmp_path / "set")
     stored(path, 2).write_bytes(b"broken")
     done = evaluate(EvalSpec(task=Choice.name, data=str(path), batch_size=4), str(model), out=tmp_path / "out", device="cpu")
@@ -104,6 +106,6 @@ def test_candidates_are_scored_as_a_plain_forward_pass_scores_them(
 
 
 def test_a_task_that_asks_for_embeddings_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "embedding", Embedding)
+    monkeypatch.setattr(tasks, "TASKS", Registry(Task, "tests.tasks", {"embedding": Embedding}))
     with pytest.raises(UsageError, match="asks for embeddings, which eval does not compute"):
         evaluate(EvalSpec(task="embedding", data=str(data(tmp_path / "set"))), str(model), out=tmp_path / "out")

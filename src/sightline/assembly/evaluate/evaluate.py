@@ -208,10 +208,10 @@ def default_folder(spec: EvalSpec, source: Path) -> Path:
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
     parts += [spec.limit and f"n{spec.limit}"]
     parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}"]
-    name = re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
+    name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):
-        return source.parent.parent.parent / "eval" / spec.task / f"{name}-{source.parent.name}"
-    return source.parent / f"{source.name}-eval" / spec.task / name
+        return source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
+    return source.parent / f"{source.name}-eval" / task / name
 
 
 def weights_hash(source: Path) -> str:
