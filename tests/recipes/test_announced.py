@@ -43,7 +43,7 @@ def announced(ran: Ran) -> dict[str, dict[str, Any]]:
     """The same figures, from the report of `data check`."""
     blueprint = config_blueprint(ran.config)
     options = CheckOptions(workers=0, near_bits=None)
-    report = check_data(CheckRequest(folders_of(ran.config), options, describe=lambda folders: blueprint))
+    report = check_data(CheckRequest(folders_of(ran.config), options, describe=lambda folders: blueprint)).to_json()
     return {
         stage["name"]: {key: stage["data"][key] for key in ("samples", "tokens", "supervised", "skipped")}
         | {"steps": stage["steps"], "steps_per_epoch": stage["epoch"]["steps_per_epoch"]}

@@ -6,13 +6,14 @@ from typing import Any
 from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.data.check import CheckOptions
+from sightline.data.check.report import DataReport
 from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.reporting.helpers import EVIL, Reader, read
 
 
-def made(tmp_path: Path, rows: list[dict[str, Any]], pictures: dict[str, bytes], **options: Any) -> tuple[dict[str, Any], Reader]:
+def made(tmp_path: Path, rows: list[dict[str, Any]], pictures: dict[str, bytes], **options: Any) -> tuple[DataReport, Reader]:
     """The report on a folder, and its page as a browser reads it."""
     path = folder(tmp_path / "data", rows, pictures)
     for index, content in options.pop("broken", {}).items():
@@ -50,7 +51,7 @@ def test_every_warning_fault_and_copy_is_on_the_page(tmp_path: Path) -> None:
         *("in-plain-words", "some-records", "records-that-cannot-be-used", "odd-pictures", "what-stands-twice"),
         *("pictures-and-texts", "answers", "folders"),
     ]
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         assert warning in reader.text
     assert "t5: image_format" in reader.text
     assert "cannot be shown" in reader.text
@@ -68,7 +69,7 @@ def test_under_a_configuration_rows_and_epochs_are_shown(tmp_path: Path) -> None
     report, reader = made(tmp_path, rows, pictures, describe=lambda folders: config_blueprint(config))
     assert "in-training" in sections(reader)
     assert "too_long" in reader.text
-    assert f"{report['training']['stages'][0]['epoch']['steps_per_epoch']}" in reader.text
+    assert f"{report.to_json()['training']['stages'][0]['epoch']['steps_per_epoch']}" in reader.text
     assert "2 x 2 = 4 visual tokens" in reader.text
     titles = [attributes["aria-label"] for name, attributes in reader.elements if name == "svg"]
     assert {"tokens a conversation", "supervised tokens", "words a caption"} <= set(titles)
@@ -80,7 +81,7 @@ def test_nothing_in_the_data_becomes_markup(tmp_path: Path) -> None:
     config = run_config(path=str(tmp_path / "data"), max_skipped=1.0)
     pictures = {f"{n}.png": png(scene(0)) if n < 2 else png(scene(2)) for n in range(3)}
     report, reader = made(tmp_path, rows, pictures, broken={2: b"<script>"}, describe=lambda folders: config_blueprint(config))
-    assert report["skipped"] == {"image_format": 1}
+    assert report.checked.bad.counts == {"image_format": 1}
     assert "script" not in [name for name, _ in reader.elements]
     assert not any(name.startswith("on") for _, attributes in reader.elements for name in attributes)
     assert EVIL in reader.text
@@ -89,7 +90,7 @@ def test_nothing_in_the_data_becomes_markup(tmp_path: Path) -> None:
 def test_pictures_that_several_records_of_a_split_speak_of_are_not_shown_as_copies(tmp_path: Path) -> None:
     rows = [question(f"q{n}", "a.png", f"what {n}?", ["x"]) for n in range(4)]
     report, _ = made(tmp_path, rows, {"a.png": png(scene(0))})
-    assert report["duplicates"]["pictures"]["within"][0]["repeated"] == 1
+    assert report.checked.duplicates.within["pictures"][0].repeated == 1
     assert list(shown_spots(report)) == []
 
 

@@ -1,5 +1,6 @@
 """`sightline data check`: is the data whole, what stands in it twice, and what will training make of it?"""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,9 @@ from sightline.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sightline.data.check.report import DataReport, TrainingFigures
+    from sightline.reporting.check_tables import CheckTable
 
 
 @app.command()
@@ -90,63 +94,75 @@ def check(
     describe = choice.describe if choice.is_given else None
     report = check_data(CheckRequest(tuple(folders), options, tuple(against or ()), describe, html, listing, looks))
     if as_json:
-        emit(report)
+        emit(report.to_json())
     else:
         _print(report, html, listing)
     judge(report, max_skipped)
 
 
-def _print(report: dict[str, Any], html: Path | None, listing: Path | None) -> None:
+def _print(report: "DataReport", html: Path | None, listing: Path | None) -> None:
     """The report for people."""
     from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    bad = sum(report["skipped"].values())
-    console.print(Text(f"{report['ok']:,} of {report['input']:,} records can be used, {bad:,} cannot.", style="bold"))
-    console.print(Text("splits: " + ", ".join(f"{name} {count:,}" for name, count in report["splits"].items())))
-    _counts(console, "cannot be used", report["skipped"])
-    _counts(console, "odd pictures", report["odd"])
-    for fault in report["bad"][:5]:
-        console.print(
-            Text(f"  {fault['id'] or 'record ' + str(fault['record'])}: {fault['reason']}: {fault['detail']}"), soft_wrap=True
-        )
-    _spreads(console, report)
-    _duplicates(console, report["duplicates"])
-    if "training" in report:
-        _training(console, report["training"])
-    if "gain" in report:
-        _lowest(console, report["gain"])
+    from sightline.reporting import check_tables
+
+    console, checked = Console(), report.checked
+    usable = checked.input - checked.num_bad
+    console.print(Text(f"{usable:,} of {checked.input:,} records can be used, {checked.num_bad:,} cannot.", style="bold"))
+    console.print(Text("splits: " + ", ".join(f"{name} {count:,}" for name, count in checked.splits.items())))
+    _counts(console, "cannot be used", checked.bad.counts)
+    _counts(console, "odd pictures", checked.odd.counts)
+    for fault in checked.bad.first[:5]:
+        console.print(Text(f"  {fault.id or f'record {fault.spot.record}'}: {fault.reason}: {fault.detail}"), soft_wrap=True)
+    for make in (check_tables.spreads, check_tables.labels, check_tables.overlaps, check_tables.repeats):
+        _table(console, make(report))
+    if report.training is not None:
+        _training(console, report.training)
+    if report.gain is not None:
+        _table(console, check_tables.lowest(report.gain, 10))
     console.print()
-    for text in report["warnings"]:
+    for text in report.warnings:
         console.print(Text(f"! {text}"), soft_wrap=True)
-    if not report["warnings"]:
+    if not report.warnings:
         console.print("Nothing to warn of.")
     for path in (html, listing):
         if path is not None:
             console.print(Text(str(path)), soft_wrap=True)
 
 
-def _table(console: "Console", title: str, heads: list[str], rows: list[tuple[Any, ...]]) -> None:
+def _training(console: "Console", training: "TrainingFigures") -> None:
+    from rich.text import Text
+
+    from sightline.reporting import check_tables
+
+    conversations, epochs = check_tables.training_tables(training)
+    _table(console, conversations)
+    for name, own in training.rows.items():
+        _counts(console, f"left out of {name}", own.skipped)
+    _table(console, epochs)
+    for stage in training.stages:
+        if stage.data is not None:
+            console.print(Text(f"stage {stage.name}"))
+            console.print(Text("\n".join(f"  {line}" for line in stage.data.lines())), soft_wrap=True)
+
+
+def _table(console: "Console", table: "CheckTable") -> None:
     """A table with its first column to the left and numbers to the right; texts are shown as they are, not as markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    if not rows:
+    if not table.rows:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number == 0 else "right")
-    for row in rows:
-        table.add_row(*(Text(_written(cell)) for cell in row))
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(table.heads):
+        drawn.add_column(head, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*(Text(_written(cell)) for cell in row))
     console.print()
-    console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(table)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    console.print(Text(table.title, style="bold"), soft_wrap=True)
+    console.print(drawn)
 
 
 def _written(cell: Any) -> str:
@@ -157,91 +173,9 @@ def _written(cell: Any) -> str:
     return f"{cell:,.2f}" if isinstance(cell, float) else str(cell)
 
 
-def _counts(console: "Console", title: str, counts: dict[str, int]) -> None:
+def _counts(console: "Console", title: str, counts: Mapping[str, int]) -> None:
     if counts:
         from rich.text import Text
 
         told = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
         console.print(Text(f"{title}: {told}"), soft_wrap=True)
-
-
-def _spreads(console: "Console", report: dict[str, Any]) -> None:
-    pictures, records = report["pictures"], report["records"]
-    known = [
-        *((name, pictures.get(name)) for name in ("width", "height", "aspect")),
-        *((name.replace("_", " "), value) for name, value in records.items() if isinstance(value, dict) and "median" in value),
-    ]
-    rows = [(name, s["n"], s["min"], s["mean"], s["median"], s["p95"], s["max"]) for name, s in known if s is not None]
-    _table(console, "Pictures and texts", ["", "number", "least", "mean", "median", "95 %", "most"], rows)
-    labels = [
-        (split, own["records"], own["distinct"], own["majority"], _percent(own["majority_share"]))
-        for split, own in records.get("labels", {}).items()
-    ]
-    _table(console, "Answers", ["split", "questions", "different", "most frequent", "its share"], labels)
-
-
-def _duplicates(console: "Console", found: dict[str, Any]) -> None:
-    between = [
-        (f"{p['b']} in {p['a']}", p["exact"], p["near_b"], _percent(p["share_b"]), t["records_b"], _percent(t["share_b"]))
-        for p, t in zip(found["pictures"]["between"], found["texts"]["between"], strict=True)
-    ]
-    heads = ["", "same file", "alike", "of pictures", "same text", "of records"]
-    _table(console, "Between splits and folders", heads, between)
-    within = [
-        (p["place"], p["pictures"], p["repeated"], p["near"], t["repeated"], r["in_records"] - r["repeated"])
-        for p, t, r in zip(*(found[kind]["within"] for kind in ("pictures", "texts", "records")), strict=True)
-    ]
-    heads = ["", "pictures", "again", "alike", "texts again", "records again"]
-    _table(console, "Within a split: pictures, those in several records, those like another, and so on", heads, within)
-
-
-def _lowest(console: "Console", gain: dict[str, Any]) -> None:
-    rows = [(line["id"], line["gain"], " ".join(line["detail"].split())[:70]) for line in gain["lowest"][:10]]
-    title = f"Texts that their pictures support least, of {gain['texts']:,}: mean gain; median {gain['percentiles']['p50']:.2f}"
-    _table(console, title, ["", "gain", "text"], rows)
-
-
-def _training(console: "Console", training: dict[str, Any]) -> None:
-    from rich.text import Text
-
-    from sightline.data.samples.length_table import SampleTotals
-
-    rows = [
-        (
-            name,
-            own["conversations"],
-            sum(own["skipped"].values()),
-            own["tokens"] and own["tokens"]["mean"],
-            own["longest"]["tokens"],
-            own["max_tokens"],
-            _percent(own["supervised_share"]),
-            own["visual_tokens_per_image"] and own["visual_tokens_per_image"]["mean"],
-            _percent(own["saved_by_sharing"]),
-        )
-        for name, own in training["rows"].items()
-    ]
-    heads = ["", "n", "out", "mean", "most", "limit", "learned", "visual", "shared"]
-    title = "Conversations: number, left out, lengths in tokens, share supervised, visual tokens a picture, saved by sharing"
-    _table(console, title, heads, rows)
-    for name, own in training["rows"].items():
-        _counts(console, f"left out of {name}", own["skipped"])
-    stages = [
-        (
-            stage["name"],
-            epoch["samples"],
-            epoch["rows"],
-            _percent(epoch["fill"]),
-            epoch["steps_per_epoch"],
-            stage["steps"],
-            stage["epochs"],
-            epoch["padded_over_packed"],
-        )
-        for stage in training["stages"]
-        if (epoch := stage["epoch"]) is not None
-    ]
-    heads = ["stage", "samples", "rows", "full", "steps", "of the stage", "epochs", "padded"]
-    _table(console, "An epoch: its steps and those of the stage; padded batches would take so many times the places", heads, stages)
-    for stage in training["stages"]:
-        if stage["data"] is not None:
-            console.print(Text(f"stage {stage['name']}"))
-            console.print(Text("\n".join(f"  {line}" for line in SampleTotals(**stage["data"]).lines())), soft_wrap=True)

@@ -2,9 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sightline.reporting import html
+from sightline.data.check.duplicates import ALIKE, Duplicates, Pair
+from sightline.data.check.examine import ImagePosition
+from sightline.data.check.figures import Spread
+from sightline.data.check.report import DataReport, TrainingFigures
+from sightline.data.check.rows import RowSummary
+from sightline.data.check.run import Fault, Listed
+from sightline.reporting import check_tables, html
+from sightline.reporting.check_tables import CheckTable, percent
 from sightline.reporting.gain_page import low_texts
 from sightline.reporting.html import Column, Html, Section
 from sightline.reporting.plots import Axis, Bars, bar_chart, histogram
@@ -13,9 +19,7 @@ SHOWN_FAULTS, SHOWN_PAIRS = 24, 8
 LISTED_FAULTS = 100
 MAX_TEXT = 200
 
-Spot = tuple[int, int, int]
-Report = Mapping[str, Any]
-Pictures = Mapping[Spot, bytes]
+Images = Mapping[ImagePosition, bytes]
 
 
 @dataclass(frozen=True)
@@ -26,79 +30,83 @@ class ExampleRecord:
     picture: bytes
 
 
-def shown_spots(report: Report) -> Iterator[Spot]:
-    """The pictures that the page shows, as folder, record and number of the picture."""
-    for name in ("bad", "odd_pictures"):
-        for fault in report[name][:SHOWN_FAULTS]:
-            if fault["image"] is not None:
-                yield fault["folder"], fault["record"], fault["image"]
-    for line in report["gain"]["lowest"][:SHOWN_FAULTS] if "gain" in report else ():
-        yield line["folder"], line["record"], line["image"]
+def shown_spots(report: DataReport) -> Iterator[ImagePosition]:
+    """The images that the page shows."""
+    for listed in (report.checked.bad, report.checked.odd):
+        for fault in listed.first[:SHOWN_FAULTS]:
+            if fault.has_picture:
+                yield fault.spot
+    for line in report.gain.lowest[:SHOWN_FAULTS] if report.gain is not None else ():
+        yield ImagePosition(line.folder, line.record, line.image)
+    for _, _, pairs in _shown_pairs(report.checked.duplicates):
+        for pair in pairs:
+            yield pair.a
+            yield pair.b
+
+
+def _shown_pairs(duplicates: Duplicates) -> Iterator[tuple[str, str, list[Pair]]]:
+    """Kind, place and pairs; that several records of a split speak of one image is common, so only images alike count there."""
     for kind in ("pictures", "records"):
-        for where in ("between", "within"):
-            for item in report["duplicates"][kind][where]:
-                for pair in _worth_showing(item, kind):
-                    yield _spot(pair["a"])
-                    yield _spot(pair["b"])
+        for overlap in duplicates.between[kind]:
+            if overlap.pairs:
+                yield kind, f"{overlap.a} and {overlap.b}", overlap.pairs[:SHOWN_PAIRS]
+        for repeats in duplicates.within[kind]:
+            pairs = [pair for pair in repeats.pairs if kind != "pictures" or not pair.is_exact]
+            if pairs:
+                yield kind, f"within {repeats.place}", pairs[:SHOWN_PAIRS]
 
 
-def _worth_showing(item: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
-    """Pairs to show: that several records of a split speak of one picture is common, so only pictures alike count there."""
-    pairs = [pair for pair in item["pairs"] if kind != "pictures" or "place" not in item or pair["kind"] == "near"]
-    return pairs[:SHOWN_PAIRS]
-
-
-def check_page(report: Report, pictures: Pictures, examples: Sequence[ExampleRecord], version: str) -> str:
+def check_page(report: DataReport, pictures: Images, examples: Sequence[ExampleRecord], version: str) -> str:
     """The page.
 
     Args:
-        report: what `data check --json` prints.
+        report: everything that was found.
         pictures: small copies of those at `shown_spots`, as far as they can be shown.
         examples: records to look at.
         version: of this package.
     """
-    names = ", ".join(folder["path"] for folder in report["folders"])
+    checked, training, gain = report.checked, report.training, report.gain
+    names = ", ".join(folder.path for folder in checked.folders)
+    bad = html.join([_count_table("reason", "records", checked.bad), _faults(checked.bad, pictures)])
+    odd = html.join([_count_table("what", "pictures", checked.odd), _faults(checked.odd, pictures)])
+    low = [] if gain is None else [Section("Texts that their pictures support least", low_texts(gain, pictures, SHOWN_FAULTS))]
     sections = [
         Section("In plain words", html.join(_remarks(report))),
         *([Section("Some records", _examples(examples))] if examples else []),
-        *([Section("Records that cannot be used", _bad(report, pictures))] if report["bad"] else []),
-        *([Section("Odd pictures", _odd(report, pictures))] if report["odd_pictures"] else []),
-        *(
-            [Section("Texts that their pictures support least", low_texts(report["gain"], pictures, SHOWN_FAULTS))]
-            if "gain" in report
-            else []
-        ),
+        *([Section("Records that cannot be used", bad)] if checked.bad.first else []),
+        *([Section("Odd pictures", odd)] if checked.odd.first else []),
+        *low,
         Section("What stands twice", _duplicates(report, pictures)),
         Section("Pictures and texts", _figures(report)),
-        *([Section("Answers", _labels(report["records"]["labels"]))] if "labels" in report["records"] else []),
-        *([Section("In training", _training(report["training"]))] if "training" in report else []),
+        *([Section("Answers", _labels(report))] if checked.records.labels else []),
+        *([Section("In training", _training(training))] if training is not None else []),
         Section("Folders", _folders(report), is_open=False),
     ]
     return html.page(f"Data check: {names}", sections, lead=_tiles(report), footer=f"Made by sightline {version}, data check.")
 
 
-def _tiles(report: Report) -> Html:
+def _tiles(report: DataReport) -> Html:
+    checked = report.checked
     values: dict[str, html.Node] = {
-        "records": report["input"],
-        "can be used": report["ok"],
-        "cannot": sum(report["skipped"].values()),
+        "records": checked.input,
+        "can be used": checked.input - checked.num_bad,
+        "cannot": checked.num_bad,
+        "pictures": checked.images.files,
     }
-    values |= {"pictures": report["pictures"]["files"]}
-    kinds = report["records"]["records_with"]
-    for kind, name in (("captions", "captions"), ("conversations", "conversations")):
-        if kind in kinds:
-            spread = report["records"].get("captions_per_record") if kind == "captions" else None
-            values[name] = spread["sum"] if spread else kinds[kind]
-    values |= {f"in {split}": count for split, count in report["splits"].items()}
+    for kind in ("captions", "conversations"):
+        if kind in checked.records.records_with:
+            spread = checked.records.spreads.get("captions_per_record") if kind == "captions" else None
+            values[kind] = spread.sum if spread else checked.records.records_with[kind]
+    values |= {f"in {split}": count for split, count in checked.splits.items()}
     return html.tiles(values)
 
 
-def _remarks(report: Report) -> Iterator[Html]:
-    for text in report["warnings"]:
+def _remarks(report: DataReport) -> Iterator[Html]:
+    for text in report.warnings:
         yield html.note(text, "bad" if "cannot be used" in text or "also stand in" in text else "note")
-    if not report["warnings"]:
+    if not report.warnings:
         yield html.note("Nothing to warn of.", "good")
-    if report["hashes"] != "checked":
+    if not report.checked.options.check_hash:
         yield html.paragraph("Files were not compared with their stored hashes; --check-hash does it.")
 
 
@@ -121,187 +129,105 @@ def _picture(data: bytes, alt: str) -> Html:
 # Faults ---------------------------------------------------------------------------------------------------------------------
 
 
-def _bad(report: Report, pictures: Pictures) -> Html:
-    counts = _count_table("reason", "records", report["skipped"])
-    return html.join([counts, _gallery(report["bad"], pictures), _list(report["bad"], report["bad_left_out"])])
+def _count_table(what: str, number: str, listed: Listed) -> Html:
+    return html.table([what, Column(number, "right")], listed.counts.most_common())
 
 
-def _odd(report: Report, pictures: Pictures) -> Html:
-    counts = _count_table("what", "pictures", report["odd"])
-    return html.join([counts, _gallery(report["odd_pictures"], pictures), _list(report["odd_pictures"], report["odd_left_out"])])
+def _faults(listed: Listed, pictures: Images) -> Html:
+    return html.join([html.gallery(_shown_faults(listed.first[:SHOWN_FAULTS], pictures)), _list(listed)])
 
 
-def _count_table(what: str, number: str, counts: Mapping[str, int]) -> Html:
-    return html.table(
-        [what, Column(number, "right")], [(name, counts[name]) for name in sorted(counts, key=lambda name: -counts[name])]
-    )
+def _shown_faults(faults: Sequence[Fault], pictures: Images) -> Iterator[Html]:
+    for fault in faults:
+        if fault.has_picture:
+            data = pictures.get(fault.spot)
+            lost = html.element("div", "cannot be shown", attributes={"class": "faint"})
+            yield html.figure(lost if data is None else _picture(data, fault.id), f"{fault.id}: {fault.reason}")
 
 
-def _gallery(faults: Sequence[Mapping[str, Any]], pictures: Pictures) -> Html:
-    figures = []
-    for fault in faults[:SHOWN_FAULTS]:
-        if fault["image"] is not None:
-            data = pictures.get((fault["folder"], fault["record"], fault["image"]))
-            shown = (
-                _picture(data, fault["id"])
-                if data is not None
-                else html.element("div", "cannot be shown", attributes={"class": "faint"})
-            )
-            figures.append(html.figure(shown, f"{fault['id']}: {fault['reason']}"))
-    return html.gallery(figures)
-
-
-def _list(faults: Sequence[Mapping[str, Any]], left_out: int) -> Html:
-    rows = [
-        (fault["id"] or f"record {fault['record']}", fault["split"], fault["reason"], fault["detail"])
-        for fault in faults[:LISTED_FAULTS]
-    ]
-    more = left_out + max(0, len(faults) - LISTED_FAULTS)
+def _list(listed: Listed) -> Html:
+    shown = listed.first[:LISTED_FAULTS]
+    rows = [(fault.id or f"record {fault.spot.record}", fault.split, fault.reason, fault.detail) for fault in shown]
+    more = listed.counts.total() - len(shown)
     note = html.paragraph(f"{more:,} more are not listed here; --list FILE writes them all.") if more else None
     return html.join([html.table(["id", "split", "reason", "detail"], rows), note])
+
+
+def _drawn(table: CheckTable) -> Html | None:
+    heads = [table.heads[0], *(Column(head, "right") for head in table.heads[1:])]
+    return html.table(heads, table.rows, table.title) if table.rows else None
 
 
 # Duplicates -----------------------------------------------------------------------------------------------------------------
 
 
-def _duplicates(report: Report, pictures: Pictures) -> Html:
-    found = report["duplicates"]
-    parts: list[html.Node] = []
-    near = found["near"]
-    if near is None:
-        parts.append(html.paragraph("Only equal files were looked for."))
+def _duplicates(report: DataReport, pictures: Images) -> Html:
+    found = report.checked.duplicates
+    if found.near_bits is None:
+        rule = "Only equal files were looked for."
     else:
-        rule = f"their hashes differ in at most {near['bits']} of 64 bits and their thumbnails correlate by {near['likeness']}"
-        parts.append(html.paragraph(f"Pictures are alike when {rule} or more."))
-    parts.append(_between(found))
-    parts.append(_within(found))
-    for kind in ("pictures", "records"):
-        for where in ("between", "within"):
-            for item in found[kind][where]:
-                if _worth_showing(item, kind):
-                    parts += _pairs(item, kind, pictures)
+        near = f"their hashes differ in at most {found.near_bits} of 64 bits and their thumbnails correlate by {ALIKE}"
+        rule = f"Pictures are alike when {near} or more."
+    parts: list[html.Node] = [html.paragraph(rule), _drawn(check_tables.overlaps(report)), _drawn(check_tables.repeats(report))]
+    for kind, where, pairs in _shown_pairs(found):
+        what = "Pictures" if kind == "pictures" else "Records with the same pictures and texts"
+        figures = [_pair(pair, kind, report, pictures) for pair in pairs]
+        parts += [html.element("h3", f"{what}: {where}"), html.element("div", *figures, attributes={"class": "gallery wide"})]
     return html.join(parts)
 
 
-def _between(found: Mapping[str, Any]) -> Html | None:
-    rows = []
-    for place, texts, records in zip(*(found[kind]["between"] for kind in ("pictures", "texts", "records")), strict=True):
-        numbers = (
-            place["exact"],
-            place["near_b"],
-            _percent(place["share_b"]),
-            texts["records_b"],
-            _percent(texts["share_b"]),
-            records["records_b"],
-        )
-        rows.append((f"{place['b']} in {place['a']}", *numbers))
-    heads = [
-        "",
-        *(
-            Column(name, "right")
-            for name in ("same picture", "alike", "of its pictures", "same text", "of its records", "same both")
-        ),
-    ]
-    return html.table(heads, rows, "Between splits and folders") if rows else None
-
-
-def _within(found: Mapping[str, Any]) -> Html | None:
-    rows = []
-    for place, texts, records in zip(*(found[kind]["within"] for kind in ("pictures", "texts", "records")), strict=True):
-        numbers = (
-            place["pictures"],
-            place["repeated"],
-            place["near"],
-            texts["repeated"],
-            texts["in_records"],
-            records["in_records"] - records["repeated"],
-        )
-        rows.append((place["place"], *numbers))
-    names = (
-        "pictures",
-        "in several records",
-        "like another",
-        "texts in several records",
-        "those records",
-        "records that repeat one",
-    )
-    return html.table(["", *(Column(name, "right") for name in names)], rows, "Within a split") if rows else None
-
-
-def _pairs(item: Mapping[str, Any], kind: str, pictures: Pictures) -> list[html.Node]:
-    where = f"within {item['place']}" if "place" in item else f"{item['a']} and {item['b']}"
-    what = "Pictures" if kind == "pictures" else "Records with the same pictures and texts"
-    figures = []
-    for pair in _worth_showing(item, kind):
-        sides = [pictures.get(_spot(pair[side])) for side in ("a", "b")]
-        shown = [_picture(data, pair[side]["id"]) for side, data in zip(("a", "b"), sides, strict=True) if data is not None]
-        how = "same file" if pair["kind"] == "exact" else f"{pair['bits']} bits apart, likeness {pair['likeness']:.3f}"
-        caption = html.join([f"{pair['a']['id']} and {pair['b']['id']}", html.element("br"), how if kind == "pictures" else None])
-        figures.append(html.figure(html.element("div", *shown, attributes={"class": "pair"}), caption))
-    return [html.element("h3", f"{what}: {where}"), html.element("div", *figures, attributes={"class": "gallery wide"})]
-
-
-def _spot(end: Mapping[str, Any]) -> Spot:
-    return end["folder"], end["record"], end["image"]
+def _pair(pair: Pair, kind: str, report: DataReport, pictures: Images) -> Html:
+    ids = [report.checked.name(spot) for spot in (pair.a, pair.b)]
+    shown = [_picture(pictures[spot], name) for spot, name in zip((pair.a, pair.b), ids, strict=True) if spot in pictures]
+    how = "same file" if pair.is_exact else f"{pair.bits} bits apart, likeness {pair.similarity:.3f}"
+    caption = html.join([" and ".join(ids), html.element("br"), how if kind == "pictures" else None])
+    return html.figure(html.element("div", *shown, attributes={"class": "pair"}), caption)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------------
 
-_SPREADS = (
-    ("pictures", "width", "width of the pictures in pixels"),
-    ("pictures", "height", "height of the pictures in pixels"),
-    ("pictures", "aspect", "width over height"),
-    ("records", "images_per_record", "pictures a record"),
-    ("records", "captions_per_record", "captions a record"),
-    ("records", "caption_words", "words a caption"),
-    ("records", "turns_per_conversation", "turns a conversation"),
-    ("records", "question_words", "words of a question"),
-    ("records", "answer_words", "words of an answer"),
-)
+_TITLES = {
+    "images_per_record": "pictures a record",
+    "captions_per_record": "captions a record",
+    "caption_words": "words a caption",
+    "turns_per_conversation": "turns a conversation",
+    "question_words": "words of a question",
+    "answer_words": "words of an answer",
+}
 
 
-def _figures(report: Report) -> Html:
-    found = [(report[part].get(name), title) for part, name, title in _SPREADS]
-    known = [(spread, title) for spread, title in found if spread is not None]
-    return html.join(
-        [
-            _spread_table(known),
-            html.columns(*(_histogram(spread, title) for spread, title in known if spread["min"] < spread["max"])),
-        ]
-    )
+def _figures(report: DataReport) -> Html:
+    images, records = report.checked.images, report.checked.records
+    found = {
+        "width of the pictures in pixels": images.width,
+        "height of the pictures in pixels": images.height,
+        "width over height": images.aspect,
+        **{title: records.spreads.get(name) for name, title in _TITLES.items()},
+    }
+    charts = [_histogram(one, title) for title, one in found.items() if one is not None and one.min < one.max]
+    return html.join([_drawn(check_tables.spreads(report)), html.columns(*charts)])
 
 
-def _spread_table(spreads: Sequence[tuple[Mapping[str, Any], str]]) -> Html:
-    heads = ["", *(Column(name, "right") for name in ("number", "least", "mean", "median", "95 %", "most"))]
-    rows = [(title, s["n"], s["min"], s["mean"], s["median"], s["p95"], s["max"]) for s, title in spreads]
-    return html.table(heads, rows)
+def _histogram(spread: Spread, title: str, marks: Mapping[str, float] | None = None) -> Html:
+    return html.figure(histogram(spread.histogram.edges, spread.histogram.counts, title, marks=marks, title=title))
 
 
-def _histogram(spread: Mapping[str, Any], title: str, marks: Mapping[str, float] | None = None) -> Html:
-    drawn = spread["histogram"]
-    return html.figure(histogram(drawn["edges"], drawn["counts"], title, marks=marks, title=title))
-
-
-def _labels(labels: Mapping[str, Any]) -> Html:
+def _labels(report: DataReport) -> Html:
     parts: list[html.Node] = []
-    for split, own in labels.items():
-        told = f"{split}: {own['distinct']:,} different answers to {own['records']:,} questions"
-        guess = f"{own['majority']!r} is right for {_percent(own['majority_share'])} of them."
-        answers, counts = list(own["most_frequent"]), list(own["most_frequent"].values())
+    for split, own in report.checked.records.labels.items():
+        summary = f"{split}: {own.distinct:,} different answers to {own.records:,} questions"
+        guess = f"{own.majority!r} is right for {percent(own.majority_share)} of them."
+        answers, counts = list(own.most_frequent), list(own.most_frequent.values())
         chart = bar_chart(answers[:12], [Bars(split, counts[:12])], Axis("records"), f"Most frequent answers of {split}")
-        parts.append(html.element("div", html.paragraph(f"{told}; {guess}"), html.figure(chart)))
+        parts.append(html.element("div", html.paragraph(f"{summary}; {guess}"), html.figure(chart)))
     return html.columns(*parts, narrowest=30)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 # Training -------------------------------------------------------------------------------------------------------------------
 
 
-def _training(training: Mapping[str, Any]) -> Html:
-    model = training["model"]
+def _training(training: TrainingFigures) -> Html:
+    model = training.model
     facts = {
         "recipe": model["recipe"],
         "vocabulary": model["vocabulary"],
@@ -312,96 +238,41 @@ def _training(training: Mapping[str, Any]) -> Html:
         rows, columns = model["grid"]
         height, width = model["image_size"]
         facts["a crop"] = f"{width} x {height} pixels, {rows} x {columns} = {model['tokens_per_crop']} visual tokens"
-    parts: list[html.Node] = [html.facts(facts), _rows_table(training["rows"])]
-    for name, rows in training["rows"].items():
+    conversations, epochs = check_tables.training_tables(training)
+    parts: list[html.Node] = [html.facts(facts), _drawn(conversations)]
+    for name, rows in training.rows.items():
         parts += [html.element("h3", f"Rows of {name}"), _row_charts(rows)]
-        if rows["left_out"]:
-            listed = [(item["id"], item["conversation"], item["reason"], item["detail"]) for item in rows["left_out"]]
+        if rows.left_out:
+            listed = [(item.id, item.conversation, item.reason, item.detail) for item in rows.left_out]
             parts.append(html.table(["id", Column("conversation", "right"), "reason", "detail"], listed, "Left out"))
-    if training["stages"]:
-        parts += [html.element("h3", "An epoch"), _stages_table(training["stages"])]
+    if epochs.rows:
+        parts += [html.element("h3", "An epoch"), _drawn(epochs)]
     return html.join(parts)
 
 
-def _rows_table(rows: Mapping[str, Any]) -> Html:
-    names = (
-        "conversations",
-        "left out",
-        "mean tokens",
-        "most",
-        "limit",
-        "supervised",
-        "visual tokens a picture",
-        "saved by sharing",
-    )
-    lines = []
-    for name, own in rows.items():
-        tokens, visual = own["tokens"], own["visual_tokens_per_image"]
-        lines.append(
-            (
-                name,
-                own["conversations"],
-                sum(own["skipped"].values()),
-                tokens and tokens["mean"],
-                own["longest"]["tokens"],
-                own["max_tokens"],
-                _percent(own["supervised_share"]),
-                visual and visual["mean"],
-                _percent(own["saved_by_sharing"]),
-            )
-        )
-    return html.table(["", *(Column(name, "right") for name in names)], lines)
-
-
-def _row_charts(rows: Mapping[str, Any]) -> Html:
+def _row_charts(rows: RowSummary) -> Html:
     charts = []
-    for name, title in (
-        ("tokens", "tokens a conversation"),
-        ("supervised", "supervised tokens"),
-        ("sample_tokens", "tokens a sample"),
-    ):
-        spread = rows[name]
-        if spread is not None and spread["min"] < spread["max"]:
-            limit = {"max_tokens": rows["max_tokens"]} if name == "tokens" and rows["too_long"] else {}
-            charts.append(_histogram(spread, title, {"median": spread["median"], **limit}))
+    spreads = {"tokens a conversation": rows.tokens, "supervised tokens": rows.supervised, "tokens a sample": rows.sample_tokens}
+    for title, spread in spreads.items():
+        if spread is not None and spread.min < spread.max:
+            limit = {"max_tokens": float(rows.max_tokens)} if spread is rows.tokens and rows.too_long else {}
+            charts.append(_histogram(spread, title, {"median": spread.median, **limit}))
     return html.columns(*charts)
 
 
-def _stages_table(stages: Sequence[Mapping[str, Any]]) -> Html:
-    names = ("samples", "rows", "of tokens", "fill", "steps an epoch", "steps", "epochs", "padded instead")
-    lines = []
-    for stage in stages:
-        epoch = stage["epoch"]
-        if epoch is None:
-            lines.append((stage["name"], *["" for _ in names[:-1]], stage["why"]))
-            continue
-        length = stage["row_tokens"] if stage["pack"] else "padded"
-        told = (
-            epoch["samples"],
-            epoch["rows"],
-            length,
-            _percent(epoch["fill"]),
-            epoch["steps_per_epoch"],
-            stage["steps"],
-            stage["epochs"],
-        )
-        lines.append((stage["name"], *told, f"{epoch['padded_over_packed']:.2f} times the places"))
-    return html.table(["stage", *(Column(name, "right") for name in names)], lines)
-
-
-def _folders(report: Report) -> Html:
+def _folders(report: DataReport) -> Html:
     checked = [
         html.facts(
             {
-                "folder": folder["path"],
-                "records": folder["input"],
-                "splits": ", ".join(f"{name} {count:,}" for name, count in folder["splits"].items()),
-                "licence": folder["licence"] or "not stated",
-                "fingerprint": folder["fingerprint"],
-                "prepared from": f"{folder['prepared'].get('input', 0):,} records, {folder['prepared'].get('ok', 0):,} kept",
+                "folder": folder.path,
+                "records": folder.input,
+                "splits": ", ".join(f"{name} {count:,}" for name, count in folder.splits.items()),
+                "licence": folder.licence or "not stated",
+                "fingerprint": folder.fingerprint,
+                "prepared from": f"{folder.prepared.get('input', 0):,} records, {folder.prepared.get('ok', 0):,} kept",
             }
         )
-        for folder in report["folders"]
+        for folder in report.checked.folders
     ]
-    others = [html.facts({"compared with": other["path"], "records": other["records"]}) for other in report["against"]]
+    others = [html.facts({"compared with": other.path, "records": other.records}) for other in report.checked.against]
     return html.join([*checked, *others])

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sightline.data.check.examine import ImagePosition
 from sightline.reporting import html
 from sightline.reporting.html import Html, Token
 from sightline.reporting.plots import histogram
 
 if TYPE_CHECKING:  # `data check` draws `low_texts` without torch
+    from sightline.data.check.report import GainFigures
     from sightline.evaluation.probes.gain import GainExample, GainFindings
 
 PICTURE_WIDTH = 176
@@ -45,28 +47,28 @@ def gain_page(title: str, findings: "GainFindings") -> str:
     return html.page(title, sections, lead)
 
 
-def low_texts(gain: Mapping[str, Any], pictures: Mapping[tuple[int, int, int], bytes], most: int) -> Html:
+def low_texts(gain: "GainFigures", pictures: Mapping[ImagePosition, bytes], most: int) -> Html:
     """The texts that a model finds least supported by their pictures, for the page of `data check`.
 
     Args:
-        gain: the report's part `gain`.
+        gain: the part of the report.
         pictures: small copies by folder, record and number of the picture.
         most: texts to show.
     """
-    shown = gain["lowest"][:most]
-    known = [value for line in shown for _, value in line["tokens"] if value is not None]
+    shown = gain.lowest[:most]
+    known = [value for line in shown for _, value in line.tokens if value is not None]
     hot = scale_of(known)
-    middle, tenth = (round(gain["percentiles"][name], 2) + 0.0 for name in ("p50", "p10"))
+    middle, tenth = (round(gain.percentiles[name], 2) + 0.0 for name in ("p50", "p10"))
     lead = html.paragraph(
-        f"The mean visual gain of the tokens of each text, as {gain['model']} sees them: how much the picture raises their logits. "
-        f"Median {middle:.2f}, lowest tenth below {tenth:.2f}; below 0 are {gain['below_zero']:,} of "
-        f"{gain['texts']:,} texts. The lowest stand first."
+        f"The mean visual gain of the tokens of each text, as {gain.model} sees them: how much the picture raises their logits. "
+        f"Median {middle:.2f}, lowest tenth below {tenth:.2f}; below 0 are {gain.below_zero:,} of "
+        f"{gain.texts:,} texts. The lowest stand first."
     )
     cards = []
     for line in shown:
-        data = pictures.get((line["folder"], line["record"], line["image"]))
-        picture = None if data is None else html.image(data, line["id"])
-        said = _text(*_columns(line["tokens"]), line["gain"], line["id"], hot)
+        data = pictures.get(ImagePosition(line.folder, line.record, line.image))
+        picture = None if data is None else html.image(data, line.id)
+        said = _text(*_columns(line.tokens), line.gain, line.id, hot)
         body = html.element("div", html.figure(picture), html.element("div", said), attributes={"class": "beside"})
         cards.append(html.element("article", body, attributes={"class": "card"}))
     return html.join([lead, _legend(hot), *cards])

@@ -71,7 +71,9 @@ def data(path: Path, count: int = 9) -> Path:
 
 
 def report(path: Path, **options: Any) -> dict[str, Any]:
-    return check_data(CheckRequest((path,), CheckOptions(workers=0, near_bits=None), gain=GainRequest("hand-made"), **options))
+    return check_data(
+        CheckRequest((path,), CheckOptions(workers=0, near_bits=None), gain=GainRequest("hand-made"), **options)
+    ).to_json()
 
 
 @pytest.mark.usefixtures("looks")

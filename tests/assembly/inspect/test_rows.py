@@ -1,5 +1,6 @@
 """What the check says of a run's stages is what the run would do."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sightline.assembly.model.build import Processing
 from sightline.assembly.train import corpus as assembly_data
 from sightline.data.batches.loader import Loader
 from sightline.data.check import CheckOptions, check
+from sightline.data.check.report import StageFigures, TrainingFigures
 from sightline.data.check.rows import Left
 from sightline.errors import ConfigError, DataError, SkipLimitError
 from tests.assembly.helpers import run_config
@@ -38,7 +40,7 @@ def data(path: Path, count: int = 12) -> Path:
 
 
 def report(config: RunConfig, *folders: Path) -> dict[str, Any]:
-    return training_report(check(folders, HERE), config_blueprint(config), lambda place, left: None)
+    return asdict(training_report(check(folders, HERE), config_blueprint(config), lambda place, left: None))
 
 
 @pytest.mark.parametrize(
@@ -122,12 +124,12 @@ def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(t
     told: list[tuple[str, Left]] = []
     found = training_report(check([path], HERE), config_blueprint(config), lambda place, left: told.append((place, left)))
     assert [(place, left.id, left.conversation, left.reason) for place, left in told] == [("train", "long", 0, "too_long")]
-    (stage,) = found["stages"]
-    assert stage["refused"].startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
+    (stage,) = found.stages
+    assert stage.refused.startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
     made = models.build(config, Processing(max_tokens=120), None)
     with pytest.raises(SkipLimitError) as caught:
         assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
-    assert str(caught.value) == stage["refused"]
+    assert str(caught.value) == stage.refused
 
 
 def request(path: Path, **changes: Any) -> CheckRequest:
@@ -138,20 +140,21 @@ def test_the_budget_decides_over_records_conversations_and_changed_files(tmp_pat
     path = data(tmp_path / "data")
     stored(path, 0).write_bytes(b"broken")
     told = check_data(request(path))
-    bad = sum(told["skipped"].values())
-    judge(told, bad / told["input"])
+    bad = told.checked.num_bad
+    judge(told, bad / told.checked.input)
     with pytest.raises(SkipLimitError, match=f"{bad} of 17 records cannot be used, --max-skipped allows a share of 0"):
         judge(told, 0.0)
     with pytest.raises(DataError, match=r"records\.jsonl is not what"):
-        judge({**told, "damaged_files": ["records.jsonl is not what was written"]}, 1.0)
+        judge(replace(told, checked=replace(told.checked, damaged_files=("records.jsonl is not what was written",))), 1.0)
+    refused = StageFigures("align", [], True, 512, 8, None, 1.0, refused="too many")
     with pytest.raises(SkipLimitError, match="stage align: too many"):
-        judge({**told, "training": {"stages": [{"name": "align", "refused": "too many"}]}}, 1.0)
+        judge(replace(told, training=TrainingFigures({}, {}, [refused])), 1.0)
 
 
 def test_records_that_cannot_be_read_do_not_stop_the_rows(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
     lines = (path / "records.jsonl").read_bytes()
     (path / "records.jsonl").write_bytes(lines.replace(b'"picture 0, the 0. caption"', b'                          "'))
-    told = check_data(request(path, describe=lambda folders: config_blueprint(run_config(path=str(path)))))
+    told = check_data(request(path, describe=lambda folders: config_blueprint(run_config(path=str(path))))).to_json()
     assert told["skipped"] == {"record_damaged": 1}
     assert told["training"]["rows"]["train"]["kept"] == sum(1 + n % 4 for n in range(1, 12)) + 4

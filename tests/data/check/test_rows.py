@@ -1,5 +1,6 @@
 """Rows under a configuration are those of training; fill rates and padded batches against counting by hand."""
 
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
     assert figures.units is not None
     for name in ("tokens", "alone", "supervised", "crops", "record", "branch", "begin"):
         assert getattr(figures.units, name).tolist() == getattr(units, name).tolist()
-    found = figures.to_json()
+    found = asdict(figures.summary())
     assert found["conversations"] == 11
     assert found["skipped"] == units.skipped == {"special_token_in_text": 1, "too_long": 1}
     assert [(left.id, left.conversation, left.reason) for left in told] == [
@@ -66,27 +67,27 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
 
 def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
     dataset, builder = data(tmp_path), builder_of(60)
-    found = measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).to_json()
+    found = asdict(measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).summary())
     unlimited = builder_of(1000)
     record_ = dataset.record(3)
     length = len(unlimited.row(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
     assert found["longest"] == {"tokens": length, "id": "long"}
     assert found["too_long"]["max"] == found["tokens"]["max"] == length
     assert found["tokens"]["n"] == 10
-    assert measure_rows(dataset, range(len(dataset)), unlimited, LengthTableRules()).to_json()["too_long"] is None
+    assert asdict(measure_rows(dataset, range(len(dataset)), unlimited, LengthTableRules()).summary())["too_long"] is None
 
 
 def test_pictures_in_a_text_model_are_left_out(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("plain")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
     builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))
-    found = measure_rows(data(tmp_path), range(6), builder, LengthTableRules()).to_json()
+    found = asdict(measure_rows(data(tmp_path), range(6), builder, LengthTableRules()).summary())
     assert found["skipped"] == {"image_in_text_model": 10}
     assert found["visual_tokens_per_image"] is None
 
 
 def test_nothing_kept_is_no_division_by_zero(tmp_path: Path) -> None:
-    found = measure_rows(data(tmp_path), [], builder_of(), LengthTableRules()).to_json()
+    found = asdict(measure_rows(data(tmp_path), [], builder_of(), LengthTableRules()).summary())
     assert (found["conversations"], found["supervised_share"], found["saved_by_sharing"], found["tokens"]) == (0, 0, 0, None)
 
 
@@ -110,14 +111,14 @@ def test_packed_rows_and_steps_are_those_of_the_packer() -> None:
     rules = BatchRules(pack=True, row_tokens=256, row_images=6, rows_per_step=4, accumulate=2, sort_by_length=True)
     told = epoch_figures(plan_of(tokens, crops, order, rules), ConversationLengths(alone, begin))
     packed = pack(order, tokens, crops, 256, 6)
-    assert (told["rows"], told["capacity"], told["fill"]) == (len(packed.rows), 256 * len(packed.rows), packed.fill)
-    assert told["steps_per_epoch"] == -(-len(packed.rows) // 4)
-    assert told["conversations"] == len(alone)
-    assert told["padded"]["tokens"] == alone.sum()
-    assert told["padded"]["batch"] == round(len(alone) / len(packed.rows) * 2)
-    assert told["padded"]["capacity"] >= told["padded"]["capacity_sorted"] >= told["padded"]["tokens"]
-    assert told["padded_over_packed"] == told["padded"]["capacity"] / told["capacity"]
-    assert told["rows_full_of_images"] == sum(crops[list(row)].sum() == 6 for row in packed.rows)
+    assert (told.rows, told.capacity, told.fill) == (len(packed.rows), 256 * len(packed.rows), packed.fill)
+    assert told.steps_per_epoch == -(-len(packed.rows) // 4)
+    assert told.conversations == len(alone)
+    assert told.padded.tokens == alone.sum()
+    assert told.padded.batch == round(len(alone) / len(packed.rows) * 2)
+    assert told.padded.capacity >= told.padded.capacity_sorted >= told.padded.tokens
+    assert told.padded_over_packed == told.padded.capacity / told.capacity
+    assert told.rows_full_of_images == sum(crops[list(row)].sum() == 6 for row in packed.rows)
 
 
 def test_rows_of_their_own_are_padded_batch_by_batch() -> None:
@@ -125,7 +126,7 @@ def test_rows_of_their_own_are_padded_batch_by_batch() -> None:
     rules = BatchRules(pack=False, row_tokens=16, row_images=4, rows_per_step=4, accumulate=2, sort_by_length=False)
     plan = plan_of(tokens, np.ones(5, np.int64), np.arange(5), rules)
     told = epoch_figures(plan, ConversationLengths(tokens, np.arange(6)))
-    assert (told["rows"], told["steps_per_epoch"], told["tokens"], told["capacity"]) == (5, 2, 33, 10 * 2 + 8 * 2 + 5)
+    assert (told.rows, told.steps_per_epoch, told.tokens, told.capacity) == (5, 2, 33, 10 * 2 + 8 * 2 + 5)
 
 
 def test_conversations_of_several_sources_stand_one_after_the_other(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """What the numbers say in words, and when nothing is said."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sightline.data.check import CheckOptions, check
-from sightline.data.check.warnings import _percent, warnings_of
+from sightline.data.check.figures import spread
+from sightline.data.check.report import DataReport, StageFigures, TrainingFigures
+from sightline.data.check.rows import EpochFigures, LongestConversation, PaddedFigures, RowSummary
+from sightline.data.check.warnings import _percent
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 
 
-def told(*folders: Path, against: tuple[Path, ...] = (), **changes: Any) -> list[str]:
-    return warnings_of(check(list(folders), CheckOptions(workers=0), against).to_json() | changes)
+def told(*folders: Path, training: TrainingFigures | None = None, damaged_files: tuple[str, ...] = ()) -> list[str]:
+    checked = check(list(folders), CheckOptions(workers=0))
+    return DataReport(replace(checked, damaged_files=damaged_files), training).warnings
 
 
 def test_whole_data_has_nothing_to_warn_of(tmp_path: Path) -> None:
@@ -94,21 +99,37 @@ def test_an_image_in_many_records_of_captions_is_told_of(tmp_path: Path) -> None
     assert told(folder(tmp_path / "grouped", rows, pictures, group="image")) == []
 
 
-def training(**rows: Any) -> dict[str, Any]:
-    base = {"skipped": {}, "conversations": 100, "kept": 100, "too_long": None, "longest": {"tokens": 50, "id": "x"}}
-    base |= {"max_tokens": 60, "supervised_share": 0.4}
-    epoch = {"fill": 0.97, "rows": 50, "rows_full_of_images": 0}
-    stage = {"name": "align", "pack": True, "row_tokens": 512, "epoch": epoch, "why": "", "refused": ""}
-    return {"rows": {"train": base | rows}, "stages": [stage]}
+ROWS = RowSummary(
+    conversations=100,
+    kept=100,
+    skipped={},
+    left_out=[],
+    tokens=spread([50]),
+    too_long=None,
+    max_tokens=60,
+    longest=LongestConversation(50, "x"),
+    supervised=spread([20]),
+    supervised_share=0.4,
+    visual_tokens_per_image=None,
+    crops_per_image=None,
+    samples=100,
+    sample_tokens=spread([50]),
+    tokens_alone=5000,
+    tokens_shared=5000,
+    saved_by_sharing=0.0,
+)
+EPOCH = EpochFigures(100, 100, 24832, 50, 0, 25600, 0.97, 1, 50, PaddedFigures(1, 1, 1, 1), 1.0)
+STAGE = StageFigures("align", [], True, 512, 8, None, 1.0, None, EPOCH)
 
 
 def test_what_training_would_lose_is_told(tmp_path: Path) -> None:
     path = folder(tmp_path / "data", [record("a", "a.png")], {"a.png": png(scene(0))})
-    assert told(path, training=training()) == []
-    lost = training(skipped={"too_long": 3}, too_long={"max": 90}, longest={"tokens": 90, "id": "x"}, supervised_share=0.02)
-    lost["stages"][0]["epoch"] |= {"fill": 0.5, "rows_full_of_images": 20}
-    lost["stages"][0]["refused"] = "3 of 100 conversations cannot be trained on."
-    assert told(path, training=lost) == [
+    assert told(path, training=TrainingFigures({}, {"train": ROWS}, [STAGE])) == []
+    longest = LongestConversation(90, "x")
+    rows = replace(ROWS, skipped={"too_long": 3}, too_long=spread([90]), longest=longest, supervised_share=0.02)
+    epoch = replace(EPOCH, fill=0.5, rows_full_of_images=20)
+    stage = replace(STAGE, epoch=epoch, refused="3 of 100 conversations cannot be trained on.")
+    assert told(path, training=TrainingFigures({}, {"train": rows}, [stage])) == [
         "3 % of the conversations of train are left out in training: too_long 3.",
         "The longest conversation of train has 90 tokens; the limit is 60 (data.max_tokens).",
         "Only 2.0 % of the tokens of train are supervised; the rest is read and not learned.",
@@ -116,15 +137,15 @@ def test_what_training_would_lose_is_told(tmp_path: Path) -> None:
         "20 of 50 hold as many pictures as a row may (data.row_images).",
         "Training would stop: 3 of 100 conversations cannot be trained on.",
     ]
-    nothing = training()
-    nothing["stages"][0] |= {"epoch": None, "why": "data has no split 'train'"}
-    assert told(path, training=nothing) == ["Stage align has nothing to train on: data has no split 'train'."]
+    nothing = replace(STAGE, epoch=None, why="data has no split 'train'")
+    warnings = told(path, training=TrainingFigures({}, {"train": ROWS}, [nothing]))
+    assert warnings == ["Stage align has nothing to train on: data has no split 'train'."]
 
 
 def test_what_was_lost_before_and_what_changed_since_is_told(tmp_path: Path) -> None:
     rows = [record("a", "a.png"), record("b", "missing.png")]
     path = folder(tmp_path / "data", rows, {"a.png": png(scene(0))})
-    assert told(path, damaged_files=["records.jsonl is not what was written"]) == [
+    assert told(path, damaged_files=("records.jsonl is not what was written",)) == [
         "A file of the folder was changed after it was written: records.jsonl is not what was written.",
         f"When {path} was prepared, 1 record was left out (50 %); see its skipped.jsonl.",
     ]

@@ -5,16 +5,16 @@ Without a configuration nothing here needs torch.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline import __version__
-from sightline.data.check import CheckOptions, CheckReport, Fault, check
+from sightline.data.check import CheckOptions, Fault, check
 from sightline.data.check.examine import ImagePosition
+from sightline.data.check.report import DataReport, LowText
 from sightline.data.check.rows import Left
 from sightline.data.check.thumbnails import make_thumbnails
-from sightline.data.check.warnings import warnings_of
 from sightline.data.dataset import Dataset
 from sightline.errors import DataError, RecordError, SkipLimitError
 from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
@@ -52,7 +52,7 @@ class CheckRequest:
     gain: "GainRequest | None" = None
 
 
-def check_data(request: CheckRequest) -> dict[str, Any]:
+def check_data(request: CheckRequest) -> DataReport:
     """Checks, and writes what is asked for; returns the report.
 
     Raises:
@@ -62,39 +62,39 @@ def check_data(request: CheckRequest) -> dict[str, Any]:
     blueprint = request.describe(request.folders) if request.describe is not None else None
     with _listing(request.listing) as write:
         checked = check(request.folders, request.options, request.against, lambda fault: write(_line(fault, request)))
-        report = checked.to_json()
+        report = DataReport(checked)
         if blueprint is not None:
             from sightline.assembly.inspect.rows import training_report
 
-            report["training"] = training_report(checked, blueprint, lambda place, left: write(_left_line(place, left)))
+            training = training_report(checked, blueprint, lambda place, left: write(_left_line(place, left)))
+            report = replace(report, training=training)
         if request.gain is not None:
             from sightline.assembly.inspect.gain import gain_report
 
-            report["gain"] = gain_report(checked, request.gain, lambda line: write(_text_line(line, request)))
-    report["warnings"] = warnings_of(report)
+            report = replace(report, gain=gain_report(checked, request.gain, lambda line: write(_text_line(line, request))))
     if request.html is not None:
-        _write_page(request.html, checked, report, request.options)
+        _write_page(request.html, report, request.options)
     return report
 
 
-def judge(report: dict[str, Any], max_skipped: float) -> None:
+def judge(report: DataReport, max_skipped: float) -> None:
     """Refuses data of which too much is bad.
 
     Raises:
         SkipLimitError: more than `max_skipped` of the records, or more conversations than the configuration allows.
         DataError: a file is not what was written.
     """
-    if report["damaged_files"]:
-        raise DataError(f"the data is damaged: {'; '.join(report['damaged_files'][:10])}.", "Prepare it again.")
-    bad = sum(report["skipped"].values())
-    if bad > max_skipped * report["input"]:
+    checked = report.checked
+    if checked.damaged_files:
+        raise DataError(f"the data is damaged: {'; '.join(checked.damaged_files[:10])}.", "Prepare it again.")
+    if checked.num_bad > max_skipped * checked.input:
         raise SkipLimitError(
-            f"{bad} of {report['input']} records cannot be used, --max-skipped allows a share of {max_skipped:g}.",
+            f"{checked.num_bad} of {checked.input} records cannot be used, --max-skipped allows a share of {max_skipped:g}.",
             "Prepare the data again, or allow more with --max-skipped.",
         )
-    for stage in report.get("training", {"stages": ()})["stages"]:
-        if stage["refused"]:
-            raise SkipLimitError(f"stage {stage['name']}: {stage['refused']}")
+    for stage in report.training.stages if report.training is not None else ():
+        if stage.refused:
+            raise SkipLimitError(f"stage {stage.name}: {stage.refused}")
 
 
 @contextmanager
@@ -113,23 +113,23 @@ def _line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
     return {"path": str(request.folders[fault.spot.folder]), **fault.to_json()}
 
 
-def _text_line(line: dict[str, Any], request: CheckRequest) -> dict[str, Any]:
-    return {"path": str(request.folders[line["folder"]]), **{key: value for key, value in line.items() if key != "tokens"}}
+def _text_line(line: LowText, request: CheckRequest) -> dict[str, Any]:
+    return {"path": str(request.folders[line.folder]), **{key: value for key, value in asdict(line).items() if key != "tokens"}}
 
 
 def _left_line(place: str, left: Left) -> dict[str, Any]:
-    return {"place": place, **left.to_json()}
+    return {"place": place, **asdict(left)}
 
 
 # The page -------------------------------------------------------------------------------------------------------------------
 
 
-def _write_page(path: Path, checked: CheckReport, report: dict[str, Any], options: CheckOptions) -> None:
-    datasets = checked.datasets
-    examples = _examples(datasets[: checked.num_checked])
-    spots = [*(spot for spot, _ in examples), *(ImagePosition(*spot) for spot in shown_spots(report))]
+def _write_page(path: Path, report: DataReport, options: CheckOptions) -> None:
+    datasets = report.checked.datasets
+    examples = _examples(datasets[: report.checked.num_checked])
+    spots = [*(spot for spot, _ in examples), *shown_spots(report)]
     logger.info("making thumbnails of %d pictures", len(set(spots)))
-    pictures: dict[tuple[int, int, int], bytes] = {**make_thumbnails(datasets, spots, options.workers, options.image_seconds)}
+    pictures = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
     shown = [ExampleRecord(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
     write_text(path, check_page(report, pictures, shown, __version__))
 

@@ -10,13 +10,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sightline.assembly.evaluate.gain import gains
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.check import CheckReport
+from sightline.data.check.report import GainFigures, LowText
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader
 from sightline.errors import DataError, RecordError
@@ -45,7 +45,7 @@ class GainRequest:
 
 
 @process_settings_restored()
-def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[LowText], None]) -> GainFigures:
     """Asks the model about every text with a picture of the checked folders.
 
     Args:
@@ -62,34 +62,34 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[di
     model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
     pictures = model.pictures()
     means, below, skipped = array("d"), 0, Counter[str]()
-    lowest: list[dict[str, Any]] = []
+    lowest: list[LowText] = []
     for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):
         for line in _lines(model, folder, dataset, pictures, skipped):
-            means.append(line["gain"])
+            means.append(line.gain)
             lowest.append(line)
-            if line["gain"] < 0:
+            if line.gain < 0:
                 below += 1
                 on_low(line)
             if len(lowest) >= 4 * LISTED:
                 lowest = heapq.nsmallest(LISTED, lowest, key=_rank)
-    return {
-        "model": request.model,
-        "texts": len(means),
-        "mean": float(np.mean(means)) if means else 0.0,
-        "percentiles": percentiles(means, PERCENTILES),
-        "below_zero": below,
-        "lowest": heapq.nsmallest(LISTED, lowest, key=_rank),
-        "skipped": dict(skipped),
-    }
+    return GainFigures(
+        model=request.model,
+        texts=len(means),
+        mean=float(np.mean(means)) if means else 0.0,
+        percentiles=percentiles(means, PERCENTILES),
+        below_zero=below,
+        lowest=heapq.nsmallest(LISTED, lowest, key=_rank),
+        skipped=dict(skipped),
+    )
 
 
-def _rank(line: dict[str, Any]) -> tuple[float, int, int, int]:
-    return line["gain"], line["folder"], line["record"], line["text"]
+def _rank(line: LowText) -> tuple[float, int, int, int]:
+    return line.gain, line.folder, line.record, line.text
 
 
 def _lines(
     model: OpenedModel, folder: int, dataset: Dataset, pictures: VisualInputLoader | None, skipped: Counter[str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[LowText]:
     """One line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}
 
@@ -108,9 +108,6 @@ def _lines(
         yield _line(text, folder, index, split)
 
 
-def _line(text: TextGain, folder: int, index: int, split: str) -> dict[str, Any]:
-    told = text.to_json()
-    return {
-        **{"id": text.record_id, "split": split, "folder": folder, "record": index, "image": 0, "reason": REASON},
-        **{"detail": text.said, "text": text.text, "gain": text.mean, "tokens": told["tokens"]},
-    }
+def _line(text: TextGain, folder: int, index: int, split: str) -> LowText:
+    tokens = text.to_json()["tokens"]
+    return LowText(text.record_id, split, folder, index, 0, REASON, text.said, text.text, text.mean, tokens)

@@ -1,9 +1,8 @@
 """What each stage of a run makes of checked folders: lengths, what is left out, how rows fill, how many steps an epoch has."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules, samples_of_stage, stage_steps
@@ -12,7 +11,8 @@ from sightline.assembly.config.sources import prompt_for, sources_of
 from sightline.assembly.model.blueprint import Blueprint
 from sightline.data.batches.plan import EpochPlan
 from sightline.data.check import CheckReport
-from sightline.data.check.rows import ConversationLengths, Left, RowFigures, epoch_figures, measure_rows
+from sightline.data.check.report import StageFigures, TrainingFigures
+from sightline.data.check.rows import ConversationLengths, Left, RowFigures, RowSummary, epoch_figures, measure_rows
 from sightline.data.dataset import Dataset
 from sightline.data.samples.length_table import LengthTableRules, SampleTotals, check_skip_limit
 from sightline.errors import SkipLimitError
@@ -44,7 +44,7 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
-def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> dict[str, Any]:
+def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> TrainingFigures:
     """Rows of every split, and an epoch of every stage.
 
     Args:
@@ -56,7 +56,7 @@ def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip)
     if blueprint.config is None:  # a model folder alone: rows as it was trained on, no stages
         plain = blueprint.data_section()
         rows = {name: measured.of_place(plain, dataset, split) for name, dataset, split in measured.places()}
-        return {"model": blueprint.facts(), "rows": _told(rows), "stages": []}
+        return TrainingFigures(blueprint.facts(), _summaries(rows), [])
     rows: dict[str, RowFigures] = {}
     stages = []
     for number, stage in enumerate(blueprint.config.stages):
@@ -65,11 +65,11 @@ def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip)
         is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
         stages.append(_stage(stage, plan, measured))
-    return {"model": blueprint.facts(), "rows": _told(rows), "stages": stages}
+    return TrainingFigures(blueprint.facts(), _summaries(rows), stages)
 
 
-def _told(rows: dict[str, RowFigures]) -> dict[str, Any]:
-    return {name: figures.to_json() for name, figures in rows.items()}
+def _summaries(rows: dict[str, RowFigures]) -> dict[str, RowSummary]:
+    return {name: figures.summary() for name, figures in rows.items()}
 
 
 class _Measured:
@@ -106,39 +106,34 @@ class _Measured:
         return self._known[key]
 
 
-def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> dict[str, Any]:
+def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> StageFigures:
     """What a stage trains on."""
     data = plan.data
     sources = sources_of(data)
-    out: dict[str, Any] = {
-        "name": stage.name,
-        "sources": [{"path": source.path, "split": source.split} for source in sources],
-        "pack": data.pack,
-        "row_tokens": data.width,
-        "row_images": data.row_images,
-        "steps": plan.train.steps,
-        "epochs": plan.train.epochs,
-        "data": None,
-        "epoch": None,
-        "why": "",
-        "refused": "",
-    }
+    out = StageFigures(
+        name=stage.name,
+        sources=[{"path": source.path, "split": source.split} for source in sources],
+        pack=data.pack,
+        row_tokens=data.width,
+        row_images=data.row_images,
+        steps=plan.train.steps,
+        epochs=plan.train.epochs,
+    )
     missing = [source for source in sources if source.split not in measured.datasets[str(Path(source.path))].splits]
     if missing:
-        return out | {"why": f"{missing[0].path} has no split {missing[0].split!r}"}
+        return replace(out, why=f"{missing[0].path} has no split {missing[0].split!r}")
     figures = [measured.of_place(data, measured.datasets[str(Path(source.path))], source.split) for source in sources]
     try:
         for source, own in zip(sources, figures, strict=True):
             assert own.units is not None
             check_skip_limit(own.units, data.max_skipped, source.split)
     except SkipLimitError as error:
-        out["refused"] = str(error)
+        out = replace(out, refused=str(error))
     if not all(own.units for own in figures):
-        return out | {"why": "no conversation is left"}
+        return replace(out, why="no conversation is left")
     tables, draws = samples_of_stage(data, [own.units for own in figures if own.units is not None])
-    out["data"] = asdict(SampleTotals.of(tables))
     windowed = [measured.datasets[str(Path(source.path))].is_sharded for source in sources]
     epochs = EpochPlan.of_tables(tables, draws, windowed, batch_rules(plan))
     epoch = epoch_figures(epochs, ConversationLengths.of(tables, [own.kept_lengths for own in figures]))
     steps = stage_steps(plan, epochs)
-    return out | {"epoch": epoch, "steps": steps, "epochs": steps / epoch["steps_per_epoch"]}
+    return replace(out, data=SampleTotals.of(tables), epoch=epoch, steps=steps, epochs=steps / epoch.steps_per_epoch)

@@ -245,24 +245,70 @@ def near_between(
 
 
 @dataclass(frozen=True)
-class Found:
-    """One finding: the place or the two places, its counts, and some pairs."""
+class RepeatsWithin:
+    """What several records of a place have.
 
-    places: tuple[str, ...]
-    counts: dict[str, int | float]
+    Attributes:
+        place: name of the split.
+        distinct: different things.
+        repeated: things that several records have; `in_records` counts these records.
+        near: images that look like another one of the place.
+        pairs: some of them.
+    """
+
+    place: str
+    distinct: int
+    repeated: int
+    in_records: int
+    near: int
     pairs: list[Pair]
 
-    def to_json(self, name: Namer) -> dict[str, Any]:
-        where = {"place": self.places[0]} if len(self.places) == 1 else {"a": self.places[0], "b": self.places[1]}
-        return {**where, **self.counts, "pairs": [pair.to_json(name) for pair in self.pairs]}
+    def to_json(self, kind: str, name: Namer) -> dict[str, Any]:
+        what = "distinct" if kind == "records" else kind
+        counts = {what: self.distinct, "repeated": self.repeated, "in_records": self.in_records}
+        near = {"near": self.near} if kind == "pictures" else {}
+        return {"place": self.place, **counts, **near, "pairs": [pair.to_json(name) for pair in self.pairs]}
+
+
+@dataclass(frozen=True)
+class OverlapBetween:
+    """What two places have in common.
+
+    Attributes:
+        a, b: names of the splits.
+        exact: things that both have.
+        total_a, total_b: images of each place, or records of each place that have one of these things.
+        near_a, near_b: images of each place that look like one of the other and are none of those that both have.
+        share_a, share_b: share of each place that stands in the other, images alike included.
+        pairs: some of them.
+    """
+
+    a: str
+    b: str
+    exact: int
+    total_a: int
+    total_b: int
+    near_a: int
+    near_b: int
+    share_a: float
+    share_b: float
+    pairs: list[Pair]
+
+    def to_json(self, kind: str, name: Namer) -> dict[str, Any]:
+        what = "pictures" if kind == "pictures" else "records"
+        totals = {f"{what}_a": self.total_a, f"{what}_b": self.total_b}
+        near = {"near_a": self.near_a, "near_b": self.near_b} if kind == "pictures" else {}
+        shares = {"share_a": self.share_a, "share_b": self.share_b}
+        pairs = [pair.to_json(name) for pair in self.pairs]
+        return {"a": self.a, "b": self.b, "exact": self.exact, **totals, **near, **shares, "pairs": pairs}
 
 
 @dataclass(frozen=True)
 class Duplicates:
     """Everything that stands twice: `pictures`, `texts` and `records`, each within a place and between two."""
 
-    within: dict[str, list[Found]]
-    between: dict[str, list[Found]]
+    within: dict[str, list[RepeatsWithin]]
+    between: dict[str, list[OverlapBetween]]
     near_bits: int | None
     is_whole: bool
 
@@ -270,8 +316,8 @@ class Duplicates:
         near = None if self.near_bits is None else {"bits": self.near_bits, "likeness": ALIKE, "complete": self.is_whole}
         parts = {
             kind: {
-                "within": [found.to_json(name) for found in self.within[kind]],
-                "between": [found.to_json(name) for found in self.between[kind]],
+                "within": [repeats.to_json(kind, name) for repeats in self.within[kind]],
+                "between": [overlap.to_json(kind, name) for overlap in self.between[kind]],
             }
             for kind in self.within
         }
@@ -296,8 +342,8 @@ def find_duplicates(
     """
     index = {kind: Index(occurrences, len(places)) for kind, occurrences in found.items()}
     near = NONE_NEAR if max_bits is None else near_duplicates(pictures, index["pictures"], max_bits)
-    within: dict[str, list[Found]] = {kind: [] for kind in found}
-    between: dict[str, list[Found]] = {kind: [] for kind in found}
+    within: dict[str, list[RepeatsWithin]] = {kind: [] for kind in found}
+    between: dict[str, list[OverlapBetween]] = {kind: [] for kind in found}
     for a, place in enumerate(places):
         if place.folder >= num_checked:
             continue
@@ -309,35 +355,24 @@ def find_duplicates(
     return Duplicates(within, between, max_bits, near.is_whole)
 
 
-def _within(kind: str, index: Index, near: Near, place: int, name: str) -> Found:
+def _within(kind: str, index: Index, near: Near, place: int, name: str) -> RepeatsWithin:
     repeated, records, pairs = index.repeated(place)
-    counts: dict[str, int | float] = {
-        kind if kind != "records" else "distinct": index.count(place),
-        "repeated": repeated,
-        "in_records": records,
-    }
+    num_alike = 0
     if kind == "pictures":
         alike, _, near_ones = near_between(near, index, place, place)
-        counts["near"] = int(alike.sum())
-        pairs = [*pairs, *near_ones]
-    return Found((name,), counts, pairs)
+        num_alike, pairs = int(alike.sum()), [*pairs, *near_ones]
+    return RepeatsWithin(name, index.count(place), repeated, records, num_alike, pairs)
 
 
-def _between(kind: str, index: Index, near: Near, a: int, b: int, names: tuple[str, str]) -> Found:
+def _between(kind: str, index: Index, near: Near, a: int, b: int, names: tuple[str, str]) -> OverlapBetween:
     shared = index.common(a, b)
-    if kind != "pictures":
-        totals = index.total(a), index.total(b)
-        counts: dict[str, int | float] = {
-            "exact": int(shared.both.sum()),
-            "records_a": shared.inside_a,
-            "records_b": shared.inside_b,
-        }
-        counts |= {"share_a": shared.inside_a / max(totals[0], 1), "share_b": shared.inside_b / max(totals[1], 1)}
-        return Found(names, counts, shared.pairs)
-    of_a, of_b, near_ones = near_between(near, index, a, b)
-    numbers = index.count(a), index.count(b)
-    near_a, near_b = int((of_a & ~shared.both).sum()), int((of_b & ~shared.both).sum())
     exact = int(shared.both.sum())
-    counts = {"pictures_a": numbers[0], "pictures_b": numbers[1], "exact": exact, "near_a": near_a, "near_b": near_b}
-    counts |= {"share_a": (exact + near_a) / max(numbers[0], 1), "share_b": (exact + near_b) / max(numbers[1], 1)}
-    return Found(names, counts, [*shared.pairs, *near_ones])
+    if kind != "pictures":
+        inside = shared.inside_a, shared.inside_b
+        shares = inside[0] / max(index.total(a), 1), inside[1] / max(index.total(b), 1)
+        return OverlapBetween(*names, exact, *inside, 0, 0, *shares, shared.pairs)
+    of_a, of_b, near_ones = near_between(near, index, a, b)
+    totals = index.count(a), index.count(b)
+    alike = int((of_a & ~shared.both).sum()), int((of_b & ~shared.both).sum())
+    shares = (exact + alike[0]) / max(totals[0], 1), (exact + alike[1]) / max(totals[1], 1)
+    return OverlapBetween(*names, exact, *totals, *alike, *shares, [*shared.pairs, *near_ones])

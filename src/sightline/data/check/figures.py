@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,97 @@ ASPECTS = (0.0, 0.1, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0,
 SIDES = (0, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192)
 
 
-def spread(values: Sequence[float] | np.ndarray, edges: Sequence[float] | None = None) -> dict[str, Any] | None:
-    """Count, smallest, mean, median, 95th percentile, largest, sum, and a histogram; None without values.
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the values between neighbouring edges, the lower edge included."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How values are distributed; field names are JSON keys."""
+
+    n: int
+    min: float
+    mean: float
+    median: float
+    p95: float
+    max: float
+    sum: float
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The answers of a split; `majority` is the most frequent one, right without a look at the image for `majority_share`."""
+
+    records: int
+    distinct: int
+    majority: str
+    majority_share: float
+    most_frequent: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Majority:
+    """The most frequent short answer among all questions of a split, those with long answers included."""
+
+    answer: str
+    questions: int
+    share: float
+    in_records: int
+
+
+@dataclass(frozen=True)
+class ImageRepeats:
+    """Images of records with captions that stand with other captions in other records.
+
+    Attributes:
+        records: with captions and images.
+        images: different ones.
+        repeated: images that several of these records have.
+        in_records: these records.
+        most: highest number of records of one image.
+    """
+
+    records: int
+    images: int
+    repeated: int
+    in_records: int
+    most: int
+
+
+@dataclass(frozen=True)
+class RecordFigures:
+    """Numbers about records.
+
+    Attributes:
+        records: how many.
+        records_with: how many have captions, boxes, ...
+        spreads: of their parts, by name; what does not occur is left out.
+        labels, majority: of each split with answers.
+        images_of_captions: of each split with captions.
+    """
+
+    records: int
+    records_with: dict[str, int]
+    spreads: dict[str, Spread]
+    labels: dict[str, Labels]
+    majority: dict[str, Majority]
+    images_of_captions: dict[str, ImageRepeats]
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers in one object."""
+        out = asdict(self)
+        spreads = out.pop("spreads")
+        kept = {key: value for key, value in out.items() if value or key in ("records", "records_with")}
+        return {"records": kept.pop("records"), "records_with": kept.pop("records_with"), **spreads, **kept}
+
+
+def spread(values: Sequence[float] | np.ndarray, edges: Sequence[float] | None = None) -> Spread | None:
+    """Summarises values; None without any.
 
     Args:
         values: what was counted or measured.
@@ -32,16 +121,16 @@ def spread(values: Sequence[float] | np.ndarray, edges: Sequence[float] | None =
         return None
     borders = _round_edges(array_) if edges is None else _fitting(array_, edges)
     counts, _ = np.histogram(array_, borders)
-    return {
-        "n": len(array_),
-        "min": _plain(array_.min()),
-        "mean": float(array_.mean()),
-        "median": float(np.median(array_)),
-        "p95": float(np.quantile(array_, 0.95)),
-        "max": _plain(array_.max()),
-        "sum": _plain(array_.sum()),
-        "histogram": {"edges": [_plain(border) for border in borders], "counts": counts.tolist()},
-    }
+    return Spread(
+        n=len(array_),
+        min=_plain(array_.min()),
+        mean=float(array_.mean()),
+        median=float(np.median(array_)),
+        p95=float(np.quantile(array_, 0.95)),
+        max=_plain(array_.max()),
+        sum=_plain(array_.sum()),
+        histogram=Histogram([_plain(border) for border in borders], counts.tolist()),
+    )
 
 
 def _plain(value: Any) -> int | float:
@@ -122,8 +211,8 @@ class Figures:
             shown = "\0".join(info.sha256 for info in record.image_info)
             self._caption_images.setdefault(record.split, array("Q")).extend((short_key(shown), text_key(record)))
 
-    def to_json(self) -> dict[str, Any]:
-        """All numbers; what does not occur is left out."""
+    def summary(self) -> RecordFigures:
+        """All numbers."""
         spreads = {
             "images_per_record": spread(self._images),
             "captions_per_record": spread(self._captions),
@@ -139,25 +228,19 @@ class Figures:
             "answers": self.answered,
         }
         kinds |= {"boxes": self.boxes, "negatives": self.negatives, "text_only": self.text_only}
-        out: dict[str, Any] = {"records": self.records, "records_with": {name: count for name, count in kinds.items() if count}}
-        out |= {name: value for name, value in spreads.items() if value is not None}
-        if self._answers:
-            out["labels"] = {split: labels(counts) for split, counts in sorted(self._answers.items())}
-            out["majority"] = {split: self._majority(split) for split in sorted(self._answers)}
-        if self._caption_images:
-            out["images_of_captions"] = {split: _repeats(keys) for split, keys in sorted(self._caption_images.items())}
-        return out
+        return RecordFigures(
+            records=self.records,
+            records_with={name: count for name, count in kinds.items() if count},
+            spreads={name: value for name, value in spreads.items() if value is not None},
+            labels={split: labels(counts) for split, counts in sorted(self._answers.items())},
+            majority={split: self._majority(split) for split in sorted(self._answers)},
+            images_of_captions={split: _repeats(keys) for split, keys in sorted(self._caption_images.items())},
+        )
 
-    def _majority(self, split: str) -> dict[str, Any]:
-        """The most frequent short answer among all questions of a split, those with long answers included."""
+    def _majority(self, split: str) -> Majority:
         answer, count = min(self._answers[split].items(), key=lambda item: (-item[1], item[0]))
         questions = self._questions[split]
-        return {
-            "answer": answer,
-            "questions": questions,
-            "share": count / questions,
-            "in_records": self._records_with_answer[split][answer],
-        }
+        return Majority(answer, questions, count / questions, self._records_with_answer[split][answer])
 
 
 def _answers_of(record: Record) -> list[str]:
@@ -173,28 +256,16 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _repeats(keys: array) -> dict[str, int]:
-    """How many images of records with captions stand with other captions in other records; `keys` are pairs of image and text."""
+def _repeats(keys: array) -> ImageRepeats:
+    """Counts repeated images; `keys` are pairs of image and text."""
     pairs = np.unique(np.asarray(keys, dtype=np.uint64).reshape(-1, 2), axis=0)  # a record that is repeated as a whole counts once
     _, counts = np.unique(pairs[:, 0], return_counts=True)
     often = counts[counts > 1]
-    return {
-        "records": len(keys) // 2,
-        "images": len(counts),
-        "repeated": len(often),
-        "in_records": int(often.sum()),
-        "most": int(counts.max()),
-    }
+    return ImageRepeats(len(keys) // 2, len(counts), len(often), int(often.sum()), int(counts.max()))
 
 
-def labels(counts: Counter[str]) -> dict[str, Any]:
-    """The most frequent answers, and the share of the first: what is right without a look at the picture."""
+def labels(counts: Counter[str]) -> Labels:
+    """Summarises the answers of a split."""
     total = counts.total()
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:LISTED_ANSWERS]
-    return {
-        "records": total,
-        "distinct": len(counts),
-        "majority": frequent[0][0],
-        "majority_share": frequent[0][1] / total,
-        "most_frequent": dict(frequent),
-    }
+    return Labels(total, len(counts), frequent[0][0], frequent[0][1] / total, dict(frequent))

@@ -7,14 +7,13 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from sightline.data.batches.packing import by_length
 from sightline.data.batches.plan import EpochPlan
-from sightline.data.check.figures import spread
+from sightline.data.check.figures import Spread, spread
 from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation
@@ -37,9 +36,80 @@ class Left:
     reason: str
     detail: str
 
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the list."""
-        return {"id": self.id, "conversation": self.conversation, "reason": self.reason, "detail": self.detail}
+
+@dataclass(frozen=True)
+class LongestConversation:
+    """Length and record of the longest conversation, one that is too long included."""
+
+    tokens: int = 0
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    """Numbers about the conversations of a split as training makes rows of them; field names are JSON keys.
+
+    Attributes:
+        conversations, kept: all, and those that can be trained on.
+        skipped, left_out: the others by reason, and some of them.
+        tokens, too_long: lengths of all, and of those beyond `max_tokens`.
+        supervised, supervised_share: supervised tokens of a conversation, and their share of all tokens.
+        visual_tokens_per_image, crops_per_image: of each image.
+        samples, sample_tokens: training samples, and their lengths.
+        tokens_alone, tokens_shared: tokens of all conversations as rows of their own, and with prefixes shared.
+        saved_by_sharing: share of the tokens that sharing saves.
+    """
+
+    conversations: int
+    kept: int
+    skipped: dict[str, int]
+    left_out: list[Left]
+    tokens: Spread | None
+    too_long: Spread | None
+    max_tokens: int
+    longest: LongestConversation
+    supervised: Spread | None
+    supervised_share: float
+    visual_tokens_per_image: Spread | None
+    crops_per_image: Spread | None
+    samples: int
+    sample_tokens: Spread | None
+    tokens_alone: int
+    tokens_shared: int
+    saved_by_sharing: float
+
+
+@dataclass(frozen=True)
+class PaddedFigures:
+    """Token places of padded batches of `batch` conversations, drawn at random and sorted by length, and the tokens in them."""
+
+    batch: int
+    capacity: int
+    capacity_sorted: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """Rows, fill rate and steps of an epoch; field names are JSON keys.
+
+    Attributes:
+        rows_full_of_images: rows that hold as many images as a row may.
+        capacity: token places of the rows; `fill` is the share that holds a token.
+        padded: what padded batches of single conversations would take; `padded_over_packed` is that over `capacity`.
+    """
+
+    samples: int
+    conversations: int
+    tokens: int
+    rows: int
+    rows_full_of_images: int
+    capacity: int
+    fill: float
+    rows_per_step: int
+    steps_per_epoch: int
+    padded: PaddedFigures
+    padded_over_packed: float
 
 
 @dataclass
@@ -55,7 +125,7 @@ class RowFigures:
     builder: ConversationEncoder
     on_skip: Callable[[Left], None] = lambda left: None
     units: LengthTable | None = None
-    longest: tuple[int, str] = (0, "")
+    longest: LongestConversation = LongestConversation()
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: list[Left] = field(default_factory=list)
     _lengths: array = field(default_factory=lambda: array("I"))  # too long ones included
@@ -95,34 +165,33 @@ class RowFigures:
 
     def _measure(self, length: int, record_id: str) -> None:
         self._lengths.append(length)
-        if length > self.longest[0]:
-            self.longest = (length, record_id)
+        if length > self.longest.tokens:
+            self.longest = LongestConversation(length, record_id)
 
-    def to_json(self) -> dict[str, Any]:
-        """The numbers as plain data."""
+    def summary(self) -> RowSummary:
+        """The numbers, once the length table is made."""
         assert self.units is not None
         kept, left = len(self._supervised), self.skipped.total()
         alone, shared = int(self.units.alone.sum()), int(self.units.tokens.sum())
-        supervised = sum(self._supervised)
-        return {
-            "conversations": kept + left,
-            "kept": kept,
-            "skipped": dict(sorted(self.skipped.items())),
-            "left_out": [item.to_json() for item in self.first_skipped],
-            "tokens": spread(self._lengths),
-            "too_long": spread(self._too_long),
-            "max_tokens": self.builder.rules.max_tokens,
-            "longest": {"tokens": self.longest[0], "id": self.longest[1]},
-            "supervised": spread(self._supervised),
-            "supervised_share": supervised / alone if alone else 0.0,
-            "visual_tokens_per_image": spread(self._visual),
-            "crops_per_image": spread(self._crops),
-            "samples": len(self.units),
-            "sample_tokens": spread(self.units.tokens),
-            "tokens_alone": alone,
-            "tokens_shared": shared,
-            "saved_by_sharing": 1 - shared / alone if alone else 0.0,
-        }
+        return RowSummary(
+            conversations=kept + left,
+            kept=kept,
+            skipped=dict(sorted(self.skipped.items())),
+            left_out=self.first_skipped,
+            tokens=spread(self._lengths),
+            too_long=spread(self._too_long),
+            max_tokens=self.builder.rules.max_tokens,
+            longest=self.longest,
+            supervised=spread(self._supervised),
+            supervised_share=sum(self._supervised) / alone if alone else 0.0,
+            visual_tokens_per_image=spread(self._visual),
+            crops_per_image=spread(self._crops),
+            samples=len(self.units),
+            sample_tokens=spread(self.units.tokens),
+            tokens_alone=alone,
+            tokens_shared=shared,
+            saved_by_sharing=1 - shared / alone if alone else 0.0,
+        )
 
 
 def measure_rows(
@@ -175,7 +244,7 @@ class ConversationLengths:
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
 
-def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> dict[str, Any]:
+def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> EpochFigures:
     """Rows, fill rate and steps of the first epoch, beside what padded batches of single conversations would take.
 
     Args:
@@ -192,19 +261,19 @@ def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> dict[s
     size = max(1, round(len(single) / max(len(rows), 1) * batch))  # as many conversations a batch as the rows above hold
     as_padded = padded(single, size)
     sorted_padded = padded(single[by_length(np.arange(len(single)), single, size)], size)
-    return {
-        "samples": len(order),
-        "conversations": len(single),
-        "tokens": tokens,
-        "rows": len(rows),
-        "rows_full_of_images": sum(int(plan.crops[list(row)].sum()) == rules.row_images for row in rows) if rules.pack else 0,
-        "capacity": capacity,
-        "fill": tokens / capacity if capacity else 0.0,
-        "rows_per_step": rules.rows_per_step,
-        "steps_per_epoch": plan.steps(0),
-        "padded": {"batch": size, "capacity": as_padded, "capacity_sorted": sorted_padded, "tokens": int(single.sum())},
-        "padded_over_packed": as_padded / capacity if capacity else 0.0,
-    }
+    return EpochFigures(
+        samples=len(order),
+        conversations=len(single),
+        tokens=tokens,
+        rows=len(rows),
+        rows_full_of_images=sum(int(plan.crops[list(row)].sum()) == rules.row_images for row in rows) if rules.pack else 0,
+        capacity=capacity,
+        fill=tokens / capacity if capacity else 0.0,
+        rows_per_step=rules.rows_per_step,
+        steps_per_epoch=plan.steps(0),
+        padded=PaddedFigures(size, as_padded, sorted_padded, int(single.sum())),
+        padded_over_packed=as_padded / capacity if capacity else 0.0,
+    )
 
 
 def padded(lengths: Int[np.ndarray, " n"], batch: int) -> int:

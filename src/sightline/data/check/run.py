@@ -7,7 +7,8 @@ strips, pictures of one colour) is counted beside that and stays ok, unless the 
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences, find_duplicates, leak_key, text_key
 from sightline.data.check.examine import Examiner, ExamineTask, ImagePosition, ImageTable, examine_all, short_key
-from sightline.data.check.figures import ASPECTS, SIDES, Figures, spread
+from sightline.data.check.figures import ASPECTS, SIDES, Figures, RecordFigures, Spread, spread
 from sightline.data.check.perceptual_hash import NEAR_BITS
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
@@ -99,6 +100,70 @@ class Listed:
 
 
 @dataclass(frozen=True)
+class FolderFigures:
+    """A folder that was checked; field names are JSON keys.
+
+    Attributes:
+        input, ok, skipped: its records.
+        prepared: the counts of `data prepare`, where they are known.
+    """
+
+    path: str
+    input: int
+    ok: int
+    skipped: dict[str, int]
+    splits: dict[str, int]
+    fingerprint: str
+    licence: str
+    prepared: dict[str, Any]
+
+    @classmethod
+    def of(cls, dataset: Dataset, bad: Counter[str]) -> "FolderFigures":
+        """Those of a folder with so many bad records."""
+        summary = dataset.summary
+        return cls(
+            path=str(dataset.path),
+            input=len(dataset),
+            ok=len(dataset) - bad.total(),
+            skipped=dict(sorted(bad.items())),
+            splits=dict(dataset.splits),
+            fingerprint=dataset.fingerprint,
+            licence=summary.get("licence", ""),
+            prepared={name: summary[name] for name in ("input", "ok", "skipped") if name in summary},
+        )
+
+
+@dataclass(frozen=True)
+class OtherFolder:
+    """A folder that others were checked against; field names are JSON keys."""
+
+    path: str
+    records: int
+    splits: dict[str, int]
+    files: int
+    unusable: int
+
+
+@dataclass(frozen=True)
+class ImageFigures:
+    """Numbers about images; field names are JSON keys, what is None is left out.
+
+    Attributes:
+        named: places of images in records.
+        files, distinct: files, and different ones by content.
+        width, height, aspect, megapixels: of those that can be used.
+    """
+
+    named: int
+    files: int
+    distinct: int
+    width: Spread | None
+    height: Spread | None
+    aspect: Spread | None
+    megapixels: float | None
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """The outcome of a check.
 
@@ -136,19 +201,56 @@ class CheckReport:
         """Records that cannot be used."""
         return self.bad.counts.total()
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain data: what `--json` prints and the page shows."""
-        checked, against = self.datasets[: self.num_checked], self.datasets[self.num_checked :]
+    @cached_property
+    def folders(self) -> list[FolderFigures]:
+        """The folders that were checked."""
+        checked = zip(self.datasets[: self.num_checked], self.bad_by_folder, strict=True)
+        return [FolderFigures.of(dataset, bad) for dataset, bad in checked]
+
+    @cached_property
+    def against(self) -> list[OtherFolder]:
+        """The folders that they were checked against."""
+        return [self._other(number) for number in range(self.num_checked, len(self.datasets))]
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """Records of each split, over all folders that were checked."""
         splits: Counter[str] = Counter()
-        for dataset in checked:
+        for dataset in self.datasets[: self.num_checked]:
             splits.update(dataset.splits)
+        return dict(splits)
+
+    @cached_property
+    def images(self) -> ImageFigures:
+        """Numbers about the images of the folders that were checked."""
+        table = self.pictures
+        own = np.array([spot.folder < self.num_checked for spot in table.spots], dtype=bool)
+        good = own & (table.widths > 0)
+        width, height = table.widths[good], table.heights[good]
+        return ImageFigures(
+            named=sum(dataset.summary["image_places"] for dataset in self.datasets[: self.num_checked]),
+            files=int(own.sum()),
+            distinct=len(np.unique(table.keys[own])),
+            width=spread(width, SIDES),
+            height=spread(height, SIDES),
+            aspect=spread(width / height, ASPECTS),
+            megapixels=float((width * height).mean() / 1e6) if len(width) else None,
+        )
+
+    @cached_property
+    def records(self) -> RecordFigures:
+        """Numbers about the records."""
+        return self.figures.summary()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data: what `--json` prints."""
         return {
             "input": self.input,
             "ok": self.input - self.num_bad,
             "skipped": dict(sorted(self.bad.counts.items())),
-            "splits": dict(splits),
-            "folders": [_folder(dataset, bad) for dataset, bad in zip(checked, self.bad_by_folder, strict=True)],
-            "against": [self._other(number) for number in range(self.num_checked, self.num_checked + len(against))],
+            "splits": self.splits,
+            "folders": [asdict(folder) for folder in self.folders],
+            "against": [asdict(other) for other in self.against],
             "hashes": "checked" if self.options.check_hash else "not checked",
             "damaged_files": list(self.damaged_files),
             "bad": [fault.to_json() for fault in self.bad.first],
@@ -156,8 +258,8 @@ class CheckReport:
             "odd": dict(sorted(self.odd.counts.items())),
             "odd_pictures": [fault.to_json() for fault in self.odd.first],
             "odd_left_out": self.odd.left_out,
-            "pictures": self._pictures(),
-            "records": self.figures.to_json(),
+            "pictures": {key: value for key, value in asdict(self.images).items() if value is not None},
+            "records": self.records.to_json(),
             "duplicates": self.duplicates.to_json(self.name),
         }
 
@@ -165,48 +267,10 @@ class CheckReport:
         """The id of a spot's record."""
         return self.datasets[spot.folder].record(spot.record).id
 
-    def _pictures(self) -> dict[str, Any]:
-        pictures = self.pictures
-        own = np.array([spot.folder < self.num_checked for spot in pictures.spots], dtype=bool)
-        places = sum(dataset.summary["image_places"] for dataset in self.datasets[: self.num_checked])
-        out: dict[str, Any] = {"named": places, "files": int(own.sum()), "distinct": len(np.unique(pictures.keys[own]))}
-        good = own & (pictures.widths > 0)
-        width, height = pictures.widths[good], pictures.heights[good]
-        if len(width):
-            out |= {
-                "width": spread(width, SIDES),
-                "height": spread(height, SIDES),
-                "aspect": spread(width / height, ASPECTS),
-                "megapixels": float((width * height).mean() / 1e6),
-            }
-        return out
-
-    def _other(self, number: int) -> dict[str, Any]:
-        spots = self.pictures.spots
-        own = [row for row in range(len(spots)) if spots[row].folder == number]
-        dataset = self.datasets[number]
-        unusable = sum(row in self.pictures.failures for row in own)
-        return {
-            "path": str(dataset.path),
-            "records": len(dataset),
-            "splits": dict(dataset.splits),
-            "files": len(own),
-            "unusable": unusable,
-        }
-
-
-def _folder(dataset: Dataset, bad: Counter[str]) -> dict[str, Any]:
-    summary = dataset.summary
-    return {
-        "path": str(dataset.path),
-        "input": len(dataset),
-        "ok": len(dataset) - bad.total(),
-        "skipped": dict(sorted(bad.items())),
-        "splits": dict(dataset.splits),
-        "fingerprint": dataset.fingerprint,
-        "licence": summary.get("licence", ""),
-        "prepared": {name: summary[name] for name in ("input", "ok", "skipped") if name in summary},
-    }
+    def _other(self, number: int) -> OtherFolder:
+        own = [row for row, spot in enumerate(self.pictures.spots) if spot.folder == number]
+        dataset, unusable = self.datasets[number], sum(row in self.pictures.failures for row in own)
+        return OtherFolder(str(dataset.path), len(dataset), dict(dataset.splits), len(own), unusable)
 
 
 def check(

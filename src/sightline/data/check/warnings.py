@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
-Report = Mapping[str, Any]
+if TYPE_CHECKING:
+    from sightline.data.check.report import DataReport
 
 LEAKED_TEXTS = 0.01  # share of an evaluation split whose texts stand in another split
 GUESSED = 0.3  # share of the most frequent answer
@@ -14,7 +15,7 @@ POOR_FILL = 0.9
 FEW_ROWS = 8  # so few are never full
 
 
-def warnings_of(report: Report) -> list[str]:
+def warnings_of(report: "DataReport") -> list[str]:
     """The sentences of a report, the gravest first."""
     found = (
         _records(report),
@@ -28,110 +29,111 @@ def warnings_of(report: Report) -> list[str]:
     return list(dict.fromkeys(chain(*found)))
 
 
-def _records(report: Report) -> Iterator[str]:
-    bad = sum(report["skipped"].values())
+def _records(report: "DataReport") -> Iterator[str]:
+    checked = report.checked
+    bad = checked.num_bad
     if bad:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(report["skipped"]))
-        yield f"{bad:,} of {report['input']:,} records cannot be used ({_percent(bad, report['input'])}): {reasons}."
-    for fault in report["damaged_files"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(checked.bad.counts))
+        yield f"{bad:,} of {checked.input:,} records cannot be used ({_percent(bad, checked.input)}): {reasons}."
+    for fault in checked.damaged_files:
         yield f"A file of the folder was changed after it was written: {fault}."
-    for folder in report["folders"]:
-        lost = sum(folder["prepared"].get("skipped", {}).values())
+    for folder in checked.folders:
+        lost = sum(folder.prepared.get("skipped", {}).values())
         if lost:
-            share = _percent(lost, folder["prepared"]["input"])
+            share = _percent(lost, folder.prepared["input"])
             told = _several(lost, "record was", "records were")
-            yield f"When {folder['path']} was prepared, {told} left out ({share}); see its skipped.jsonl."
-    for other in report["against"]:
-        if other["unusable"]:
-            told = _several(other["unusable"], "picture", "pictures")
-            yield f"{told} of {other['path']} cannot be opened; it was not compared by its looks."
+            yield f"When {folder.path} was prepared, {told} left out ({share}); see its skipped.jsonl."
+    for other in checked.against:
+        if other.unusable:
+            told = _several(other.unusable, "picture", "pictures")
+            yield f"{told} of {other.path} cannot be opened; it was not compared by its looks."
 
 
-def _duplicates(report: Report) -> Iterator[str]:
-    found = report["duplicates"]
-    for item in found["pictures"]["between"]:
-        exact, near, whole = item["exact"], item["near_b"], item["pictures_b"]
+def _duplicates(report: "DataReport") -> Iterator[str]:
+    found = report.checked.duplicates
+    for item in found.between["pictures"]:
+        exact, near, whole = item.exact, item.near_b, item.total_b
         if exact:
             more = f"; {_percent(near, whole)} more look like one there ({near:,})" if near else ""
-            told = f"{_percent(exact, whole)} of the pictures of {item['b']} also stand in {item['a']}"
+            told = f"{_percent(exact, whole)} of the pictures of {item.b} also stand in {item.a}"
             yield f"{told} ({exact:,}, the same file{'' if exact == 1 else 's'}){more}."
         elif near:
-            yield f"{_percent(near, whole)} of the pictures of {item['b']} look like one of {item['a']} ({near:,}, other files)."
-    for item in found["records"]["within"]:
-        extra = item["in_records"] - item["repeated"]
+            yield f"{_percent(near, whole)} of the pictures of {item.b} look like one of {item.a} ({near:,}, other files)."
+    for item in found.within["records"]:
+        extra = item.in_records - item.repeated
         if extra:
-            told = _several(extra, f"record of {item['place']} repeats", f"records of {item['place']} repeat")
+            told = _several(extra, f"record of {item.place} repeats", f"records of {item.place} repeat")
             yield f"{told} another one: the same pictures and the same captions or question."
-    for item in found["pictures"]["within"]:
-        if item["near"]:
-            share = _percent(item["near"], item["pictures"])
-            yield f"{item['near']:,} pictures of {item['place']} ({share}) look like another one there (other files)."
-    for item in found["texts"]["between"]:
-        if item["share_b"] >= LEAKED_TEXTS:
-            told = f"{100 * item['share_b']:.0f} % of the records of {item['b']} ({item['records_b']:,})"
-            yield f"{told} have the captions or the question of a record of {item['a']}, word for word."
-    if found["near"] is not None and not found["near"]["complete"]:
+    for item in found.within["pictures"]:
+        if item.near:
+            share = _percent(item.near, item.distinct)
+            yield f"{item.near:,} pictures of {item.place} ({share}) look like another one there (other files)."
+    for item in found.between["texts"]:
+        if item.share_b >= LEAKED_TEXTS:
+            told = f"{100 * item.share_b:.0f} % of the records of {item.b} ({item.total_b:,})"
+            yield f"{told} have the captions or the question of a record of {item.a}, word for word."
+    if not found.is_whole:
         yield "There are so many pictures alike that the search for them was stopped; the numbers of near duplicates are too small."
 
 
-def _captions(report: Report) -> Iterator[str]:
-    for split, found in report["records"].get("images_of_captions", {}).items():
-        if found["in_records"] > SAME_IMAGE * found["records"]:
-            told = _several(found["repeated"], "image", "images")
+def _captions(report: "DataReport") -> Iterator[str]:
+    for split, found in report.checked.records.images_of_captions.items():
+        if found.in_records > SAME_IMAGE * found.records:
+            told = _several(found.repeated, "image", "images")
             yield (
-                f"{told} of {split} stand{'s' if found['repeated'] == 1 else ''} in {found['in_records']:,} records of captions "
-                f"(up to {found['most']:,} each): each caption is scored without the others as references, and figures do not "
+                f"{told} of {split} stand{'s' if found.repeated == 1 else ''} in {found.in_records:,} records of captions "
+                f"(up to {found.most:,} each): each caption is scored without the others as references, and figures do not "
                 "compare with published ones. Prepare the set again with --group image."
             )
 
 
-def _labels(report: Report) -> Iterator[str]:
-    for split, most in report["records"].get("majority", {}).items():
-        if most["share"] >= GUESSED and most["in_records"] > 1:
-            told = f"The answer {most['answer']!r} is right for {100 * most['share']:.0f} % of the questions of {split}"
+def _labels(report: "DataReport") -> Iterator[str]:
+    for split, most in report.checked.records.majority.items():
+        if most.share >= GUESSED and most.in_records > 1:
+            told = f"The answer {most.answer!r} is right for {100 * most.share:.0f} % of the questions of {split}"
             yield f"{told}: so much is reached without a look at the pictures."
 
 
-def _odd(report: Report) -> Iterator[str]:
+def _odd(report: "DataReport") -> Iterator[str]:
     words = {"image_flat": "of one colour", "image_strip": "very long and narrow", "image_tiny": "very small"}
-    for reason, count in _by_count(report["odd"]):
+    for reason, count in _by_count(report.checked.odd.counts):
         told = _several(count, "picture is", "pictures are")
-        yield f"{told} {words[reason]} ({_percent(count, report['pictures']['files'])})."
+        yield f"{told} {words[reason]} ({_percent(count, report.checked.images.files)})."
 
 
-def _training(report: Report) -> Iterator[str]:
-    training = report.get("training")
+def _training(report: "DataReport") -> Iterator[str]:
+    training = report.training
     if training is None:
         return
-    for name, rows in training["rows"].items():
-        lost = sum(rows["skipped"].values())
+    for name, rows in training.rows.items():
+        lost = sum(rows.skipped.values())
         if lost:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(rows["skipped"]))
-            yield f"{_percent(lost, rows['conversations'])} of the conversations of {name} are left out in training: {reasons}."
-        if rows["too_long"] is not None:
-            longest, limit = rows["longest"]["tokens"], rows["max_tokens"]
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_count(rows.skipped))
+            yield f"{_percent(lost, rows.conversations)} of the conversations of {name} are left out in training: {reasons}."
+        if rows.too_long is not None:
+            longest, limit = rows.longest.tokens, rows.max_tokens
             yield f"The longest conversation of {name} has {longest:,} tokens; the limit is {limit:,} (data.max_tokens)."
-        if rows["kept"] and rows["supervised_share"] < FEW_SUPERVISED:
-            share = f"{100 * rows['supervised_share']:.1f} %"
+        if rows.kept and rows.supervised_share < FEW_SUPERVISED:
+            share = f"{100 * rows.supervised_share:.1f} %"
             yield f"Only {share} of the tokens of {name} are supervised; the rest is read and not learned."
-    for stage in training["stages"]:
-        epoch = stage["epoch"]
+    for stage in training.stages:
+        epoch = stage.epoch
         if epoch is None:
-            yield f"Stage {stage['name']} has nothing to train on: {stage['why']}."
-        elif stage["pack"] and epoch["fill"] < POOR_FILL and epoch["rows"] > FEW_ROWS:
-            told = f"The rows of stage {stage['name']} are only {100 * epoch['fill']:.0f} % full"
-            images = epoch["rows_full_of_images"]
-            why = f" {images:,} of {epoch['rows']:,} hold as many pictures as a row may (data.row_images)." if images else ""
+            yield f"Stage {stage.name} has nothing to train on: {stage.why}."
+        elif stage.pack and epoch.fill < POOR_FILL and epoch.rows > FEW_ROWS:
+            told = f"The rows of stage {stage.name} are only {100 * epoch.fill:.0f} % full"
+            images = epoch.rows_full_of_images
+            why = f" {images:,} of {epoch.rows:,} hold as many pictures as a row may (data.row_images)." if images else ""
             yield f"{told}; longer rows (data.row_tokens) fill better.{why}"
-        if stage["refused"]:
-            yield f"Training would stop: {stage['refused']}"
+        if stage.refused:
+            yield f"Training would stop: {stage.refused}"
 
 
-def _gain(report: Report) -> Iterator[str]:
-    gain = report.get("gain")
-    if gain is not None and gain["below_zero"]:
-        told = f"{_percent(gain['below_zero'], gain['texts'])} of the texts ({gain['below_zero']:,}) are made less likely"
-        yield f"{told} by their own pictures, as {gain['model']} sees them: look at the lowest of them."
+def _gain(report: "DataReport") -> Iterator[str]:
+    gain = report.gain
+    if gain is not None and gain.below_zero:
+        told = f"{_percent(gain.below_zero, gain.texts)} of the texts ({gain.below_zero:,}) are made less likely"
+        yield f"{told} by their own pictures, as {gain.model} sees them: look at the lowest of them."
 
 
 def _by_count(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:
