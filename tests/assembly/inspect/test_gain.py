@@ -88,7 +88,7 @@ def test_exchanged_texts_are_the_lowest_and_told_of(tmp_path: Path) -> None:
     assert [line["gain"] for line in lowest[:3]] == [-0.5] * 3
     assert [line["gain"] for line in lowest[3:12]] == [0.0] * 9
     assert [line["gain"] for line in lowest[12:]] == [0.5] * 6
-    assert lowest[0]["tokens"] == [["G", -1.0], ["<|im_end|>", 0.0]]
+    assert lowest[0]["tokens"] == [("G", -1.0), ("<|im_end|>", 0.0)]
     assert {line["split"] for line in lowest if line["id"] == "r8"} == {"val"}
     low = [line for line in lines(tmp_path / "low.jsonl") if line["reason"] == "low_gain"]  # beside pictures of one colour
     assert [(line["id"], line["gain"], line["path"]) for line in low] == [(name, -0.5, str(path)) for name in EXCHANGED]

@@ -109,5 +109,4 @@ def _lines(
 
 
 def _line(text: TextGain, folder: int, index: int, split: str) -> LowText:
-    tokens = text.to_json()["tokens"]
-    return LowText(text.record_id, split, folder, index, 0, REASON, text.said, text.text, text.mean, tokens)
+    return LowText(text.record_id, split, folder, index, 0, REASON, text.said, text.text, text.mean, text.tokens)

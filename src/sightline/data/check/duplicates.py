@@ -295,12 +295,13 @@ class OverlapBetween:
     pairs: list[Pair]
 
     def to_json(self, kind: str, name: Namer) -> dict[str, Any]:
-        what = "pictures" if kind == "pictures" else "records"
-        totals = {f"{what}_a": self.total_a, f"{what}_b": self.total_b}
-        near = {"near_a": self.near_a, "near_b": self.near_b} if kind == "pictures" else {}
-        shares = {"share_a": self.share_a, "share_b": self.share_b}
+        if kind == "pictures":
+            counts = {"pictures_a": self.total_a, "pictures_b": self.total_b, "exact": self.exact}
+            counts |= {"near_a": self.near_a, "near_b": self.near_b}
+        else:
+            counts = {"exact": self.exact, "records_a": self.total_a, "records_b": self.total_b}
         pairs = [pair.to_json(name) for pair in self.pairs]
-        return {"a": self.a, "b": self.b, "exact": self.exact, **totals, **near, **shares, "pairs": pairs}
+        return {"a": self.a, "b": self.b, **counts, "share_a": self.share_a, "share_b": self.share_b, "pairs": pairs}
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,13 @@ class TextGain:
             groups[-1] = (groups[-1][0] + piece, groups[-1][1] + ([gain] if gain == gain else []))
         return [(word.strip().casefold(), sum(own) / len(own)) for word, own in groups if own and _WORD.search(word)]
 
+    @property
+    def tokens(self) -> list[tuple[str, float | None]]:
+        """Each piece with its gain, rounded; None where there is none."""
+        return [(piece, round(gain, 4) if gain == gain else None) for piece, gain in zip(self.pieces, self.gains, strict=True)]
+
     def to_json(self) -> dict[str, Any]:
-        tokens = [[piece, round(gain, 4) if gain == gain else None] for piece, gain in zip(self.pieces, self.gains, strict=True)]
-        return {"id": self.record_id, "text": self.text, "mean": self.mean, "tokens": tokens}
+        return {"id": self.record_id, "text": self.text, "mean": self.mean, "tokens": [list(token) for token in self.tokens]}
 
 
 @dataclass(frozen=True)
