@@ -1,7 +1,7 @@
 """`data check`: is the data whole, what stands in it twice, what is in it, and what does a configuration make of it?
 
-Reading order: `perceptual_hash` (what an image looks like), `examine` (every image, in children), `figures` (numbers), `duplicates`,
-`run` (the check), `rows` (under a configuration), `warnings` (in plain words), `report` (all of it as one value), `thumbnails`.
+Reading order: `perceptual_hash` (what an image looks like), `examine` (every image, in children), `figures` (numbers),
+`duplicates`, `run` (the check), `rows` (under a configuration), `warnings` (in plain words), `report` (all of it), `thumbnails`.
 """
 
 from sightline.data.check.run import CheckOptions as CheckOptions
