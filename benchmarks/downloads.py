@@ -168,7 +168,7 @@ def _list(path: Path, urls: list[str]) -> Path:
 
 @contextmanager
 def _serving(delay: float) -> Iterator[int]:
-    command = [sys.executable, "-m", "benchmarks.picture_server", str(delay)]
+    command = [sys.executable, "-m", "benchmarks.image_server", str(delay)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     try:
