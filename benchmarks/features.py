@@ -171,11 +171,11 @@ class _Measure:
         repeats = self.options.repeats
         say(f"  {self.dataset.splits[self.options.split]} records; encoding them once")
         request = EncodingRequest((self.dataset,), self.store, (self.options.split,), self.options.dtype, max_skipped=1.0)
-        eye = feature_encoder_of(self.made)
-        encoding = seconds_of(lambda: encode_dataset(eye, request, self.runtime), compute_clock())
+        encoder = feature_encoder_of(self.made)
+        encoding = seconds_of(lambda: encode_dataset(encoder, request, self.runtime), compute_clock())
 
+        say("  first epochs")
         self.pixels().epoch()  # one-time set-up of the libraries belongs to no arm
-        self.pixels().epoch()  # what the libraries set up at their first call belongs to no arm
         cold = []
         for _ in range(repeats):
             slow = self.first_epoch(self.pixels, self.dataset.path)

@@ -180,7 +180,7 @@ def check_packable(decoder: PreTrainedModel) -> None:
         except Exception as error:  # as in `check_decoder`
             raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACK_HINT) from error
     if not _all_close(together[:, 7:], alone[:, 2:]):
-        raise ConfigError(f"a {name} decoder mixes samples that share a packed row.", UNPACK_HINT)
+        raise ConfigError(f"a {name} decoder would mix packed samples.", UNPACK_HINT)
 
 
 def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
