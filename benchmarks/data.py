@@ -139,8 +139,10 @@ class _Measure:
             epochs = self.loader(self.corpora["folder"], workers)
             rates = against_raw(raw, epochs, len(files), max(workers, 1), repeats)
             name = "loader_over_raw_decode" if workers == 1 else f"loader_over_raw_decode_{workers}_workers"
-            told = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
-            out.append(Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {told}", at_least=0.9))
+            where = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
+            out.append(
+                Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {where}", at_least=0.9)
+            )
             out.append(Finding(f"{name}_by_cpu", Ratio.of(cpu for _, cpu in rates), "the same, in CPU seconds"))
         say("  tar against folder")
         tar, plain = (self.loader(self.corpora[name], 0) for name in ("tar", "folder"))

@@ -145,9 +145,9 @@ class _Measure:
 
     def sampled(self, out: Path) -> Path:
         """Returns a dataset of some of the records that were named."""
-        whole = open_dataset(self.options.data)
-        records = round(self.options.images * len(whole) / max(1, whole.splits.get(self.options.split, 0)))
-        prepare(whole.path, "records", PrepareOptions(out=out, sample=min(records, len(whole)), workers=0))
+        dataset = open_dataset(self.options.data)
+        records = round(self.options.images * len(dataset) / max(1, dataset.splits.get(self.options.split, 0)))
+        prepare(dataset.path, "records", PrepareOptions(out=out, sample=min(records, len(dataset)), workers=0))
         return out
 
     # Arms: each with its own corpus, which has nothing in memory yet

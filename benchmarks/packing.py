@@ -205,7 +205,7 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
         batches = []
         for number in range(min(BATCHES, loader.steps_in_epoch(0))):
             rows = loader.plan.step(0, number)[0]
-            batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], bundle.pad_id).to_batch())
+            batches.append(collate([[corpus.sample(sample) for sample in row] for row in rows], bundle.pad_id).to_batch())
         steps[name] = Steps(bundle.module, tuple(batches))
         say(f"    {name}: {steps[name].places} places, {steps[name].supervised} supervised tokens")
     seconds = in_turn(steps, max(options.repeats, 7))

@@ -309,10 +309,10 @@ def check_layers(config: PreTrainedConfig) -> None:
     Raises:
         ConfigError: the layer kind or the attention kernel does not support packed rows.
     """
-    odd = sorted(layer_kinds(config) - {FULL, SLIDING})
-    if odd:
+    unsupported = sorted(layer_kinds(config) - {FULL, SLIDING})
+    if unsupported:
         raise ConfigError(
-            f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACK_HINT
+            f"a {config.model_type} decoder has layers of kind {unsupported[0]!r}, which would mix packed samples.", UNPACK_HINT
         )
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(
