@@ -258,8 +258,8 @@ def compare(step: Step, case: str, suffix: str, repeats: int, with_memory: bool)
         )
     if "published" in works:
         found.append(Finding(f"published_over_ce_{case}{suffix}", ratio("published"), f"time of the authors' formulation {where}"))
-        told = f"the authors' formulation over cross-entropy with all logits {where}"
-        found.append(Finding(f"published_over_stock_ce_{case}{suffix}", ratio("published", "stock"), told))
+        meaning = f"the authors' formulation over cross-entropy with all logits {where}"
+        found.append(Finding(f"published_over_stock_ce_{case}{suffix}", ratio("published", "stock"), meaning))
     return found + (list(memory(step, works, case, suffix, where)) if with_memory and is_long else [])
 
 

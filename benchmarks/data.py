@@ -48,7 +48,7 @@ EPOCHS = 4  # per measurement, as in training, where worker processes start once
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options for what is decoded."""
     parser.add_argument("--data", type=Path, help="a dataset folder (made by `sightline data prepare`), or a folder of images")
-    parser.add_argument("--pictures", type=int, default=192, help="images per measurement (default 192)")
+    parser.add_argument("--images", type=int, default=192, help="images per measurement (default 192)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
@@ -107,13 +107,13 @@ class _Measure:
     def dataset_of(self, options: argparse.Namespace, folder: Path) -> Path:
         """Returns a dataset with as many records as are measured."""
         if options.data is None:
-            return material.make_dataset(folder, options.pictures, SIZE)
+            return material.make_dataset(folder, options.images, SIZE)
         out = folder / "set"
         if (options.data / "dataset.json").is_file():
-            sample = min(options.pictures, len(open_dataset(options.data)))
+            sample = min(options.images, len(open_dataset(options.data)))
             prepare(options.data, "records", PrepareOptions(out=out, sample=sample, workers=0))
             return out
-        return material.caption_folder(folder, options.data, options.pictures)
+        return material.caption_folder(folder, options.data, options.images)
 
     def loader(self, corpus: Corpus, workers: int) -> "Epochs":
         """Returns a loader that opens every image again in each epoch."""
@@ -139,8 +139,10 @@ class _Measure:
             epochs = self.loader(self.corpora["folder"], workers)
             rates = against_raw(raw, epochs, len(files), max(workers, 1), repeats)
             name = "loader_over_raw_decode" if workers == 1 else f"loader_over_raw_decode_{workers}_workers"
-            told = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
-            out.append(Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {told}", at_least=0.9))
+            where = "in the training process" if workers == 0 else f"per worker, {workers} worker{'s' if workers > 1 else ''}"
+            out.append(
+                Finding(name, Ratio.of(wall for wall, _ in rates), f"loader's rate over raw decoding, {where}", at_least=0.9)
+            )
             out.append(Finding(f"{name}_by_cpu", Ratio.of(cpu for _, cpu in rates), "the same, in CPU seconds"))
         say("  tar against folder")
         tar, plain = (self.loader(self.corpora[name], 0) for name in ("tar", "folder"))
@@ -157,14 +159,14 @@ class Epochs:
         self.loader = loader
 
     def __call__(self) -> int:
-        pictures = 0
+        images = 0
         for group in self.loader.stream(0, 0, EPOCHS * self.loader.steps_in_epoch(0)):
             for micro in group:
                 visual = micro.batch.visual
                 if visual is not None and visual.pixels_NHWC is not None:
                     normalise(visual.pixels_NHWC, PREPARATION.rescale, PREPARATION.mean, PREPARATION.std)
-                    pictures += len(visual.pixels_NHWC)
-        return pictures
+                    images += len(visual.pixels_NHWC)
+        return images
 
 
 def over(seconds: dict[str, tuple[float, ...]], base: str, name: str) -> Ratio:
@@ -172,7 +174,7 @@ def over(seconds: dict[str, tuple[float, ...]], base: str, name: str) -> Ratio:
     return Ratio.of(a / b for a, b in zip(seconds[base], seconds[name], strict=True))
 
 
-def against_raw(raw: Callable[[], None], epochs: Epochs, pictures: int, workers: int, repeats: int) -> list[tuple[float, float]]:
+def against_raw(raw: Callable[[], None], epochs: Epochs, images: int, workers: int, repeats: int) -> list[tuple[float, float]]:
     """Returns a loader's rates per worker over those of raw decoding, in wall-clock seconds and in CPU seconds.
 
     CPU seconds count this process and its workers, which end with the last epoch.
@@ -181,7 +183,7 @@ def against_raw(raw: Callable[[], None], epochs: Epochs, pictures: int, workers:
     def half() -> int:
         for _ in range(EPOCHS // 2):
             raw()
-        return EPOCHS // 2 * pictures
+        return EPOCHS // 2 * images
 
     epochs()
     rates = []

@@ -109,11 +109,11 @@ def _over_img2dataset(here: Path, urls: list[str], command: str, repeats: int) -
     def seconds(start: Callable[[Path, Path], "subprocess.Popen[bytes]"], out: Path) -> float:
         begin = time.monotonic()
         child = start(source, out)
-        _, said = child.communicate()
+        _, output = child.communicate()
         seconds, found = time.monotonic() - begin, len(list(out.rglob("*.jpg")))
         if found != len(urls):
             raise RuntimeError(
-                f"{found} of {len(urls)} images in {out.name}, exit code {child.returncode}:\n{said.decode()[-2000:]}"
+                f"{found} of {len(urls)} images in {out.name}, exit code {child.returncode}:\n{output.decode()[-2000:]}"
             )
         return seconds
 
@@ -132,7 +132,7 @@ def _killed(here: Path, urls: list[str], kills: int) -> Finding:
     begin = time.monotonic()
     _prepare(source, here / "whole").communicate()
     seconds = time.monotonic() - begin
-    whole = _bytes(here / "whole")
+    expected = _bytes(here / "whole")
     draw = random.Random(0)
     same = 0
     for number in range(kills):
@@ -146,7 +146,7 @@ def _killed(here: Path, urls: list[str], kills: int) -> Finding:
             child.communicate()
         if not out.exists():
             _prepare(source, out).communicate()
-        same += _bytes(out) == whole
+        same += _bytes(out) == expected
     return fixed("download_kills_with_the_same_bytes", same / max(kills, 1), "share of kills at random moments", at_least=1)
 
 
@@ -168,7 +168,7 @@ def _list(path: Path, urls: list[str]) -> Path:
 
 @contextmanager
 def _serving(delay: float) -> Iterator[int]:
-    command = [sys.executable, "-m", "benchmarks.picture_server", str(delay)]
+    command = [sys.executable, "-m", "benchmarks.image_server", str(delay)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     try:

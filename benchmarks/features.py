@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--vision", help="folder or Hub id of the encoder")
     parser.add_argument("--dtype", choices=FEATURE_DTYPES, default="fp16", help="dtype of the store (default fp16)")
-    parser.add_argument("--pictures", type=int, default=48, help="images to train on (default 48)")
+    parser.add_argument("--images", type=int, default=48, help="images to train on (default 48)")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of 512 tokens per step (default 2)")
 
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
 # Arms -----------------------------------------------------------------------------------------------------------------------
 
 
-class MemoryPictures:
+class MemoryFeatures:
     """Loads features that are held in memory, to compare a store with."""
 
     def __init__(self, inner: VisualInputLoader) -> None:
@@ -129,7 +129,7 @@ class Arm:
 class _Measure:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
-        path = material.make_dataset(folder, options.pictures) if options.data is None else self.sampled(folder / "set")
+        path = material.make_dataset(folder, options.images) if options.data is None else self.sampled(folder / "set")
         keys = {"row_tokens": 512, "split": options.split, "keep_pixels": 0, "max_skipped": 1.0}
         config = material.run_config(path, options.vision, data=keys)
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": options.rows})})
@@ -145,9 +145,9 @@ class _Measure:
 
     def sampled(self, out: Path) -> Path:
         """Returns a dataset of some of the records that were named."""
-        whole = open_dataset(self.options.data)
-        records = round(self.options.pictures * len(whole) / max(1, whole.splits.get(self.options.split, 0)))
-        prepare(whole.path, "records", PrepareOptions(out=out, sample=min(records, len(whole)), workers=0))
+        dataset = open_dataset(self.options.data)
+        records = round(self.options.images * len(dataset) / max(1, dataset.splits.get(self.options.split, 0)))
+        prepare(dataset.path, "records", PrepareOptions(out=out, sample=min(records, len(dataset)), workers=0))
         return out
 
     # Arms: each with its own corpus, which has nothing in memory yet
@@ -160,7 +160,7 @@ class _Measure:
         return Arm(self, replace(self.corpus, pictures=open_features(str(self.store), self.made)))
 
     def in_memory(self) -> Arm:
-        return Arm(self, replace(self.corpus, pictures=MemoryPictures(open_features(str(self.store), self.made))))
+        return Arm(self, replace(self.corpus, pictures=MemoryFeatures(open_features(str(self.store), self.made))))
 
     def first_epoch(self, make: Callable[[], Arm], folder: Path) -> float:
         """Returns the wall-clock seconds of an epoch that starts with nothing in memory."""
@@ -171,11 +171,11 @@ class _Measure:
         repeats = self.options.repeats
         say(f"  {self.dataset.splits[self.options.split]} records; encoding them once")
         request = EncodingRequest((self.dataset,), self.store, (self.options.split,), self.options.dtype, max_skipped=1.0)
-        eye = feature_encoder_of(self.made)
-        encoding = seconds_of(lambda: encode_dataset(eye, request, self.runtime), compute_clock())
+        encoder = feature_encoder_of(self.made)
+        encoding = seconds_of(lambda: encode_dataset(encoder, request, self.runtime), compute_clock())
 
+        say("  first epochs")
         self.pixels().epoch()  # one-time set-up of the libraries belongs to no arm
-        self.pixels().epoch()  # what the libraries set up at their first call belongs to no arm
         cold = []
         for _ in range(repeats):
             slow = self.first_epoch(self.pixels, self.dataset.path)

@@ -51,18 +51,18 @@ def run(options: argparse.Namespace) -> list[Finding]:
         home = Path(name)
         commands = _Commands(home, options)
         begin = time.perf_counter()
-        whole = commands.train(home / "whole")
+        undisturbed = commands.train(home / "whole")
         seconds = time.perf_counter() - begin
-        say(f"  undisturbed: {whole['step']} steps in {seconds:.1f} s, weights_sha256 {whole['weights_sha256']}")
+        say(f"  undisturbed: {undisturbed['step']} steps in {seconds:.1f} s, weights_sha256 {undisturbed['weights_sha256']}")
         pace = Pace.of(home / "whole", seconds)
-        points = draw_points(random.Random(options.seed), options.kills, whole["step"], pace)
+        points = draw_points(random.Random(options.seed), options.kills, undisturbed["step"], pace)
         begin = time.perf_counter()
         killed = sum(commands.train_and_kill(home / "killed", point) for point in points)
         resumed = commands.train(home / "killed")
         spent = time.perf_counter() - begin
         say(f"  killed {killed} times: {resumed['step']} steps in {spent:.1f} s, weights_sha256 {resumed['weights_sha256']}")
         same = {
-            "weights": resumed["weights_sha256"] == whole["weights_sha256"],
+            "weights": resumed["weights_sha256"] == undisturbed["weights_sha256"],
             "log": read_log(home / "killed") == read_log(home / "whole"),
             "predictions": commands.predictions(home / "killed") == commands.predictions(home / "whole"),
         }

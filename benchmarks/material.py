@@ -122,11 +122,11 @@ def run_config(
         data: further keys of the data section.
         decoder: changed sizes of the decoder.
     """
-    eye = VisionConfig(path=vision) if vision else VisionConfig(config=VIT)
+    encoder = VisionConfig(path=vision) if vision else VisionConfig(config=VIT)
     return RunConfig(
         recipe="benchmark",
         model=ModelConfig(
-            vision=eye,
+            vision=encoder,
             connector=MLPConfig(),
             language=LanguageConfig(config=DECODER | (decoder or {}), tokenizer=TokenizerConfig(vocabulary=4096)),
         ),

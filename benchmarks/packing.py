@@ -52,7 +52,7 @@ LLAVA = {
 LLAVA_VISUAL, LLAVA_LONGEST = 576, 2048
 ROW = 2048
 BATCHES = 4  # of each kind per measurement, because lengths of captions differ
-PROMPT = "Describe the picture."
+PROMPT = "Describe the image."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="a dataset folder with several captions per image, such as Flickr8k's")
     parser.add_argument("--split", default="train")
     parser.add_argument("--samples", type=int, default=50_000, help="LLaVA-like samples to pack (default 50,000)")
-    parser.add_argument("--pictures", type=int, default=1000, help="images to create if no data is given (default 1,000)")
+    parser.add_argument("--images", type=int, default=1000, help="images to create if no data is given (default 1,000)")
     parser.add_argument("--row", type=int, default=512, help="row length of the measured step (default 512)")
     parser.add_argument("--tokens", type=int, default=1024, help="token positions of a measured batch (default 1,024)")
     parser.add_argument("--width", type=int, default=576, help="width of the decoder (default 576, SmolLM2-135M's)")
@@ -135,7 +135,7 @@ def caption_fill(corpora: "Corpora", repeats: int) -> list[Finding]:
 # Throughput -----------------------------------------------------------------------------------------------------------------
 
 
-class NoisePictures:
+class RandomFeatures:
     """Loads the same random features for every record; their values do not affect the time."""
 
     def __init__(self, patches: int, width: int) -> None:
@@ -150,14 +150,14 @@ class Corpora:
     """One set of captions as single conversations and as groups that share their image."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        path = options.data or material.make_dataset(folder, options.pictures, (32, 32))
+        path = options.data or material.make_dataset(folder, options.images, (32, 32))
         data = {"split": options.split, "row_tokens": ROW, "max_skipped": 1.0}
         config = material.run_config(path, None, PROMPT, data, {"hidden_size": options.width, "num_hidden_layers": options.layers})
         texts = texts_of([(open_dataset(path), options.split)])
         self.bundle: ModelBundle = models.build(config, Processing(prompt=PROMPT, max_tokens=512), texts)
-        pictures = NoisePictures(self.bundle.token_grid[0] * self.bundle.token_grid[1], material.VIT["hidden_size"])
-        self.shared = data_of.build_corpus(self.bundle, config.data, pictures)
-        self.single = data_of.build_corpus(self.bundle, config.data.model_copy(update={"share_prefix": False}), pictures)
+        features = RandomFeatures(self.bundle.token_grid[0] * self.bundle.token_grid[1], material.VIT["hidden_size"])
+        self.shared = data_of.build_corpus(self.bundle, config.data, features)
+        self.single = data_of.build_corpus(self.bundle, config.data.model_copy(update={"share_prefix": False}), features)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def throughput(corpora: Corpora, options: argparse.Namespace) -> list[Finding]:
         batches = []
         for number in range(min(BATCHES, loader.steps_in_epoch(0))):
             rows = loader.plan.step(0, number)[0]
-            batches.append(collate([[corpus.sample(unit) for unit in row] for row in rows], bundle.pad_id).to_batch())
+            batches.append(collate([[corpus.sample(sample) for sample in row] for row in rows], bundle.pad_id).to_batch())
         steps[name] = Steps(bundle.module, tuple(batches))
         say(f"    {name}: {steps[name].places} places, {steps[name].supervised} supervised tokens")
     seconds = in_turn(steps, max(options.repeats, 7))

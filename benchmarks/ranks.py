@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
         for kind in KINDS:
             found[kind].append(_measured(kind, options))
             say(f"  {kind}: {found[kind][-1][0] / 1e6:.0f} MB, {found[kind][-1][1]:.2f} s a step")
-    ratios = [(split[0] / whole[0], split[1] / whole[1]) for whole, split in zip(*found.values(), strict=True)]
+    ratios = [(sharded[0] / replicated[0], sharded[1] / replicated[1]) for replicated, sharded in zip(*found.values(), strict=True)]
     return [
         Finding("sharded_over_replicated_memory", Ratio.of(memory for memory, _ in ratios), "memory of a process in a step"),
         Finding("sharded_over_replicated_time", Ratio.of(seconds for _, seconds in ratios), "time of a step"),
@@ -56,8 +56,8 @@ def _measured(kind: str, options: argparse.Namespace) -> tuple[float, float]:
     done = subprocess.run([*command, "-m", "benchmarks.ranks", kind, *sizes], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{kind} on {options.processes} processes failed:\n{done.stderr}")
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    return max(memory for memory, _ in told), max(seconds for _, seconds in told)
+    measured = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return max(memory for memory, _ in measured), max(seconds for _, seconds in measured)
 
 
 # In its own process ---------------------------------------------------------------------------------------------------------------

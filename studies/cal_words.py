@@ -105,9 +105,9 @@ def main() -> None:
     parser.add_argument("--high", type=float, default=5.0)
     parser.add_argument("--window", type=int, default=3)
     options = parser.parse_args()
-    asked = ProbeRequest(options.run, options.data, "gain", options.split, count=options.count, features=options.features)
-    it = open_probe(asked)
-    found = probe_gain(it.model.bundle, it.dataset, it.records, it.pictures, shown=0, bf16=it.model.runtime.bf16)
+    request = ProbeRequest(options.run, options.data, "gain", options.split, count=options.count, features=options.features)
+    probe = open_probe(request)
+    found = probe_gain(probe.model.bundle, probe.dataset, probe.records, probe.pictures, shown=0, bf16=probe.model.runtime.bf16)
     clamp = options.low, options.high, options.window
     own, foreign = (np.concatenate([weights_of(text, *clamp) for text in texts]).mean() for texts in (found.own, found.foreign))
     print(json.dumps({"clamp": clamp, "foreign_over_own": foreign / own, "kinds": table(found.own, *clamp)}, indent=1))

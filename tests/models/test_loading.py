@@ -125,7 +125,7 @@ def test_a_shard_that_is_a_link_out_of_its_folder_is_refused(folder: Path) -> No
 def test_a_damaged_index_is_named(folder: Path, content: bytes) -> None:
     shard(folder)
     (folder / INDEX).write_bytes(content)
-    with pytest.raises(StorageError, match=rf"{INDEX}: not an index of weights"):
+    with pytest.raises(StorageError, match=rf"{INDEX}: this is not an index of weights"):
         load(folder)
 
 
@@ -257,7 +257,7 @@ def test_a_place_that_is_none_is_one_error(path: str) -> None:
         ({"model_type": "gpt2", "n_layer": 10**9}, "n_layer=1000000000 is outside of 1..512"),
         ({"model_type": "gpt2", "n_positions": 10**12}, "n_positions=1000000000000 is outside"),
         ({"model_type": "qwen3", "num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is outside"),
-        ({"model_type": "siglip_vision_model"}, "is no causal language model"),
+        ({"model_type": "siglip_vision_model"}, "is not a causal language model"),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "are quantised"),
         ({"quantization_config": {"quant_method": "nonesuch"}}, "are quantised"),
         ({"dtype": "evil"}, "cannot read a model configuration"),
@@ -344,7 +344,7 @@ def test_an_adapter_is_refused_since_it_names_another_model_to_load(folder: Path
         ({}, "'model_type' must be the name"),
         ({"model_type": 5}, "'model_type' must be the name"),
         ({"model_type": "nonesuch"}, "nonesuch"),
-        ({"model_type": "llama", "hiden_size": 4}, "llama has no 'hiden_size'. Did you mean 'hidden_size'"),
+        ({"model_type": "llama", "hiden_size": 4}, "llama configuration has no key 'hiden_size'. Did you mean 'hidden_size'"),
         ({"model_type": "llama", "hidden_size": "big"}, "expected int, got str"),
         ({"model_type": "llama", "hidden_size": 30, "num_attention_heads": 4}, "not a multiple"),
         ({"model_type": "llama", "num_hidden_layers": 10**9}, "is outside of"),

@@ -165,7 +165,7 @@ def test_image_tokens_without_pixels_are_an_error_and_not_a_blind_answer() -> No
 
 def test_a_vocabulary_whose_words_the_connector_mixes_does_not_shrink() -> None:
     model = vlm("siglip", "llama", AlignConfig())
-    with pytest.raises(ValueError, match=f"mixes {model.config.num_words} words"):
+    with pytest.raises(ValueError, match=f"mixes {model.config.num_words} vocabulary entries"):
         model.resize_token_embeddings(model.config.num_words - 1)
     assert model.resize_token_embeddings(model.config.num_words + 8).num_embeddings == model.config.num_words + 8
 

@@ -248,8 +248,8 @@ def part_of(name: str) -> str:
         ({"connector": "frozen"}, "stage 'test' trains no part"),
         ({"eye": "train"}, r"the model has no part 'eye'; it has .*vision"),
         ({"language": PartConfig(lr=1.0, lora=LoraRule(targets=("none",)))}, "none"),
-        ({"language": PartConfig(lr=1.0, lora=LoraRule(full=("head",)))}, r"nothing in language is called 'head'.*tied"),
-        ({"language": PartConfig(lr=1.0, lora=LoraRule(full=("norm5",)))}, r"nothing in language is called 'norm5'"),
+        ({"language": PartConfig(lr=1.0, lora=LoraRule(full=("head",)))}, r"no parameter of language matches 'head'.*tied"),
+        ({"language": PartConfig(lr=1.0, lora=LoraRule(full=("norm5",)))}, r"no parameter of language matches 'norm5'"),
     ],
 )
 def test_rules_that_cannot_be_followed_are_refused(rules: Any, message: str) -> None:

@@ -145,7 +145,7 @@ def _joined(arrays: Sequence[np.ndarray | None], device: torch.device) -> Tensor
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> GeneratedText:
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
-    said = ids if stop is None else ids[:stop]
-    text = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    generated = ids if stop is None else ids[:stop]
+    text = tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
-    return GeneratedText(text.strip(), len(said) + (stop is not None))
+    return GeneratedText(text.strip(), len(generated) + (stop is not None))

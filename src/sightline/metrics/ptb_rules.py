@@ -148,7 +148,7 @@ def _any_case_after_first(words: str) -> str:
     return "(?:" + "|".join(f"{word[0]}(?i:{word[1:]})" for word in words.split()) + ")"
 
 
-# Abbreviations: these keep their full stop wherever they stand,
+# Abbreviations: these keep their full stop everywhere,
 _TITLE_WORDS = (
     "adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen gov govs hon "
     "insp invt jos lieut lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt "
@@ -178,7 +178,7 @@ _STARTERS = (
 )
 _UNION = r"(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)"
 
-# words with an apostrophe inside or at an end that stay whole
+# words with an apostrophe inside or at an end that stay one token
 _APOSTROPHE_WORDS = (
     f"{_APOSTROPHE}[nN]{_APOSTROPHE}?",
     f"[lLdDjJ]{_APOSTROPHE}",

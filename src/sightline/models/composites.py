@@ -211,11 +211,11 @@ def copy_connector(model: PreTrainedModel, target: Connector, separators: Tensor
         ConfigError: the shapes differ.
     """
     weights, learned = connector_weights(model), separators_of(model)
-    mine = target.state_dict()
-    odd = sorted(set(mine) ^ set(weights)) or sorted(name for name in mine if mine[name].shape != weights[name].shape)
-    if odd:
+    own = target.state_dict()
+    mismatched = sorted(set(own) ^ set(weights)) or sorted(name for name in own if own[name].shape != weights[name].shape)
+    if mismatched:
         raise ConfigError(
-            f"model.from: the connector does not fit these parts; the weight {odd[0]!r} differs in name or shape.",
+            f"model.from: the connector does not fit these parts; the weight {mismatched[0]!r} differs in name or shape.",
             "Take vision and language from the same model, or leave the connector out of model.from.parts.",
         )
     target.load_state_dict(weights)

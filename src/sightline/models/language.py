@@ -180,7 +180,7 @@ def check_packable(decoder: PreTrainedModel) -> None:
         except Exception as error:  # as in `check_decoder`
             raise ConfigError(f"a {name} decoder does not run on packed rows: {loading.first_line(error)}", UNPACK_HINT) from error
     if not _all_close(together[:, 7:], alone[:, 2:]):
-        raise ConfigError(f"a {name} decoder mixes samples that share a packed row.", UNPACK_HINT)
+        raise ConfigError(f"a {name} decoder would mix packed samples.", UNPACK_HINT)
 
 
 def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
@@ -309,10 +309,10 @@ def check_layers(config: PreTrainedConfig) -> None:
     Raises:
         ConfigError: the layer kind or the attention kernel does not support packed rows.
     """
-    odd = sorted(layer_kinds(config) - {FULL, SLIDING})
-    if odd:
+    unsupported = sorted(layer_kinds(config) - {FULL, SLIDING})
+    if unsupported:
         raise ConfigError(
-            f"a {config.model_type} decoder has layers of kind {odd[0]!r}, which would mix packed samples.", UNPACK_HINT
+            f"a {config.model_type} decoder has layers of kind {unsupported[0]!r}, which would mix packed samples.", UNPACK_HINT
         )
     if config.model_type in WITHOUT_POSITION_IDS:
         raise ConfigError(

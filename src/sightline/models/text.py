@@ -41,8 +41,8 @@ class TextModel(nn.Module):
         raise RecordError("image_in_text_model", "this is a text-only model; it cannot take image features")
 
     def generate(self, **arguments: Any) -> Any:
-        """`generate` of the decoder."""
         """Calls the decoder's `generate`."""
+        return self.language.generate(**arguments)  # pyrefly: ignore
 
     def hidden(self, batch: Batch) -> Hidden:
         """Returns the hidden states of packed text rows at the supervised slots.

@@ -103,8 +103,12 @@ def encoder_config(config: VisionConfig) -> PreTrainedConfig:
     """
     if config.path is None:
         return loading.config_from(config.config or {}, "model.vision.config")
-    whole = loading.read_config(config.path)
-    return whole.vision_config if isinstance(getattr(whole, "vision_config", None), PreTrainedConfig) else whole
+    checkpoint_config = loading.read_config(config.path)
+    return (
+        checkpoint_config.vision_config
+        if isinstance(getattr(checkpoint_config, "vision_config", None), PreTrainedConfig)
+        else checkpoint_config
+    )
 
 
 def from_config(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
@@ -140,11 +144,11 @@ def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Li
     """
     height, width = image_size
     parameter = next(encoder.parameters())
-    picture = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
+    image = torch.zeros(1, 3, height, width, dtype=parameter.dtype, device=parameter.device)
     was_training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        output = raw_output(encoder, picture, layer)
+        output = raw_output(encoder, image, layer)
     encoder.train(was_training)
     if output.ndim == 4:
         return EncoderShape(output.shape[2], output.shape[3], output.shape[1], 0)

@@ -162,10 +162,11 @@ def restore(model: nn.Module, folder: Path) -> None:
         return
     stored: Mapping[str, Tensor] = {**load_file(folder / BASE), **load_file(folder / ADAPTERS)}
     own = model.state_dict()
-    odd = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
-    if odd:
+    mismatched = sorted(name for name in stored if name not in own or own[name].shape != stored[name].shape)
+    if mismatched:
         raise StorageError(
-            f"{folder}: {odd[0]!r} does not match the adapters of this stage.", "Resume with the configuration of the original run."
+            f"{folder}: {mismatched[0]!r} does not match the adapters of this stage.",
+            "Resume with the configuration of the original run.",
         )
     with torch.no_grad():
         for name, value in stored.items():

@@ -26,7 +26,7 @@ from sightline.types import Batch, Loss, TrainingBatch
 
 
 class StepModule(nn.Module):
-    """Model and objective as one module, so that a wrapper (DDP, autocast) sees the whole forward pass.
+    """Model and objective as one module, so that a wrapper (DDP, autocast) sees the complete forward pass.
 
     Args:
         model: computes hidden states.

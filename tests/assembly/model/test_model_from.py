@@ -218,7 +218,7 @@ def altered(kind: str, target: Path, **values: Any) -> str:
     ("values", "fault"),
     [
         ({"vision_feature_layer": [-2, -1]}, "concatenates the hidden states"),
-        ({"projector_hidden_act": "relu"}, "a connector with 'relu'"),
+        ({"projector_hidden_act": "relu"}, "a connector with the activation 'relu'"),
         ({"model_type": "qwen2_vl"}, "holds a qwen2_vl model; Sightline does not know"),
     ],
 )

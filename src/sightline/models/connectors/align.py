@@ -115,11 +115,11 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
             self._allowed = None
             return
         num_words = self.w2.out_features
-        odd = [word for word in word_ids if not 0 <= word < num_words]
-        if odd or not word_ids:
+        unknown = [word for word in word_ids if not 0 <= word < num_words]
+        if unknown or not word_ids:
             raise ConfigError(
-                f"token id {odd[0]} is outside of the {num_words} vocabulary entries that align mixes."
-                if odd
+                f"token id {unknown[0]} is outside of the {num_words} vocabulary entries that align mixes."
+                if unknown
                 else "align needs at least one vocabulary entry to mix."
             )
         allowed = torch.zeros(num_words, dtype=torch.bool)

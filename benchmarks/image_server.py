@@ -1,6 +1,6 @@
 """A fast web server for the benchmark of downloads: every path is a different image. Imports nothing heavy.
 
-python -m benchmarks.picture_server SECONDS_OF_DELAY
+python -m benchmarks.image_server SECONDS_OF_DELAY
 """
 
 import asyncio
@@ -16,13 +16,13 @@ def serve(delay: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
-    picture = buffer.getvalue()
+    image = buffer.getvalue()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 await asyncio.sleep(delay)
-                body = picture + head.split(b" ", 2)[1]  # decoders ignore bytes after a JPEG's end
+                body = image + head.split(b" ", 2)[1]  # decoders ignore bytes after a JPEG's end
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
