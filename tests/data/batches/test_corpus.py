@@ -136,8 +136,8 @@ def test_neighbours_with_the_same_picture_share_it_as_long_as_a_row_holds_them(d
     ]
     alone = table(dataset, share_prefix=False)
     assert len(alone) == len(KEPT)
-    assert units.alone.tolist()[0] == alone.tokens[:5].sum()
-    assert units.tokens[0] < units.alone[0]
+    assert units.tokens_unshared.tolist()[0] == alone.tokens[:5].sum()
+    assert units.tokens[0] < units.tokens_unshared[0]
     narrow = table(dataset, row_tokens=int(units.tokens[0]) - 1)
     assert [len(narrow.members(unit)) for unit in range(len(narrow))][:2] == [4, 1]
     assert narrow.tokens.max() < units.tokens[0]
@@ -150,7 +150,7 @@ def test_samples_are_as_long_as_the_table_says_and_what_the_records_say(dataset:
     for unit in range(len(units)):
         sample = corpus.sample(unit)
         assert sample.num_tokens == units.tokens[unit]
-        assert sum(len(branch.ids) for branch in sample.branches) == units.alone[unit]
+        assert sum(len(branch.ids) for branch in sample.branches) == units.tokens_unshared[unit]
         assert sum(span.end - span.start for branch in sample.branches for span in branch.spans) == units.supervised[unit]
         assert sample.num_crops == units.crops[unit]
         for branch, (index, number) in zip(sample.branches, units.members(unit), strict=True):
@@ -308,7 +308,7 @@ def test_units_of_a_mixture_come_from_their_own_source(dataset: Dataset) -> None
     some = units.subset(np.array([2, 3]))
     sources = (Source("a", dataset, units, BUILDER, 3), Source("b", dataset, some, BUILDER, 4))
     corpus = Corpus(sources, Sizes(), 4)
-    assert corpus.first.tolist() == [0, len(units), len(units) + 2]
+    assert corpus.first_sample.tolist() == [0, len(units), len(units) + 2]
     assert [corpus.sample(unit).source for unit in (0, len(units) - 1, len(units), len(units) + 1)] == [0, 0, 1, 1]
     assert corpus.text(len(units)).branches[0].record_id == "q1"
     order = corpus.plan(PLAIN).order(0).tolist()

@@ -60,7 +60,7 @@ def expanded(kind: str, text: str, slots: int = 4) -> list[int]:
 
 def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True) -> str:
     with pytest.raises(RecordError) as caught:
-        builder.row(messages, layouts, verify)
+        builder.encode_conversation(messages, layouts, verify)
     return caught.value.reason
 
 
@@ -79,12 +79,12 @@ def test_answers_and_their_end_tokens_are_supervised(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_stands_before_an_answer_is_what_generate_is_fed(kind: str) -> None:
     builder = builder_of(kind)
-    row = builder.row(TWO_TURNS, [ONE], verify=True)
-    fed = builder.prompt_row(TWO_TURNS[:3], [ONE])
+    row = builder.encode_conversation(TWO_TURNS, [ONE], verify=True)
+    fed = builder.encode_prompt(TWO_TURNS[:3], [ONE])
     assert row.ids[: row.spans[1].start].tolist() == fed.ids.tolist()
     assert fed.slots.tolist() == row.slots.tolist()
-    single = builder.row(TWO_TURNS[:2], [ONE], verify=True)
-    assert single.ids[: single.spans[0].start].tolist() == builder.prompt_row(TWO_TURNS[:1], [ONE]).ids.tolist()
+    single = builder.encode_conversation(TWO_TURNS[:2], [ONE], verify=True)
+    assert single.ids[: single.spans[0].start].tolist() == builder.encode_prompt(TWO_TURNS[:1], [ONE]).ids.tolist()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -134,7 +134,7 @@ def test_a_conversation_is_tokenised_once_and_whole(monkeypatch: pytest.MonkeyPa
         return call(self, text, **options)
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
-    builder.row(TWO_TURNS, [ONE])
+    builder.encode_conversation(TWO_TURNS, [ONE])
     assert seen == ["".join(WRITTEN["stories"])]
 
 
@@ -155,7 +155,7 @@ def test_answers_in_any_script_come_back_from_the_mask(kind: str, text: str) -> 
     builder = kept_builder(kind)
     messages = (turn("user", None, "What is it?"), turn("assistant", text))
     try:
-        row = builder.row(messages, [ONE], verify=True)
+        row = builder.encode_conversation(messages, [ONE], verify=True)
     except RecordError as error:
         # The prompt alone would be cut into other tokens than those that it was trained as.
         whole, prompt = builder.template.render(messages), builder.template.render(messages[:1], prompt=True)
@@ -163,7 +163,7 @@ def test_answers_in_any_script_come_back_from_the_mask(kind: str, text: str) -> 
         assert encoded(kind, whole)[: len(encoded(kind, prompt))] != encoded(kind, prompt)
         return
     (span,) = row.spans
-    fed = builder.prompt_row(messages[:1], [ONE])
+    fed = builder.encode_prompt(messages[:1], [ONE])
     assert row.ids[: span.start].tolist() == fed.ids.tolist()
     end = decoded(kind, row.ids[span.end - 1 : span.end])
     assert end.strip() == builder.template.render(messages).strip()[-len(end.strip()) :]
@@ -202,7 +202,7 @@ def test_nothing_that_a_user_writes_becomes_a_control_token(kind: str, parts: li
     special = builder.special_ids - {builder.tokenizer.unk_token_id}
 
     def controls(text: str) -> list[int]:
-        row = builder.row((turn("user", None, text), turn("assistant", SAID)), [ONE])
+        row = builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE])
         return [token for token in row.ids.tolist() if token in special]
 
     try:
@@ -223,7 +223,7 @@ def test_every_special_token_is_refused_in_every_text(kind: str) -> None:
             assert refused(builder, (turn("user", None, asked), turn("assistant", SAID)), [ONE]) == reason
             assert refused(builder, (turn("user", None), turn("assistant", asked)), [ONE]) == reason
             with pytest.raises(RecordError) as caught:
-                builder.prompt_row((turn("user", None, asked),), [ONE])
+                builder.encode_prompt((turn("user", None, asked),), [ONE])
             assert caught.value.reason == reason
 
 
@@ -239,7 +239,7 @@ def test_pictures_take_their_slots_where_they_stand(kind: str) -> None:
         turn("assistant", MORE),
     )
     builder = builder_of(kind)
-    row = builder.row(messages, [ONE] * 3, verify=True)
+    row = builder.encode_conversation(messages, [ONE] * 3, verify=True)
     assert row.ids.tolist() == expanded(kind, builder.template.render(messages))
     marker = tokenizer_of(kind).convert_tokens_to_ids(IMAGE)
     assert row.slots.tolist() == np.flatnonzero(row.ids == marker).tolist()
@@ -257,7 +257,7 @@ def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
         turn("user", "And here? ", None),
         turn("assistant", MORE),
     )
-    row = builder.row(messages, layouts, verify=True)
+    row = builder.encode_conversation(messages, layouts, verify=True)
     before, between, after = builder.template.render(messages).split(IMAGE)
     text = before + layouts[0].text + between + layouts[1].text + after
     assert row.ids.tolist() == expanded(kind, text)
@@ -275,7 +275,7 @@ def test_pictures_and_places_must_agree(kind: str) -> None:
     assert refused(builder, TWO_TURNS, [ONE, ONE]) == "placeholder_count"
     for layouts in ([], [ONE, ONE]):
         with pytest.raises(RecordError) as caught:
-            builder.prompt_row(TWO_TURNS[:1], layouts)
+            builder.encode_prompt(TWO_TURNS[:1], layouts)
         assert caught.value.reason == "placeholder_count"
 
 
@@ -346,7 +346,7 @@ def test_without_pictures_the_text_stays(kind: str) -> None:
     builder = builder_of(kind, rules(drop_images=True, prompt="Look."))
     (messages,) = builder.conversations(record)
     assert builder.layouts(record) == []
-    row = builder.row(messages, [], verify=True)
+    row = builder.encode_conversation(messages, [], verify=True)
     assert row.ids.tolist() == expanded(kind, "".join(WRITTEN[kind]).replace(IMAGE, ""))
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
     captions = Record("c", captions=("x",), **PICTURES)
@@ -357,12 +357,12 @@ def test_without_pictures_the_text_stays(kind: str) -> None:
 def test_captions_of_a_picture_share_what_they_have_in_common(kind: str) -> None:
     builder = builder_of(kind)
     texts = ["A brown dog runs.", "A brown ball.", "Two children."]
-    rows = [builder.row((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
+    rows = [builder.encode_conversation((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
     prefix = shared_prefix(rows)
     assert all(row.ids[:prefix].tolist() == rows[0].ids[:prefix].tolist() for row in rows)
     assert prefix == rows[0].spans[0].start > rows[0].slots[-1]
     # Unequal before the last picture: nothing can be shared. Unequal questions: what stands before them can.
-    others = [builder.row((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
+    others = [builder.encode_conversation((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
     assert shared_prefix(others) == 0
-    asked = [builder.row((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
+    asked = [builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
     assert asked[0].slots[-1] < shared_prefix(asked) < asked[0].spans[0].start
