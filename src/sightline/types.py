@@ -29,7 +29,7 @@ PADDING = -1  # sample id of padding slots, branch id of a shared prefix
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What `data prepare` learned of an image file: its hash, and the size of the picture as shown (EXIF turn applied)."""
+    """What `data prepare` learned of an image file: its hash, and the size of the image as shown (EXIF turn applied)."""
 
     sha256: str
     width: int

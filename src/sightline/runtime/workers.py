@@ -391,7 +391,7 @@ def _told(error: BaseException) -> str:
 def _limit_memory(memory_bytes: int) -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # cores of a thousand broken pictures would fill the disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # cores of a thousand broken images would fill the disk
     if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             at_rest = int(file.read().split()[0]) * resource.getpagesize()

@@ -155,7 +155,7 @@ def test_samples_are_as_long_as_the_table_says_and_what_the_records_say(dataset:
         assert sample.num_crops == units.crops[unit]
         for branch, (index, number) in zip(sample.branches, units.members(unit), strict=True):
             own = dataset.record(index)
-            (expected,) = [BUILDER.row(BUILDER.conversations(own)[number], BUILDER.layouts(own))]
+            (expected,) = [BUILDER.encode_conversation(BUILDER.conversations(own)[number], BUILDER.layouts(own))]
             assert branch.ids.tolist() == expected.ids.tolist()
             assert branch.record_id == own.id
             seen[index, number] += 1

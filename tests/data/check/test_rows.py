@@ -69,7 +69,7 @@ def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
     found = measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).to_json()
     unlimited = builder_of(1000)
     record_ = dataset.record(3)
-    length = len(unlimited.row(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
+    length = len(unlimited.encode_conversation(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
     assert found["longest"] == {"tokens": length, "id": "long"}
     assert found["too_long"]["max"] == found["tokens"]["max"] == length
     assert found["tokens"]["n"] == 10

@@ -243,7 +243,7 @@ def test_the_same_store_again_is_left_alone_and_another_is_refused(tmp_path: Pat
     with pytest.raises(UsageError, match="other images or of another encoder"):
         write(tmp_path / "s", "fp32")
     put(tmp_path / "other/file", "x")
-    with pytest.raises(UsageError, match="not a whole store"):
+    with pytest.raises(UsageError, match="not a complete store"):
         write(tmp_path / "other")
 
 

@@ -69,7 +69,7 @@ def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_answers_and_their_end_tokens_are_supervised(kind: str) -> None:
-    row = builder_of(kind).row(TWO_TURNS, [ONE], verify=True)
+    row = builder_of(kind).encode_conversation(TWO_TURNS, [ONE], verify=True)
     assert row.ids.tolist() == expanded(kind, "".join(WRITTEN[kind]))
     assert [span.turn for span in row.spans] == [1, 3]
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
@@ -89,7 +89,7 @@ def test_what_stands_before_an_answer_is_what_generate_is_fed(kind: str) -> None
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_with_header_the_turns_own_header_is_supervised_too(kind: str) -> None:
-    row = builder_of(kind, rules(supervise="with_header")).row(TWO_TURNS, [ONE], verify=True)
+    row = builder_of(kind, rules(supervise="with_header")).encode_conversation(TWO_TURNS, [ONE], verify=True)
     header = HEADERS.get(kind, "")
     second = header + (THOUGHTS if kind == "qwen3" else "")
     expected = [(header + WRITTEN[kind][1]).strip(), (second + WRITTEN[kind][3]).strip()]
@@ -98,7 +98,7 @@ def test_with_header_the_turns_own_header_is_supervised_too(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_all_text_is_all_but_pictures_and_what_nothing_precedes(kind: str) -> None:
-    row = builder_of(kind, rules(supervise="all_text")).row(TWO_TURNS, [ONE])
+    row = builder_of(kind, rules(supervise="all_text")).encode_conversation(TWO_TURNS, [ONE])
     labels = {place for span in row.spans for place in range(span.start, span.end)}
     assert labels == set(range(1, len(row.ids))) - set(row.slots.tolist())
     assert row.num_supervised == len(labels)
@@ -106,8 +106,8 @@ def test_all_text_is_all_but_pictures_and_what_nothing_precedes(kind: str) -> No
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_with_padding_the_row_is_filled_up_and_the_filling_supervised(kind: str) -> None:
-    plain = builder_of(kind, rules(max_tokens=300)).row(TWO_TURNS, [ONE])
-    row = builder_of(kind, rules(max_tokens=300, supervise="with_padding")).row(TWO_TURNS, [ONE])
+    plain = builder_of(kind, rules(max_tokens=300)).encode_conversation(TWO_TURNS, [ONE])
+    row = builder_of(kind, rules(max_tokens=300, supervise="with_padding")).encode_conversation(TWO_TURNS, [ONE])
     tokenizer = tokenizer_of(kind)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     size = len(plain.ids)
@@ -119,7 +119,7 @@ def test_with_padding_the_row_is_filled_up_and_the_filling_supervised(kind: str)
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gemma"}))
 def test_a_system_message_is_not_supervised(kind: str) -> None:
-    row = builder_of(kind).row((turn("system", "Be brief."), *TWO_TURNS), [ONE], verify=True)
+    row = builder_of(kind).encode_conversation((turn("system", "Be brief."), *TWO_TURNS), [ONE], verify=True)
     assert [span.turn for span in row.spans] == [2, 4]
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
 
@@ -287,11 +287,11 @@ def test_a_conversation_without_an_answer_has_nothing_to_learn(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_rows_beyond_the_limit_are_skipped_or_cut(kind: str) -> None:
-    whole = builder_of(kind).row(TWO_TURNS, [ONE])
+    whole = builder_of(kind).encode_conversation(TWO_TURNS, [ONE])
     size, begin = len(whole.ids), whole.spans[0].start
-    assert builder_of(kind, rules(max_tokens=size)).row(TWO_TURNS, [ONE]).ids.tolist() == whole.ids.tolist()
+    assert builder_of(kind, rules(max_tokens=size)).encode_conversation(TWO_TURNS, [ONE]).ids.tolist() == whole.ids.tolist()
     assert refused(builder_of(kind, rules(max_tokens=size - 1)), TWO_TURNS, [ONE]) == "too_long"
-    cut = builder_of(kind, rules(max_tokens=begin + 2, too_long="truncate")).row(TWO_TURNS, [ONE])
+    cut = builder_of(kind, rules(max_tokens=begin + 2, too_long="truncate")).encode_conversation(TWO_TURNS, [ONE])
     assert cut.ids.tolist() == whole.ids[: begin + 2].tolist()
     assert [(span.start, span.end, span.turn) for span in cut.spans] == [(begin, begin + 2, 1)]
     no_answer = builder_of(kind, rules(max_tokens=begin, too_long="truncate"))
