@@ -222,7 +222,7 @@ def test_tables_are_cached_by_all_that_they_depend_on_and_torn_ones_made_again(d
     content = file.read_bytes()
     again = load_length_table(dataset, "train", BUILDER, rules, tmp_path)
     assert again.skipped == first.skipped == LOST
-    for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops"):
+    for name in ("record", "branch", "begin", "tokens", "tokens_unshared", "supervised", "crops"):
         assert getattr(again, name).tolist() == getattr(first, name).tolist()
     file.write_bytes(content[: len(content) // 2])
     assert read_table(file, tokens) is None
@@ -296,7 +296,7 @@ def test_sources_are_mixed_and_not_drawn_one_after_the_other() -> None:
 
 def test_an_empty_source_cannot_be_drawn_from() -> None:
     assert mixture_order([3, 0], [3, 0], 0, 0, [False, False]).tolist() != []
-    with pytest.raises(ConfigError, match=r"source 1 of data\.mixture has nothing to draw from"):
+    with pytest.raises(ConfigError, match=r"source 1 of data\.mixture has no samples to draw from"):
         mixture_order([3, 0], [3, 1], 0, 0, [False, False])
 
 
