@@ -117,7 +117,7 @@ class _Measure:
 
     def loader(self, corpus: Corpus, workers: int) -> "Epochs":
         """Returns a loader that opens every image again in each epoch."""
-        fresh = replace(corpus, pictures=PixelLoader(PREPARATION, WholeConfig(), keep_bytes=0))
+        fresh = replace(corpus, visual_inputs=PixelLoader(PREPARATION, WholeConfig(), keep_bytes=0))
         rules = BatchRules(pack=True, row_tokens=512, row_images=64, rows_per_step=4, accumulate=1, sort_by_length=False, seed=0)
         return Epochs(Loader(fresh, rules, self.pad_id, workers=workers))
 

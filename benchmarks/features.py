@@ -154,13 +154,13 @@ class _Measure:
 
     def pixels(self, keep_megabytes: int = 0) -> Arm:
         data = self.plan.data.model_copy(update={"keep_pixels": keep_megabytes})
-        return Arm(self, replace(self.corpus, pictures=data_of.pictures_of(self.made, data)))
+        return Arm(self, replace(self.corpus, visual_inputs=data_of.pictures_of(self.made, data)))
 
     def stored(self) -> Arm:
-        return Arm(self, replace(self.corpus, pictures=open_features(str(self.store), self.made)))
+        return Arm(self, replace(self.corpus, visual_inputs=open_features(str(self.store), self.made)))
 
     def in_memory(self) -> Arm:
-        return Arm(self, replace(self.corpus, pictures=MemoryFeatures(open_features(str(self.store), self.made))))
+        return Arm(self, replace(self.corpus, visual_inputs=MemoryFeatures(open_features(str(self.store), self.made))))
 
     def first_epoch(self, make: Callable[[], Arm], folder: Path) -> float:
         """Returns the wall-clock seconds of an epoch that starts with nothing in memory."""

@@ -1,16 +1,16 @@
 """Errors that a user can act on.
 
-One root. Each error names what is wrong (file, field, value) and the remedy; the command line turns it into one line
-`error[CODE]: ...` on stderr and the exit code of its class. Anything else that escapes is a bug of ours.
+All derive from `SightlineError`. Each error names what is wrong (file, field, value) and the remedy; the command line prints it as
+`error[CODE]: ...` on stderr and exits with the exit code of its class. Any other exception is a bug in Sightline.
 """
 
 
 class SightlineError(Exception):
-    """Root of all errors for users.
+    """Base class of all errors that a user can act on.
 
     Args:
-        message: what is wrong: the file or field, what was given, what was expected.
-        remedy: what to do about it; printed after the message.
+        message: what is wrong: the file or field, the value, and what was expected.
+        remedy: what to do; printed after the message.
     """
 
     code = "error"
@@ -29,64 +29,64 @@ class SightlineError(Exception):
 
 
 class UsageError(SightlineError):
-    """A command was called in a way that cannot work."""
+    """The arguments of a command or function cannot work."""
 
     code = "usage"
 
 
 class ConfigError(SightlineError):
-    """A configuration key is unknown, mistyped, duplicate, out of range, or at odds with another."""
+    """A configuration key is unknown, duplicate, out of range, of the wrong type, or contradicts another key."""
 
     code = "config"
 
 
 class DataError(SightlineError):
-    """A file of data as a whole cannot be used (torn, wrong format, outside its folder)."""
+    """A data file as a whole cannot be used (truncated, of another format, outside its folder)."""
 
     code = "data"
 
 
 class SkipLimitError(SightlineError):
-    """More records were skipped than the budget allows."""
+    """More records were skipped than the skip limit allows."""
 
     code = "data-budget"
     exit_code = 3
 
 
 class NumericsError(SightlineError):
-    """Loss, gradient or weights are not finite."""
+    """A loss, gradient, weight or feature is NaN or infinite."""
 
     code = "numerics"
     exit_code = 4
 
 
 class StorageError(SightlineError):
-    """A checkpoint or another artefact cannot be written, or fails its hashes."""
+    """A checkpoint or another file cannot be written, or its content does not match its hashes."""
 
     code = "storage"
     exit_code = 5
 
 
 class DistributedError(SightlineError):
-    """A rank, or a loader worker, died or missed its deadline."""
+    """A rank or a loader worker died or missed its deadline."""
 
     code = "distributed"
     exit_code = 6
 
 
 class Stopped(SightlineError):
-    """A signal arrived; the state is saved and the same command continues from it."""
+    """A signal arrived; the state is saved, and running the same command again continues from it."""
 
     code = "stopped"
     exit_code = 75
 
 
 class RecordError(SightlineError):
-    """One record cannot be used: it is skipped and counted under `reason`.
+    """A record cannot be used; it is skipped and counted under `reason`.
 
     Args:
-        reason: a short snake_case name that reports count by.
-        message: what is wrong with this record.
+        reason: snake_case name under which reports count it.
+        message: what is wrong with the record.
     """
 
     code = "record"

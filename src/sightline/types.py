@@ -1,13 +1,13 @@
 """The nouns of Sightline, in reading order: Record, Sample, Batch, Hidden, Loss, Prediction, Score.
 
-Every stage of the way of data takes one of these and returns the next. They are frozen and carry no behaviour beyond their own
-form: records are read and checked in `data.records`, batches are changed in `ops`. This module does not import torch, so that
-preparing data is quick to start.
+Each step of the data path takes one of these and returns the next. They are frozen dataclasses without further behaviour: records
+are read and checked in `data.records`, batches are transformed in `ops`. This module does not import torch, so that preparing
+data starts quickly.
 
-Shape legend, used as suffix on tensors and in annotations of the whole project:
+Shape legend for tensor suffixes and annotations throughout the package:
 
     B rows      T tokens of a row    S supervised tokens    M visual slots
-    N images (crops, when an image is tiled)    P patches of an encoder    K visual tokens of a crop
+    N crops    P patches of an encoder    K visual tokens of a crop
     E width of the vision encoder    D width of the decoder    V vocabulary    H heads    X experts
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int, UInt8
     from torch import Tensor
 
-IMAGE = "<image>"  # stands for one image in a text, before it becomes visual tokens
+IMAGE = "<image>"  # placeholder of one image in a text, before it becomes visual tokens
 PADDING = -1  # sample id of padding slots, branch id of a shared prefix
 
 
@@ -29,7 +29,7 @@ PADDING = -1  # sample id of padding slots, branch id of a shared prefix
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What `data prepare` learned of an image file: its hash, and the size of the picture as shown (EXIF turn applied)."""
+    """Facts about an image file that `data prepare` records: sha256, and width and height in pixels after EXIF rotation."""
 
     sha256: str
     width: int
@@ -38,7 +38,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message: a text, or the place of the next image (then `text` is None)."""
+    """One part of a message: a text, or, where `text` is None, the next image."""
 
     text: str | None = None
 
@@ -82,12 +82,14 @@ class Record:
     Attributes:
         id: unique in its dataset folder.
         images: paths relative to the dataset folder, in the order of the `{"type": "image"}` parts.
-        image_info: hash and size of each image; filled by `data prepare`.
-        boxes: labelled regions, as fractions of the first image.
+        image_info: sha256 and size of each image, written by `data prepare`.
+        messages: the conversation.
+        captions: captions of the images.
+        boxes: labelled regions, as fractions of the first image's width and height.
         answers: all accepted answers of the last question (VQA has ten).
         negatives: hard-negative captions, for composition tasks.
         split: name of the split, "train" by default.
-        meta: anything else worth keeping; never read by training.
+        meta: further values; never read by training.
     """
 
     id: str
@@ -107,7 +109,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of supervised tokens, `start` inclusive and `end` exclusive, that belongs to one turn of a conversation."""
+    """A contiguous range of supervised tokens, `start` inclusive and `end` exclusive, of one turn of a conversation."""
 
     start: int
     end: int
@@ -116,13 +118,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """One conversation as tokens; in a sample one continuation of its prefix: a caption, or a question with its answer.
+    """A rendered and tokenised conversation. In a sample it is one branch: a caption, or a question with its answer.
 
     Attributes:
-        ids: tokens of the whole conversation, prefix included, as they would stand alone; an image token at each visual slot.
-        spans: supervised tokens.
-        slots: position of each visual token.
-        record_id: of the record that it was made of, where that is known.
+        ids: token ids of the whole conversation, shared prefix included; an image token at each visual slot.
+        spans: the supervised tokens.
+        slots: position of each visual slot in `ids`.
+        record_id: id of the record that it was made from; empty where that is unknown.
     """
 
     ids: "Int[np.ndarray, ' T']"
@@ -137,18 +139,18 @@ class EncodedConversation:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one row, or one part of a packed row, is made of.
+    """One training example: a row, or a part of a packed row.
 
     Attributes:
-        branches: at least one; all begin with the same `prefix` tokens.
-        prefix: number of leading tokens that the branches share; they hold every image. Equal to 0 with a single branch.
-        visual_index: for each visual token its index in the concatenation of all crops' visual tokens (`crop * K + k`); a value
-            below 0 names a learned separator instead of a patch (see `sightline.data.images.tilings`).
-        images: prepared pixels of each crop; None when features are stored.
+        branches: one or more conversations that begin with the same `prefix` tokens.
+        prefix: number of leading tokens that the branches share; they include every visual slot. 0 for a single branch.
+        visual_index: for each visual slot the index of its visual token among those of all crops (`crop * K + k`); an index
+            below 0 names a learned separator (see `sightline.data.images.tilings`).
+        images: prepared pixels of each crop; None where features are used.
         features: stored outputs of a frozen encoder for each crop, instead of pixels.
-        tokens_per_crop: visual tokens that the connector gives per crop (`K`).
-        blind_logits: stored image-free logits, one for each supervised token, branch after branch.
-        source: index of the data source in a mixture.
+        tokens_per_crop: visual tokens of a crop after the connector (`K`).
+        blind_logits: stored image-free logits, one per supervised token, branch after branch.
+        source: index of the data set in a mixture.
     """
 
     branches: tuple[EncodedConversation, ...]
@@ -162,7 +164,7 @@ class Sample:
 
     @property
     def image_slots(self) -> "Int[np.ndarray, ' M']":
-        """Position of each visual token, the same in every branch."""
+        """Position of each visual slot, the same in every branch."""
         return self.branches[0].slots
 
     @property
@@ -172,7 +174,7 @@ class Sample:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the sample takes in a row: the prefix once, then what each branch adds."""
+        """Number of tokens in a row: the prefix once, then the rest of each branch."""
         return self.prefix + sum(len(branch.ids) - self.prefix for branch in self.branches)
 
 
@@ -180,19 +182,19 @@ class Sample:
 
 
 class TrainingBatch(Protocol):
-    """What the training loop asks of a batch, whatever its objective makes of it."""
+    """Interface of batches that the training loop needs, independent of the objective."""
 
     @property
     def record_ids(self) -> Sequence[Sequence[str]]:
-        """For each sample the ids of its records, for error messages."""
+        """Ids of the records of each sample, for error messages."""
         ...
 
     def to(self, device: Any) -> Self:
-        """The same batch on another device."""
+        """Returns the batch on another device."""
         ...
 
     def counts(self) -> Mapping[str, int]:
-        """Numbers that the log adds up over micro-batches and ranks; "samples" among them, and "tokens" where there are any."""
+        """Returns counts that the log sums over micro-batches and ranks: "samples", and "tokens" where the batch has tokens."""
         ...
 
 
@@ -204,9 +206,11 @@ class Tokens:
     its own.
 
     Attributes:
-        sample_BT: counts samples within the batch; -1 is padding.
-        branch_BT: counts branches within the sample; -1 is a prefix that several branches share.
-        is_plain: each row is one sample without shared prefix, padded at its end, so that ordinary causal attention is right.
+        ids_BT: token ids.
+        position_BT: position ids.
+        sample_BT: index of the token's sample in the batch; -1 for padding.
+        branch_BT: index of the token's branch in the sample; -1 for a shared prefix.
+        is_plain: each row holds one sample without shared prefix, right-padded, so that causal attention suffices.
     """
 
     ids_BT: "Int[Tensor, 'B T']"
@@ -218,16 +222,15 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Visual:
-    """What fills the visual slots of a batch: the pixels of its crops, or their stored features.
+    """Visual inputs of a batch, pixels or stored features, and the visual slots that they fill.
 
     Attributes:
-        pixels_NHWC: crops as prepared for the encoder, before rescaling and normalisation.
-        features_NPE: outputs of a frozen encoder, instead of pixels.
-        slot_M: index of each visual token in the flattened rows (`row * T + position in row`).
-        visual_index_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; values
-            below 0 count from the end of the model's table of learned separators.
-        text_width: most tokens of a row that are not visual, at least 1: the width of the rows without their visual tokens; 0 where
-            the rows are not known.
+        pixels_NHWC: prepared crops, before rescaling and normalisation.
+        features_NPE: stored outputs of a frozen encoder, instead of pixels.
+        slot_M: index of each visual slot in the flattened rows (`row * T + position`).
+        visual_index_M: for each slot the index of its visual token in the flattened `[N * K]` outputs of the connector; an index
+            below 0 counts from the end of the model's table of learned separators.
+        text_width: largest number of tokens of a row outside visual slots, at least 1; 0 where it is unknown.
     """
 
     pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
@@ -246,15 +249,17 @@ class Visual:
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """A flat list of what is to be predicted from where.
+    """The training targets as a flat list.
 
-    It is a list and not one label per slot because the last slot of a shared prefix predicts the first token of every branch.
+    Labels per position do not suffice: the last token of a shared prefix predicts the first token of every branch.
 
     Attributes:
-        slot_S: index into the flattened rows whose hidden state predicts `target_S`; -1 where nothing precedes the target.
-        span_S: counts contiguous runs of supervised tokens within the batch; smoothing never crosses a span.
-        turn_S: turn of the conversation that the token belongs to.
-        source_S: index of the data source in a mixture.
+        slot_S: index in the flattened rows of the hidden state that predicts `target_S`; -1 where nothing precedes the target.
+        target_S: token id to predict.
+        sample_S, branch_S: index of the sample in the batch, and of the branch in the sample.
+        turn_S: index of the turn in the conversation.
+        span_S: index of the contiguous span of supervised tokens in the batch; smoothing never crosses a span.
+        source_S: index of the data set in a mixture.
     """
 
     slot_S: "Int[Tensor, ' S']"
@@ -271,14 +276,14 @@ class Supervision:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Packed rows, what fills their visual slots, and what they are to predict.
+    """Packed rows with their visual inputs and targets.
 
     Attributes:
         tokens: the rows.
-        visual: crops and their slots; None in a batch of text.
+        visual: visual inputs and their slots; None in a batch without images.
         supervision: the targets.
-        blind_logits_S: stored logits of the targets without the image, where a frozen decoder makes them constant.
-        record_ids: for each sample the ids of the records in its branches, for error messages and logs.
+        blind_logits_S: stored image-free logits of the targets (CAL with a frozen decoder), or None.
+        record_ids: ids of the records of each sample, for error messages and logs.
     """
 
     tokens: Tokens
@@ -288,11 +293,11 @@ class Batch:
     record_ids: tuple[tuple[str, ...], ...] = ()
 
     def to(self, device: Any) -> Self:
-        """The same batch on another device."""
+        """Returns the batch on another device."""
         return _on_device(self, device)
 
     def counts(self) -> dict[str, int]:
-        """What the log counts, padding aside."""
+        """Returns counts for the log, without padding."""
         return {
             "tokens": int((self.tokens.sample_BT != PADDING).sum()),
             "supervised": len(self.supervision),
@@ -302,7 +307,7 @@ class Batch:
 
 
 def _on_device(value: Any, device: Any) -> Any:
-    """A noun with every tensor that it holds on `device`; what is no tensor stays as it is."""
+    """Moves every tensor of a dataclass to `device`, recursively; other values stay unchanged."""
     if hasattr(value, "to") and not is_dataclass(value):
         return value.to(device, non_blocking=True)
     if is_dataclass(value):
@@ -325,11 +330,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """Hidden states at the supervised slots, and the head that turns them into logits.
+    """Hidden states at the supervised positions, and the head that maps them to logits.
 
     Attributes:
-        states_SD: one row per entry of `Supervision`; entries whose slot is -1 hold zeros.
-        auxiliary: losses that the model itself adds, by name: scalars, coefficients included, means over the micro-batch.
+        states_SD: hidden state of each entry of `Supervision`; zeros where its slot is -1.
+        head: the language model head.
+        auxiliary: auxiliary losses of the model by name: scalars, coefficients included, means over the micro-batch.
     """
 
     states_SD: "Float[Tensor, 'S D']"
@@ -342,12 +348,12 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum and its weight; the gradient of a step is that of `sum(total) / sum(weight)` over micro-batches and ranks.
+    """A summed loss and its weight. A step minimises `sum(total) / sum(weight)` over micro-batches and ranks.
 
     Attributes:
-        total: a scalar to back-propagate.
-        weight: a scalar without gradient.
-        parts: named `(sum, weight)` pairs for the log, without gradient.
+        total: scalar to back-propagate.
+        weight: scalar without gradient.
+        parts: `(sum, weight)` pairs by name for the log, without gradient.
     """
 
     total: "Float[Tensor, '']"

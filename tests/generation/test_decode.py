@@ -38,7 +38,7 @@ def prompt(bundle: ModelBundle, seed: int, num_images: int, words: int) -> Promp
     text = " ".join(np.random.default_rng(seed).choice(["dog", "field", "What", "red", "ball"], words))
     grid = builder.rules.grid
     layouts = [tiling.layout(32, 32, grid) for _ in range(num_images)]
-    row = builder.prompt_row((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
+    row = builder.encode_prompt((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
     pixels = pictures(seed, num_images) if num_images else None
     return Prompt(row, join_visual_indices(layouts, bundle.tokens_per_crop), pixels)
 

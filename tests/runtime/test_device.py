@@ -56,7 +56,7 @@ def test_auto_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, cuda:
     assert choose_runtime("auto", "auto", 1) == Runtime(chosen, cuda, 1, exact)
     for device, is_there in {"cuda": cuda, "mps": mps}.items():
         if not is_there:
-            with pytest.raises(ConfigError, match=f"runtime.device={device}, but torch sees no GPU"):
+            with pytest.raises(ConfigError, match=f"runtime.device={device}, but torch finds no such device"):
                 choose_runtime(device, "auto", 1)
 
 

@@ -31,7 +31,7 @@ def in_child(slots: SharedSlots, arrays: list[np.ndarray], slot: int) -> tuple[A
     ours, theirs = Pipe()
     pid = os.fork()
     if pid == 0:
-        theirs.send(slots.lay(slot, arrays))
+        theirs.send(slots.write(slot, arrays))
         os._exit(0)
     places = ours.recv()
     os.waitpid(pid, 0)
@@ -41,7 +41,7 @@ def in_child(slots: SharedSlots, arrays: list[np.ndarray], slot: int) -> tuple[A
 
 
 def taken(slots: SharedSlots) -> int:
-    slot = slots.take()
+    slot = slots.acquire()
     assert slot is not None
     return slot
 
@@ -49,9 +49,9 @@ def taken(slots: SharedSlots) -> int:
 def used(slots: SharedSlots, *arrays: np.ndarray) -> list[np.ndarray]:
     """Arrays on the way through a slot."""
     slot = taken(slots)
-    places = slots.lay(slot, arrays)
+    places = slots.write(slot, arrays)
     assert places is not None
-    return slots.lend(slot, places)
+    return slots.views(slot, places)
 
 
 def drawn(seed: int, size: int) -> list[np.ndarray]:
@@ -71,7 +71,7 @@ def test_what_a_child_lays_down_is_what_the_parent_reads() -> None:
     slots = SharedSlots(2)
     for seed, size in ((0, 10), (1, 100_000), (2, 3)):  # the slot grows, and is used again
         slot = taken(slots)
-        found = slots.lend(slot, in_child(slots, drawn(seed, size), slot))
+        found = slots.views(slot, in_child(slots, drawn(seed, size), slot))
         for array, expected in zip(found, drawn(seed, size), strict=True):
             np.testing.assert_array_equal(array, expected)
             assert array.dtype == expected.dtype
@@ -87,22 +87,22 @@ def test_a_slot_is_taken_again_only_when_the_last_of_its_arrays_is_gone() -> Non
     part = torch.from_numpy(first)[2:4].view(1, 2)
     other = second[1:].reshape(2, 1)
     del first, second
-    assert slots.take() is None
+    assert slots.acquire() is None
     assert part.tolist() == [[2, 3]]
     del part
-    assert slots.take() is None
+    assert slots.acquire() is None
     del other
-    assert slots.take() == 0
+    assert slots.acquire() == 0
 
 
 def test_arrays_that_do_not_fit_have_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = SharedSlots(1)
     monkeypatch.setattr(handover, "SLOT_BYTES", 40)
     slot = taken(slots)
-    assert slots.lay(slot, [np.arange(6)]) is None
-    assert slots.take() is None
-    slots.give_back(slot)
-    assert slots.take() == slot
+    assert slots.write(slot, [np.arange(6)]) is None
+    assert slots.acquire() is None
+    slots.release(slot)
+    assert slots.acquire() == slot
 
 
 def test_a_system_without_such_memory_has_no_slots(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,8 @@ def test_a_system_without_such_memory_has_no_slots(monkeypatch: pytest.MonkeyPat
         raise OSError("not here")
 
     monkeypatch.setattr(os, "memfd_create", refused)
-    assert SharedSlots(3).take() is None
-    assert SharedSlots(0).take() is None
+    assert SharedSlots(3).acquire() is None
+    assert SharedSlots(0).acquire() is None
 
 
 def test_arrays_outlive_the_slots_they_lie_in() -> None:
@@ -135,9 +135,9 @@ import os, signal, sys, time
 import numpy as np
 from sightline.runtime.shared_memory import SharedSlots
 slots = SharedSlots(2)
-slot = slots.take()
+slot = slots.acquire()
 if os.fork() == 0:
-    slots.lay(slot, [np.ones(64 << 20, np.uint8)])
+    slots.write(slot, [np.ones(64 << 20, np.uint8)])
     print(os.getpid(), flush=True)
     time.sleep(60)
 time.sleep(60)

@@ -1,1 +1,1 @@
-"""What every floor may need from the machine: devices, seeds, ranks, storage, faults, logs, optional packages."""
+"""Services of the machine for all other packages: devices, random states, storage, child processes, logs, optional packages."""

@@ -1,4 +1,4 @@
-"""Where arithmetic happens: device, type, threads. Entry points of the library give the settings of the process back."""
+"""Chooses device, arithmetic and threads; entry points of the library restore the settings of the process."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ from sightline.errors import ConfigError
 
 @dataclass(frozen=True)
 class Runtime:
-    """The machine as a run uses it.
+    """Device and arithmetic of a run.
 
     Attributes:
         device: `cpu`, `cuda` or `mps`.
         bf16: autocast to bf16 over fp32 weights.
         threads: CPU threads of torch.
-        deterministic: refuse kernels that add in changing order.
+        deterministic: allow only deterministic kernels (`torch.use_deterministic_algorithms`).
     """
 
     device: str
@@ -29,7 +29,7 @@ class Runtime:
     deterministic: bool
 
     def apply(self) -> None:
-        """Sets torch and the environment of this process; call it inside `process_settings_restored`."""
+        """Applies the settings to torch and the environment of this process; call it inside `process_settings_restored`."""
         if self.threads != torch.get_num_threads():
             torch.set_num_threads(self.threads)
         torch.use_deterministic_algorithms(self.deterministic)
@@ -39,7 +39,7 @@ class Runtime:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def facts(self) -> dict[str, Any]:
-        """What a result's bits depend on."""
+        """Returns the facts that the exact bits of a result depend on."""
         return {
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -53,21 +53,23 @@ class Runtime:
 def choose_runtime(
     device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
 ) -> Runtime:
-    """Chooses the device and its arithmetic; changes nothing in this process.
+    """Chooses device and arithmetic without changing settings of this process.
 
     Args:
-        device: `auto` takes a GPU (`cuda`, then `mps`) where there is one.
-        dtype: `auto` is bf16 on CUDA GPUs that have it.
-        threads: CPU threads; None leaves torch's choice.
-        deterministic: refuse kernels that add in changing order; by default on a CPU, where it costs nothing.
+        device: `auto` takes a GPU (`cuda`, then `mps`) where available.
+        dtype: `auto` is bf16 on CUDA GPUs that support it, else fp32.
+        threads: CPU threads; None keeps torch's choice.
+        deterministic: allow only deterministic kernels; None does so on a CPU, where it costs nothing.
 
     Raises:
-        ConfigError: the wanted device is not there.
+        ConfigError: the device is not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
-        raise ConfigError(f"runtime.device={device}, but torch sees no GPU.", "Use runtime.device=cpu, or see `sightline doctor`.")
+        raise ConfigError(
+            f"runtime.device={device}, but torch finds no such device.", "Use runtime.device=cpu, or see `sightline doctor`."
+        )
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
     exact = device == "cpu" if deterministic is None else deterministic
     return Runtime(device, bf16, torch.get_num_threads() if threads is None else threads, exact)
@@ -84,7 +86,7 @@ def prepare_runtime(
 
 @contextlib.contextmanager
 def process_settings_restored() -> Iterator[None]:
-    """Restores on exit what `Runtime.apply` changes; as a decorator it stands on every entry point that prepares a runtime."""
+    """Restores on exit the settings that `Runtime.apply` changes. Decorates every entry point that applies a runtime."""
     is_exact, warns_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills, threads = torch.utils.deterministic.fill_uninitialized_memory, torch.get_num_threads()  # pyrefly: ignore
     variables = {name: os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "TOKENIZERS_PARALLELISM")}

@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, and how to get what is missing."""
+"""Examines installed packages and the machine, and says how to install what is missing."""
 
 import importlib.metadata
 import os
@@ -11,13 +11,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Check:
-    """One finding.
+    """Result of one check.
 
     Attributes:
-        name: what was looked at.
-        state: `ok`, `missing` (optional), or `bad`.
-        found: the version or the fact.
-        remedy: how to mend it.
+        name: what was checked.
+        state: `ok`, `missing` (an optional package), or `bad`.
+        found: the version or fact that was found.
+        remedy: what to do about it.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Check:
         return {"name": self.name, "state": self.state, "found": self.found, "remedy": self.remedy}
 
 
-# Distribution -> (least version, extra that brings it; "" for the core).
+# Distribution -> (minimum version, extra that installs it; "" for a core dependency).
 PACKAGES: dict[str, tuple[str, str]] = {
     "accelerate": ("1.13", ""),
     "datasets": ("5.1", "data"),
@@ -54,10 +54,10 @@ PACKAGES: dict[str, tuple[str, str]] = {
 
 
 def examine() -> list[Check]:
-    """All findings, in the order in which they matter."""
+    """Runs all checks, the most important first."""
     checks = [_python(), *(_package(name) for name in PACKAGES)]
     if all(check.state != "bad" for check in checks if check.name == "torch"):
-        checks += [_devices(), _clash()]
+        checks += [_devices(), _torchvision()]
     return [*checks, _threads(), _space()]
 
 
@@ -67,14 +67,14 @@ def _python() -> Check:
 
 
 def _package(name: str) -> Check:
-    least, extra = PACKAGES[name]
-    source = f"pip install 'sightline[{extra}]'" if extra else f"pip install '{name}>={least}'"
+    minimum, extra = PACKAGES[name]
+    command = f"pip install 'sightline[{extra}]'" if extra else f"pip install '{name}>={minimum}'"
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, "missing" if extra else "bad", "not installed", source)
-    if _numbers(found) < _numbers(least):
-        return Check(name, "bad", found, f"at least {least} is needed: {source}")
+        return Check(name, "missing" if extra else "bad", "not installed", command)
+    if _numbers(found) < _numbers(minimum):
+        return Check(name, "bad", found, f"at least {minimum} is needed: {command}")
     return Check(name, "ok", found)
 
 
@@ -96,12 +96,12 @@ def _devices() -> Check:
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
         return Check("devices", "ok", f"{', '.join(names)} ({bf16}, CUDA {torch.version.cuda})")
     if shutil.which("nvidia-smi"):
-        return Check("devices", "bad", "a GPU that torch does not see", "Install the CUDA build of torch.")
+        return Check("devices", "bad", "torch does not find the GPU", "Install the CUDA build of torch.")
     return Check("devices", "ok", f"{os.cpu_count()} CPU cores, no GPU")
 
 
-def _clash() -> Check:
-    """A torchvision of another build than torch breaks every image processor of transformers."""
+def _torchvision() -> Check:
+    """Checks that torchvision can be imported: one built for another torch breaks every image processor of transformers."""
     try:
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +117,9 @@ def _threads() -> Check:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     if policy.lower() == "passive":
         return Check("threads", "ok", "OMP_WAIT_POLICY=passive")
-    return Check("threads", "bad", f"OMP_WAIT_POLICY={policy or 'unset'}", "Set it to passive: waiting threads steal the cores.")
+    return Check(
+        "threads", "bad", f"OMP_WAIT_POLICY={policy or 'unset'}", "Set it to passive: otherwise waiting threads occupy the cores."
+    )
 
 
 def _space() -> Check:

@@ -1,11 +1,11 @@
-"""Fault points for tests: a named place in the code where a process can be killed, signalled, or made to fail.
+"""Fault injection for tests: named points in the code at which a process can be killed, signalled, or made to fail.
 
-`faults.hit("checkpoint.before_rename")` does nothing unless the environment variable `SIGHTLINE_FAULTS` names the point:
+`fault_injection.hit("checkpoint.before_rename")` does nothing unless the environment variable `SIGHTLINE_FAULTS` names the point:
 
     SIGHTLINE_FAULTS="checkpoint.before_rename=kill@2,step.end=term@5"
 
-does `kill` at the second passage and `term` at the fifth. Actions: `kill` (SIGKILL), `term` (SIGTERM), `enospc` and `eio`
-(OSError).
+kills the process at the second call of the first point and sends SIGTERM at the fifth call of the second. Actions: `kill`
+(SIGKILL), `term` (SIGTERM), `enospc` and `eio` (OSError).
 """
 
 import errno
@@ -18,7 +18,7 @@ _passages: Counter[str] = Counter()
 
 
 def hit(point: str) -> None:
-    """Passes a fault point."""
+    """Runs the fault that `SIGHTLINE_FAULTS` sets for this point, if any."""
     plan = os.environ.get(VARIABLE)
     if plan:
         _act(plan, point)

@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for, so that nothing depends on how many were drawn before (Philox streams)."""
+"""Random generators keyed by their purpose (Philox streams), so that no draw depends on earlier draws."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,26 +7,29 @@ import numpy as np
 
 
 def keyed_generator(*key: int | str) -> np.random.Generator:
-    """A random generator that belongs to a key: equal keys give equal streams, any other key an independent one."""
+    """Returns the random generator of a key: equal keys give equal streams, different keys independent ones."""
     digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def derangement(num: int, alike: Callable[[int, int], bool], generator: np.random.Generator) -> list[int] | None:
-    """A permutation that sends no place to one that is alike: a random one, repaired by exchanges; None where that fails.
+    """Draws a permutation that maps no index to one that is alike: a random permutation, repaired by swaps.
 
     Args:
-        num: number of places.
-        alike: whether two places must not be exchanged; each place is alike to itself.
-        generator: draws it.
+        num: number of indices.
+        alike: whether an index must not be mapped to another; every index is alike to itself.
+        generator: source of random numbers.
+
+    Returns:
+        The image of each index; None where the repair fails.
     """
     partner = generator.permutation(num).tolist()
-    for place in range(num):
-        if not alike(place, partner[place]):
+    for index in range(num):
+        if not alike(index, partner[index]):
             continue
         for other in generator.permutation(num).tolist():
-            if not alike(place, partner[other]) and not alike(other, partner[place]):
-                partner[place], partner[other] = partner[other], partner[place]
+            if not alike(index, partner[other]) and not alike(other, partner[index]):
+                partner[index], partner[other] = partner[other], partner[index]
                 break
         else:
             return None

@@ -1,4 +1,4 @@
-"""Library logging and progress. Only the command line prints to stdout; both of these go to stderr."""
+"""Logging and progress bars, both on stderr; only the command line prints to stdout."""
 
 import logging
 import os
@@ -16,20 +16,20 @@ SECONDS_BETWEEN_LINES = 15.0
 logger = logging.getLogger("sightline")
 
 
-class _Lines(logging.Handler):
-    """Writes to what `sys.stderr` is when a message comes: who calls the command in his own process may exchange it."""
+class _StderrHandler(logging.Handler):
+    """Writes to the current `sys.stderr`, which a caller may have replaced since the handler was made."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             sys.stderr.write(self.format(record) + "\n")
             sys.stderr.flush()
-        except (OSError, ValueError):  # closed, or a full disk behind it: no reason to lose the work
+        except (OSError, ValueError):  # stderr is closed, or its disk is full: that must not end the program
             self.handleError(record)
 
 
 def configure(level: str = "INFO") -> None:
-    """Sends the library's messages to stderr, one line each, and silences the chatter of the libraries below."""
-    handler = _Lines()
+    """Sends log messages to stderr, one line each, and silences messages of transformers and the Hub client."""
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.handlers[:] = [handler]
     logger.setLevel(level)
@@ -41,29 +41,29 @@ def configure(level: str = "INFO") -> None:
 
 
 class Bar:
-    """A progress bar that also carries a line of figures.
+    """Handle of a progress bar.
 
     Args:
-        update: called with the count to advance by and the figures to show.
+        update: called with the number of steps to advance and the text to show beside the bar.
     """
 
     def __init__(self, update: Callable[[int, str], None]) -> None:
         self._update = update
 
     def step(self, count: int = 1, figures: str = "") -> None:
-        """Moves the bar and shows `figures` beside it."""
+        """Advances the bar by `count` and shows `figures` beside it."""
         self._update(count, figures)
 
 
 @contextmanager
 def progress(title: str, total: int | None, done: int = 0, show: bool = True) -> Iterator[Bar]:
-    """A progress bar on stderr with the time left; where stderr is no terminal, one plain line every 15 seconds.
+    """Shows a progress bar on stderr with the time left; where stderr is no terminal, one plain line every 15 seconds.
 
     Args:
-        title: what is being done.
-        total: number of steps, None when it is not known.
-        done: steps already done (a resumed work).
-        show: False on ranks other than the first.
+        title: name of the work.
+        total: number of steps; None where it is unknown.
+        done: steps already done by an earlier run that is resumed.
+        show: False shows nothing, as on ranks other than the first.
     """
     if not show or logger.level > logging.INFO or not logger.handlers:
         yield Bar(lambda count, figures: None)

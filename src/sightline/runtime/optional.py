@@ -1,4 +1,4 @@
-"""Packages that only some features need: imported when the feature is used, or an error that says how to get them."""
+"""Imports optional packages on use, with an error that says how to install them."""
 
 import importlib
 from types import ModuleType
@@ -10,12 +10,12 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Imports an optional package.
 
     Args:
-        module: what to import.
-        extra: the extra of Sightline that brings it.
-        purpose: what needs it, for the message.
+        module: module to import.
+        extra: the extra of Sightline that installs it.
+        purpose: the feature that needs it, for the error message.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: the package is not installed.
     """
     try:
         return importlib.import_module(module)

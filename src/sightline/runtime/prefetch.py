@@ -1,6 +1,6 @@
-"""An iterator that works ahead in a thread: while one item is used, the next ones are made.
+"""Prefetches the items of an iterator in a thread: while one item is used, the next ones are computed.
 
-The items and their order are those of the iterator itself, so nothing that is computed from them can change.
+Items and order are those of the iterator, so results do not change.
 """
 
 import queue
@@ -13,14 +13,14 @@ POLL_SECONDS = 0.1
 
 
 def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """The same items in the same order, up to `depth` of them made before they are asked for.
+    """Yields the same items in the same order, with up to `depth` of them computed in advance by a thread.
 
-    What the iterator raises is raised here, after the items before it. When the reader stops early (an error, a `close`), the
-    thread ends after the item that it is making, and the iterator is closed.
+    An exception of the iterator is raised here, after the items before it. When the consumer stops early (an error, `close`), the
+    thread ends after the current item, and the iterator is closed.
 
     Args:
-        items: is used by the thread alone.
-        depth: items that wait at most; one more is being made.
+        items: only the thread may use it.
+        depth: maximum number of finished items in the queue; one more is being computed.
     """
     waiting: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -41,13 +41,13 @@ def prefetched(items: Iterable[Item], depth: int) -> Iterator[Item]:
                     break
             else:
                 put(None, None, True)
-        except BaseException as error:  # whatever it is, the reader has to see it
+        except BaseException as error:  # any exception is passed on to the consumer
             put(None, error, True)
         finally:
             if isinstance(items, Generator):
                 items.close()
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
         while True:

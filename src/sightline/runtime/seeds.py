@@ -1,6 +1,6 @@
-"""Random states: set from a seed, taken into a checkpoint, given back.
+"""Seeds, saves and restores the random states of Python, numpy and torch.
 
-A state is plain integers and hex, so that it goes into JSON; no pickle.
+A state consists of integers and hex strings, so that it can be stored as JSON, without pickle.
 """
 
 import random
@@ -17,8 +17,8 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def take() -> dict[str, Any]:
-    """The random state of this process as JSON values."""
+def rng_state() -> dict[str, Any]:
+    """Returns the random states of this process as JSON values."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
@@ -31,11 +31,11 @@ def take() -> dict[str, Any]:
     return state
 
 
-def give_back(state: dict[str, Any]) -> None:
-    """Restores what `take` gave.
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Restores the random states that `rng_state` returned.
 
     Raises:
-        ValueError: the state is not one of this kind of machine.
+        ValueError: the state has another format.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

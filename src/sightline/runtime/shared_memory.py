@@ -1,9 +1,9 @@
-"""Results of forked children whose arrays are not sent: they lie in memory that both sides map.
+"""Passes arrays from forked child processes to the parent through shared memory.
 
-A pipe takes 64 kB at a time and copies what goes through it several times over. Here a file without a name (a memfd) is cut into
-slots. The parent lends one with each task, the child lays the arrays of its result there and answers with a few hundred bytes, and
-the parent's arrays are views of the slot, which is free again when the last of them is gone. The memory goes with the last process
-that maps it, however that process ends.
+A pipe transfers 64 kB at a time and copies the data several times. Instead, an anonymous file (memfd) is divided into slots: the
+parent assigns a slot to each task, the child writes the arrays of its result into it and returns only their locations, and the
+parent's arrays are views of the slot. The slot is free again when the last view is garbage-collected. The memory is released with
+the last process that maps it, however that process ends.
 """
 
 import math
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SLOT_BYTES = 1 << 34  # addresses, not memory: a slot takes as many bytes as its largest result
+SLOT_BYTES = 1 << 34  # address space; a slot uses as much memory as its largest result
 ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayLocation:
-    """Where an array lies in a slot: its first byte, its type and shape."""
+    """Location of an array in a slot: first byte, dtype and shape."""
 
     begin: int
     dtype: np.dtype
@@ -34,13 +34,12 @@ class ArrayLocation:
 
 
 class SharedSlots:
-    """Memory for the results of children that are forked after it is made.
+    """Shared memory for the results of child processes that are forked after its creation.
 
-    Parent and children use it in turn: `take`, then in a child `lay`, then `lend`. Where the system has no such memory no slot is
-    ever free.
+    The parent calls `acquire`, the child `write`, the parent `views`. On systems without memfd, `acquire` always returns None.
 
     Args:
-        count: how many results may lie in it, those that are still in use included.
+        count: number of slots: results in flight plus results in use.
     """
 
     def __init__(self, count: int) -> None:
@@ -55,47 +54,47 @@ class SharedSlots:
                 return
             self._free = list(range(count))
 
-    def take(self) -> int | None:
-        """A slot for the next result: the one used last of those that are free, whose pages are there; None when none is."""
+    def acquire(self) -> int | None:
+        """Returns the most recently freed slot (its pages are already mapped), or None if all are in use."""
         return self._free.pop() if self._free else None
 
-    def give_back(self, slot: int) -> None:
-        """Ends the use of a slot that nothing was lent from."""
+    def release(self, slot: int) -> None:
+        """Frees a slot of which `views` was not called."""
         self._free.append(slot)
 
-    def lay(self, slot: int, arrays: Sequence[np.ndarray]) -> tuple[ArrayLocation, ...] | None:
-        """In the child: copies the arrays of a result into a slot that was taken for it.
+    def write(self, slot: int, arrays: Sequence[np.ndarray]) -> tuple[ArrayLocation, ...] | None:
+        """Copies the arrays of a result into a slot; called in the child.
 
         Returns:
-            Where each lies, for `lend`; None where they do not fit.
+            The location of each array, for `views`; None where they do not fit.
         """
-        places, end = [], 0
+        locations, end = [], 0
         for array in arrays:
-            places.append(ArrayLocation(-(-end // ALIGN) * ALIGN, array.dtype, array.shape))
-            end = places[-1].end
+            locations.append(ArrayLocation(-(-end // ALIGN) * ALIGN, array.dtype, array.shape))
+            end = locations[-1].end
         if not 0 < end <= SLOT_BYTES:
             return None
         memory = np.frombuffer(self._memory(slot, end), dtype=np.uint8)
-        for place, array in zip(places, arrays, strict=True):
-            _view(memory, place)[...] = array
-        return tuple(places)
+        for location, array in zip(locations, arrays, strict=True):
+            _view(memory, location)[...] = array
+        return tuple(locations)
 
-    def lend(self, slot: int, places: Sequence[ArrayLocation]) -> list[np.ndarray]:
-        """In the parent: the arrays that a child laid down, as views of the slot, which is free again when the last is gone."""
-        end = max(place.end for place in places)
-        # One array for the whole slot: whatever is made of its parts keeps it alive.
-        whole = np.frombuffer(self._memory(slot, end), dtype=np.uint8)
-        weakref.finalize(whole, self._free.append, slot)
-        return [_view(whole, place) for place in places]
+    def views(self, slot: int, locations: Sequence[ArrayLocation]) -> list[np.ndarray]:
+        """Returns views of the arrays that a child wrote; called in the parent. Frees the slot when the last view is gone."""
+        end = max(location.end for location in locations)
+        # One base array for the whole slot: every view keeps it alive.
+        base = np.frombuffer(self._memory(slot, end), dtype=np.uint8)
+        weakref.finalize(base, self._free.append, slot)
+        return [_view(base, location) for location in locations]
 
     def _memory(self, slot: int, size: int) -> mmap.mmap:
-        """The beginning of a slot, at least `size` bytes of it."""
-        known = self._maps.get(slot)
-        if known is None or len(known) < size:
+        """Maps at least the first `size` bytes of a slot."""
+        mapped = self._maps.get(slot)
+        if mapped is None or len(mapped) < size:
             length = min(1 << (size - 1).bit_length(), SLOT_BYTES) if size > mmap.PAGESIZE else mmap.PAGESIZE
-            known = self._maps[slot] = mmap.mmap(self._file, length, offset=slot * SLOT_BYTES)
-        return known
+            mapped = self._maps[slot] = mmap.mmap(self._file, length, offset=slot * SLOT_BYTES)
+        return mapped
 
 
-def _view(memory: np.ndarray, place: ArrayLocation) -> np.ndarray:
-    return memory[place.begin : place.end].view(place.dtype).reshape(place.shape)
+def _view(memory: np.ndarray, location: ArrayLocation) -> np.ndarray:
+    return memory[location.begin : location.end].view(location.dtype).reshape(location.shape)

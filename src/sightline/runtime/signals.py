@@ -1,4 +1,4 @@
-"""Signals as a flag that long work polls: the handler itself does nothing but remember.
+"""Turns signals into a flag that long-running work polls; the signal handler only stores the signal.
 
     with watch_signals() as stopped:
         for item in work:
@@ -6,7 +6,7 @@
             if stopped():
                 raise Stopped(...)
 
-A second signal of the same kind acts as if nobody watched, so that Ctrl-C twice always ends the program.
+A second signal of the same kind has its default effect, so that pressing Ctrl-C twice always ends the program.
 """
 
 import contextlib
@@ -20,9 +20,10 @@ WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[Callable[[], str]]:
-    """Yields a function that names the signal that has arrived, or returns an empty text.
+    """Yields a function that returns the name of the first signal that arrived, or an empty string.
 
-    In a thread other than the main one, where Python allows no handlers, signals act as before and nothing is seen.
+    Python allows signal handlers only in the main thread; in other threads signals keep their effect and the function returns an
+    empty string.
     """
     arrived: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -30,12 +31,12 @@ def watch_signals() -> Iterator[Callable[[], str]]:
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in WATCHED}
 
-    def remember(number: int, frame: FrameType | None) -> None:
+    def store(number: int, frame: FrameType | None) -> None:
         arrived.append(signal.Signals(number).name)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in WATCHED:
-        signal.signal(number, remember)
+        signal.signal(number, store)
     try:
         yield lambda: arrived[0] if arrived else ""
     finally:

@@ -1,8 +1,8 @@
-"""A pool of child processes in which a task may crash, hang or eat the memory and costs no more than itself.
+"""A pool of child processes in which a task that crashes, hangs or runs out of memory fails alone.
 
-Decoders of damaged files do all three. Tasks go in and outcomes come out in the same order; a task that fails is a
-`TaskFailure`. Children are fresh Python processes (never forks of a parent with threads), each with one task at a time, a limit
-on its memory and a deadline; they end when their pipe to the parent ends. Nothing here has a name that could outlive us.
+Image decoders do all three on damaged files. Results come in the order of the tasks; a failed task gives a `TaskFailure`. Children
+are new Python processes (no forks of a parent with threads) that run one task at a time under limits on memory and time; they end
+when their pipe to the parent is closed. No named resource (file, semaphore, shared memory) can remain after a crash.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from typing import IO, Any, Generic, Self, TypeVar
 
 from sightline.errors import DistributedError, RecordError, SightlineError
 
-STARTUP_SECONDS = 120.0  # imports from a cold network disk take this long
-ALARM_DELAY = 1.0  # a child that the parent does not stop in time stops itself this much later
-TASKS_PER_WORKER = 4  # in flight, waiting ones included: one slow task does not idle the other children
+STARTUP_SECONDS = 120.0  # imports from a network disk can take this long
+ALARM_DELAY = 1.0  # a child that exceeds its deadline and is not killed by the parent ends itself this much later
+TASKS_PER_WORKER = 4  # tasks in flight per child, so that one slow task does not idle the others
 MAX_DETAIL = 500
 
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from sightline.runtime.workers import serve; serve(int(sys.argv[1]))"
@@ -42,18 +42,18 @@ Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
-    """Number of processors that this process may use; macOS and Windows know only how many the machine has."""
+    """Returns the number of CPU cores that this process may use; on macOS and Windows all cores of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
 class TaskFailure:
-    """Why a task has no result.
+    """Reason why a task has no result.
 
     Attributes:
         reason: `worker_crashed` (a signal, or an exit), `worker_timeout`, `worker_memory`, `worker_error` (an exception), or
             the reason of the RecordError that the function raised.
-        detail: one line for people.
+        detail: one line that explains it.
     """
 
     reason: str
@@ -71,14 +71,14 @@ class GuardedPool(Generic[Task, Result]):
     """Calls a function in child processes that may die.
 
     Args:
-        function: of one task; of a module that can be imported, as are the types of task and result. What it imports is
-            imported once a child, before the first task.
+        function: function of one task. It, and the types of tasks and results, must be importable from a module; its imports run
+            once per child, before the first task.
         num_workers: number of children; 0 calls the function in this process, without limits on time and memory.
-        timeout_s: seconds that one task may take.
-        memory_bytes: address space that a child may take beyond what it has after its imports. Only Linux enforces it.
+        timeout_s: maximum seconds per task.
+        memory_bytes: address space in bytes that a child may use beyond its use after the imports. Enforced on Linux only.
 
     Raises:
-        ValueError: a number is out of range, or the function cannot be pickled.
+        ValueError: an argument is out of range, or the function cannot be pickled.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class GuardedPool(Generic[Task, Result]):
                 f"got {num_workers}, {memory_bytes}, {timeout_s}"
             )
         self.function, self.num_workers, self.timeout_s, self.memory_bytes = function, num_workers, timeout_s, memory_bytes
-        # Pickled once and early: a lambda is refused here, not in a child.
+        # Pickled here, so that a lambda is refused before a child starts.
         self._function_bytes = _pickled(function) if num_workers else b""
-        # Last in, first out: a few tasks start a few children.
+        # Last in, first out: few tasks start few children.
         self._places: queue.LifoQueue[_Child | None] = queue.LifoQueue()
         for _ in range(num_workers):
             self._places.put(None)
@@ -105,25 +105,25 @@ class GuardedPool(Generic[Task, Result]):
         self._finalizer = weakref.finalize(self, _end_all, self._children, os.getpid())
 
     def run(self, task: Task) -> Result | TaskFailure:
-        """Outcome of one task; waits for a free child. May be called from several threads.
+        """Runs one task and returns its outcome; waits for a free child. May be called from several threads.
 
         Raises:
             DistributedError: a child cannot start, or the pool is closed.
-            SightlineError: the function raised one that is no RecordError: the fault is not in the task.
+            SightlineError: the function raised a SightlineError other than a RecordError.
         """
-        return self._run(task, _Batch())
+        return self._run(task, _MapCall())
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result | TaskFailure]:
-        """Outcomes in the order of the tasks, which are taken only as needed: they may be endless.
+        """Yields the outcomes in the order of the tasks. Tasks are consumed lazily, so the iterable may be endless.
 
         Raises:
-            DistributedError, SightlineError: as `run` does; the tasks in flight are given up.
+            DistributedError, SightlineError: as `run` does; tasks in flight are cancelled.
         """
         if self.num_workers == 0:
             for task in tasks:
                 yield self.run(task)
             return
-        batch, waiting = _Batch(), deque[Future[Result | TaskFailure]]()
+        batch, waiting = _MapCall(), deque[Future[Result | TaskFailure]]()
         executor = ThreadPoolExecutor(self.num_workers, thread_name_prefix="guarded-pool")
         try:
             for task in tasks:
@@ -135,15 +135,15 @@ class GuardedPool(Generic[Task, Result]):
                 yield waiting[0].result()
                 waiting.popleft()
         finally:
-            # Reached early by an error, Ctrl-C, or a reader that stops reading: what still runs is not wanted any more.
+            # Also reached after an error, Ctrl-C, or when the consumer stops early: cancel what is still running.
             batch.cancel()
             executor.shutdown(wait=True, cancel_futures=True)
 
     def close(self) -> None:
-        """Kills the children, which hold no state, and waits until they are gone."""
+        """Kills the children and waits until they have ended."""
         self._is_closed = True
         for child in tuple(self._children):
-            child.process.kill()  # a thread that waits for this one is woken by that and gives its place back
+            child.process.kill()  # wakes the thread that waits for this child, which then returns it to the queue
         for child in [self._places.get() for _ in range(self.num_workers)]:
             if child is not None:
                 child.end()
@@ -157,30 +157,30 @@ class GuardedPool(Generic[Task, Result]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _run(self, task: Task, batch: "_Batch") -> Result | TaskFailure:
+    def _run(self, task: Task, batch: "_MapCall") -> Result | TaskFailure:
         if self.num_workers == 0:
             return _attempt(self.function, task)
         child = self._places.get()
         try:
-            child = self._ready(child)
-            if not batch.enter(child):  # it was not killed, and keeps its place
-                return TaskFailure("worker_crashed", "given up")
+            child = self._living_child(child)
+            if not batch.enter(child):  # the child was not killed and stays in the pool
+                return TaskFailure("worker_crashed", "cancelled")
             try:
                 return child.run(task)
             finally:
                 if not batch.leave(child):
-                    child.end()  # it was killed, perhaps a moment after its answer: the next task must not meet it
+                    child.end()  # it was killed, perhaps after its answer, and must not get another task
         finally:
             if child is not None and not child.is_alive:
                 self._children.discard(child)
                 child = None
             self._places.put(child)
 
-    def _ready(self, child: "_Child | None") -> "_Child":
-        """The child itself, or a new one where there is none or it died in idleness."""
+    def _living_child(self, child: "_Child | None") -> "_Child":
+        """Returns the child, or starts a new one where there is none or it died while idle."""
         if self._is_closed:
             raise DistributedError("The pool of workers is closed.")
-        if child is not None and child.connection.poll(0):  # it has nothing to say between tasks: this is the end of its pipe
+        if child is not None and child.connection.poll(0):  # an idle child sends nothing, so its pipe was closed
             child.end()
             self._children.discard(child)
             child = None
@@ -197,8 +197,8 @@ def _end_all(children: "set[_Child]", owner: int) -> None:
 
 
 @dataclass
-class _Batch:
-    """The children at work for one call of `map`, so that they can be stopped without touching those of another call."""
+class _MapCall:
+    """The children that work for one call of `map`, so that they can be killed without affecting other calls."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     running: "set[_Child]" = field(default_factory=set)
@@ -226,17 +226,17 @@ class _Batch:
 
 
 class _Child:
-    """One child process, used by one thread at a time."""
+    """The parent's side of one child process; used by one thread at a time."""
 
     def __init__(self, function: bytes, timeout_s: float, memory_bytes: int) -> None:
         self.timeout_s = timeout_s
         self.is_alive = True
         ours, theirs = socket.socketpair()
-        # A stopped child neither reads nor writes; without these limits the parent would wait for it in mid message.
+        # A stopped child (SIGSTOP) neither reads nor writes; without timeouts the parent would block within a message.
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(timeout_s), 0))
         self.connection = Connection(ours.detach())
-        self.messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the child
+        self.messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 open as long as the child lives
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), *sys.path],
@@ -244,32 +244,32 @@ class _Child:
                 stdout=self.messages,
                 stderr=self.messages,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C in the terminal is for the parent alone
+                process_group=0,  # Ctrl-C in the terminal reaches only the parent
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
         try:
-            self._greet(function, memory_bytes)
+            self._start(function, memory_bytes)
         except BaseException:
             self.end()
             raise
 
     def run(self, task: Task) -> Any:
-        """Outcome of one task; the child is not alive afterwards if it failed in a way that may have damaged it."""
+        """Runs one task and returns its outcome; ends the child where the failure may have damaged it."""
         try:
             self.connection.send(task)
-            # Asked twice: after a pause (Ctrl-Z) the first wait may end without a look at what has come meanwhile.
+            # Polled twice: after a pause (Ctrl-Z) the first poll may time out although data has arrived.
             if not self.connection.poll(self.timeout_s) and not self.connection.poll(0):
-                return self._overdue()
+                return self._timed_out()
             message = self.connection.recv_bytes()
         except BlockingIOError:
-            return self._overdue()
+            return self._timed_out()
         except (EOFError, OSError):
             return self._crashed()
         try:
             kind, outcome = ForkingPickler.loads(message)
-        except Exception as error:  # unpickling raises anything; the child may have written over its own memory
+        except Exception as error:  # unpickling raises anything; the child's memory may be corrupt
             self.end()
-            return TaskFailure("worker_error", f"its result cannot be read: {_told(error)}")
+            return TaskFailure("worker_error", f"its result cannot be read: {_describe_error(error)}")
         if kind == "raise":
             raise outcome
         if kind == "leaving":
@@ -277,7 +277,7 @@ class _Child:
         return outcome
 
     def end(self) -> None:
-        """Kills and buries the child."""
+        """Kills the child and releases its resources."""
         if self.is_alive:
             self.is_alive = False
             self.process.kill()
@@ -285,36 +285,36 @@ class _Child:
             self.connection.close()
             self.messages.close()
 
-    def _greet(self, function: bytes, memory_bytes: int) -> None:
+    def _start(self, function: bytes, memory_bytes: int) -> None:
         try:
             self.connection.send((function, self.timeout_s, memory_bytes))
             if not self.connection.poll(STARTUP_SECONDS):
                 raise DistributedError(f"A worker did not start in {STARTUP_SECONDS:g} s.", "Use fewer workers.")
-            fault = self.connection.recv()
+            problem = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.wait(STARTUP_SECONDS)
-            raise DistributedError(f"A worker ended while it started: {self._last_words()}.") from error
-        if fault:
-            raise DistributedError(f"A worker cannot start: {fault}.", "Its function must lie in a module that can be imported.")
+            raise DistributedError(f"A worker ended while it started: {self._stderr_summary()}.") from error
+        if problem:
+            raise DistributedError(f"A worker cannot start: {problem}.", "Its function must lie in a module that can be imported.")
 
-    def _overdue(self) -> TaskFailure:
+    def _timed_out(self) -> TaskFailure:
         self.end()
         return TaskFailure("worker_timeout", f"process {self.process.pid} was killed after {self.timeout_s:g} s")
 
     def _crashed(self) -> TaskFailure:
         try:
             code = self.process.wait(ALARM_DELAY)
-        except subprocess.TimeoutExpired:  # it closed its pipe and lives on
+        except subprocess.TimeoutExpired:  # it closed its pipe but is still running
             code = None
-        words = self._last_words()
+        summary = self._stderr_summary()
         self.end()
         if code == -signal.SIGALRM:
-            return self._overdue()
+            return self._timed_out()
         how = f"ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
-        return TaskFailure("worker_crashed", f"process {self.process.pid} {how}" + (f": {words}" if words else ""))
+        return TaskFailure("worker_crashed", f"process {self.process.pid} {how}" + (f": {summary}" if summary else ""))
 
-    def _last_words(self) -> str:
-        """What the child wrote to stderr during its last task: the place of a crash, else the last line."""
+    def _stderr_summary(self) -> str:
+        """Returns what the child wrote to stderr during its last task: the location of a crash, else the end of the text."""
         text = os.pread(self.messages.fileno(), 1 << 16, 0).decode("utf-8", "replace")
         crash = re.search(r"Fatal Python error: ([^\n]+)", text)
         if crash is None:
@@ -327,7 +327,7 @@ class _Child:
 
 
 def serve(descriptor: int) -> None:
-    """Main function of a child: takes tasks from a socket until its other end is closed."""
+    """Runs a child: receives tasks from a socket until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     faulthandler.enable()
@@ -337,34 +337,34 @@ def serve(descriptor: int) -> None:
         try:
             function = ForkingPickler.loads(function)
             _limit_memory(memory_bytes)
-        except Exception as error:  # an import can raise anything; the parent reports it and stops
-            connection.send(_told(error))
+        except Exception as error:  # an import can raise anything; the parent reports it
+            connection.send(_describe_error(error))
             return
         connection.send("")
         while True:
             message = connection.recv_bytes()
-            _forget_messages()
+            _clear_output()
             signal.setitimer(signal.ITIMER_REAL, timeout_s + ALARM_DELAY)
-            kind, outcome = _answer(function, message)
-            signal.setitimer(signal.ITIMER_REAL, 0)  # a parent that is paused (Ctrl-Z) may read as late as it likes
+            kind, outcome = _run_message(function, message)
+            signal.setitimer(signal.ITIMER_REAL, 0)  # a parent that is paused (Ctrl-Z) may read the result late
             try:
                 connection.send((kind, outcome))
             except (EOFError, OSError):
                 return
             except Exception as error:  # pickle raises anything, and before the first byte is sent
-                connection.send(("result", TaskFailure("worker_error", f"its result cannot be sent: {_told(error)}")))
+                connection.send(("result", TaskFailure("worker_error", f"its result cannot be sent: {_describe_error(error)}")))
             if kind == "leaving":
                 return
 
 
-def _answer(function: Callable[[Any], Any], message: bytes) -> tuple[str, object]:
+def _run_message(function: Callable[[Any], Any], message: bytes) -> tuple[str, object]:
     try:
         outcome = _attempt(function, ForkingPickler.loads(message))
     except SightlineError as error:
         return "raise", error
     except Exception as error:  # unpickling raises anything
-        return "result", TaskFailure("worker_error", f"the task cannot be read: {_told(error)}")
-    # After a MemoryError the heap may be full of what no one frees: a fresh child is cheaper than a doubtful one.
+        return "result", TaskFailure("worker_error", f"the task cannot be read: {_describe_error(error)}")
+    # After a MemoryError the heap may stay full; a new child is safer.
     is_full = isinstance(outcome, TaskFailure) and outcome.reason == "worker_memory"
     return "leaving" if is_full else "result", outcome
 
@@ -377,12 +377,13 @@ def _attempt(function: Callable[[Task], Result], task: Task) -> Result | TaskFai
     except SightlineError:
         raise
     except MemoryError as error:
-        return TaskFailure("worker_memory", _told(error))
-    except Exception as error:  # the pool's promise: a task costs itself alone, and is counted
-        return TaskFailure("worker_error", _told(error))
+        return TaskFailure("worker_memory", _describe_error(error))
+    except Exception as error:  # any other exception fails this task only
+        return TaskFailure("worker_error", _describe_error(error))
 
 
-def _told(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
+    """Returns type, message and location of an exception in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_DETAIL]}{place}"
@@ -391,14 +392,14 @@ def _told(error: BaseException) -> str:
 def _limit_memory(memory_bytes: int) -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # cores of a thousand broken pictures would fill the disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core dumps of many crashes would fill the disk
     if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             at_rest = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (at_rest + memory_bytes, at_rest + memory_bytes))
 
 
-def _forget_messages() -> None:
-    """Empties the file behind stdout and stderr, so that it holds what the present task wrote, and never grows."""
+def _clear_output() -> None:
+    """Empties the file behind stdout and stderr, so that it holds only the output of the current task."""
     os.lseek(2, 0, os.SEEK_SET)
     os.ftruncate(2, 0)

@@ -236,14 +236,14 @@ def _due(step: int, every: int, last: int) -> bool:
 def _evaluated(job: Job, at: Progress) -> Progress:
     """Runs the in-loop validation without changing any random state, and records a new best value."""
     assert job.evaluate is not None
-    random = seeds.take()
+    random = seeds.rng_state()
     job.model.eval()
     try:
         with torch.no_grad(), job.ranks.unsharded():
             values = job.evaluate(at)
     finally:
         job.model.train()
-        seeds.give_back(random)
+        seeds.restore_rng_state(random)
     job.log.write({"step": at.step, "stage": job.stage.name, "event": "evaluate", **values})
     value = values.get("value")
     if value is not None and (at.best is None or value > at.best[0]):

@@ -292,7 +292,7 @@ def test_an_encoder_may_train_after_the_stage_that_read_it_from_a_store(tmp_path
 
 def test_pictures_that_the_store_lacks_are_missed_before_the_first_step(tmp_path: Path, made_set: Path) -> None:
     store = stored(siglip(), made_set, tmp_path / "s", splits=("val",))
-    with pytest.raises(ConfigError, match=r"lacks 8 of 8 pictures of .*split 'train'.*sightline data features"):
+    with pytest.raises(ConfigError, match=r"lacks 8 of 8 images of .*split 'train'.*sightline data features"):
         train(config(made_set, store), tmp_path / "run")
     check_covered(FeatureLoader(FeatureStore(store)), [(open_dataset(made_set), "val")])
 

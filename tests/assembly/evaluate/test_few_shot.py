@@ -15,7 +15,7 @@ from sightline.cli import main
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import PixelLoader
-from sightline.data.samples.prompts import make_prompt, prompt_row
+from sightline.data.samples.prompts import encode_prompt, make_prompt
 from sightline.evaluation.tasks import TASKS
 from sightline.generation.decode import DecodingConfig
 from sightline.types import Record
@@ -87,7 +87,7 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
 def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelBundle, folder: Path) -> None:
     dataset = open_dataset(folder)
     record = asked(dataset)[0]
-    length = len(prompt_row(record, bundle.builder("What?"))[0].ids)
+    length = len(encode_prompt(record, bundle.builder("What?"))[0].ids)
     decoding = DecodingConfig(max_new_tokens=4096 - length + 1)
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)

@@ -62,7 +62,7 @@ def by_hand(bundle: ModelBundle, dataset: Dataset, record: Record, text: int) ->
     """Two calls of the model's own forward: ids with pixels, and the same ids without the image tokens at their positions."""
     model, builder = bundle.model, bundle.builder()
     assert isinstance(model, SightlineForConditionalGeneration)
-    row = builder.row(builder.conversations(record)[text], builder.layouts(record))
+    row = builder.encode_conversation(builder.conversations(record)[text], builder.layouts(record))
     pixels = pictures(bundle).load(dataset, record).pixels
     ids, position = torch.from_numpy(row.ids), torch.arange(len(row.ids))
     is_text = torch.ones(len(ids), dtype=torch.bool)

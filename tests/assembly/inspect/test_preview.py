@@ -125,7 +125,7 @@ def test_pieces_join_to_the_text_that_was_tokenised(kind: str, text: str) -> Non
     messages = (Message("user", (Part(), Part("Say it."))), Message("assistant", (Part(text),)))
     layout = WholeConfig().layout(10, 10, (2, 2))
     pieces = builder.pieces(messages, [layout])
-    row = builder.row(messages, [layout])
+    row = builder.encode_conversation(messages, [layout])
     assert len(pieces) == len(row.ids)
     assert "".join(pieces) == builder.template.render(messages).replace(IMAGE, "")
     assert all(pieces[slot] == "" for slot in row.slots)
@@ -197,7 +197,7 @@ def test_ids_and_pixels_are_in_the_page(tmp_path: Path) -> None:
     preview(request(path, tmp_path / "p.html", ids=("five",)), described)
     page = (tmp_path / "p.html").read_text("utf-8")
     builder = described.builder("", 120)
-    row = builder.row(builder.conversations(Dataset(path).record(0))[0], builder.layouts(Dataset(path).record(0)))
+    row = builder.encode_conversation(builder.conversations(Dataset(path).record(0))[0], builder.layouts(Dataset(path).record(0)))
     for place in np.flatnonzero(row.ids != builder.image_id)[-4:]:
         assert f"{place}: id {row.ids[place]} " in page
     reader = read(page.removeprefix("<!doctype html>"))

@@ -80,9 +80,9 @@ def test_a_mixture_draws_as_training_draws(tmp_path: Path) -> None:
     loader = Loader(corpus, batch_rules(plan), made.pad_id)
     (stage,) = told["stages"]
     assert stage["epoch"]["rows"] == len(loader.plan.rows(0))
-    assert stage["epoch"]["samples"] == sum(source.draws for source in corpus.sources)
+    assert stage["epoch"]["samples"] == sum(source.samples_per_epoch for source in corpus.sources)
     assert set(told["rows"]) == {"a:train", "a:val", "b:train"}
-    assert told["rows"]["b:train"]["tokens_shared"] == corpus.sources[1].units.tokens.sum()
+    assert told["rows"]["b:train"]["tokens_shared"] == corpus.sources[1].table.tokens.sum()
 
 
 def test_each_stage_is_looked_at_and_rows_are_told_again_only_where_they_differ(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def question(*pictures: int, text: str = "What colour is the dog?") -> Record:
 def prompt(bundle: ModelBundle, record: Record) -> Prompt:
     builder = bundle.builder()
     layouts = builder.layouts(record)
-    row = builder.prompt_row(record.messages, layouts)
+    row = builder.encode_prompt(record.messages, layouts)
     if not record.images:
         return Prompt(row, join_visual_indices([], 0))
     preparation, tiling = bundle.processing.preparation, bundle.processing.tiling

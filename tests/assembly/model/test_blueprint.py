@@ -72,7 +72,7 @@ def assert_same(described: Blueprint, bundle: ModelBundle) -> None:
         assert {value.device.type for value in meta.inner.parameters()} == {"meta"}
     ours, theirs = described.builder("Look."), bundle.builder("Look.")
     assert ours.rules == theirs.rules
-    rows = [builder.row(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
+    rows = [builder.encode_conversation(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
     assert rows[0].ids.tolist() == rows[1].ids.tolist()
     assert rows[0].spans == rows[1].spans
 

@@ -152,7 +152,7 @@ def test_lengths_and_crops_are_known_before_any_picture_is_opened(bundle: ModelB
     corpus = corpus_of(bundle, folder)
     for unit, sample in enumerate(samples_of(corpus)):
         assert corpus.tokens[unit] == sample.num_tokens
-        assert corpus.sources[0].units.crops[unit] == sample.num_crops
+        assert corpus.sources[0].table.crops[unit] == sample.num_crops
         assert corpus.supervised[unit] == sum(span.end - span.start for part in sample.branches for span in part.spans)
 
 
@@ -192,8 +192,8 @@ def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, rec
     assert isinstance(model, SightlineForConditionalGeneration)
     for number, layout in enumerate(builder.layouts(record)):
         one = replace(record, images=record.images[number : number + 1], image_info=record.image_info[number : number + 1])
-        assert corpus.pictures is not None
-        pixels = corpus.pictures.load(corpus.sources[0].dataset, one).pixels
+        assert corpus.visual_inputs is not None
+        pixels = corpus.visual_inputs.load(corpus.sources[0].dataset, one).pixels
         assert pixels is not None
         visual = Visual(torch.from_numpy(pixels), None, torch.zeros(0).long(), torch.zeros(0).long(), 1)
         out.append(model.visual_tokens(model.features(visual))[torch.tensor(layout.visual_index)])
@@ -222,9 +222,9 @@ def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(bundle: Model
     builder = bundle.builder(prompt="Say it.")
     for record in corpus_of(bundle, folder).sources[0].dataset.records():
         layouts, conversation = builder.layouts(record), builder.conversations(record)[0]
-        row = builder.row(conversation, layouts, verify=True)
+        row = builder.encode_conversation(conversation, layouts, verify=True)
         shown = sum(message.num_images for message in conversation[:-1])
-        fed = builder.prompt_row(conversation[:-1], layouts[:shown])
+        fed = builder.encode_prompt(conversation[:-1], layouts[:shown])
         assert row.spans[-1].start == len(fed.ids)
         assert row.ids[: len(fed.ids)].tolist() == fed.ids.tolist()
 

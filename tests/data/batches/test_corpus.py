@@ -136,8 +136,8 @@ def test_neighbours_with_the_same_picture_share_it_as_long_as_a_row_holds_them(d
     ]
     alone = table(dataset, share_prefix=False)
     assert len(alone) == len(KEPT)
-    assert units.alone.tolist()[0] == alone.tokens[:5].sum()
-    assert units.tokens[0] < units.alone[0]
+    assert units.tokens_unshared.tolist()[0] == alone.tokens[:5].sum()
+    assert units.tokens[0] < units.tokens_unshared[0]
     narrow = table(dataset, row_tokens=int(units.tokens[0]) - 1)
     assert [len(narrow.members(unit)) for unit in range(len(narrow))][:2] == [4, 1]
     assert narrow.tokens.max() < units.tokens[0]
@@ -150,12 +150,12 @@ def test_samples_are_as_long_as_the_table_says_and_what_the_records_say(dataset:
     for unit in range(len(units)):
         sample = corpus.sample(unit)
         assert sample.num_tokens == units.tokens[unit]
-        assert sum(len(branch.ids) for branch in sample.branches) == units.alone[unit]
+        assert sum(len(branch.ids) for branch in sample.branches) == units.tokens_unshared[unit]
         assert sum(span.end - span.start for branch in sample.branches for span in branch.spans) == units.supervised[unit]
         assert sample.num_crops == units.crops[unit]
         for branch, (index, number) in zip(sample.branches, units.members(unit), strict=True):
             own = dataset.record(index)
-            (expected,) = [BUILDER.row(BUILDER.conversations(own)[number], BUILDER.layouts(own))]
+            (expected,) = [BUILDER.encode_conversation(BUILDER.conversations(own)[number], BUILDER.layouts(own))]
             assert branch.ids.tolist() == expected.ids.tolist()
             assert branch.record_id == own.id
             seen[index, number] += 1
@@ -222,7 +222,7 @@ def test_tables_are_cached_by_all_that_they_depend_on_and_torn_ones_made_again(d
     content = file.read_bytes()
     again = load_length_table(dataset, "train", BUILDER, rules, tmp_path)
     assert again.skipped == first.skipped == LOST
-    for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops"):
+    for name in ("record", "branch", "begin", "tokens", "tokens_unshared", "supervised", "crops"):
         assert getattr(again, name).tolist() == getattr(first, name).tolist()
     file.write_bytes(content[: len(content) // 2])
     assert read_table(file, tokens) is None
@@ -296,7 +296,7 @@ def test_sources_are_mixed_and_not_drawn_one_after_the_other() -> None:
 
 def test_an_empty_source_cannot_be_drawn_from() -> None:
     assert mixture_order([3, 0], [3, 0], 0, 0, [False, False]).tolist() != []
-    with pytest.raises(ConfigError, match=r"source 1 of data\.mixture has nothing to draw from"):
+    with pytest.raises(ConfigError, match=r"source 1 of data\.mixture has no samples to draw from"):
         mixture_order([3, 0], [3, 1], 0, 0, [False, False])
 
 
@@ -308,7 +308,7 @@ def test_units_of_a_mixture_come_from_their_own_source(dataset: Dataset) -> None
     some = units.subset(np.array([2, 3]))
     sources = (Source("a", dataset, units, BUILDER, 3), Source("b", dataset, some, BUILDER, 4))
     corpus = Corpus(sources, Sizes(), 4)
-    assert corpus.first.tolist() == [0, len(units), len(units) + 2]
+    assert corpus.first_sample.tolist() == [0, len(units), len(units) + 2]
     assert [corpus.sample(unit).source for unit in (0, len(units) - 1, len(units), len(units) + 1)] == [0, 0, 1, 1]
     assert corpus.text(len(units)).branches[0].record_id == "q1"
     order = corpus.plan(PLAIN).order(0).tolist()

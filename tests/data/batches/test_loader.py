@@ -169,7 +169,7 @@ def test_a_dead_worker_costs_one_restart_at_the_same_place(dataset: Dataset, tmp
 
 def test_a_picture_that_kills_every_worker_ends_in_words(dataset: Dataset, tmp_path: Path) -> None:
     deadly = loader_of(dataset, pictures=Deadly(deaths(tmp_path / "lives", 9)), workers=1, timeout=30)
-    with pytest.raises(DistributedError, match=r"a loader worker died twice .* next units were \[\d+"):
+    with pytest.raises(DistributedError, match=r"a loader worker died twice .* loading some of the samples \[\d+"):
         read(deadly, until=deadly.steps_in_epoch(0))
 
 

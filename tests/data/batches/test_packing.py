@@ -93,7 +93,7 @@ def test_without_look_ahead_rows_are_filled_in_order() -> None:
 @pytest.mark.parametrize("unit", [(49, 0), (1, 4)])
 def test_a_unit_over_a_limit_is_refused_with_its_sizes(unit: tuple[int, int]) -> None:
     tokens, images = columns([(1, 1), unit])
-    with pytest.raises(ConfigError, match=rf"{unit[0]} tokens and {unit[1]} images does not fit a row of 48 tokens and 3 images"):
+    with pytest.raises(ConfigError, match=rf"{unit[0]} tokens and {unit[1]} crops exceeds a row of 48 tokens and 3 crops"):
         pack(np.arange(2), tokens, images, 48, 3)
 
 

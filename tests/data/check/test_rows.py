@@ -59,10 +59,10 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
     assert [item["id"] for item in found["left_out"]] == ["long", "special"]
     assert found["kept"] == len(units.record) == 9
     assert found["supervised"]["sum"] == units.supervised.sum()
-    assert found["supervised_share"] == pytest.approx(units.supervised.sum() / units.alone.sum())
+    assert found["supervised_share"] == pytest.approx(units.supervised.sum() / units.tokens_unshared.sum())
     assert found["visual_tokens_per_image"]["histogram"] == {"edges": [6, 7], "counts": [3]}  # 2 x 3; a picture counts once
-    assert found["tokens_alone"] == units.alone.sum()
-    assert found["saved_by_sharing"] == pytest.approx(1 - units.tokens.sum() / units.alone.sum())
+    assert found["tokens_alone"] == units.tokens_unshared.sum()
+    assert found["saved_by_sharing"] == pytest.approx(1 - units.tokens.sum() / units.tokens_unshared.sum())
 
 
 def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
     found = asdict(measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).summary())
     unlimited = builder_of(1000)
     record_ = dataset.record(3)
-    length = len(unlimited.row(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
+    length = len(unlimited.encode_conversation(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
     assert found["longest"] == {"tokens": length, "id": "long"}
     assert found["too_long"]["max"] == found["tokens"]["max"] == length
     assert found["tokens"]["n"] == 10
@@ -138,6 +138,6 @@ def test_conversations_of_several_sources_stand_one_after_the_other(tmp_path: Pa
     kept = [first.kept_lengths, second.kept_lengths]
     joined = ConversationLengths.of([first.units, second.units], kept)
     assert len(joined.of_samples(np.array([0]))) == 5
-    assert joined.of_samples(np.array([1, 2])).sum() == second.units.alone.sum()
+    assert joined.of_samples(np.array([1, 2])).sum() == second.units.tokens_unshared.sum()
     last = ConversationLengths.of([first.units, second.units.subset(np.array([1]))], kept)
-    assert last.of_samples(np.array([1])).sum() == second.units.alone[1]
+    assert last.of_samples(np.array([1])).sum() == second.units.tokens_unshared[1]

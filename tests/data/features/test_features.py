@@ -222,7 +222,7 @@ def test_lost_pictures_are_counted_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_too_many_lost_pictures_stop_the_work(tmp_path: Path) -> None:
-    with pytest.raises(SkipLimitError, match=r"2 of 30 pictures .*image_broken 2.*--max-skipped"):
+    with pytest.raises(SkipLimitError, match=r"2 of 30 images .*image_broken 2.*--max-skipped"):
         write(tmp_path / "s", lost=(0, 1), max_skipped=0.05)
     assert not (tmp_path / "s").exists()
 
@@ -240,10 +240,10 @@ def test_the_same_store_again_is_left_alone_and_another_is_refused(tmp_path: Pat
     before = tree(tmp_path / "s")
     assert write(tmp_path / "s").asked == []
     assert tree(tmp_path / "s") == before
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="other images or of another encoder"):
         write(tmp_path / "s", "fp32")
     put(tmp_path / "other/file", "x")
-    with pytest.raises(UsageError, match="not a whole store"):
+    with pytest.raises(UsageError, match="not a complete store"):
         write(tmp_path / "other")
 
 
@@ -252,14 +252,14 @@ def test_an_unfinished_store_of_something_else_is_not_mixed_in(tmp_path: Path, m
     with pytest.raises(RecordError):
         write(tmp_path / "s")
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="unfinished store of other pictures or another encoder"):
+    with pytest.raises(UsageError, match="unfinished store of other images or another encoder"):
         write(tmp_path / "s", "fp32")
     write(tmp_path / "s")
 
 
 def test_nan_says_which_pictures_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_jobs, "numbers", lambda of: np.full((int(of.crops.sum()), 3, 5), np.nan, dtype=np.float32))
-    with pytest.raises(NumericsError, match="pictures 0 to 1 of 30"):
+    with pytest.raises(NumericsError, match="images 0 to 1 of 30"):
         write(tmp_path / "s")
 
 
@@ -291,7 +291,7 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[-3] ^= 4
     shard.write_bytes(data)
-    with pytest.raises(DataError, match=r"damaged: shards/00002.npy not as written"):
+    with pytest.raises(DataError, match=r"damaged: shards/00002.npy differ"):
         FeatureStore(tmp_path / "s").verify()
 
 
@@ -348,7 +348,7 @@ def test_splits_are_taken_where_they_are_and_must_be_somewhere(tmp_path: Path) -
 def test_text_alone_has_no_pictures_to_store(tmp_path: Path) -> None:
     put(tmp_path / "in/records.jsonl", [{"id": "t", "captions": ["only text"]}])
     prepared("records", tmp_path / "in", tmp_path / "set")
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         select_images([open_dataset(tmp_path / "set")], (), lambda info: 1)
 
 

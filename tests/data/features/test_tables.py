@@ -110,7 +110,7 @@ def test_folders_and_suffixes_may_differ_where_that_leaves_no_doubt(tmp_path: Pa
 
 def test_a_name_that_fits_two_rows_fits_none(tmp_path: Path) -> None:
     table = save(tmp_path / "t", "npz", names=["one/a.jpg", "two/a.jpg"], feat=np.zeros((2, 3)))
-    with pytest.raises(SkipLimitError, match=r"1 of 1 pictures have no row .*'a.jpg'.*first name is 'one/a.jpg'"):
+    with pytest.raises(SkipLimitError, match=r"1 of 1 images have no row .*'a.jpg'.*first name is 'one/a.jpg'"):
         imported(tmp_path, table, names=("a.jpg",))
 
 
@@ -131,7 +131,7 @@ def test_pictures_that_are_there_are_found_by_hash_or_by_the_id_of_their_record(
 
 def test_pictures_without_a_row_are_allowed_up_to_a_share(tmp_path: Path) -> None:
     table = save(tmp_path / "t", "npz", names=["a.jpg", "c.jpg"], feat=np.zeros((2, 3)))
-    with pytest.raises(SkipLimitError, match=r"1 of 3 pictures have no row in the table, for example 'b.jpg'"):
+    with pytest.raises(SkipLimitError, match=r"1 of 3 images have no row in the table, for example 'b.jpg'"):
         imported(tmp_path / "x", table)
     made = open_dataset(dataset(tmp_path / "y"))
     import_table([made], (), table, KEYS, tmp_path / "s", "fp32", 0.5)
@@ -141,7 +141,7 @@ def test_pictures_without_a_row_are_allowed_up_to_a_share(tmp_path: Path) -> Non
 
 def test_a_name_twice_in_the_table_is_an_error(tmp_path: Path) -> None:
     table = save(tmp_path / "t", "npz", names=["a.jpg", "b.jpg", "a.jpg"], feat=np.zeros((3, 3)))
-    with pytest.raises(DataError, match=r"'a.jpg' stands in rows 0 and 2"):
+    with pytest.raises(DataError, match=r"rows 0 and 2 have the same name 'a.jpg'"):
         imported(tmp_path, table)
 
 

@@ -60,7 +60,7 @@ def expanded(kind: str, text: str, slots: int = 4) -> list[int]:
 
 def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True) -> str:
     with pytest.raises(RecordError) as caught:
-        builder.row(messages, layouts, verify)
+        builder.encode_conversation(messages, layouts, verify)
     return caught.value.reason
 
 
@@ -69,7 +69,7 @@ def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_answers_and_their_end_tokens_are_supervised(kind: str) -> None:
-    row = builder_of(kind).row(TWO_TURNS, [ONE], verify=True)
+    row = builder_of(kind).encode_conversation(TWO_TURNS, [ONE], verify=True)
     assert row.ids.tolist() == expanded(kind, "".join(WRITTEN[kind]))
     assert [span.turn for span in row.spans] == [1, 3]
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
@@ -79,17 +79,17 @@ def test_answers_and_their_end_tokens_are_supervised(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_stands_before_an_answer_is_what_generate_is_fed(kind: str) -> None:
     builder = builder_of(kind)
-    row = builder.row(TWO_TURNS, [ONE], verify=True)
-    fed = builder.prompt_row(TWO_TURNS[:3], [ONE])
+    row = builder.encode_conversation(TWO_TURNS, [ONE], verify=True)
+    fed = builder.encode_prompt(TWO_TURNS[:3], [ONE])
     assert row.ids[: row.spans[1].start].tolist() == fed.ids.tolist()
     assert fed.slots.tolist() == row.slots.tolist()
-    single = builder.row(TWO_TURNS[:2], [ONE], verify=True)
-    assert single.ids[: single.spans[0].start].tolist() == builder.prompt_row(TWO_TURNS[:1], [ONE]).ids.tolist()
+    single = builder.encode_conversation(TWO_TURNS[:2], [ONE], verify=True)
+    assert single.ids[: single.spans[0].start].tolist() == builder.encode_prompt(TWO_TURNS[:1], [ONE]).ids.tolist()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_with_header_the_turns_own_header_is_supervised_too(kind: str) -> None:
-    row = builder_of(kind, rules(supervise="with_header")).row(TWO_TURNS, [ONE], verify=True)
+    row = builder_of(kind, rules(supervise="with_header")).encode_conversation(TWO_TURNS, [ONE], verify=True)
     header = HEADERS.get(kind, "")
     second = header + (THOUGHTS if kind == "qwen3" else "")
     expected = [(header + WRITTEN[kind][1]).strip(), (second + WRITTEN[kind][3]).strip()]
@@ -98,7 +98,7 @@ def test_with_header_the_turns_own_header_is_supervised_too(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_all_text_is_all_but_pictures_and_what_nothing_precedes(kind: str) -> None:
-    row = builder_of(kind, rules(supervise="all_text")).row(TWO_TURNS, [ONE])
+    row = builder_of(kind, rules(supervise="all_text")).encode_conversation(TWO_TURNS, [ONE])
     labels = {place for span in row.spans for place in range(span.start, span.end)}
     assert labels == set(range(1, len(row.ids))) - set(row.slots.tolist())
     assert row.num_supervised == len(labels)
@@ -106,8 +106,8 @@ def test_all_text_is_all_but_pictures_and_what_nothing_precedes(kind: str) -> No
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_with_padding_the_row_is_filled_up_and_the_filling_supervised(kind: str) -> None:
-    plain = builder_of(kind, rules(max_tokens=300)).row(TWO_TURNS, [ONE])
-    row = builder_of(kind, rules(max_tokens=300, supervise="with_padding")).row(TWO_TURNS, [ONE])
+    plain = builder_of(kind, rules(max_tokens=300)).encode_conversation(TWO_TURNS, [ONE])
+    row = builder_of(kind, rules(max_tokens=300, supervise="with_padding")).encode_conversation(TWO_TURNS, [ONE])
     tokenizer = tokenizer_of(kind)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     size = len(plain.ids)
@@ -119,7 +119,7 @@ def test_with_padding_the_row_is_filled_up_and_the_filling_supervised(kind: str)
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"gemma"}))
 def test_a_system_message_is_not_supervised(kind: str) -> None:
-    row = builder_of(kind).row((turn("system", "Be brief."), *TWO_TURNS), [ONE], verify=True)
+    row = builder_of(kind).encode_conversation((turn("system", "Be brief."), *TWO_TURNS), [ONE], verify=True)
     assert [span.turn for span in row.spans] == [2, 4]
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
 
@@ -134,7 +134,7 @@ def test_a_conversation_is_tokenised_once_and_whole(monkeypatch: pytest.MonkeyPa
         return call(self, text, **options)
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
-    builder.row(TWO_TURNS, [ONE])
+    builder.encode_conversation(TWO_TURNS, [ONE])
     assert seen == ["".join(WRITTEN["stories"])]
 
 
@@ -155,7 +155,7 @@ def test_answers_in_any_script_come_back_from_the_mask(kind: str, text: str) -> 
     builder = kept_builder(kind)
     messages = (turn("user", None, "What is it?"), turn("assistant", text))
     try:
-        row = builder.row(messages, [ONE], verify=True)
+        row = builder.encode_conversation(messages, [ONE], verify=True)
     except RecordError as error:
         # The prompt alone would be cut into other tokens than those that it was trained as.
         whole, prompt = builder.template.render(messages), builder.template.render(messages[:1], prompt=True)
@@ -163,7 +163,7 @@ def test_answers_in_any_script_come_back_from_the_mask(kind: str, text: str) -> 
         assert encoded(kind, whole)[: len(encoded(kind, prompt))] != encoded(kind, prompt)
         return
     (span,) = row.spans
-    fed = builder.prompt_row(messages[:1], [ONE])
+    fed = builder.encode_prompt(messages[:1], [ONE])
     assert row.ids[: span.start].tolist() == fed.ids.tolist()
     end = decoded(kind, row.ids[span.end - 1 : span.end])
     assert end.strip() == builder.template.render(messages).strip()[-len(end.strip()) :]
@@ -202,7 +202,7 @@ def test_nothing_that_a_user_writes_becomes_a_control_token(kind: str, parts: li
     special = builder.special_ids - {builder.tokenizer.unk_token_id}
 
     def controls(text: str) -> list[int]:
-        row = builder.row((turn("user", None, text), turn("assistant", SAID)), [ONE])
+        row = builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE])
         return [token for token in row.ids.tolist() if token in special]
 
     try:
@@ -223,7 +223,7 @@ def test_every_special_token_is_refused_in_every_text(kind: str) -> None:
             assert refused(builder, (turn("user", None, asked), turn("assistant", SAID)), [ONE]) == reason
             assert refused(builder, (turn("user", None), turn("assistant", asked)), [ONE]) == reason
             with pytest.raises(RecordError) as caught:
-                builder.prompt_row((turn("user", None, asked),), [ONE])
+                builder.encode_prompt((turn("user", None, asked),), [ONE])
             assert caught.value.reason == reason
 
 
@@ -239,7 +239,7 @@ def test_pictures_take_their_slots_where_they_stand(kind: str) -> None:
         turn("assistant", MORE),
     )
     builder = builder_of(kind)
-    row = builder.row(messages, [ONE] * 3, verify=True)
+    row = builder.encode_conversation(messages, [ONE] * 3, verify=True)
     assert row.ids.tolist() == expanded(kind, builder.template.render(messages))
     marker = tokenizer_of(kind).convert_tokens_to_ids(IMAGE)
     assert row.slots.tolist() == np.flatnonzero(row.ids == marker).tolist()
@@ -257,7 +257,7 @@ def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
         turn("user", "And here? ", None),
         turn("assistant", MORE),
     )
-    row = builder.row(messages, layouts, verify=True)
+    row = builder.encode_conversation(messages, layouts, verify=True)
     before, between, after = builder.template.render(messages).split(IMAGE)
     text = before + layouts[0].text + between + layouts[1].text + after
     assert row.ids.tolist() == expanded(kind, text)
@@ -275,7 +275,7 @@ def test_pictures_and_places_must_agree(kind: str) -> None:
     assert refused(builder, TWO_TURNS, [ONE, ONE]) == "placeholder_count"
     for layouts in ([], [ONE, ONE]):
         with pytest.raises(RecordError) as caught:
-            builder.prompt_row(TWO_TURNS[:1], layouts)
+            builder.encode_prompt(TWO_TURNS[:1], layouts)
         assert caught.value.reason == "placeholder_count"
 
 
@@ -287,11 +287,11 @@ def test_a_conversation_without_an_answer_has_nothing_to_learn(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_rows_beyond_the_limit_are_skipped_or_cut(kind: str) -> None:
-    whole = builder_of(kind).row(TWO_TURNS, [ONE])
+    whole = builder_of(kind).encode_conversation(TWO_TURNS, [ONE])
     size, begin = len(whole.ids), whole.spans[0].start
-    assert builder_of(kind, rules(max_tokens=size)).row(TWO_TURNS, [ONE]).ids.tolist() == whole.ids.tolist()
+    assert builder_of(kind, rules(max_tokens=size)).encode_conversation(TWO_TURNS, [ONE]).ids.tolist() == whole.ids.tolist()
     assert refused(builder_of(kind, rules(max_tokens=size - 1)), TWO_TURNS, [ONE]) == "too_long"
-    cut = builder_of(kind, rules(max_tokens=begin + 2, too_long="truncate")).row(TWO_TURNS, [ONE])
+    cut = builder_of(kind, rules(max_tokens=begin + 2, too_long="truncate")).encode_conversation(TWO_TURNS, [ONE])
     assert cut.ids.tolist() == whole.ids[: begin + 2].tolist()
     assert [(span.start, span.end, span.turn) for span in cut.spans] == [(begin, begin + 2, 1)]
     no_answer = builder_of(kind, rules(max_tokens=begin, too_long="truncate"))
@@ -346,7 +346,7 @@ def test_without_pictures_the_text_stays(kind: str) -> None:
     builder = builder_of(kind, rules(drop_images=True, prompt="Look."))
     (messages,) = builder.conversations(record)
     assert builder.layouts(record) == []
-    row = builder.row(messages, [], verify=True)
+    row = builder.encode_conversation(messages, [], verify=True)
     assert row.ids.tolist() == expanded(kind, "".join(WRITTEN[kind]).replace(IMAGE, ""))
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
     captions = Record("c", captions=("x",), **PICTURES)
@@ -357,12 +357,12 @@ def test_without_pictures_the_text_stays(kind: str) -> None:
 def test_captions_of_a_picture_share_what_they_have_in_common(kind: str) -> None:
     builder = builder_of(kind)
     texts = ["A brown dog runs.", "A brown ball.", "Two children."]
-    rows = [builder.row((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
+    rows = [builder.encode_conversation((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
     prefix = shared_prefix(rows)
     assert all(row.ids[:prefix].tolist() == rows[0].ids[:prefix].tolist() for row in rows)
     assert prefix == rows[0].spans[0].start > rows[0].slots[-1]
     # Unequal before the last picture: nothing can be shared. Unequal questions: what stands before them can.
-    others = [builder.row((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
+    others = [builder.encode_conversation((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
     assert shared_prefix(others) == 0
-    asked = [builder.row((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
+    asked = [builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
     assert asked[0].slots[-1] < shared_prefix(asked) < asked[0].spans[0].start

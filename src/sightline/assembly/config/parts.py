@@ -77,7 +77,7 @@ def tiling_of(path: str) -> TilingConfig:
 
 
 def preparation_of(wanted: ModelConfig, eye: VisionConfig) -> ImagePreparation:
-    """How pictures are prepared for an encoder: as its folder says, or from the sizes of a new one.
+    """How images are prepared for an encoder: as its folder says, or from the sizes of a new one.
 
     Raises:
         ConfigError: a new encoder has no `image_size`.

@@ -47,11 +47,11 @@ class ModelConfig(Config):
     vision: VisionConfig | None = None
     """The encoder."""
     fit: Fit = "encoder"
-    """How a picture is fitted into the encoder's input: as its own processor does, or `squash`, `crop`, `pad`."""
+    """How an image is fitted into the encoder's input: as its own processor does, or `squash`, `crop`, `pad`."""
     draft: bool = False
     """Decode JPEGs at reduced size where that is enough: quicker, not bit-equal to the encoder's processor."""
     tiling: AnyTiling = WholeConfig()
-    """How a picture becomes crops."""
+    """How an image becomes crops."""
     connector: AnyConnector = MLPConfig()
     """From encoder to decoder."""
     language: LanguageConfig | None = None
@@ -60,9 +60,9 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _fits_tiling(self) -> "ModelConfig":
         if self.tiling.kind != "whole" and self.fit != "encoder":
-            raise ValueError(f"fit={self.fit!r} says how a whole picture is fitted; tiling {self.tiling.kind!r} has its own way")
+            raise ValueError(f"fit={self.fit!r} says how a whole image is fitted; tiling {self.tiling.kind!r} has its own way")
         if self.tiling.kind != "whole" and self.draft:
-            raise ValueError(f"draft decodes pictures at the size of one crop; tiling {self.tiling.kind!r} needs all of it")
+            raise ValueError(f"draft decodes images at the size of one crop; tiling {self.tiling.kind!r} needs all of it")
         return self
 
     def takes(self, part: Part) -> bool:
@@ -110,11 +110,11 @@ class DataConfig(Config):
     features: str | None = None
     """A feature store (made by `sightline data features`): the frozen encoder's outputs are read instead of computed."""
     prompt: str = ""
-    """Text of the user turn of caption records, after the picture."""
+    """Text of the user turn of caption records, after the image."""
     captions: Literal["all", "first"] = "all"
     """Train on all captions of a record, or on its first alone."""
     drop_images: bool = False
-    """Leave the pictures out and keep the text: to pre-train a decoder, or for a model that never sees."""
+    """Leave the images out and keep the text: to pre-train a decoder, or for a model that never sees."""
     template: str = "auto"
     """Chat template: `auto` (the tokenizer's own, else `plain`), or `plain`, `chatml`, `vicuna`."""
     supervise: Policy = "assistant"
@@ -130,7 +130,7 @@ class DataConfig(Config):
     row_images: int = Field(default=64, ge=1)
     """Most images (tiles) in a packed row."""
     share_prefix: bool = True
-    """Captions or questions of one picture share its visual tokens in one row."""
+    """Captions or questions of one image share its visual tokens in one row."""
     sort_by_length: bool = True
     """Without packing: put samples of like length together."""
     max_skipped: float = Field(default=0.01, ge=0, le=1)
@@ -138,7 +138,7 @@ class DataConfig(Config):
     limit: int | None = Field(default=None, ge=1)
     """Use only this many samples of the split, the first in the order of seed 0: for studies of data size."""
     noise: float = Field(default=0.0, ge=0, le=1)
-    """Label noise, for studies: share of the records whose texts are exchanged between pictures. Never in validation or `eval`."""
+    """Label noise, for studies: share of the records whose texts are exchanged between images. Never in validation or `eval`."""
     noise_seed: int = Field(default=0, ge=0, lt=2**63)
     """Draws which records these are."""
     keep_pixels: int = Field(default=512, ge=0)

@@ -12,7 +12,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, text_sample
-from sightline.data.samples.prompts import FewShotExample, Prompt, conversation_of, make_prompt, prompt_row, visual_inputs_of
+from sightline.data.samples.prompts import FewShotExample, Prompt, conversation_of, encode_prompt, make_prompt, visual_inputs_of
 from sightline.errors import RecordError
 from sightline.evaluation.tasks import Query
 from sightline.generation.decode import DecodingConfig, generate
@@ -56,7 +56,7 @@ class ModelAnswers:
             if query.form != "generate":
                 continue
             try:
-                longest = max(longest, len(self._prompt_row(query).ids))
+                longest = max(longest, len(self._encode_prompt(query).ids))
             except RecordError:
                 continue
         return longest
@@ -91,14 +91,14 @@ class ModelAnswers:
     def _prompt(self, query: Query) -> Prompt | RecordError:
         examples, per_crop = self.examples.get(query.record.id, ()), self.bundle.tokens_per_crop
         try:
-            self._prompt_row(query)
+            self._encode_prompt(query)
             return make_prompt(self.dataset, query.record, self.builder, self.pictures, per_crop, examples, query.messages)
         except RecordError as error:
             return error
 
-    def _prompt_row(self, query: Query) -> EncodedConversation:
+    def _encode_prompt(self, query: Query) -> EncodedConversation:
         """The row of a prompt behind which the decoder can place an answer."""
-        row, _ = prompt_row(query.record, self.builder, self.examples.get(query.record.id, ()), query.messages)
+        row, _ = encode_prompt(query.record, self.builder, self.examples.get(query.record.id, ()), query.messages)
         if len(row.ids) + self.decoding.max_new_tokens > self.positions:
             raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")
         return row
@@ -131,7 +131,7 @@ class ModelAnswers:
         return branch_samples(rows, query.record.id, layouts, VisualInputs.joined(inputs), self.bundle.tokens_per_crop)
 
     def _candidate(self, turns: Sequence[Message], candidate: str, layouts: Sequence[Layout]) -> EncodedConversation:
-        row = self._scoring_builder.row([*turns, Message("assistant", (Part(candidate),))], layouts)
+        row = self._scoring_builder.encode_conversation([*turns, Message("assistant", (Part(candidate),))], layouts)
         spans = tuple(span for span in row.spans if span.turn == len(turns))
         if not spans:
             raise RecordError("no_supervised_token", f"candidate {candidate!r} has no token of its own")

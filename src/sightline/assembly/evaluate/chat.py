@@ -10,7 +10,7 @@ from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import VisualInputs
-from sightline.data.samples.prompts import Prompt, filled_prompt
+from sightline.data.samples.prompts import Prompt, prompt_of
 from sightline.errors import RecordError, UsageError
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.runtime.device import process_settings_restored
@@ -94,14 +94,14 @@ class ChatModel:
             infos = tuple(ImageInfo("", picture.width, picture.height) for picture in pictures)
             record = Record("-", tuple(str(path) for path in images), infos, messages)
             layouts = builder.layouts(record)
-            row = builder.prompt_row(messages, layouts)
+            row = builder.encode_prompt(messages, layouts)
         except RecordError as error:
             raise UsageError(f"{error.message} ({error.reason}).") from error
         limit = self.bundle.processing.max_tokens
         if len(row.ids) >= limit:
             raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
         crops = [] if preparation is None else [VisualInputs(tiling.crops(picture, preparation)) for picture in pictures]
-        return filled_prompt(row, layouts, crops, self.bundle.tokens_per_crop)
+        return prompt_of(row, layouts, crops, self.bundle.tokens_per_crop)
 
 
 def _streamer(bundle: ModelBundle, stream: Callable[[str], None]) -> Any:

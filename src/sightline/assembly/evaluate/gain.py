@@ -142,7 +142,7 @@ def _samples(
     layouts = builder.layouts(record)
     if not layouts:
         raise RecordError("no_image", "the record has no image")
-    rows = [builder.row(messages, layouts) for messages in builder.conversations(record)]
+    rows = [builder.encode_conversation(messages, layouts) for messages in builder.conversations(record)]
     return branch_samples(rows, record.id, layouts, pictures.load(dataset, record), bundle.tokens_per_crop)
 
 

@@ -40,7 +40,7 @@ class CheckRequest:
         describe: makes the blueprint of a model for these folders; None checks the data alone.
         html: page to write.
         listing: JSONL file of every fault to write.
-        gain: a model that says which texts their pictures contradict; None asks none.
+        gain: a model that says which texts their images contradict; None asks none.
     """
 
     folders: tuple[Path, ...]
@@ -128,14 +128,14 @@ def _write_page(path: Path, report: DataReport, options: CheckOptions) -> None:
     datasets = report.checked.datasets
     examples = _examples(datasets[: report.checked.num_checked])
     spots = [*(spot for spot, _ in examples), *shown_spots(report)]
-    logger.info("making thumbnails of %d pictures", len(set(spots)))
+    logger.info("making thumbnails of %d images", len(set(spots)))
     pictures = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
     shown = [ExampleRecord(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
     write_text(path, check_page(report, pictures, shown, __version__))
 
 
 def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImagePosition, tuple[str, ...]]]:
-    """Some records with pictures, drawn at random with a fixed seed, and their texts."""
+    """Some records with images, drawn at random with a fixed seed, and their texts."""
     out = []
     for folder, dataset in enumerate(datasets):
         count = max(1, EXAMPLES // len(datasets))

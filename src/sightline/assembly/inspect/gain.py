@@ -1,8 +1,8 @@
-"""What `data check --gain` says: the texts that a model finds least supported by their pictures.
+"""What `data check --gain` says: the texts that a model finds least supported by their images.
 
-Texts are ranked by the mean visual gain of their tokens. Where a picture lowers the words of its own text (a mean below 0) the two
+Texts are ranked by the mean visual gain of their tokens. Where an image lowers the words of its own text (a mean below 0) the two
 hardly belong together: an exchanged or machine-made caption, a wrong answer. The model must have learnt to look; whether it has
-says `probe --what gain` (how well it tells own pictures from foreign ones).
+says `probe --what gain` (how well it tells own images from foreign ones).
 """
 
 import heapq
@@ -34,7 +34,7 @@ class GainRequest:
 
     Attributes:
         model: a run, RUN@STAGE, or a model folder.
-        features: a feature store instead of pictures.
+        features: a feature store instead of images.
         device, threads: the machine.
     """
 
@@ -46,7 +46,7 @@ class GainRequest:
 
 @process_settings_restored()
 def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[LowText], None]) -> GainFigures:
-    """Asks the model about every text with a picture of the checked folders.
+    """Asks the model about every text with an image of the checked folders.
 
     Args:
         checked: the folders.
@@ -57,7 +57,7 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[Lo
         Percentiles of the texts' mean gain, how many are below 0, and the `LISTED` lowest texts, lowest first.
 
     Raises:
-        UsageError: the model takes no pictures.
+        UsageError: the model takes no images.
     """
     model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
     pictures = model.pictures()

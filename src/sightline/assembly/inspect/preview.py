@@ -25,7 +25,7 @@ from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.storage import write_text
 from sightline.types import IMAGE, Record
 
-NEIGHBOURS = 256  # records about one picture that are looked for on either side
+NEIGHBOURS = 256  # records about one image that are looked for on either side
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Viewer:
         return PreviewedSample(", ".join(ids), crops, _blocks(first), branches, total, faults)
 
     def _neighbours(self, index: int, split: str) -> list[int]:
-        """The record with those beside it in its split that have the same pictures: together they may be one sample."""
+        """The record with those beside it in its split that have the same images: together they may be one sample."""
         indices = self.dataset.split_indices(split)
         place = int(np.searchsorted(indices, index))
         names = self.dataset.record(index).images

@@ -95,7 +95,7 @@ class ModelInputs:
         """
         builder = self.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
         turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
-        row = builder.row(turn, [])
+        row = builder.encode_conversation(turn, [])
         last = int(row.ids[row.spans[-1].end - 1])
         return last if last in builder.special_ids else None
 

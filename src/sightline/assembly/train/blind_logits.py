@@ -55,7 +55,7 @@ def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for source in corpus.sources:
         digest.update(f"{source.dataset.fingerprint} {source.builder.rules} {source.builder.template.source}".encode())
-        digest.update(source.units.record.tobytes() + source.units.branch.tobytes())
+        digest.update(source.table.record.tobytes() + source.table.branch.tobytes())
     return digest.hexdigest()
 
 

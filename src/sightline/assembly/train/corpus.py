@@ -36,8 +36,8 @@ def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoa
     opened = [_source(bundle, data, source) for source in configs]
     if not data.drop_images:
         check_covered(pictures, [(open_dataset(config.path), config.split) for config in configs])
-    chosen = zip(opened, *samples_of_stage(data, [source.units for source in opened]), strict=True)
-    sources = tuple(replace(source, units=units, draws=draws) for source, units, draws in chosen)
+    chosen = zip(opened, *samples_of_stage(data, [source.table for source in opened]), strict=True)
+    sources = tuple(replace(source, table=units, samples_per_epoch=draws) for source, units, draws in chosen)
     return Corpus(sources, pictures, bundle.tokens_per_crop)
 
 
@@ -74,8 +74,8 @@ def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInp
     for source in found:
         section = data.model_copy(update={"noise": 0.0})
         opened = _source(bundle, section, source.model_copy(update={"split": data.validation_split}))
-        units = opened.units.limited(share)
-        sources.append(replace(opened, units=units, draws=len(units)))
+        units = opened.table.limited(share)
+        sources.append(replace(opened, table=units, samples_per_epoch=len(units)))
     if not data.drop_images:
         check_covered(pictures, [(source.dataset, data.validation_split) for source in sources])
     return Corpus(tuple(sources), pictures, bundle.tokens_per_crop)

@@ -294,7 +294,7 @@ class _Run:
         """The random state of the last checkpoint: what came between is not part of the run."""
         if self.saved is not None:
             states = self.saved.random  # one per process; there may be more of them now
-            seeds.give_back(states[self.accelerator.process_index % len(states)])
+            seeds.restore_rng_state(states[self.accelerator.process_index % len(states)])
 
     def _loader(self, corpus: Corpus, plan: StagePlan, pad_id: int) -> Loader:
         return Loader(
@@ -332,7 +332,7 @@ class _Run:
         end: bool,
     ) -> None:
         """Publishes a checkpoint on the first rank; all ranks learn how it went."""
-        random = gather_object([seeds.take()]) if self.accelerator.num_processes > 1 else [seeds.take()]
+        random = gather_object([seeds.rng_state()]) if self.accelerator.num_processes > 1 else [seeds.rng_state()]
         if end:
             self.stage_ends = [*self.stage_ends, at.step]
         note = {"facts": self.facts, "stage_ends": self.stage_ends, "stage": plan.name, "sightline": __version__}
@@ -369,7 +369,7 @@ class _Run:
         logger.info("stage %s", stage.name)
         for row in stage.table:
             logger.info("  %s", row.line())
-        for line in SampleTotals.of([source.units for source in corpus.sources]).lines():
+        for line in SampleTotals.of([source.table for source in corpus.sources]).lines():
             logger.info("  %s", line)
         logger.info(
             "  length     %13s steps, %d per epoch, %d rows a step",

@@ -70,7 +70,7 @@ def captions(corpus: Corpus, bundle: ModelBundle, count: int, accelerator: Accel
     for unit in range(min(count, len(corpus.tokens))):
         try:
             source, record = corpus.first_member(unit)
-            prompt = make_prompt(source.dataset, record, source.builder, corpus.pictures, bundle.tokens_per_crop)
+            prompt = make_prompt(source.dataset, record, source.builder, corpus.visual_inputs, bundle.tokens_per_crop)
         except RecordError:
             continue
         with accelerator.autocast(), torch.no_grad():

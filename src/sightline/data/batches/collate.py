@@ -1,6 +1,6 @@
-"""From samples to a batch: where every token, visual slot and target of packed rows goes.
+"""Collates samples into packed rows: positions of tokens, visual slots and targets.
 
-Work is done in numpy, so that a loader worker hands plain arrays over; tensors are made in the process that trains.
+Works in numpy, so that loader workers return plain arrays; the training process makes the tensors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,14 @@ from sightline.types import PADDING, Batch, Sample, Supervision, Tokens, Visual
 
 @dataclass(frozen=True)
 class Arrays:
-    """A batch as numpy arrays; `to_batch` makes the tensors."""
+    """A batch as numpy arrays; `to_batch` converts it to tensors.
+
+    Attributes:
+        tokens, visual, supervision: fields of `Tokens`, `Visual` and `Supervision`, without the suffixes of their shapes.
+        is_plain, record_ids, text_width: as in these classes.
+        blind_logits: stored image-free logits of the targets, or None.
+        skipped: `(sample index, reason)` of samples that could not be loaded.
+    """
 
     tokens: dict[str, np.ndarray]
     is_plain: bool
@@ -27,19 +34,19 @@ class Arrays:
     skipped: tuple[tuple[str, str], ...] = ()
 
     def values(self) -> list[Any]:
-        """All arrays, or what stands for them, in the order that `with_values` takes."""
+        """Returns all arrays, or their locations in shared memory, in the order that `with_values` takes."""
         blind_logits = [] if self.blind_logits is None else [self.blind_logits]
         return [*self.tokens.values(), *self.visual.values(), *self.supervision.values(), *blind_logits]
 
     def with_values(self, values: Iterable[Any]) -> "Arrays":
-        """The same with others in the place of its arrays."""
+        """Returns a copy with other values in place of the arrays."""
         rest = iter(values)
         tokens, visual, supervision = ({name: next(rest) for name in part} for part in (self.tokens, self.visual, self.supervision))
         blind_logits = None if self.blind_logits is None else next(rest)
         return replace(self, tokens=tokens, visual=visual, supervision=supervision, blind_logits=blind_logits)
 
     def to_batch(self) -> Batch:
-        """The batch on the CPU."""
+        """Converts the arrays to a batch on the CPU."""
         tensor = torch.from_numpy
         visual = None
         if self.visual:
@@ -61,30 +68,32 @@ class Arrays:
 
 
 def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -> Arrays:
-    """Lays samples out in rows.
+    """Collates samples into rows.
 
     Args:
-        rows: samples of each row; a row may be empty (then it is padding and has no weight).
+        rows: samples of each row; an empty row is all padding.
         pad_id: token id of padding.
-        min_width: least number of slots per row.
+        min_width: minimum length of the rows in tokens.
     """
     width = max([min_width, *(sum(sample.num_tokens for sample in row) for row in rows)])
     shape = (len(rows), width)
     tokens = {
         "ids": np.full(shape, pad_id, dtype=np.int64),
-        "position": np.tile(np.arange(width, dtype=np.int64), (len(rows), 1)),  # padding counts on: see `masks` of plain rows
+        "position": np.tile(
+            np.arange(width, dtype=np.int64), (len(rows), 1)
+        ),  # padding positions continue: see `ops.masks` for plain rows
         "sample": np.full(shape, PADDING, dtype=np.int64),
         "branch": np.full(shape, 0, dtype=np.int64),
     }
-    found = _Targets()
-    seen = _Pictures()
+    targets = _TargetCollector()
+    visual = _VisualCollector()
     number = 0
     for row, samples in enumerate(rows):
         column = 0
         for sample in samples:
             first = row * width + column
-            found.add(sample, first, number)
-            seen.add(sample, first)
+            targets.add(sample, first, number)
+            visual.add(sample, first)
             size = sample.num_tokens
             tokens["sample"][row, column : column + size] = number
             _lay_out(sample, {name: values[row, column : column + size] for name, values in tokens.items()})
@@ -94,8 +103,8 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
     return Arrays(
         tokens=tokens,
         is_plain=all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows),
-        visual=seen.columns(),
-        supervision=found.columns(),
+        visual=visual.columns(),
+        supervision=targets.columns(),
         blind_logits=_blind_logits(rows),
         text_width=max([1, *num_text]),
         record_ids=tuple(tuple(branch.record_id for branch in sample.branches) for row in rows for sample in row),
@@ -103,7 +112,7 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
 
 
 def _lay_out(sample: Sample, cells: dict[str, np.ndarray]) -> None:
-    """Fills in ids, positions and branch numbers of a sample's slots: the prefix once, then each branch's own tokens."""
+    """Writes ids, positions and branch numbers of a sample: the prefix once, then the rest of each branch."""
     ids, position, branch = cells["ids"], cells["position"], cells["branch"]
     prefix, count = sample.prefix, np.arange(max(len(part.ids) for part in sample.branches))
     ids[:prefix], position[:prefix], branch[:prefix] = sample.branches[0].ids[:prefix], count[:prefix], PADDING
@@ -114,35 +123,35 @@ def _lay_out(sample: Sample, cells: dict[str, np.ndarray]) -> None:
         begin = end
 
 
-class _Targets:
-    """Supervised tokens as they are collected: span by span, and one row of numbers for each span."""
+class _TargetCollector:
+    """Collects supervised tokens span by span."""
 
     def __init__(self) -> None:
         self.tokens: list[np.ndarray] = []
         self.spans: list[tuple[int, ...]] = []
 
     def add(self, sample: Sample, first: int, number: int) -> None:
-        """Adds the spans of sample `number`, which begins at slot `first`."""
+        """Adds the spans of sample `number`, whose first token has index `first` in the flattened rows."""
         prefix = sample.prefix
-        begin = prefix  # where a branch's own tokens begin in the sample
+        begin = prefix  # offset in the sample of a branch's first token after the prefix
         for branch_number, branch in enumerate(sample.branches):
-            own = first + begin - prefix  # slot of an own token at place p of the branch: own + p
+            shift = first + begin - prefix  # position p of the branch, after the prefix, has index shift + p in the flattened rows
             for span in branch.spans:
                 self.tokens.append(branch.ids[span.start : span.end])
                 self.spans.append(
-                    (span.end - span.start, span.start, prefix, first, own, number, branch_number, span.turn, sample.source)
+                    (span.end - span.start, span.start, prefix, first, shift, number, branch_number, span.turn, sample.source)
                 )
             begin += len(branch.ids) - prefix
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Supervision, one entry a target; the slot of a target is the one that holds the token before it in its branch."""
+        """Returns the fields of `Supervision`; the slot of a target is the index of the token before it in its branch."""
         table = np.array(self.spans, dtype=np.int64).reshape(-1, 9).T
         lengths, start = table[:2]
         span = np.arange(len(lengths)).repeat(lengths)
-        prefix, first, own, sample, branch, turn, source = table[2:].repeat(lengths, axis=1)
+        prefix, first, shift, sample, branch, turn, source = table[2:].repeat(lengths, axis=1)
         before = np.arange(len(span)) + (start - 1 - lengths.cumsum() + lengths)[span]
         return {
-            "slot": np.where(before < prefix, first, own) + before,
+            "slot": np.where(before < prefix, first, shift) + before,
             "target": _joined(self.tokens),
             "sample": sample,
             "branch": branch,
@@ -156,19 +165,19 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts).astype(np.int64, copy=False) if parts else np.zeros(0, dtype=np.int64)
 
 
-class _Pictures:
-    """Visual slots as they are collected, sample by sample, and what fills them."""
+class _VisualCollector:
+    """Collects visual slots and visual inputs sample by sample."""
 
     def __init__(self) -> None:
         self.slots: list[np.ndarray] = []
         self.indices: list[np.ndarray] = []
-        self.moves: list[tuple[int, int, int]] = []  # slots of a sample, its first slot, visual tokens of the batch before it
+        self.moves: list[tuple[int, int, int]] = []  # slots of a sample, index of its first token, visual tokens before it
         self.pixels: list[np.ndarray] = []
         self.features: list[np.ndarray] = []
         self.crops = 0
 
     def add(self, sample: Sample, first: int) -> None:
-        """Adds the pictures of a sample that begins at slot `first`."""
+        """Adds the visual inputs of a sample whose first token has index `first` in the flattened rows."""
         if not len(sample.image_slots):
             return
         self.slots.append(sample.image_slots)
@@ -181,7 +190,7 @@ class _Pictures:
             self.features.append(sample.features)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """One entry a visual slot; an index below 0 is a learned separator and stays as it is."""
+        """Returns the fields of `Visual`; an index below 0 names a learned separator and is not shifted."""
         if not self.slots:
             return {}
         lengths, firsts, before = np.array(self.moves, dtype=np.int64).T
@@ -198,7 +207,7 @@ class _Pictures:
 
 
 def _blind_logits(rows: Sequence[Sequence[Sample]]) -> np.ndarray | None:
-    """Stored image-free logits in the order of the targets; None unless every sample has them."""
+    """Returns stored image-free logits in the order of the targets; None unless every sample has them."""
     samples = [sample for row in rows for sample in row]
     if not samples or any(sample.blind_logits is None for sample in samples):
         return None

@@ -1,4 +1,4 @@
-"""One or several data sets as one list of units, numbered over the sources one after the other."""
+"""One or several data sets as one list of samples, numbered over the data sets one after the other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,130 +25,137 @@ class Source:
 
     Attributes:
         name: for the log.
-        dataset, units: the records and their length table.
-        builder: makes rows of this source's records.
-        draws: units that an epoch takes; the whole table once by default.
-        windowed: draw in windows over shards instead of a permutation of everything.
+        dataset: the records.
+        table: length table of the samples that may be drawn.
+        builder: encodes this data set's conversations.
+        samples_per_epoch: samples drawn per epoch; more or fewer than the table has repeat or leave out some.
+        windowed: shuffle within windows over shards instead of permuting all samples.
     """
 
     name: str
     dataset: Dataset
-    units: LengthTable
+    table: LengthTable
     builder: ConversationEncoder
-    draws: int
+    samples_per_epoch: int
     windowed: bool = False
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """All units of a stage.
+    """All samples of a stage.
 
     Args:
         sources: the data sets.
-        pictures: fills visual slots; None for text.
+        visual_inputs: loads pixels or features; None for a decoder alone.
         tokens_per_crop: visual tokens of a crop.
-        blind_logits: stored image-free logits of all units' supervised tokens, unit after unit; NaN where nothing but an image
-            precedes the token. None where they are not stored.
+        blind_logits: stored image-free logits of the supervised tokens of all samples, sample after sample; NaN where only an
+            image precedes the token. None where they are not stored.
     """
 
     sources: tuple[Source, ...]
-    pictures: VisualInputLoader | None
+    visual_inputs: VisualInputLoader | None
     tokens_per_crop: int
     blind_logits: Float[np.ndarray, " supervised"] | None = None
 
     @cached_property
-    def first(self) -> Int[np.ndarray, " sources_and_end"]:
-        """The first unit number of each source, and the number of units."""
-        return np.concatenate([[0], np.cumsum([len(source.units) for source in self.sources])]).astype(np.int64)
+    def first_sample(self) -> Int[np.ndarray, " sources_and_end"]:
+        """Index of the first sample of each source, and the number of samples."""
+        return np.concatenate([[0], np.cumsum([len(source.table) for source in self.sources])]).astype(np.int64)
 
     @cached_property
-    def tokens(self) -> Int[np.ndarray, " units"]:
-        return np.concatenate([source.units.tokens for source in self.sources])
+    def tokens(self) -> Int[np.ndarray, " samples"]:
+        """Tokens of each sample."""
+        return np.concatenate([source.table.tokens for source in self.sources])
 
     @cached_property
-    def supervised(self) -> Int[np.ndarray, " units"]:
-        return np.concatenate([source.units.supervised for source in self.sources])
+    def supervised(self) -> Int[np.ndarray, " samples"]:
+        """Supervised tokens of each sample."""
+        return np.concatenate([source.table.supervised for source in self.sources])
 
     @cached_property
-    def first_target(self) -> Int[np.ndarray, " units_and_end"]:
-        """Where each unit's supervised tokens begin in `blind_logits`."""
+    def first_target(self) -> Int[np.ndarray, " samples_and_end"]:
+        """Index of each sample's first supervised token in `blind_logits`."""
         return np.concatenate([[0], np.cumsum(self.supervised)]).astype(np.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the sources, each another one: the number of a source is added where two have the same."""
+        """Unique names of the sources: a repeated name gets the index of its source as a suffix."""
         names = [source.name for source in self.sources]
         return tuple(f"{name}_{number}" if names.count(name) > 1 else name for number, name in enumerate(names))
 
     def plan(self, rules: BatchRules) -> EpochPlan:
-        """The rows of every step."""
+        """Returns the epoch plan: which samples share a row, and which rows each step sees."""
         sources = self.sources
-        draws, windowed = [source.draws for source in sources], [source.windowed for source in sources]
-        return EpochPlan.of_tables([source.units for source in sources], draws, windowed, rules)
+        draws, windowed = [source.samples_per_epoch for source in sources], [source.windowed for source in sources]
+        return EpochPlan.of_tables([source.table for source in sources], draws, windowed, rules)
 
-    def sample(self, unit: int) -> Sample:
-        """Builds a unit: reads its records and tokens, opens its pictures.
+    def sample(self, index: int) -> Sample:
+        """Builds a sample: reads its records and tokens, and loads its images.
 
         Raises:
-            RecordError: a picture that was readable when the data set was prepared no longer is.
+            RecordError: an image that was readable when the data set was prepared no longer is.
         """
-        return self._filled(unit, *self._text(unit))
+        return self._with_visual_inputs(index, *self._text(index))
 
-    def samples(self, units: Sequence[int]) -> list[Sample | RecordError]:
-        """Builds several units; where `sample` raises a RecordError it stands in the place of the sample.
+    def samples(self, indices: Sequence[int]) -> list[Sample | RecordError]:
+        """Builds several samples; where `sample` would raise a RecordError, the error takes the sample's place.
 
-        All are read before the first picture is opened: by turns with decoding, which fills the processor's caches with pixels, the
-        many small steps of reading take twice as long.
+        The text of all samples is read before the first image is decoded. Alternating the two would take twice as long for the
+        text, because decoded pixels evict it from the processor's caches.
         """
-        read: list[tuple[Sample, Source, Record] | RecordError] = [_attempt(self._text, unit) for unit in units]
+        texts: list[tuple[Sample, Source, Record] | RecordError] = [_attempt(self._text, index) for index in indices]
         return [
-            text if isinstance(text, RecordError) else _attempt(self._filled, unit, *text)
-            for unit, text in zip(units, read, strict=True)
+            text if isinstance(text, RecordError) else _attempt(self._with_visual_inputs, index, *text)
+            for index, text in zip(indices, texts, strict=True)
         ]
 
-    def text(self, unit: int) -> Sample:
-        """A unit as a sample whose pictures are not filled in; its visual slots are there."""
-        return self._text(unit)[0]
+    def text(self, index: int) -> Sample:
+        """Builds a sample with its visual slots but without pixels or features."""
+        return self._text(index)[0]
 
-    def first_member(self, unit: int) -> tuple[Source, Record]:
-        """The source of a unit and the record of its first branch."""
-        number, place = self._place(unit)
+    def first_member(self, index: int) -> tuple[Source, Record]:
+        """Returns the source of a sample and the record of its first branch."""
+        number, position = self._locate(index)
         source = self.sources[number]
-        return source, source.dataset.record(source.units.members(place)[0][0])
+        return source, source.dataset.record(source.table.members(position)[0][0])
 
-    def _place(self, unit: int) -> tuple[int, int]:
-        """The number of a unit's source, and the unit's number there."""
-        number = int(np.searchsorted(self.first, unit, side="right")) - 1
-        return number, unit - int(self.first[number])
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the index of a sample's source, and the sample's index in that source."""
+        number = int(np.searchsorted(self.first_sample, index, side="right")) - 1
+        return number, index - int(self.first_sample[number])
 
-    def _filled(self, unit: int, text: Sample, source: Source, record: Record) -> Sample:
-        """A unit that was read, with its pictures and its stored logits."""
+    def _with_visual_inputs(self, index: int, text: Sample, source: Source, record: Record) -> Sample:
+        """Adds pixels or features, and stored blind logits, to a sample that `_text` built."""
         if self.blind_logits is not None:
-            text = replace(text, blind_logits=self.blind_logits[self.first_target[unit] : self.first_target[unit + 1]])
+            text = replace(text, blind_logits=self.blind_logits[self.first_target[index] : self.first_target[index + 1]])
         if not len(text.image_slots):
             return text
-        if self.pictures is None:
+        if self.visual_inputs is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        inputs = self.pictures.load(source.dataset, record)
+        inputs = self.visual_inputs.load(source.dataset, record)
         return replace(text, images=inputs.pixels, features=inputs.features)
 
-    def _text(self, unit: int) -> tuple[Sample, Source, Record]:
-        """A unit without its pictures, its source, and the record of its first branch, whose pictures are those of all."""
-        number, place = self._place(unit)
+    def _text(self, index: int) -> tuple[Sample, Source, Record]:
+        """Builds a sample without visual inputs; returns it with its source and the record of its first branch.
+
+        All branches have the images of that record.
+        """
+        number, position = self._locate(index)
         source = self.sources[number]
-        members, encoded = source.units.members(place), source.units.encoded(place)
-        records = {index: source.dataset.record(index) for index in dict(members)}  # five captions of a picture are one record
+        members, encodings = source.table.members(position), source.table.encoded(position)
+        records = {record: source.dataset.record(record) for record in dict(members)}  # several captions may be of one record
         first = records[members[0][0]]
         layouts = source.builder.layouts(first)
-        if encoded is None:
-            conversations = {index: source.builder.conversations(record) for index, record in records.items()}
-            encoded = [source.builder.encode(conversations[index][branch], layouts) for index, branch in members]
-        rows = [source.builder.laid_out(text, layouts) for text in encoded]
-        ids = [records[index].id for index, _ in members]
-        return text_sample(rows, ids, layouts, self.tokens_per_crop, number), source, first
+        if encodings is None:
+            conversations = {key: source.builder.conversations(record) for key, record in records.items()}
+            encodings = [source.builder.encode(conversations[key][branch], layouts) for key, branch in members]
+        encoded = [source.builder.with_layouts(encoding, layouts) for encoding in encodings]
+        ids = [records[key].id for key, _ in members]
+        return text_sample(encoded, ids, layouts, self.tokens_per_crop, number), source, first
 
 
 def _attempt(work: Callable[..., Built], *arguments: Any) -> Built | RecordError:
+    """Calls a function; returns the RecordError that it raises instead of raising it."""
     try:
         return work(*arguments)
     except RecordError as error:

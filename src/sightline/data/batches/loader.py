@@ -1,7 +1,7 @@
-"""Micro-batches in exact order, for any rank, any number of workers, from any step.
+"""Loads micro-batches in a deterministic order, for any rank and number of workers, from any step.
 
-The epoch plan decides what a step sees before anything is read. Workers hold no state; they get a list of samples and give numpy
-arrays, in memory that this process maps as well.
+The epoch plan fixes the content of every step before anything is read. Workers are stateless: they receive sample indices and
+return numpy arrays through shared memory.
 """
 
 import gc
@@ -23,17 +23,18 @@ from sightline.runtime.shared_memory import ArrayLocation, SharedSlots
 from sightline.types import Batch, Sample, TrainingBatch
 
 AnyBatch = TypeVar("AnyBatch", bound=TrainingBatch, covariant=True)
-Task = tuple[Rows, int | None]  # what a worker gets: the rows of a micro-batch, and the slot for its arrays
-AHEAD = 2  # micro-batches that a thread makes while another is trained on, where there are no worker processes
-AHEAD_PER_WORKER = 4  # micro-batches asked of each worker: it has the next one to do while its last one waits
+Task = tuple[Rows, int | None]  # the rows of a micro-batch, and the shared-memory slot for its arrays
+PREFETCH = 2  # micro-batches that a thread prepares in advance where there are no worker processes
+PREFETCH_PER_WORKER = 4  # micro-batches in flight per worker: it works on the next one while finished ones wait
 
 
 @dataclass(frozen=True)
 class MicroBatch(Generic[AnyBatch]):
-    """A batch with what was lost while it was made.
+    """A batch, and the samples that could not be loaded.
 
     Attributes:
-        skipped: `(sample number, reason)` of samples whose images could not be opened; their places carry no weight.
+        batch: the batch.
+        skipped: `(sample index, reason)` of samples whose images could not be opened; they are left out of the batch.
     """
 
     batch: AnyBatch
@@ -41,65 +42,65 @@ class MicroBatch(Generic[AnyBatch]):
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes the arrays of a list of rows."""
+class _BatchBuilder:
+    """Builds the arrays of a micro-batch from the sample indices of its rows."""
 
     corpus: Corpus
     pad_id: int
 
     def __call__(self, rows: Rows) -> Arrays:
-        built = iter(self.corpus.samples([unit for row in rows for unit in row]))
-        made: list[list[Sample]] = []
+        samples = iter(self.corpus.samples([index for row in rows for index in row]))
+        loaded: list[list[Sample]] = []
         skipped = []
         for row in rows:
-            made.append([])
-            for unit in row:
-                sample = next(built)
+            loaded.append([])
+            for index in row:
+                sample = next(samples)
                 if isinstance(sample, RecordError):
-                    skipped.append((str(unit), sample.reason))
+                    skipped.append((str(index), sample.reason))
                 else:
-                    made[-1].append(sample)
-        arrays = collate(made, self.pad_id)
+                    loaded[-1].append(sample)
+        arrays = collate(loaded, self.pad_id)
         return replace(arrays, skipped=tuple(skipped))
 
 
-class _InWorker(Dataset[Arrays]):
-    """The part of the loader that workers hold: batches whose arrays lie in a slot, so that places stand for them."""
+class _WorkerDataset(Dataset[Arrays]):
+    """The part of the loader that runs in workers: writes arrays into a shared slot and returns their locations."""
 
-    def __init__(self, make: _Maker, slots: SharedSlots) -> None:
-        self.make, self.slots = make, slots
+    def __init__(self, build: _BatchBuilder, slots: SharedSlots) -> None:
+        self.build, self.slots = build, slots
 
     def __getitem__(self, task: Task) -> Arrays:  # pyrefly: ignore
         rows, slot = task
-        arrays = self.make(rows)
-        places = None if slot is None else self.slots.lay(slot, arrays.values())
-        return arrays if places is None else arrays.with_values(places)
+        arrays = self.build(rows)
+        locations = None if slot is None else self.slots.write(slot, arrays.values())
+        return arrays if locations is None else arrays.with_values(locations)
 
 
 def _received(answer: Arrays, slot: int | None, slots: SharedSlots) -> Arrays:
-    """A worker's batch with its arrays where they lie."""
+    """Returns a worker's batch with its arrays as views of the shared slot."""
     if slot is None:
         return answer
     values = answer.values()
     if not isinstance(values[0], ArrayLocation):
-        slots.give_back(slot)
+        slots.release(slot)
         return answer
-    return answer.with_values(slots.lend(slot, values))
+    return answer.with_values(slots.views(slot, values))
 
 
 class Loader:
     """Iterates over the micro-batches of one rank.
 
     Args:
-        corpus: what to draw from.
-        rules: how units become steps.
+        corpus: the samples.
+        rules: how samples become rows and steps.
         pad_id: token id of padding.
-        rank, world: this process and how many there are.
-        workers: processes that read and decode; 0 does it here, in a thread that works ahead.
-        timeout: seconds without a batch from a worker after which it counts as dead.
+        rank, world: rank of this process and number of processes.
+        workers: processes that read and decode; 0 uses a prefetch thread of this process.
+        timeout: seconds without a batch after which a worker counts as dead.
 
     Raises:
-        ConfigError: the rows of a step do not divide by ranks and micro-batches.
+        ConfigError: the rows of a step are not divisible by ranks and micro-batches.
     """
 
     def __init__(
@@ -115,13 +116,13 @@ class Loader:
         self.plan = corpus.plan(rules)
 
     def steps_in_epoch(self, epoch: int) -> int:
-        """Optimiser steps of an epoch; the last may have fewer samples."""
+        """Returns the number of optimiser steps of an epoch; the last step may have fewer samples."""
         return self.plan.steps(epoch)
 
     def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch[Batch]]]:
-        """The micro-batches of each of the next `until` steps, beginning at `(epoch, step)`, across epochs."""
+        """Yields the micro-batches of each of the next `until` steps, starting at `(epoch, step)`, across epochs."""
         steps = self.plan.next_steps(epoch, step, until, self.rank, self.world)
-        batches = self._make(rows for step_rows in steps for rows in step_rows)
+        batches = self._load(rows for step_rows in steps for rows in step_rows)
         for _ in range(until):
             group = []
             for _ in range(self.rules.accumulate):
@@ -129,75 +130,82 @@ class Loader:
                 group.append(MicroBatch(arrays.to_batch(), arrays.skipped))
             yield group
 
-    def _make(self, plan: Iterable[Rows]) -> Iterator[Arrays]:
-        """Arrays in the order of the plan. A dead worker costs one restart from the first batch that is missing."""
-        make = _Maker(self.corpus, self.pad_id)
+    def _load(self, plan: Iterable[Rows]) -> Iterator[Arrays]:
+        """Yields arrays in the order of the plan; after a worker died, restarts once from the first missing batch.
+
+        Raises:
+            DistributedError: a worker died twice.
+        """
+        build = _BatchBuilder(self.corpus, self.pad_id)
         if self.workers == 0:
-            yield from prefetched((make(rows) for rows in plan), AHEAD)
+            yield from prefetched((build(rows) for rows in plan), PREFETCH)
             return
         plan = iter(plan)
-        waiting: list[Rows] = []  # asked for and not yet received
+        in_flight: list[Rows] = []  # requested and not yet received
 
-        def asked() -> Iterator[Rows]:
+        def requests() -> Iterator[Rows]:
             for rows in plan:
-                waiting.append(rows)
+                in_flight.append(rows)
                 yield rows
 
-        pending: Iterable[Rows] = asked()
+        pending: Iterable[Rows] = requests()
         for attempt in (1, 2):
-            # Slots for what is asked for and for two steps in use; new ones each time, for a worker that hangs may still write.
-            slots = SharedSlots(AHEAD_PER_WORKER * self.workers + 2 * self.rules.accumulate)
-            lent: deque[int | None] = deque()
+            # Slots for the batches in flight and for two steps in use. New ones at a restart: a worker that hangs may still write.
+            slots = SharedSlots(PREFETCH_PER_WORKER * self.workers + 2 * self.rules.accumulate)
+            taken: deque[int | None] = deque()
             loader = DataLoader(
-                _InWorker(make, slots),
-                sampler=_with_slots(pending, slots, lent),  # pyrefly: ignore
+                _WorkerDataset(build, slots),
+                sampler=_with_slots(pending, slots, taken),  # pyrefly: ignore
                 batch_size=None,
                 num_workers=self.workers,
                 timeout=self.timeout,
-                prefetch_factor=AHEAD_PER_WORKER,
+                prefetch_factor=PREFETCH_PER_WORKER,
                 collate_fn=_as_is,  # pyrefly: ignore
-                worker_init_fn=_quiet_worker,
-                generator=torch.Generator(),  # else every start of workers takes a number out of the run's random state
-                multiprocessing_context="fork",  # workers share the corpus, which is not sent, and the slots
+                worker_init_fn=_set_up_worker,
+                generator=torch.Generator(),  # the default would draw from the run's random state at every start
+                multiprocessing_context="fork",  # workers inherit the corpus and the slots instead of pickling them
             )
             try:
                 for answer in loader:
-                    waiting.pop(0)
-                    yield _received(answer, lent.popleft(), slots)
+                    in_flight.pop(0)
+                    yield _received(answer, taken.popleft(), slots)
                 return
             except RuntimeError as error:
                 if attempt == 2:
-                    units = sorted({unit for rows in waiting[: self.workers] for row in rows for unit in row})[:8]
+                    samples = sorted({index for rows in in_flight[: self.workers] for row in rows for index in row})[:8]
                     raise DistributedError(
-                        f"a loader worker died twice ({str(error).splitlines()[0]}); next units were {units}.",
-                        "Look for a picture that crashes the decoder, or use data.workers=0.",
+                        f"a loader worker died twice ({str(error).splitlines()[0]}); it was loading some of the samples {samples}.",
+                        "Look for an image that crashes the image decoder, or set data.workers=0.",
                     ) from error
-                logger.warning("a loader worker died (%s); the loader starts again at the same place", str(error).splitlines()[0])
-                pending = _again(list(waiting), asked(), waiting)
+                logger.warning("a loader worker died (%s); the loader restarts at the same batch", str(error).splitlines()[0])
+                pending = _again(list(in_flight), requests(), in_flight)
 
 
-def _again(missing: Sequence[Rows], rest: Iterable[Rows], waiting: list[Rows]) -> Iterator[Rows]:
-    waiting[:] = list(missing)
+def _again(missing: Sequence[Rows], rest: Iterable[Rows], in_flight: list[Rows]) -> Iterator[Rows]:
+    """Yields the missing batches first, then the rest of the plan."""
+    in_flight[:] = list(missing)
     yield from missing
     yield from rest
 
 
-def _with_slots(pending: Iterable[Rows], slots: SharedSlots, lent: deque[int | None]) -> Iterator[Task]:
+def _with_slots(pending: Iterable[Rows], slots: SharedSlots, taken: deque[int | None]) -> Iterator[Task]:
+    """Assigns a free shared slot to each micro-batch, or None where none is free."""
     for rows in pending:
-        slot = slots.take()
-        lent.append(slot)
+        slot = slots.acquire()
+        taken.append(slot)
         yield rows, slot
 
 
 def _as_is(arrays: Arrays) -> Arrays:
-    """Keeps numpy arrays as they are: torch would make tensors, in whose shared memory a stopped worker defeats the timeout."""
+    """Returns numpy arrays unchanged: in the shared memory of torch tensors a hung worker would defeat the timeout."""
     return arrays
 
 
-def _quiet_worker(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
+    """Makes a worker ignore Ctrl-C, end on SIGTERM, and use one thread."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    gc.freeze()  # what came from the parent is never garbage here, and looking for it would copy its pages
+    gc.freeze()  # inherited objects are never garbage here, and scanning them would copy their pages

@@ -1,8 +1,8 @@
-"""The order of an epoch as a pure function of (seed, epoch): no rank, no worker and no restart can change it.
+"""The order of samples in an epoch: a pure function of (seed, epoch), independent of ranks, workers and restarts.
 
-Each data set of a mixture is an endless row of permutations from which an epoch takes its share, and the shares are mixed without
-disturbing the order within a data set, so that shards are still read from front to back. Random numbers come from Philox streams
-keyed by what they are for, so that nothing depends on how many were drawn before.
+Each data set of a mixture is an endless sequence of permutations, of which an epoch takes its share. The shares are interleaved
+without changing the order within a data set, so shards are still read sequentially. Random numbers come from Philox streams keyed
+by their purpose, so no draw depends on earlier draws.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from jaxtyping import Int
 from sightline.errors import ConfigError
 from sightline.runtime.keyed import keyed_generator
 
-# Consecutive units per block, and blocks per window: 16,384 units are mixed at a time while files are read front to back.
+# Consecutive samples per block, and blocks per window: 16,384 samples are shuffled at a time while files are read sequentially.
 BLOCK, WINDOW = 1024, 16
 
 
 def epoch_order(
     num: int, seed: int, epoch: int, windowed: bool = False, block: int = BLOCK, window: int = WINDOW
 ) -> Int[np.ndarray, " num"]:
-    """Each number below `num` once, in the order of this epoch.
+    """Returns the numbers below `num` in the order of an epoch.
 
     Args:
-        num: how many there are.
+        num: number of samples.
         seed, epoch: key of the order.
-        windowed: for data read from shards: shuffle blocks of consecutive numbers, then mix `window` neighbouring blocks, instead
-            of a permutation of everything.
-        block: consecutive numbers per block.
+        windowed: for data in shards: shuffle blocks of consecutive samples, then shuffle within windows of `window` blocks, instead
+            of permuting everything.
+        block: consecutive samples per block.
         window: blocks per window.
     """
     generator = keyed_generator("order", seed, epoch)
@@ -42,16 +42,19 @@ def epoch_order(
 def mixture_order(
     sizes: Sequence[int], draws: Sequence[int], seed: int, epoch: int, windowed: Sequence[bool]
 ) -> Int[np.ndarray, " draws"]:
-    """Unit numbers of an epoch over several sources.
+    """Returns the sample indices of an epoch over several sources.
 
-    Source `i` is an endless sequence of permutations of its `sizes[i]` units; epoch `e` takes the elements
-    `e * draws[i] .. (e + 1) * draws[i] - 1` of it. The sources' places in the epoch are drawn at random.
+    Source `i` is an endless sequence of permutations of its `sizes[i]` samples; epoch `e` takes the elements
+    `e * draws[i] .. (e + 1) * draws[i] - 1` of it. The positions of the sources in the epoch are random.
 
     Args:
-        sizes: units of each source.
-        draws: units that an epoch takes from each source.
-        seed, epoch: key of everything random.
-        windowed: sources whose permutations run over windows of shards.
+        sizes: samples of each source.
+        draws: samples that an epoch takes from each source.
+        seed, epoch: key of all random numbers.
+        windowed: whether each source is shuffled within windows.
+
+    Raises:
+        ConfigError: a source is to be drawn from but has no samples.
     """
     labels = np.repeat(np.arange(len(sizes)), draws)
     if len(sizes) > 1:
@@ -60,13 +63,13 @@ def mixture_order(
     first = 0
     for number, (size, count) in enumerate(zip(sizes, draws, strict=True)):
         if count and not size:
-            raise ConfigError(f"source {number} of data.mixture has nothing to draw from.")
+            raise ConfigError(f"source {number} of data.mixture has no samples to draw from.")
         begin, parts = epoch * count, []
         while sum(map(len, parts)) < count:
             at = begin + sum(map(len, parts))
-            cycle, place = divmod(at, size)
-            parts.append(epoch_order(size, seed, cycle, windowed=windowed[number])[place:])
-        own = np.concatenate(parts)[:count] if parts else np.zeros(0, dtype=np.int64)
-        out[labels == number] = own + first
+            cycle, offset = divmod(at, size)
+            parts.append(epoch_order(size, seed, cycle, windowed=windowed[number])[offset:])
+        chosen = np.concatenate(parts)[:count] if parts else np.zeros(0, dtype=np.int64)
+        out[labels == number] = chosen + first
         first += size
     return out

@@ -1,7 +1,7 @@
 """The epoch plan: which samples share a row, and which rows each step, micro-batch and rank sees, before anything is read.
 
-It is a pure function of integer arrays (lengths, crops, order of the samples), so it needs neither records nor images, and every
-rank, worker, restart and `data check` finds the same rows.
+It is a pure function of integer arrays (lengths, crops and order of the samples), so it needs neither records nor images, and every
+rank, worker, restart and `data check` computes the same rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +23,12 @@ class BatchRules:
     """How samples become rows and rows become steps.
 
     Attributes:
-        pack: several samples per row; else one.
-        row_tokens, row_images: limits of a packed row.
+        pack: put several samples in a row; else one.
+        row_tokens, row_images: maximum tokens and crops of a packed row.
         rows_per_step: rows of one optimiser step over all ranks and micro-batches.
         accumulate: micro-batches per step and rank.
-        sort_by_length: neighbours of like length where rows are not packed.
-        seed: key of the order.
+        sort_by_length: give neighbouring rows similar lengths where rows are not packed.
+        seed: seed of the order.
     """
 
     pack: bool
@@ -46,8 +46,8 @@ class EpochPlan:
     Args:
         lengths: tokens of each sample.
         crops: crops of each sample.
-        order: sample numbers of an epoch, in the order in which they are to be seen.
-        rules: how they become rows and steps.
+        order: returns the sample indices of an epoch, in order.
+        rules: how samples become rows and steps.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class EpochPlan:
     def of_tables(
         cls, tables: Sequence[LengthTable], draws: Sequence[int], windowed: Sequence[bool], rules: BatchRules
     ) -> "EpochPlan":
-        """The plan of a mixture; sample numbers run over its data sets one after the other.
+        """Returns the plan of a mixture; sample indices run over its data sets one after the other.
 
         Args:
             tables: length table of each data set.
             draws: samples that an epoch takes from each.
-            windowed: data sets whose order runs over windows of shards.
+            windowed: whether each data set is shuffled within windows over shards.
             rules: how samples become rows and steps.
         """
         return cls(
@@ -81,10 +81,10 @@ class EpochPlan:
         )
 
     def _rows(self, epoch: int) -> Rows:
-        """Sample numbers of each row of an epoch.
+        """Returns the sample indices of each row of an epoch.
 
         Raises:
-            ConfigError: a sample does not fit a packed row.
+            ConfigError: a sample does not fit into a packed row.
         """
         order, rules = self.order(epoch), self.rules
         if rules.pack:
@@ -94,29 +94,29 @@ class EpochPlan:
         return tuple((sample,) for sample in order.tolist())
 
     def _steps(self, epoch: int) -> int:
-        """Optimiser steps of an epoch; the last may have fewer rows."""
+        """Returns the number of optimiser steps of an epoch; the last step may have fewer rows."""
         return -(-len(self.rows(epoch)) // self.rules.rows_per_step)
 
     def steps_of(self, epochs: float) -> int:
-        """Optimiser steps of the first epochs; of a part of an epoch the nearest whole number of steps."""
+        """Returns the optimiser steps of the first `epochs` epochs; a fraction of an epoch is rounded to whole steps."""
         whole = int(epochs)
         steps = sum(self.steps(epoch) for epoch in range(whole))
         return steps + (round((epochs - whole) * self.steps(whole)) if epochs > whole else 0)
 
     def step(self, epoch: int, step: int, rank: int = 0, world: int = 1) -> list[Rows]:
-        """The rows of a rank in a step, one entry per micro-batch: rank `r` of `world` takes rows `r, r + world, ...`.
+        """Returns the rows of a rank in a step, one entry per micro-batch. Rank `r` of `world` takes rows `r, r + world, ...`.
 
-        What an epoch's last step leaves free is filled with empty rows.
+        The last step of an epoch is filled up with empty rows.
         """
         count = self.rules.rows_per_step
         rows = list(self.rows(epoch)[step * count : (step + 1) * count])
         rows += [()] * (count - len(rows))
-        own = rows[rank::world]
-        size = len(own) // self.rules.accumulate
-        return [tuple(own[at : at + size]) for at in range(0, len(own), size)]
+        of_rank = rows[rank::world]
+        size = len(of_rank) // self.rules.accumulate
+        return [tuple(of_rank[at : at + size]) for at in range(0, len(of_rank), size)]
 
     def next_steps(self, epoch: int, step: int, count: int, rank: int = 0, world: int = 1) -> Iterator[list[Rows]]:
-        """`step` for each of the next `count` steps, beginning at `(epoch, step)`, across epochs."""
+        """Yields `self.step` for each of the next `count` steps, starting at `(epoch, step)`, across epochs."""
         for _ in range(count):
             if step >= self.steps(epoch):
                 epoch, step = epoch + 1, 0

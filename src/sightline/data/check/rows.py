@@ -154,7 +154,7 @@ class RowFigures:
         if error.reason == "too_long":
             rules = replace(self.builder.rules, max_tokens=UNLIMITED, supervise="assistant")
             endless = ConversationEncoder(self.builder.tokenizer, self.builder.template, rules)
-            length = len(endless.row(self.builder.conversations(record)[branch], self.builder.layouts(record)).ids)
+            length = len(endless.encode_conversation(self.builder.conversations(record)[branch], self.builder.layouts(record)).ids)
             self._too_long.append(length)
             self._measure(length, record.id)
 
@@ -172,7 +172,7 @@ class RowFigures:
         """The numbers, once the length table is made."""
         assert self.units is not None
         kept, left = len(self._supervised), self.skipped.total()
-        alone, shared = int(self.units.alone.sum()), int(self.units.tokens.sum())
+        alone, shared = int(self.units.tokens_unshared.sum()), int(self.units.tokens.sum())
         return RowSummary(
             conversations=kept + left,
             kept=kept,

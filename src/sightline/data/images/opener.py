@@ -1,6 +1,6 @@
-"""The one image opener: bytes or a path in, a clean RGB picture or a reason to skip the record out.
+"""The one image opener: bytes or a path in, a clean RGB image or a reason to skip the record out.
 
-Nothing else in Sightline opens pictures. What the header claims is checked before a byte is decoded; a picture that is torn is
+Nothing else in Sightline opens images. What the header claims is checked before a byte is decoded; an image that is torn is
 refused, never shown half grey. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
 finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either. Pillow warns about oddities
 that do not touch the pixels (torn EXIF, too many tags); those warnings are left to the caller's filters.
@@ -22,7 +22,7 @@ from sightline.config import Config
 from sightline.errors import RecordError, UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small flat picture is no danger
+FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small flat image is no danger
 PILLOW_MAX_PIXELS = 89_478_485  # above this Pillow itself speaks of a bomb
 
 _ORIENTATION = ExifTags.Base.Orientation
@@ -65,7 +65,7 @@ _LOOKS = (  # what else people have in such files; only for the message
 
 
 class ImageLimits(Config):
-    """What a picture may claim to be before it is decoded."""
+    """What an image may claim to be before it is decoded."""
 
     max_bytes: int = Field(20_000_000, ge=1)
     """Size of the file."""
@@ -92,7 +92,7 @@ class ImageHeader(NamedTuple):
 
 
 def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft_side: int | None = None) -> Image.Image:
-    """Opens a JPEG, PNG, WebP, GIF, BMP or TIFF file as an RGB picture, as it is meant to be seen. Thread safe.
+    """Opens a JPEG, PNG, WebP, GIF, BMP or TIFF file as an RGB image, as it is meant to be seen. Thread safe.
 
     The EXIF orientation is applied, once; the result carries no metadata by which it could be applied again. Of animations
     and files with several pages the first frame is taken. The content decides the format, not the name. Modes become RGB so:
@@ -130,7 +130,7 @@ def open_with_orientation(
     """What `open_image` gives, and the EXIF orientation (1 to 8) that was applied to the stored pixels."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: torn pictures would be trained on half grey.",
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: torn images would be trained on half grey.",
             "Remove the line that sets it.",
         )
     data = read_image_file(source, limits) if isinstance(source, Path) else source
@@ -249,7 +249,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in _TURNS else 1
-    except Exception:  # torn EXIF raises anything; the picture beside it is whole and is shown as it lies
+    except Exception:  # torn EXIF raises anything; the image beside it is whole and is shown as it lies
         return 1
 
 

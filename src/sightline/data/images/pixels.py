@@ -37,12 +37,12 @@ class VisualInputs:
 
 
 class PixelLoader:
-    """Opens, tiles and prepares pictures.
+    """Opens, tiles and prepares images.
 
     Args:
         preparation: how a crop is fitted into the encoder's input.
-        tiling: how a picture becomes crops.
-        keep_bytes: prepared pixels that are kept in memory; in later epochs these pictures are not opened again.
+        tiling: how an image becomes crops.
+        keep_bytes: prepared pixels that are kept in memory; in later epochs these images are not opened again.
         limits: what a file may claim.
     """
 
@@ -84,7 +84,7 @@ class PixelLoader:
                     f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
                 )
             crops.append(self.tiling.crops(image, self.preparation))
-        whole = len(crops) == 1 and crops[0].flags.writeable  # a view of a Pillow picture is not, which torch does not take
+        whole = len(crops) == 1 and crops[0].flags.writeable  # a view of a Pillow image is not, which torch does not take
         return crops[0] if whole else np.concatenate(crops)
 
 

@@ -1,4 +1,4 @@
-"""Image preparation: an RGB picture in, the uint8 pixels that a vision encoder was trained to see out.
+"""Image preparation: an RGB image in, the uint8 pixels that a vision encoder was trained to see out.
 
 The settings are read from the encoder's own folder (`preprocessor_config.json`, or the `image_processor` section of
 `processor_config.json`), and the pixels equal those of its transformers processor (Pillow backend) bit for bit. Rescaling and
@@ -38,7 +38,7 @@ _CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImagePreparation(Config):
-    """Pads, resizes and crops pictures as an encoder's processor does; frozen, small to pickle, identified by `key()`.
+    """Pads, resizes and crops images as an encoder's processor does; frozen, small to pickle, identified by `key()`.
 
     The steps, in this order: `pad`, `resize`, `crop`. At least one of the last two fixes the size of the result.
     """
@@ -46,7 +46,7 @@ class ImagePreparation(Config):
     resize: Size | int | None = None
     """`[height, width]` squashes to that size; one number is the length of the shorter side; none leaves the size."""
     crop: Size | None = None
-    """`[height, width]` of the crop around the centre; black where the picture is smaller."""
+    """`[height, width]` of the crop around the centre; black where the image is smaller."""
     pad: bool = False
     """Pads to a square with the mean colour first (LLaVA 1.5)."""
     resample: Filter = "bicubic"
@@ -63,7 +63,7 @@ class ImagePreparation(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.crop is None and not isinstance(self.resize, tuple):
-            raise ValueError("pictures would come out in different sizes: give 'resize' as [height, width], or 'crop'")
+            raise ValueError("images would come out in different sizes: give 'resize' as [height, width], or 'crop'")
         edges = [self.resize] if isinstance(self.resize, int) else list(self.resize or ())
         if any(not 1 <= side <= MAX_SIDE for side in (*edges, *(self.crop or ()))):
             raise ValueError(f"sides lie between 1 and {MAX_SIDE} pixels, got resize={self.resize}, crop={self.crop}")
@@ -109,7 +109,7 @@ class ImagePreparation(Config):
         }
 
     def refitted(self, fit: Fit) -> Self:
-        """The same output size and normalisation with another way to fit a picture into it.
+        """The same output size and normalisation with another way to fit an image into it.
 
         Args:
             fit: `encoder` as its processor does it; `squash` (aspect is lost), `crop` (shorter side fitted, centre kept), `pad`
@@ -148,7 +148,7 @@ class ImagePreparation(Config):
 
     @property
     def draft_side(self) -> int | None:
-        """The `draft_side` to open pictures with: twice the size that is needed, so that the filter has something to do."""
+        """The `draft_side` to open images with: twice the size that is needed, so that the filter has something to do."""
         if not self.draft or self.resize is None:
             return None
         return 2 * (self.resize if isinstance(self.resize, int) else max(self.resize))
@@ -162,7 +162,7 @@ class ImagePreparation(Config):
         return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def prepare(self, image: Image.Image) -> "UInt8[np.ndarray, 'h w 3']":
-        """Pixels of one picture.
+        """Pixels of one image.
 
         Args:
             image: RGB, as `open_image` returns it.
@@ -171,11 +171,11 @@ class ImagePreparation(Config):
             uint8 of shape [height, width, 3], a fresh array.
 
         Raises:
-            ValueError: the picture is not RGB.
+            ValueError: the image is not RGB.
         """
         if image.mode != "RGB":
             raise ValueError(
-                f"prepare() takes RGB pictures, this is {image.mode}; open files with sightline.data.images.opener.open_image"
+                f"prepare() takes RGB images, this is {image.mode}; open files with sightline.data.images.opener.open_image"
             )
         if self.pad:
             image = _pad_to_square(image, self.mean)
@@ -184,7 +184,7 @@ class ImagePreparation(Config):
             image = image.resize(size, Image.Resampling(FILTERS.index(self.resample)), reducing_gap=2.0 if self.draft else None)
         if self.crop is not None:
             left, top = (image.width - self.crop[1]) // 2, (image.height - self.crop[0]) // 2
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # outside of the picture it is black
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # outside of the image it is black
         return np.array(image)
 
 
@@ -350,5 +350,5 @@ class _ProcessorValues(NamedTuple):
                 return (edge, edge) if is_square else edge
         raise ConfigError(
             f"{self.file}: {key!r} must be height and width, or 'shortest_edge' alone, got {value!r}.",
-            "Pictures of one size are needed to fill a batch.",
+            "Images of one size are needed to fill a batch.",
         )

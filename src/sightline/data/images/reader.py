@@ -1,6 +1,6 @@
-"""Reads one picture of a data set as prepared pixels, in a child process that it may take down with it.
+"""Reads one image of a data set as prepared pixels, in a child process that it may take down with it.
 
-What training does for a whole record, for jobs that go through pictures one by one and must not trust them.
+What training does for a whole record, for jobs that go through images one by one and must not trust them.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from sightline.errors import DataError, RecordError
 
 
 class ImageLocation(NamedTuple):
-    """A picture by number: of the data set, of the record in it, of the image in that."""
+    """An image by number: of the data set, of the record in it, of the image in that."""
 
     dataset: int
     record: int
@@ -31,7 +31,7 @@ class CropReader:
 
     Attributes:
         datasets: what places count.
-        preparation, tiling: how a picture becomes crops.
+        preparation, tiling: how an image becomes crops.
     """
 
     datasets: tuple[Dataset, ...]

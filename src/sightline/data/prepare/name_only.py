@@ -1,7 +1,7 @@
-"""Records whose pictures are named but not there, for training on tables of features that others computed.
+"""Records whose images are named but not there, for training on tables of features that others computed.
 
-The name of a picture, as the source gives it, takes the place of its file: it stays in `images`, and its hash in `image_info` is
-made of the name, so that equal names are one picture everywhere.
+The name of an image, as the source gives it, takes the place of its file: it stays in `images`, and its hash in `image_info` is
+made of the name, so that equal names are one image everywhere.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from sightline.types import ImageInfo, Record
 
 
 def name_only_key(name: str) -> str:
-    """What stands for the sha256 of a picture that is known by name alone."""
+    """What stands for the sha256 of an image that is known by name alone."""
     return hashlib.sha256(b"name:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 

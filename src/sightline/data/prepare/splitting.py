@@ -1,7 +1,7 @@
 """Splits by hash: whether a record is held out depends on the seed and on its id or image alone, never on its place.
 
 `--split val=0.1` draws from the records whose split is "train"; others keep theirs. With `--by image` the draw goes by what the
-picture shows (its sha256), and records that share a picture, directly or through others, always go together.
+image shows (its sha256), and records that share an image, directly or through others, always go together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,13 +43,13 @@ class SplitRule:
 
 
 class ImageGroups:
-    """Pictures that must stay together because a record has several of them: a union-find over their hashes."""
+    """Images that must stay together because a record has several of them: a union-find over their hashes."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def join(self, images: Sequence[ImageInfo]) -> None:
-        """Puts the pictures of one record into one group."""
+        """Puts the images of one record into one group."""
         if len(images) > 1:
             roots = {self.key(image.sha256) for image in images}
             first = min(roots)  # the smallest hash names a group, whatever the order of joining
@@ -57,7 +57,7 @@ class ImageGroups:
                 self._parent[root] = first
 
     def key(self, sha256: str) -> str:
-        """The name of a picture's group; a picture that was never joined names its own."""
+        """The name of an image's group; an image that was never joined names its own."""
         root = sha256
         while (parent := self._parent.get(root, root)) != root:
             root = parent

@@ -1,6 +1,6 @@
 """Images in a zip or tar, read in place: nothing is ever unpacked, so no name in an archive can write anything anywhere.
 
-Only regular members with the suffix of a picture are handed out, one at a time, with a cap on their size; links, devices and
+Only regular members with the suffix of an image are handed out, one at a time, with a cap on their size; links, devices and
 folders are not there. A tar is read by a parser of our own, because Python's ends without a word at a header that is cut or
 damaged: here the end marker must be found, and nothing but zeros after it, else the archive is refused with the number of members
 before the damage. Tars or zips that were concatenated are refused too: reading on (`tar -i`) would also pass over members whose

@@ -3,7 +3,7 @@
 Sources give boxes in stored pixels, before the turn that a JPEG's EXIF orientation asks for, unless the width and height that they
 state are those of the turned image. `turned_box` brings the former to the image as shown.
 
-A box without area inside the picture, or whose numbers are none, is dropped and noted as `bad_box`: its record stays. The places
+A box without area inside the image, or whose numbers are none, is dropped and noted as `bad_box`: its record stays. The places
 of crowd boxes (COCO) are listed in `meta["crowd"]`.
 """
 
@@ -87,7 +87,7 @@ def kept_boxes(found: Sequence[Found], tally: Tally) -> tuple[tuple[Box, ...], d
 
 
 def clipped_box(label: str, xyxy: Sequence[float] | None) -> Box | None:
-    """A box cut to the picture; None when nothing of it is left, or its numbers are none."""
+    """A box cut to the image; None when nothing of it is left, or its numbers are none."""
     if xyxy is None or not all(math.isfinite(value) for value in xyxy):
         return None
     left, top, right, bottom = (min(max(round(float(value), 6), 0.0), 1.0) for value in xyxy)

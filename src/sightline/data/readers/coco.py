@@ -1,7 +1,7 @@
 """COCO: captions json, instances json, Karpathy's split file, and captions as jsonl with objects.
 
 The annotations of an image lie anywhere in the file, so captions and boxes are gathered by image first, as a stream: masks and
-whatever else is large are dropped as they pass. Boxes become fractions of the picture; the places of crowd boxes in
+whatever else is large are dropped as they pass. Boxes become fractions of the image; the places of crowd boxes in
 `record.boxes` are listed in `meta["crowd"]`.
 """
 

@@ -162,7 +162,7 @@ def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:
 
 
 def named_fields(fields: Any, num_images: int) -> tuple[Message, ...]:
-    """Named values that can be read in a picture (a receipt's total), each asked for: "What is the total?".
+    """Named values that can be read in an image (a receipt's total), each asked for: "What is the total?".
 
     Raises:
         RecordError: reason `bad_fields`.

@@ -1,7 +1,7 @@
 """Tables whose images are URLs: csv, tsv, jsonl, json or parquet, as PixMo-Cap, CC3M, CC12M and LAION are published.
 
 Where a row states the sha256 of its image, one that is another by now is skipped. The URL is kept in `meta`, for it says where a
-picture is from.
+image is from.
 """
 
 import re

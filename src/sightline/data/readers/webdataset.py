@@ -1,11 +1,11 @@
 """WebDataset tars: members that follow each other and share their name up to the first dot are one sample.
 
-The pictures of a sample are its images, `.txt` its caption; the keys of `.json` stand beside them (`caption`, `conversations`,
+The images of a sample are its images, `.txt` its caption; the keys of `.json` stand beside them (`caption`, `conversations`,
 `question`, ...) and can be mapped. Members are read one at a time in place. A tar that is cut or damaged is refused before any of
 its samples is used.
 
 Names that have dots themselves (`22.05.jpg`, `22.05.txt`, `22.06.jpg`, `22.06.txt`) would become one sample by that rule. Where a
-picture and a text agree in a name with a dot, the members of that key are cut at their last dot instead. A member whose name stands
+image and a text agree in a name with a dot, the members of that key are cut at their last dot instead. A member whose name stands
 in its sample already begins a new sample.
 """
 
@@ -40,7 +40,7 @@ def _tar_items(file: Path, split: str, options: SourceOptions, tally: Tally, fir
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         if not values["__images__"] and not options.text_only:
-            raise RecordError("image_missing", f"sample {values['__key__']!r} has no picture")
+            raise RecordError("image_missing", f"sample {values['__key__']!r} has no image")
         return TableRow(values, KEYS, options).item(number, where, nowhere, tally, split=split)
 
     return items(_samples(file, first, tally), build)

@@ -1,8 +1,8 @@
-"""From records to samples: the one label-mask builder.
+"""Encodes conversations: token ids, label mask (supervised spans) and visual slots.
 
-A conversation is rendered whole and tokenised once; offsets map tokens to turns. Which tokens are supervised is a policy, the
-rest follows: image markers become as many slots as the tiling states, captions of one picture become branches that share what
-they have in common, and whatever cannot be trained on has a reason.
+A conversation is rendered as a whole and tokenised once; character offsets map tokens to turns. A policy decides which tokens are
+supervised. Each image marker becomes as many visual slots as the tiling needs, captions of one image become branches with a
+shared prefix, and a conversation that cannot be trained on raises a RecordError with a reason.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ Policy = Literal["all_text", "assistant", "with_header", "with_padding"]
 
 @dataclass(frozen=True)
 class TextRules:
-    """What the builder must know beside the tokenizer.
+    """Settings of a `ConversationEncoder`.
 
     Attributes:
-        prompt: user text that stands beside the picture of a caption record.
+        prompt: user text that follows the images of a caption record.
         supervise: `assistant`: content and end token of assistant turns. `with_header`: their header too (TinyVLM's reported
             run). `all_text`: everything but images and padding (the SmolVLM port of AlignVLM). `with_padding`: `assistant`, and
             the padding up to `max_tokens` (seemore).
-        max_tokens: longest row.
+        max_tokens: maximum length of a conversation in tokens.
         too_long: what to do with a longer one: `skip` it, or `truncate` its text.
-        grid: visual tokens of a crop as rows and columns.
-        tiling: how pictures become crops.
-        captions: train on `all` captions of a record, or on its `first` alone.
-        drop_images: leave the pictures out and keep the text.
+        grid: rows and columns of visual tokens of a crop.
+        tiling: how images become crops; None for a decoder alone.
+        captions: train on `all` captions of a record, or on the `first` only.
+        drop_images: remove the images and keep the text.
     """
 
     prompt: str = ""
@@ -56,11 +56,11 @@ class TextRules:
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """A conversation as it was tokenised: what is the same wherever its row will stand, and all that is costly to find out.
+    """A tokenised conversation before image tokens are repeated: the expensive half of encoding, which is cached.
 
     Attributes:
-        ids: tokens, one image token for each run of visual slots.
-        turn_of: for each token the turn that it is supervised as part of, -1 for none.
+        ids: token ids, with one image token per run of visual slots.
+        turn_of: for each token the index of the turn that supervises it; -1 for unsupervised tokens.
     """
 
     ids: Int[np.ndarray, " T"]
@@ -74,12 +74,12 @@ def pad_id_of(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 class ConversationEncoder:
-    """Builds the row of one conversation.
+    """Encodes conversations for one tokenizer and chat template.
 
     Args:
-        tokenizer: a fast tokenizer that knows `<image>` as one token.
-        template: renders conversations.
-        rules: policy and limits.
+        tokenizer: a fast tokenizer with `<image>` as one token.
+        template: the chat template.
+        rules: supervision policy and limits.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: Template, rules: TextRules) -> None:
@@ -87,10 +87,10 @@ class ConversationEncoder:
         image_id = tokenizer.convert_tokens_to_ids(IMAGE)
         known = isinstance(image_id, int) and image_id != tokenizer.unk_token_id
         self.image_id = image_id if known and isinstance(image_id, int) else -1  # a text model's tokenizer has none
-        # Headers and ends of turns often stand in no named list (Llama 3, Qwen): what was added as special counts as well.
+        # Tokens of headers and ends of turns are often not listed as special (Llama 3, Qwen); added special tokens count as well.
         added = {index: str(token.content) for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.special_ids = frozenset([*tokenizer.all_special_ids, *added])
-        # An unknown word is none of them, unless (GPT-2) the tokenizer knows every word and the name is there in name only.
+        # The unknown token is excluded, unless it is also the begin, end or padding token (GPT-2, which never emits it as unknown).
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         self._control_ids = np.array(sorted(self.special_ids - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
         self.pad_id = pad_id_of(tokenizer)
@@ -100,66 +100,72 @@ class ConversationEncoder:
     # Conversations ------------------------------------------------------------------------------------------------------
 
     def conversations(self, record: Record) -> list[tuple[Message, ...]]:
-        """The conversations of a record: its own one, or one for each caption."""
+        """Returns the conversations of a record: its own, or one per caption."""
         if record.messages:
-            return [self._seen(record.messages)]
+            return [self._without_dropped_images(record.messages)]
         captions = record.captions if self.rules.captions == "all" else record.captions[:1]
         return [(*self.prompt_messages(record), Message("assistant", (Part(caption),))) for caption in captions]
 
     def prompt_messages(self, record: Record) -> tuple[Message, ...]:
-        """What `generate` is fed for a record: its turns up to the last assistant turn, or images and the recipe's prompt."""
+        """Returns the prompt of a record: its turns up to the last assistant turn, or its images and the configured prompt."""
         shown = replace(record, images=()) if self.rules.drop_images else record
-        return self._seen(prompt_messages(shown, self.rules.prompt))
+        return self._without_dropped_images(prompt_messages(shown, self.rules.prompt))
 
-    def _seen(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def _without_dropped_images(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         if not self.rules.drop_images:
             return messages
         return tuple(Message(turn.role, tuple(part for part in turn.content if not part.is_image)) for turn in messages)
 
     def layouts(self, record: Record) -> list[Layout]:
-        """The layout of each picture of a record."""
+        """Returns the layout of each image of a record.
+
+        Raises:
+            RecordError: reasons `image_in_text_model`, `image_info_missing`.
+        """
         tiling = self.rules.tiling
         if not record.images or self.rules.drop_images:
             return []
         if tiling is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
         if len(record.image_info) != len(record.images):
-            raise RecordError("image_info_missing", "the sizes of the record's images are not known; prepare the data set again")
+            raise RecordError("image_info_missing", "the record has no sizes of its images; prepare the data set again")
         return [tiling.layout(info.width, info.height, self.rules.grid) for info in record.image_info]
 
-    # Rows ---------------------------------------------------------------------------------------------------------------
+    # Encoding -----------------------------------------------------------------------------------------------------------
 
-    def prompt_row(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
-        """What `generate` is fed: the conversation so far and the header of an assistant turn."""
+    def encode_prompt(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
+        """Encodes the conversation so far and the header of an assistant turn, as input of `generate`."""
         self._check_text(messages)
         text = self.template.render(messages, prompt=True)
         if text.count(IMAGE) != len(layouts):
             raise RecordError("placeholder_count", f"{len(layouts)} images, {text.count(IMAGE)} places in the prompt")
-        ids, _ = self._encode(_fill(text, layouts))
+        ids, _ = self._encode(_insert_layouts(text, layouts))
         ids, _, slots = self._expand(ids, np.zeros(len(ids), bool), layouts)
         return EncodedConversation(ids, (), slots)
 
-    def row(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> EncodedConversation:
-        """The row of a whole conversation with its supervised spans.
+    def encode_conversation(
+        self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False
+    ) -> EncodedConversation:
+        """Encodes a whole conversation with its supervised spans and visual slots.
 
         Args:
             messages: turns in order.
-            layouts: one for each picture.
-            verify: also check that the ids before each turn are those that `generate` would be fed.
+            layouts: layout of each image.
+            verify: also check that the ids before each assistant turn equal those of the prompt for `generate`.
 
         Raises:
             RecordError: reasons `no_supervised_token`, `too_long`, `placeholder_count`, `placeholder_in_text`,
                 `special_token_in_text`, `merged_boundary`, `template_refused`, `template_moves_text`.
         """
-        return self.laid_out(self.encode(messages, layouts, verify), layouts)
+        return self.with_layouts(self.encode(messages, layouts, verify), layouts)
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = False) -> TextEncoding:
-        """The first half of `row`: renders, tokenises and finds the supervised turns."""
+        """Renders and tokenises a conversation and finds the supervised turns: the first half of `encode_conversation`."""
         self._check_text(messages)
         rendered = self.template.conversation(messages)
         if len(layouts) != rendered.text.count(IMAGE):
             raise RecordError("placeholder_count", f"{len(layouts)} images, {rendered.text.count(IMAGE)} places for them")
-        text, turns = _filled(rendered, layouts)
+        text, turns = _with_layout_texts(rendered, layouts)
         ids, offsets = self._encode(text)
         turn_of = self._turn_of_token(ids, offsets, turns)
         if verify:
@@ -170,8 +176,8 @@ class ConversationEncoder:
             turn_of = np.where(is_label, np.maximum(turn_of, 0), -1)
         return TextEncoding(ids, turn_of)
 
-    def laid_out(self, encoded: TextEncoding, layouts: Sequence[Layout]) -> EncodedConversation:
-        """The second half of `row`: visual slots, length, spans."""
+    def with_layouts(self, encoded: TextEncoding, layouts: Sequence[Layout]) -> EncodedConversation:
+        """Expands visual slots, limits the length and finds spans: the second half of `encode_conversation`."""
         ids, turn_of, slots = self._expand(encoded.ids, encoded.turn_of, layouts)
         ids, turn_of = self._limit(ids, turn_of, slots)
         spans = _runs(turn_of)
@@ -180,61 +186,63 @@ class ConversationEncoder:
         return EncodedConversation(ids, spans, slots)
 
     def pieces(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> list[str]:
-        """The text of each token of `row`, visual slots aside: joined they are the conversation as it was tokenised.
+        """Returns the text of each token of `encode_conversation`; joined, they are the rendered conversation.
 
-        Where several tokens share a character the first has it and the others are empty; a visual slot and padding are empty.
+        Where several tokens share a character, the first token has it and the others are empty. Visual slots and padding are empty.
         """
-        text, _ = _filled(self.template.conversation(messages), layouts)
+        text, _ = _with_layout_texts(self.template.conversation(messages), layouts)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         names = self.tokenizer.convert_ids_to_tokens(ids)
         starts = [start for start, _ in offsets[1:]] + [len(text)]
         counts = iter([count for layout in layouts for count in layout.slots])
         out: list[str] = []
-        done = 0  # characters that are told
+        done = 0  # characters already assigned to a token
         for token, name, (_, end), following in zip(ids, names, offsets, starts, strict=True):
-            # A lone metaspace may claim the letter after it, which the next token is made of.
+            # The offsets of a lone metaspace may include the next letter, which belongs to the next token.
             end = min(end, following) if name == METASPACE else end
-            piece = text[done : max(end, done)]  # what no token claims (a space that was cut off) goes with the next one
+            piece = text[done : max(end, done)]  # characters of no token (a stripped space) go with the next token
             done += len(piece)
             out += [""] * next(counts) if token == self.image_id else [piece]
         if out and done < len(text):
             out[-1] += text[done:]
         return out
 
-    # Steps of a row -----------------------------------------------------------------------------------------------------
+    # Steps -------------------------------------------------------------------------------------------------------------
 
     def _tokenise(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
     def _encode(self, text: str) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, "T 2"]]:
-        """Ids and offsets of a whole text.
+        """Returns the ids and character offsets of a text.
 
         Raises:
-            RecordError: `special_token_in_text`, where a tokenizer's normal form makes a special token of what looks like one.
+            RecordError: `special_token_in_text`, where the tokenizer's normaliser turns plain text into a special token.
         """
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        for place in np.flatnonzero(np.isin(ids, self._control_ids)).tolist():
-            begin, end = offsets[place].tolist()
-            if self._special[int(ids[place])] not in text[begin:end]:
-                raise RecordError("special_token_in_text", f"{text[begin:end]!r} is a special token in its normal form")
+        for index in np.flatnonzero(np.isin(ids, self._control_ids)).tolist():
+            begin, end = offsets[index].tolist()
+            if self._special[int(ids[index])] not in text[begin:end]:
+                raise RecordError(
+                    "special_token_in_text", f"{text[begin:end]!r} becomes a special token when the tokenizer normalises it"
+                )
         return ids, offsets
 
     def _check_text(self, messages: Sequence[Message]) -> None:
         for message in messages:
             for part in message.content:
                 if part.text and IMAGE in part.text:
-                    raise RecordError("placeholder_in_text", f"a text holds {IMAGE!r}, which stands for a picture")
+                    raise RecordError("placeholder_in_text", f"the text contains {IMAGE!r}, the placeholder of an image")
                 found = [token for token in self._special.values() if token in part.text] if part.text else []
                 if found:
-                    raise RecordError("special_token_in_text", f"a text holds {max(found)!r}, which is a special token")
+                    raise RecordError("special_token_in_text", f"the text contains {max(found)!r}, a special token")
 
     def _turn_of_token(
         self, ids: Int[np.ndarray, " T"], offsets: Int[np.ndarray, "T 2"], turns: Sequence[Turn]
     ) -> Int[np.ndarray, " T"]:
-        """For each token the index of the assistant turn that supervises it, -1 for none."""
+        """Returns for each token the index of the assistant turn that supervises it; -1 for none."""
         turn_of = np.full(len(ids), -1, dtype=np.int64)
         special = np.isin(ids, self._control_ids)
         for turn in turns:
@@ -242,8 +250,8 @@ class ConversationEncoder:
             inside = np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= turn.end) & (offsets[:, 1] > offsets[:, 0]))
             ends = inside[special[inside] & (offsets[inside, 0] >= turn.start)]
             if len(ends):
-                inside = inside[inside <= ends[-1]]  # what the template puts after the end token is no speech
-            if len(inside):  # pieces of a character may have empty offsets, so the range counts and not each token
+                inside = inside[inside <= ends[-1]]  # text that the template puts after the end token is not supervised
+            if len(inside):  # byte pieces of a character may have empty offsets, so the whole range is taken
                 turn_of[inside[0] : inside[-1] + 1] = turn.index
         turn_of[:1] = -1
         return turn_of
@@ -258,11 +266,11 @@ class ConversationEncoder:
     def _expand(
         self, ids: Int[np.ndarray, " T"], turn_of: np.ndarray, layouts: Sequence[Layout]
     ) -> tuple[Int[np.ndarray, " T"], np.ndarray, Int[np.ndarray, " M"]]:
-        """Repeats each image marker as often as its crop has slots."""
+        """Repeats each image token as often as its crop has visual slots."""
         (markers,) = (ids == self.image_id).nonzero()
         counts = [count for layout in layouts for count in layout.slots]
         if len(markers) != len(counts):
-            raise RecordError("placeholder_count", f"{len(counts)} crops, but {len(markers)} image tokens in the row")
+            raise RecordError("placeholder_count", f"{len(counts)} crops, but {len(markers)} image tokens in the conversation")
         if not counts:
             return ids, turn_of, markers
         repeats = np.ones(len(ids), dtype=np.int64)
@@ -285,49 +293,53 @@ class ConversationEncoder:
         return ids, turn_of
 
 
-def _fill(text: str, layouts: Sequence[Layout]) -> str:
-    """Replaces the first markers of a text by what their layouts put there."""
+def _insert_layouts(text: str, layouts: Sequence[Layout]) -> str:
+    """Replaces each image marker of a text by the text of its layout."""
     pieces = text.split(IMAGE)
     return pieces[0] + "".join(layout.text + piece for layout, piece in zip(layouts, pieces[1:], strict=True))
 
 
-def _filled(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Turn]]:
-    """The conversation with its layouts filled in, and its turns moved accordingly."""
+def _with_layout_texts(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Turn]]:
+    """Returns the text with the layouts' texts inserted, and the turns at their new positions."""
 
     def moved(position: int) -> int:
         before = rendered.text.count(IMAGE, 0, position)
         return position + sum(len(layout.text) - len(IMAGE) for layout in layouts[:before])
 
     turns = [Turn(turn.index, moved(turn.header), moved(turn.start), moved(turn.end)) for turn in rendered.turns]
-    return _fill(rendered.text, layouts), turns
+    return _insert_layouts(rendered.text, layouts), turns
 
 
 def _runs(turn_of: Int[np.ndarray, " T"]) -> tuple[Span, ...]:
-    """Contiguous runs of one supervised turn."""
+    """Returns the contiguous runs of tokens that one turn supervises."""
     borders = [0, *((turn_of[1:] != turn_of[:-1]).nonzero()[0] + 1).tolist(), len(turn_of)]
     return tuple(Span(start, end, turn) for start, end in pairwise(borders) if end > start and (turn := int(turn_of[start])) >= 0)
 
 
-def shared_prefix(rows: Sequence[EncodedConversation]) -> int:
-    """Number of leading tokens that rows with the same pictures have in common and none of them supervises.
+def shared_prefix(conversations: Sequence[EncodedConversation]) -> int:
+    """Returns the number of leading unsupervised tokens that conversations about the same images have in common.
 
-    It holds every visual slot, else it is 0 and the rows cannot share a row.
+    Returns 0 where the common prefix does not hold every visual slot: then the conversations cannot share their images.
     """
-    limit = min(min(len(row.ids), row.spans[0].start) for row in rows)
-    stack = np.array([row.ids[:limit] for row in rows])
+    limit = min(min(len(encoded.ids), encoded.spans[0].start) for encoded in conversations)
+    stack = np.array([encoded.ids[:limit] for encoded in conversations])
     same = (stack == stack[0]).all(0)
     prefix = limit if same.all() else int(same.argmin())
-    holds_images = all(len(row.slots) == 0 or row.slots[-1] < prefix for row in rows)
+    holds_images = all(len(encoded.slots) == 0 or encoded.slots[-1] < prefix for encoded in conversations)
     return prefix if holds_images else 0
 
 
 def text_sample(
-    rows: Sequence[EncodedConversation], record_ids: Sequence[str], layouts: Sequence[Layout], tokens_per_crop: int, source: int = 0
+    conversations: Sequence[EncodedConversation],
+    record_ids: Sequence[str],
+    layouts: Sequence[Layout],
+    tokens_per_crop: int,
+    source: int = 0,
 ) -> Sample:
-    """Rows with the same pictures as one sample whose pictures are not filled in."""
+    """Joins conversations about the same images into one sample, without pixels or features."""
     return Sample(
-        branches=tuple(replace(row, record_id=record_id) for row, record_id in zip(rows, record_ids, strict=True)),
-        prefix=shared_prefix(rows) if len(rows) > 1 else 0,
+        branches=tuple(replace(encoded, record_id=record_id) for encoded, record_id in zip(conversations, record_ids, strict=True)),
+        prefix=shared_prefix(conversations) if len(conversations) > 1 else 0,
         visual_index=join_visual_indices(layouts, tokens_per_crop),
         tokens_per_crop=tokens_per_crop,
         source=source,
@@ -335,9 +347,9 @@ def text_sample(
 
 
 def join_visual_indices(layouts: Sequence[Layout], tokens_per_crop: int) -> Int[np.ndarray, " M"]:
-    """Visual-token index of each slot over all pictures of a record."""
+    """Returns for each visual slot the index of its visual token over all images of a record."""
     if len(layouts) == 1:
-        return layouts[0].visual_index.copy()  # what a layout holds may not be written
+        return layouts[0].visual_index.copy()  # layouts are cached and read-only
     parts, crops = [], 0
     for layout in layouts:
         parts.append(np.where(layout.visual_index >= 0, layout.visual_index + crops * tokens_per_crop, layout.visual_index))

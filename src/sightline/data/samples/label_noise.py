@@ -1,7 +1,7 @@
-"""Label noise for studies: a share of the records of a split say what belongs to other pictures.
+"""Label noise for studies: a share of the records of a split say what belongs to other images.
 
 The texts of the chosen records are exchanged among them, whole (all captions, or the conversation with its answers), so that every
-text is still seen as often as before and only the pairing with pictures is wrong. Which records, and whose text each gets, is a
+text is still seen as often as before and only the pairing with images is wrong. Which records, and whose text each gets, is a
 function of the data set, the split, the share and the seed. A larger share with the same seed holds the records of a smaller one.
 """
 
@@ -36,7 +36,7 @@ class NoisyDataset(Dataset):
         return NoisyDataset, (self.path, self.text_of, self.key)
 
     def record(self, index: int) -> Record:
-        """Record number `index`: its own pictures, and its texts or another's."""
+        """Record number `index`: its own images, and its texts or another's."""
         record = super().record(index)
         if index not in self.text_of:
             return record
@@ -47,8 +47,8 @@ class NoisyDataset(Dataset):
 def with_noise(dataset: Dataset, split: str, share: float, seed: int) -> Dataset:
     """The data set with the texts of a share of a split's records exchanged; the data set itself at a share of 0.
 
-    Records without pictures keep their texts. An exchange is only between records of as many pictures each, and gives a record
-    the texts of other pictures that are not its own words either.
+    Records without images keep their texts. An exchange is only between records of as many images each, and gives a record
+    the texts of other images that are not its own words either.
 
     Raises:
         ConfigError: so few records, or so many equal ones, cannot be exchanged.
@@ -76,10 +76,10 @@ def with_noise(dataset: Dataset, split: str, share: float, seed: int) -> Dataset
                 "Use more records, or a larger share.",
             )
         text_of |= {index: chosen[place] for index, place in zip(chosen, partner, strict=True)}
-    logger.info("label noise: %d of %d records of split %r carry the texts of other pictures", len(text_of), len(facts), split)
+    logger.info("label noise: %d of %d records of split %r carry the texts of other images", len(text_of), len(facts), split)
     return NoisyDataset(dataset.path, text_of, f"noise {split} {share!r} {seed}")
 
 
 def _alike(first: tuple[tuple[str, ...], int], second: tuple[tuple[str, ...], int]) -> bool:
-    """Whether two records have the same pictures or the same texts."""
+    """Whether two records have the same images or the same texts."""
     return first[0] == second[0] or first[1] == second[1]

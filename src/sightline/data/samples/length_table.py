@@ -1,8 +1,8 @@
-"""What an epoch is made of: units, each one sample of one or several branches, with its length known before training.
+"""The length table: all samples of a split, each of one or several branches, with their lengths known before training.
 
-One pass over the records tokenises everything once, counts what cannot be trained on by reason, and groups branches that share a
-picture. The table that comes out is cached beside the data set under a key of all that it depends on, and with it the tokens; the
-order and the rows of every epoch are pure functions of it.
+One pass over the records tokenises every conversation once, counts by reason those that cannot be trained on, and groups branches
+about the same image. The table and the tokens are cached beside the data set under a key of everything they depend on; the order
+and the rows of every epoch are pure functions of the table.
 """
 
 import hashlib
@@ -29,6 +29,16 @@ from sightline.runtime.storage import atomic_file
 from sightline.types import Record
 
 TABLE_VERSION = 4
+COLUMNS = {  # field of a length table -> its name in the file
+    "record": "record",
+    "branch": "branch",
+    "begin": "begin",
+    "tokens": "tokens",
+    "tokens_unshared": "alone",
+    "supervised": "supervised",
+    "crops": "crops",
+    "text": "text",
+}
 
 
 @dataclass(frozen=True)
@@ -36,24 +46,25 @@ class LengthTable:
     """The length table of one split of one data set.
 
     Attributes:
-        record, branch: for each member of a unit the record's number in the data set and the number of its conversation.
-        begin: where each unit's members begin; one entry more than units.
-        tokens: length of each unit, a shared prefix counted once.
-        alone: length of its branches as separate rows.
-        supervised: supervised tokens of each unit.
-        crops: images (tiles) of each unit.
-        skipped: records or captions that cannot be trained on, by reason.
-        texts: all conversations as they were tokenised; None where they were not kept.
-        text: for each member the number of its conversation in `texts`, which counts all that can be trained on.
+        record, branch: for each member (branch of a sample) the index of its record in the data set, and the index of its
+            conversation in the record.
+        begin: index of each sample's first member; one entry more than samples.
+        tokens: length of each sample in tokens, a shared prefix counted once.
+        tokens_unshared: summed length of its branches without prefix sharing.
+        supervised: supervised tokens of each sample.
+        crops: crops of each sample.
+        text: for each member the index of its conversation in `texts`.
+        skipped: number of conversations that cannot be trained on, by reason.
+        texts: all tokenised conversations; None where they were not kept.
     """
 
     record: Int[np.ndarray, " members"]
     branch: Int[np.ndarray, " members"]
-    begin: Int[np.ndarray, " units_and_end"]
-    tokens: Int[np.ndarray, " units"]
-    alone: Int[np.ndarray, " units"]
-    supervised: Int[np.ndarray, " units"]
-    crops: Int[np.ndarray, " units"]
+    begin: Int[np.ndarray, " samples_and_end"]
+    tokens: Int[np.ndarray, " samples"]
+    tokens_unshared: Int[np.ndarray, " samples"]
+    supervised: Int[np.ndarray, " samples"]
+    crops: Int[np.ndarray, " samples"]
     text: Int[np.ndarray, " members"]
     skipped: dict[str, int] = field(default_factory=dict)
     texts: TokenTable | None = None
@@ -62,52 +73,52 @@ class LengthTable:
         return len(self.tokens)
 
     def subset(self, chosen: Int[np.ndarray, " some"]) -> "LengthTable":
-        """The table of some units, in the given order."""
-        spans = [np.arange(self.begin[unit], self.begin[unit + 1]) for unit in chosen]
-        places = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
+        """Returns the table of some samples, in the given order."""
+        spans = [np.arange(self.begin[sample], self.begin[sample + 1]) for sample in chosen]
+        members = np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
         return LengthTable(
-            record=self.record[places],
-            branch=self.branch[places],
+            record=self.record[members],
+            branch=self.branch[members],
             begin=starts(map(len, spans)),
             tokens=self.tokens[chosen],
-            alone=self.alone[chosen],
+            tokens_unshared=self.tokens_unshared[chosen],
             supervised=self.supervised[chosen],
             crops=self.crops[chosen],
             skipped=self.skipped,
             texts=self.texts,
-            text=self.text[places],
+            text=self.text[members],
         )
 
     def limited(self, limit: int | None) -> "LengthTable":
-        """The table of at most `limit` samples, the same ones each time, in order; all of them with None."""
+        """Returns the table of at most `limit` samples, the same ones each time, in order; all of them for None."""
         if limit is None or limit >= len(self):
             return self
         return self.subset(np.sort(keyed_generator("limit", 0).permutation(len(self))[:limit]))
 
-    def members(self, unit: int) -> list[tuple[int, int]]:
-        """`(record, conversation)` of each branch of a unit."""
-        span = self._span(unit)
+    def members(self, sample: int) -> list[tuple[int, int]]:
+        """Returns `(record, branch)` of each branch of a sample."""
+        span = self._members(sample)
         return list(zip(self.record[span].tolist(), self.branch[span].tolist(), strict=True))
 
-    def encoded(self, unit: int) -> list[TextEncoding] | None:
-        """Each branch of a unit as it was tokenised; None where that was not kept."""
+    def encoded(self, sample: int) -> list[TextEncoding] | None:
+        """Returns the tokenised conversation of each branch of a sample; None where they were not kept."""
         texts = self.texts
-        return None if texts is None else [texts[number] for number in self.text[self._span(unit)].tolist()]
+        return None if texts is None else [texts[number] for number in self.text[self._members(sample)].tolist()]
 
-    def _span(self, unit: int) -> slice:
-        return slice(int(self.begin[unit]), int(self.begin[unit + 1]))
+    def _members(self, sample: int) -> slice:
+        return slice(int(self.begin[sample]), int(self.begin[sample + 1]))
 
 
 @dataclass(frozen=True)
 class SampleTotals:
-    """What a stage has to train on, over all its data sets; `data check` announces it and training logs it.
+    """Totals of the samples of a stage over all its data sets, as `data check` and training report them.
 
     Attributes:
-        samples: training samples.
-        tokens: of all samples, a shared prefix counted once.
-        tokens_unshared: of their conversations as separate rows.
+        samples: number of samples.
+        tokens: tokens of all samples, a shared prefix counted once.
+        tokens_unshared: tokens without prefix sharing.
         supervised: supervised tokens.
-        skipped: conversations that cannot be trained on, by reason.
+        skipped: number of conversations that cannot be trained on, by reason.
     """
 
     samples: int
@@ -125,7 +136,7 @@ class SampleTotals:
         return cls(
             samples=sum(map(len, tables)),
             tokens=sum(int(table.tokens.sum()) for table in tables),
-            tokens_unshared=sum(int(table.alone.sum()) for table in tables),
+            tokens_unshared=sum(int(table.tokens_unshared.sum()) for table in tables),
             supervised=sum(int(table.supervised.sum()) for table in tables),
             skipped=dict(sorted(skipped.items())),
         )
@@ -143,11 +154,11 @@ class SampleTotals:
 
 @dataclass(frozen=True)
 class LengthTableRules:
-    """How branches become units.
+    """How branches are grouped into samples.
 
     Attributes:
-        share_prefix: branches of one picture (captions of a record, neighbouring records with the same images) form one unit.
-        row_tokens: a unit is split before it grows longer.
+        share_prefix: branches about the same images (captions of a record, neighbouring records) form one sample.
+        row_tokens: maximum length of such a sample in tokens; longer groups are split.
         max_skipped: largest share of branches that may be skipped.
     """
 
@@ -157,7 +168,7 @@ class LengthTableRules:
 
 
 def table_key(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> str:
-    """Identifies everything that a length table depends on."""
+    """Returns the cache key of a length table: a hash of everything that it depends on."""
     tokenizer = builder.tokenizer
     parts = {
         "version": TABLE_VERSION,
@@ -183,60 +194,67 @@ def table_key(dataset: Dataset, split: str, builder: ConversationEncoder, rules:
 def load_length_table(
     dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, cache: Path | None
 ) -> LengthTable:
-    """The length table from the cache, or made and cached.
+    """Reads the length table of a split from the cache, or makes and caches it.
 
     Args:
-        cache: folder of tables; None keeps nothing.
+        dataset, split: the data.
+        builder: encodes conversations.
+        rules: how branches are grouped.
+        cache: folder of cached tables; None caches nothing.
 
     Raises:
         SkipLimitError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
     """
     if cache is None:
-        units = _made_in_memory(dataset, split, builder, rules)
+        table = _make_in_memory(dataset, split, builder, rules)
     else:
         key = table_key(dataset, split, builder, rules)
-        units = _cached(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
-    check_skip_limit(units, rules.max_skipped, split)
-    return units
+        table = _read_or_write(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
+    check_skip_limit(table, rules.max_skipped, split)
+    return table
 
 
-def _cached(
+def _read_or_write(
     lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules
 ) -> LengthTable:
-    """The table as it lies in its two files, or made and written; a folder that cannot be written costs a message and memory."""
-    units = read_table(lengths, tokens)
-    if units is not None:
-        return units
+    """Reads the table from its two files, or makes and writes it; keeps it in memory where the folder cannot be written."""
+    table = read_table(lengths, tokens)
+    if table is not None:
+        return table
     try:
         lengths.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(tokens, "wb") as file:
-            units, begin = _with_texts(dataset, split, builder, rules, file)
-        _write_lengths(lengths, units, begin)
+            table, begin = _make_with_texts(dataset, split, builder, rules, file)
+        _write_lengths(lengths, table, begin)
     except (OSError, StorageError) as error:
-        logger.info("lengths and tokens are not cached but kept in memory: %s", error)
-        return _made_in_memory(dataset, split, builder, rules)
-    return replace(units, texts=TokenTable(tokens, begin))
+        logger.info("the length table cannot be cached and is kept in memory: %s", error)
+        return _make_in_memory(dataset, split, builder, rules)
+    return replace(table, texts=TokenTable(tokens, begin))
 
 
-def _made_in_memory(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> LengthTable:
+def _make_in_memory(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> LengthTable:
     file = BytesIO()
-    units, begin = _with_texts(dataset, split, builder, rules, file)
-    return replace(units, texts=TokenTable(file.getvalue(), begin))
+    table, begin = _make_with_texts(dataset, split, builder, rules, file)
+    return replace(table, texts=TokenTable(file.getvalue(), begin))
 
 
-def _with_texts(
+def _make_with_texts(
     dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, file: IO[bytes]
 ) -> tuple[LengthTable, Int[np.ndarray, " conversations_and_end"]]:
-    """The table, and where each conversation begins in the file."""
+    """Makes the table and writes the tokens; returns the table and where each conversation begins in the file."""
     writer = TokenWriter(file)
-    units = make_length_table(dataset, dataset.split_indices(split), builder, rules, texts=writer)
-    return units, writer.begin
+    table = make_length_table(dataset, dataset.split_indices(split), builder, rules, texts=writer)
+    return table, writer.begin
 
 
-def check_skip_limit(units: LengthTable, max_skipped: float, split: str) -> None:
-    """Refuses a split of which too much cannot be trained on."""
-    lost, kept = sum(units.skipped.values()), len(units.record)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(units.skipped.items(), key=lambda item: -item[1]))
+def check_skip_limit(table: LengthTable, max_skipped: float, split: str) -> None:
+    """Checks the share of conversations that cannot be trained on.
+
+    Raises:
+        SkipLimitError: it exceeds `max_skipped`, or no conversation is left.
+    """
+    lost, kept = sum(table.skipped.values()), len(table.record)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(table.skipped.items(), key=lambda item: -item[1]))
     if not kept:
         raise SkipLimitError(
             f"nothing of split {split!r} can be trained on ({reasons or 'it is empty'}).", "See `sightline data check`."
@@ -251,7 +269,7 @@ def check_skip_limit(units: LengthTable, max_skipped: float, split: str) -> None
 
 
 class LengthObserver(Protocol):
-    """Sees every conversation as it becomes a row, or why it does not."""
+    """Is called with every encoded conversation, or with the error of one that cannot be trained on."""
 
     def row(self, record: Record, branch: int, row: EncodedConversation, layouts: Sequence[Layout]) -> None: ...
 
@@ -263,34 +281,34 @@ def make_length_table(
     indices: Iterable[int],
     builder: ConversationEncoder,
     rules: LengthTableRules,
-    watcher: LengthObserver | None = None,
+    observer: LengthObserver | None = None,
     texts: TokenWriter | None = None,
 ) -> LengthTable:
-    """Tokenises the records of a split and groups their branches.
+    """Tokenises records and groups their conversations into samples.
 
     Args:
-        dataset: holds the records.
-        indices: of the records, in order.
-        builder: makes rows.
-        rules: how conversations of one picture are grouped.
-        watcher: is shown each conversation.
-        texts: is given each that can be trained on as it was tokenised, in the order of the members.
+        dataset: the data set of the records.
+        indices: indices of the records, in order.
+        builder: encodes conversations.
+        rules: how branches are grouped.
+        observer: is called with each conversation.
+        texts: receives each tokenised conversation that can be trained on, in the order of the members.
     """
-    reader = _Reader(dataset, builder, watcher, texts)
-    table: list[tuple[list[tuple[int, int]], int, int, int, int]] = []
+    reader = _Reader(dataset, builder, observer, texts)
+    samples: list[tuple[list[tuple[int, int]], int, int, int, int]] = []
     indices = list(indices)
     with progress("tokenising", len(indices)) as bar:
         for group in _groups(reader, indices, rules.share_prefix, bar.step):
-            table.extend(_split_group(group, rules))
-    sizes = [len(members) for members, *_ in table]
-    members = [member for row in table for member in row[0]]
-    columns = np.array([row[1:] for row in table], dtype=np.int64).reshape(len(table), 4)
+            samples.extend(_split_group(group, rules))
+    sizes = [len(members) for members, *_ in samples]
+    members = [member for sample in samples for member in sample[0]]
+    columns = np.array([sample[1:] for sample in samples], dtype=np.int64).reshape(len(samples), 4)
     return LengthTable(
         record=np.array([record for record, _ in members], dtype=np.int64),
         branch=np.array([branch for _, branch in members], dtype=np.int64),
         begin=starts(sizes),
         tokens=columns[:, 0],
-        alone=columns[:, 1],
+        tokens_unshared=columns[:, 1],
         supervised=columns[:, 2],
         crops=columns[:, 3],
         text=np.arange(len(members)),
@@ -299,106 +317,108 @@ def make_length_table(
 
 
 def image_keys(record: Record) -> tuple[str, ...]:
-    """What two records with the same pictures have in common: the pictures' hashes (in shards every record has its own paths)."""
+    """Returns a key that is equal for records with the same images: their sha256 (in shards every record has its own paths)."""
     return tuple(info.sha256 for info in record.image_info) or record.images
 
 
 @dataclass
 class _Group:
-    """Rows that may share their pictures."""
+    """Consecutive conversations about the same images."""
 
     members: list[tuple[int, int]]
-    rows: list[EncodedConversation]
+    conversations: list[EncodedConversation]
     crops: int
 
 
 @dataclass
 class _Reader:
-    """Makes the rows of records and counts those that cannot be made."""
+    """Encodes the conversations of records and counts by reason those that cannot be trained on."""
 
     dataset: Dataset
     builder: ConversationEncoder
-    watcher: LengthObserver | None
+    observer: LengthObserver | None
     texts: TokenWriter | None
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def rows(self, record: Record) -> Iterator[tuple[int, EncodedConversation, int]]:
-        """Number, row and crops of each conversation of a record that can be trained on."""
+    def conversations(self, record: Record) -> Iterator[tuple[int, EncodedConversation, int]]:
+        """Yields index, encoded conversation and number of crops of each conversation of a record that can be trained on."""
         for branch, messages in enumerate(self.builder.conversations(record)):
             try:
                 layouts = self.builder.layouts(record)
-                encoded = self.builder.encode(messages, layouts, verify=True)
-                row = self.builder.laid_out(encoded, layouts)
+                encoding = self.builder.encode(messages, layouts, verify=True)
+                encoded = self.builder.with_layouts(encoding, layouts)
             except RecordError as error:
                 self.skipped[error.reason] += 1
-                if self.watcher is not None:
-                    self.watcher.skip(record, branch, error)
+                if self.observer is not None:
+                    self.observer.skip(record, branch, error)
                 continue
-            if self.watcher is not None:
-                self.watcher.row(record, branch, row, layouts)
+            if self.observer is not None:
+                self.observer.row(record, branch, encoded, layouts)
             if self.texts is not None:
-                self.texts.write(encoded)
-            yield branch, row, sum(layout.num_crops for layout in layouts)
+                self.texts.write(encoding)
+            yield branch, encoded, sum(layout.num_crops for layout in layouts)
 
 
 def _groups(reader: _Reader, indices: Sequence[int], share_prefix: bool, step: Callable[[], None]) -> Iterator[_Group]:
-    """Rows of neighbouring conversations with the same pictures, one group at a time."""
+    """Yields groups of consecutive conversations about the same images."""
     group: _Group | None = None
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     for index in indices:
         record = reader.dataset.record(index)
-        for branch, row, crops in reader.rows(record):
-            joins = share_prefix and group is not None and crops > 0 and pictures == image_keys(record)
+        for branch, encoded, crops in reader.conversations(record):
+            joins = share_prefix and group is not None and crops > 0 and images == image_keys(record)
             if group is not None and joins:
                 group.members.append((index, branch))
-                group.rows.append(row)
+                group.conversations.append(encoded)
             else:
                 if group is not None:
                     yield group
-                group, pictures = _Group([(index, branch)], [row], crops), image_keys(record)
+                group, images = _Group([(index, branch)], [encoded], crops), image_keys(record)
         step()
     if group is not None:
         yield group
 
 
 def _split_group(group: _Group, rules: LengthTableRules) -> Iterator[tuple[list[tuple[int, int]], int, int, int, int]]:
-    """Units of a group: as many branches together as a row holds; members, tokens, tokens alone, supervised, crops."""
+    """Yields the samples of a group, each with as many branches as fit into `row_tokens`.
+
+    Yields:
+        Members, tokens, tokens without prefix sharing, supervised tokens, and crops.
+    """
     at = 0
-    while at < len(group.rows):
+    while at < len(group.conversations):
         take = 1
-        while at + take < len(group.rows):
-            rows = group.rows[at : at + take + 1]
-            if shared_prefix(rows) == 0 or _shared_length(rows) > rules.row_tokens:
+        while at + take < len(group.conversations):
+            conversations = group.conversations[at : at + take + 1]
+            if shared_prefix(conversations) == 0 or _shared_length(conversations) > rules.row_tokens:
                 break
             take += 1
-        rows = group.rows[at : at + take]
-        alone = sum(len(row.ids) for row in rows)
-        supervised = sum(row.num_supervised for row in rows)
-        yield group.members[at : at + take], _shared_length(rows), alone, supervised, group.crops
+        conversations = group.conversations[at : at + take]
+        unshared = sum(len(encoded.ids) for encoded in conversations)
+        supervised = sum(encoded.num_supervised for encoded in conversations)
+        yield group.members[at : at + take], _shared_length(conversations), unshared, supervised, group.crops
         at += take
 
 
-def _shared_length(rows: Sequence[EncodedConversation]) -> int:
-    prefix = shared_prefix(rows) if len(rows) > 1 else 0
-    return prefix + sum(len(row.ids) - prefix for row in rows)
+def _shared_length(conversations: Sequence[EncodedConversation]) -> int:
+    prefix = shared_prefix(conversations) if len(conversations) > 1 else 0
+    return prefix + sum(len(encoded.ids) - prefix for encoded in conversations)
 
 
 def read_table(lengths: Path, tokens: Path) -> LengthTable | None:
-    """A cached table, or None when there is none or it is torn."""
+    """Reads a cached table; returns None where there is none or it is damaged."""
     if not lengths.exists():
         return None
     try:
         with lengths.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files if name not in ("skipped", "begin_text")}
+            arrays = {field: data[name] for field, name in COLUMNS.items()}
             return LengthTable(**arrays, skipped=json.loads(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
-        logger.info("the cached table %s is torn (%s); it is made again", lengths, error)
+        logger.info("the cached length table %s is damaged (%s) and is made again", lengths, error)
         return None
 
 
-def _write_lengths(path: Path, units: LengthTable, begin_text: Int[np.ndarray, " conversations_and_end"]) -> None:
-    columns = {
-        name: getattr(units, name) for name in ("record", "branch", "begin", "tokens", "alone", "supervised", "crops", "text")
-    }
+def _write_lengths(path: Path, table: LengthTable, begin_text: Int[np.ndarray, " conversations_and_end"]) -> None:
+    columns = {name: getattr(table, field) for field, name in COLUMNS.items()}
     with atomic_file(path, "wb") as file:
-        np.savez(file, **columns, begin_text=begin_text, skipped=np.array(json.dumps(units.skipped)))
+        np.savez(file, **columns, begin_text=begin_text, skipped=np.array(json.dumps(table.skipped)))

@@ -1,4 +1,4 @@
-"""What `generate` is fed for a record: the row up to the answer, and what fills its visual slots."""
+"""Prompts: the token ids up to the answer, and the visual inputs of their images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from sightline.types import Message, Record
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row to continue.
+    """Input of `generate` for one record.
 
     Attributes:
-        row: ids with image tokens at the visual slots.
-        visual_index: visual-token index of each slot, over this prompt's crops.
-        pixels: prepared crops, or None.
-        features: stored features instead of pixels, or None.
+        row: the encoded conversation up to the answer, with image tokens at the visual slots.
+        visual_index: for each visual slot the index of its visual token among all visual tokens of the prompt.
+        pixels: prepared crops, `[N, h, w, 3]`, or None.
+        features: stored features instead of pixels, `[N, P, E]`, or None.
     """
 
     row: EncodedConversation
@@ -38,22 +38,23 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FewShotExample:
-    """A record that stands before a question with its pictures and its answer: its conversation, or its first caption.
+    """A few-shot example: a record whose conversation, or first caption, precedes the question.
 
     Attributes:
-        dataset: that it is of.
-        pictures: fills its visual slots.
+        dataset: the data set of the record.
+        record: the example.
+        visual_inputs: loads its pixels or features.
     """
 
     dataset: Dataset
     record: Record
-    pictures: VisualInputLoader | None
+    visual_inputs: VisualInputLoader | None
 
 
 def conversation_of(
     record: Record, messages: Sequence[Message], builder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
 ) -> tuple[list[Message], list[Layout]]:
-    """The turns of the examples, then a record's own, and the layouts of all their images, which need not be opened for it.
+    """Returns the turns of the examples followed by `messages`, and the layouts of all images; opens no image.
 
     Raises:
         RecordError: an image cannot be used.
@@ -67,74 +68,80 @@ def visual_inputs_of(
     dataset: Dataset,
     record: Record,
     builder: ConversationEncoder,
-    pictures: VisualInputLoader | None,
+    loader: VisualInputLoader | None,
     examples: Sequence[FewShotExample] = (),
 ) -> list[VisualInputs]:
-    """What fills the visual slots of the examples and of a record, for each of them that has images.
+    """Loads the visual inputs of the examples and of a record, one entry for each of them that has images.
 
     Raises:
         RecordError: an image cannot be used, or the model takes none.
     """
-    filled = []
-    for shown in (*examples, FewShotExample(dataset, record, pictures)):
+    inputs = []
+    for shown in (*examples, FewShotExample(dataset, record, loader)):
         if not builder.layouts(shown.record):
             continue
-        if shown.pictures is None:
+        if shown.visual_inputs is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
-        filled.append(shown.pictures.load(shown.dataset, shown.record))
-    return filled
+        inputs.append(shown.visual_inputs.load(shown.dataset, shown.record))
+    return inputs
 
 
-def prompt_row(
+def encode_prompt(
     record: Record,
     builder: ConversationEncoder,
     examples: Sequence[FewShotExample] = (),
     messages: Sequence[Message] | None = None,
 ) -> tuple[EncodedConversation, list[Layout]]:
-    """The row of a record's prompt after its examples, and the layouts of all their images, which need not be opened for it.
+    """Encodes a record's prompt after its few-shot examples; returns it with the layouts of all images. Opens no image.
 
     Args:
-        record: whose images are shown.
-        builder: makes rows.
-        examples: what stands before.
-        messages: the question; by default the record's own, or the builder's prompt.
+        record: the record that is asked about.
+        builder: encodes conversations.
+        examples: few-shot examples, in order.
+        messages: the question; by default the record's own, or the prompt of `builder`.
 
     Raises:
         RecordError: a text or an image cannot be used.
     """
     question = builder.prompt_messages(record) if messages is None else messages
     turns, layouts = conversation_of(record, question, builder, examples)
-    return builder.prompt_row(turns, layouts), layouts
+    return builder.encode_prompt(turns, layouts), layouts
 
 
 def make_prompt(
     dataset: Dataset,
     record: Record,
     builder: ConversationEncoder,
-    pictures: VisualInputLoader | None,
+    loader: VisualInputLoader | None,
     tokens_per_crop: int,
     examples: Sequence[FewShotExample] = (),
     messages: Sequence[Message] | None = None,
 ) -> Prompt:
-    """The prompt of a record, after examples if there are any; `messages` as in `prompt_row`.
+    """Encodes a record's prompt and loads the visual inputs of its images and of its examples.
+
+    Args:
+        dataset: the data set of the record.
+        record, builder, examples, messages: as in `encode_prompt`.
+        loader: loads the record's pixels or features; None for a decoder alone.
+        tokens_per_crop: visual tokens of a crop.
 
     Raises:
         RecordError: its text or an image cannot be used.
     """
-    row, layouts = prompt_row(record, builder, examples, messages)
-    return filled_prompt(row, layouts, visual_inputs_of(dataset, record, builder, pictures, examples), tokens_per_crop)
+    row, layouts = encode_prompt(record, builder, examples, messages)
+    return prompt_of(row, layouts, visual_inputs_of(dataset, record, builder, loader, examples), tokens_per_crop)
 
 
-def filled_prompt(
-    row: EncodedConversation, layouts: Sequence[Layout], filled: Sequence[VisualInputs], tokens_per_crop: int
+def prompt_of(
+    row: EncodedConversation, layouts: Sequence[Layout], visual_inputs: Sequence[VisualInputs], tokens_per_crop: int
 ) -> Prompt:
-    """A row with what fills its visual slots.
+    """Joins an encoded conversation and the visual inputs of its images into a prompt.
 
     Args:
-        row: up to the answer.
-        layouts: of its images in order.
-        filled: the crops of these images in order, of one or of several images each.
-        tokens_per_crop: of the model.
+        row: the encoded conversation up to the answer.
+        layouts: layout of each image, in order.
+        visual_inputs: crops of the images, in order; an entry may hold those of several images.
+        tokens_per_crop: visual tokens of a crop.
     """
-    inputs = VisualInputs.joined(filled)
+    inputs = VisualInputs.joined(visual_inputs)
     return Prompt(row, join_visual_indices(layouts, tokens_per_crop), inputs.pixels, inputs.features)

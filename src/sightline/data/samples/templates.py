@@ -30,7 +30,7 @@ TEMPLATES: dict[str, str] = {
     # ChatML without a system turn of its own: TinyVLM, SmolLM2 and Qwen types.
     "chatml": "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + _CONTENT + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    # Picture, text, end: LLaVA's `plain`, with the end token in place of its newline so that generation stops.
+    # Image, text, end: LLaVA's `plain`, with the end token in place of its newline so that generation stops.
     "plain": _BOS
     + "{% for message in messages %}"
     + _CONTENT

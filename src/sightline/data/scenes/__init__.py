@@ -1,6 +1,6 @@
-"""Pictures of shapes, made offline, with captions, boxes, questions and hard negatives that are true or false by construction.
+"""Images of shapes, made offline, with captions, boxes, questions and hard negatives that are true or false by construction.
 
-Reading order: `world` (what is in a picture), `outlines` and `drawing` (how it looks), `statements` (what is true of it),
+Reading order: `world` (what is in an image), `outlines` and `drawing` (how it looks), `statements` (what is true of it),
 `language` and `questions` (the words for it), `records` (records and splits). Scene i of a series is a pure function of
 (seed, level, i), bit for bit on every platform.
 """

@@ -1,7 +1,7 @@
 """Draws a scene: light background, flat shapes with smooth edges, a sign in a 5 x 7 dot alphabet, light noise.
 
 Edges are smoothed by 4 x 4 samples a pixel. Everything is whole-number arithmetic (a polygon test, a blend by sixteenths, noise
-from raw random bytes), so a picture is the same to the last bit on every platform and with every version of Pillow, which only
+from raw random bytes), so an image is the same to the last bit on every platform and with every version of Pillow, which only
 wraps the result.
 """
 
@@ -59,7 +59,7 @@ _DOTS = {
 
 
 def render(scene: Scene, size: int = 64, noise: bool = True) -> Image.Image:
-    """The picture of a scene, `size` x `size`, RGB.
+    """The image of a scene, `size` x `size`, RGB.
 
     Args:
         noise: False leaves out the grain, for tests and figures.

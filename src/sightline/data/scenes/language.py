@@ -33,7 +33,7 @@ MAX_CAPTIONS = 6
 NEGATIVE_KINDS = (
     "replace_attribute",  # another color or size
     "replace_object",  # another shape
-    "replace_position",  # another place in the picture
+    "replace_position",  # another place in the image
     "replace_relation",  # another relation between the same two
     "replace_text",  # another text on the sign
     "swap_attribute",  # colors or sizes of two things exchanged

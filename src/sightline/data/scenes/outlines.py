@@ -2,7 +2,7 @@
 
 A unit outline is turned first and then scaled so that the longer side of its box is 2 and the box's center is 0: a thing's size
 is that of its box, whatever its shape and angle. Coordinates are rounded to 1/65536 once, here; everything after this is
-whole-number arithmetic, so that pictures do not depend on a library's rasteriser.
+whole-number arithmetic, so that images do not depend on a library's rasteriser.
 """
 
 import math
@@ -80,7 +80,7 @@ def _scaled(value: int, radius: int) -> int:
 
 @lru_cache(maxsize=4096)
 def extents(shape: str, angle: int, radius: float) -> tuple[float, float]:
-    """Half the width and height of the box of a thing, as fractions of the picture."""
+    """Half the width and height of the box of a thing, as fractions of the image."""
     _, half, _ = unit_outline(shape, angle)
     units = round(radius * UNIT)
     return _scaled(half[0], units) / UNIT, _scaled(half[1], units) / UNIT
@@ -100,7 +100,7 @@ def _unit_edges(shape: str, angle: int) -> np.ndarray:
 
 
 def edges(shape: str, angle: int, radius: float, x: float, y: float) -> np.ndarray:
-    """The edges of a thing, int64 [edges, 4], as x and y of both ends, in units of 1/65536 of the picture's side.
+    """The edges of a thing, int64 [edges, 4], as x and y of both ends, in units of 1/65536 of the image's side.
 
     They close one contour or two; what lies inside is told by the even-odd rule.
     """

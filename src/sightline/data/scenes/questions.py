@@ -1,7 +1,7 @@
 """Questions about a scene, with every answer that is accepted.
 
 A question names a thing by attributes that only it has (`the circle`, `the small red circle`), never by the one that is
-asked for. Yes and no are equally likely, whatever the picture shows, and so are the counts and sizes that the picture can give.
+asked for. Yes and no are equally likely, whatever the image shows, and so are the counts and sizes that the image can give.
 """
 
 from collections.abc import Collection
@@ -76,7 +76,7 @@ def _the(phrase: Phrase) -> str:
 
 def _about(scene: Scene, asked: str, draws: Draws) -> Question | None:
     things = draws.shuffled(scene.things)
-    if asked == "size":  # small things are more frequent in full pictures
+    if asked == "size":  # small things are more frequent in full images
         wanted = draws.choice(sorted({thing.size for thing in things}))
         things.sort(key=lambda thing: thing.size != wanted)
     for thing in things:

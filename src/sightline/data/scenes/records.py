@@ -1,7 +1,7 @@
-"""Scenes as records with their pictures, and the split that each belongs to.
+"""Scenes as records with their images, and the split that each belongs to.
 
 `generate` is the source behind `data prepare --format scenes`. A record's split depends on the index alone, or, with
-`novel`, on the things too: pictures that show a held-out pair of color and shape form the split `novel`, and no text of any
+`novel`, on the things too: images that show a held-out pair of color and shape form the split `novel`, and no text of any
 other split names such a pair.
 """
 
@@ -17,7 +17,7 @@ from sightline.data.scenes.world import COLORS, SHAPES, Scene, make_scene
 from sightline.errors import UsageError
 from sightline.types import Box, Message, Part, Record
 
-# Four of 48 pairs, no color or shape twice: 8 % of the pictures of level 1, 16 % of level 2, a quarter of level 3.
+# Four of 48 pairs, no color or shape twice: 8 % of the images of level 1, 16 % of level 2, a quarter of level 3.
 NOVEL_PAIRS = (("blue", "star"), ("green", "triangle"), ("red", "ring"), ("yellow", "cross"))
 
 
@@ -34,22 +34,22 @@ def generate(
     test: float = 0.1,
     novel: Collection[tuple[str, str]] = (),
 ) -> Iterator[tuple[Record, Image.Image]]:
-    """Makes the records of scenes `offset` to `offset + count - 1`, each with its picture.
+    """Makes the records of scenes `offset` to `offset + count - 1`, each with its image.
 
     Args:
-        count: number of pictures.
+        count: number of images.
         seed: names the series; scene i of a series is always the same.
         level: 1 one thing; 2 two things in a relation; 3 three to six things and a sign to read.
-        size: side of the pictures in pixels: 32 to 1024, at level 3 from 64.
+        size: side of the images in pixels: 32 to 1024, at level 3 from 64.
         offset: index of the first scene.
         num_captions: captions a record, 1 to 6, the canonical one first (levels 2 and 3 have at least five to tell).
-        ask: questions instead of captions: several records a picture, which follow each other and share the Image object and
+        ask: questions instead of captions: several records an image, which follow each other and share the Image object and
             the path.
         val, test: shares of the indices that go to these splits.
         novel: (color, shape) pairs that only the split `novel` shows and names, such as `NOVEL_PAIRS`.
 
     Yields:
-        Records whose only image path is `ID.png`, with the id of the scene, and the picture in memory.
+        Records whose only image path is `ID.png`, with the id of the scene, and the image in memory.
 
     Raises:
         UsageError: an argument is out of range.
@@ -118,7 +118,7 @@ def caption_record(scene: Scene, told: list[SceneCaption], false: list[Negative]
 
 
 def question_records(scene: Scene, asked: list[Question], split: str) -> list[Record]:
-    """A record for each question: the picture and the question, then the preferred answer; `answers` has all accepted ones."""
+    """A record for each question: the image and the question, then the preferred answer; `answers` has all accepted ones."""
     return [
         Record(
             id=f"{scene_id(scene)}-{question.kind}",

@@ -1,7 +1,7 @@
 """What can be said of a scene, and whether it is true.
 
 A statement is a small structure, not a text; `sightline.data.scenes.language` puts it into words. `truth` answers True or False
-only where a person who sees the picture would not hesitate, and None where the picture is too close to call (a thing both
+only where a person who sees the image would not hesitate, and None where the image is too close to call (a thing both
 right of and below another one is not plainly "below" it). Captions are made of statements that are True, negatives of
 statements that are False; None serves neither.
 """
@@ -44,7 +44,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class ThingAt:
-    """There is such a thing, at that place of the picture (anywhere, if `place` is empty)."""
+    """There is such a thing, at that place of the image (anywhere, if `place` is empty)."""
 
     phrase: Phrase
     place: str = ""

@@ -1,8 +1,8 @@
-"""What is in a picture: things with shape, color, size and place, and at level 3 a sign to read.
+"""What is in an image: things with shape, color, size and place, and at level 3 a sign to read.
 
 `make_scene(seed, level, index)` draws everything from a Philox stream keyed by the three numbers, by whole-number arithmetic
 on the raw stream, so that a scene is the same on every machine and in every order of making. Lengths are fractions of the
-picture's side, multiples of 1/4096. Names are chosen first and geometry after, inside bands with gaps between them: nothing is
+image's side, multiples of 1/4096. Names are chosen first and geometry after, inside bands with gaps between them: nothing is
 half small, half left, or half red.
 """
 
@@ -58,11 +58,11 @@ RADIUS = {
 }
 RADIUS_INSIDE, RADIUS_AROUND = (0.075, 0.08), (0.235, 0.25)  # the inner thing fits into every shape (ring: into its hole)
 PLACE_BANDS = ((0.0, 0.31), (0.43, 0.57), (0.69, 1.0))  # of a thing's center, by column or row
-EDGE = 0.02  # between a box and the border of the picture
+EDGE = 0.02  # between a box and the border of the image
 GAP = 0.04  # between two boxes
 DRIFT = 0.05  # of the centers across the direction of the relation that level 2 shows
 GRID = 4096
-SIGN_CELLS = 64  # a dot of a letter is 1/64 of the side: one pixel of the default picture
+SIGN_CELLS = 64  # a dot of a letter is 1/64 of the side: one pixel of the default image
 SIGN_FRAME = 3  # cells around the letters: a border of one, a gap of two
 MAX_COUNT = 6  # things at level 3
 
@@ -118,7 +118,7 @@ def _words(*values: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A shape in the picture.
+    """A shape in the image.
 
     Attributes:
         x, y: center of its box; y grows downwards.
@@ -175,7 +175,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that is in picture `index` of a series, a pure function of `seed`, `level` and `index`.
+    """All that is in image `index` of a series, a pure function of `seed`, `level` and `index`.
 
     Attributes:
         things: the shapes, later ones drawn over earlier ones. At level 3 the first one has one to three equals (same shape and

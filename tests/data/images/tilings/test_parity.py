@@ -197,7 +197,7 @@ def test_split_rows_are_the_ids_of_idefics3s_processor(tokenizer: Any, splits: b
         infos = tuple(ImageInfo("", *size) for size in many[number : number + 3])
         parts = (Part("Look:"), Part(), Part("\n"), Part(), Part(), Part(" What is it?"))
         record = Record("r", ("a", "b", "c"), infos, (Message("user", parts),))
-        row = builder.prompt_row(record.messages, builder.layouts(record))
+        row = builder.encode_prompt(record.messages, builder.layouts(record))
         text = builder.template.render(record.messages, prompt=True)
         found = processor(text=text, images=[noise(*size) for size in many[number : number + 3]], add_special_tokens=False)
         assert row.ids.tolist() == found["input_ids"][0], many[number : number + 3]

@@ -1,6 +1,6 @@
 """`anyres`: LLaVA-NeXT's any resolution with spatial unpad.
 
-The picture is seen twice: squashed to one tile, and as a grid of tiles. The tiles' visual tokens are put together to one map, the
+The image is seen twice: squashed to one tile, and as a grid of tiles. The tiles' visual tokens are put together to one map, the
 rows or columns that show nothing but padding are cut off, and a learned separator ends each row of the map.
 """
 
@@ -28,7 +28,7 @@ SEPARATOR = -1
 
 
 class AnyResConfig(TiledConfig):
-    """LLaVA-NeXT (Liu et al. 2024): a base image and the tiles of the grid that keeps most of the picture's pixels.
+    """LLaVA-NeXT (Liu et al. 2024): a base image and the tiles of the grid that keeps most of the image's pixels.
 
     Token counts and their order are those of transformers' LlavaNextProcessor and LlavaNextModel. AlignVLM's low-resource runs
     used `up_to_6x6` with at most 9 tiles (`anyres_max_9`).
@@ -49,7 +49,7 @@ class AnyResConfig(TiledConfig):
 
     @property
     def choices(self) -> tuple[tuple[int, int], ...]:
-        """The grids that a picture may get.
+        """The grids that an image may get.
 
         Raises:
             ConfigError: there is none.
@@ -99,7 +99,7 @@ def _layout(config: AnyResConfig, width: int, height: int, grid: tuple[int, int]
 
 
 def best_grid(width: int, height: int, choices: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:
-    """The grid that keeps most of the picture's pixels, and among those wastes fewest of its own.
+    """The grid that keeps most of the image's pixels, and among those wastes fewest of its own.
 
     In floats and with the same roundings as transformers' `select_best_resolution`, since a pixel decides between near equals.
     """
@@ -114,7 +114,7 @@ def best_grid(width: int, height: int, choices: tuple[tuple[int, int], ...], sid
 
 
 def fitted_size(width: int, height: int, full_width: int, full_height: int) -> tuple[int, int]:
-    """Width and height of the picture scaled into a canvas, rounded up (in floats, as `get_patch_output_size`)."""
+    """Width and height of the image scaled into a canvas, rounded up (in floats, as `get_patch_output_size`)."""
     by_width, by_height = full_width / width, full_height / height
     if by_width < by_height:
         return full_width, min(math.ceil(height * by_width), full_height)
@@ -122,7 +122,7 @@ def fitted_size(width: int, height: int, full_width: int, full_height: int) -> t
 
 
 def unpadded(token_map: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The part of a map of tokens that a picture of `width x height` covers when it is centred in it, aspect kept."""
+    """The part of a map of tokens that an image of `width x height` covers when it is centred in it, aspect kept."""
     rows, columns = token_map.shape
     if width * rows > columns * height:
         padding = (rows - height * columns // width) // 2

@@ -1,6 +1,6 @@
-"""What every tiling states: crops, slots and which visual token fills each slot, all from the picture's size alone.
+"""What every tiling states: crops, slots and which visual token fills each slot, all from the image's size alone.
 
-A tiling is a pure function of the picture's size, so token counts are known before any pixel is read; training, the length
+A tiling is a pure function of the image's size, so token counts are known before any pixel is read; training, the length
 table, evaluation and `generate` all ask here. One visual token of a crop is `crop * K + k`; learned separators count from -1 down.
 """
 
@@ -24,12 +24,12 @@ CACHED_LAYOUTS = 512  # the largest takes about 170 kB
 
 @dataclass(frozen=True)
 class Layout:
-    """What one picture takes.
+    """What one image takes.
 
     Attributes:
-        text: what replaces the picture's marker in the conversation: markers, and tokens of rows and columns around them.
+        text: what replaces the image's marker in the conversation: markers, and tokens of rows and columns around them.
         slots: for each marker in `text` the number of slots it expands to.
-        visual_index: for each slot, in order, the index of its visual token among this picture's crops (`crop * K + k`); below 0 a
+        visual_index: for each slot, in order, the index of its visual token among this image's crops (`crop * K + k`); below 0 a
             learned separator.
         num_crops: crops that the encoder sees.
     """
@@ -41,7 +41,7 @@ class Layout:
 
     @property
     def num_tokens(self) -> int:
-        """Visual slots of the picture, the tokens of `text` around them not counted."""
+        """Visual slots of the image, the tokens of `text` around them not counted."""
         return len(self.visual_index)
 
 
@@ -59,7 +59,7 @@ class TilingConfig(HasKind, Config):
         return ()
 
     def fitted(self, height: int, width: int) -> Self:
-        """The tiling for an encoder that takes pictures of `height x width` pixels.
+        """The tiling for an encoder that takes images of `height x width` pixels.
 
         Raises:
             ConfigError: it cannot work with that size.
@@ -82,11 +82,11 @@ class TilingConfig(HasKind, Config):
 
     @abstractmethod
     def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
-        """The layout of a picture of this size (as shown), with `grid` rows and columns of visual tokens per crop."""
+        """The layout of an image of this size (as shown), with `grid` rows and columns of visual tokens per crop."""
 
     @abstractmethod
     def crops(self, image: Image.Image, preparation: ImagePreparation) -> UInt8[np.ndarray, "N h w 3"]:
-        """The crops of a picture, prepared for the encoder, in the order of the layout."""
+        """The crops of an image, prepared for the encoder, in the order of the layout."""
 
     def key(self) -> str:
         """Identifies the tiling in caches and feature stores."""
@@ -94,7 +94,7 @@ class TilingConfig(HasKind, Config):
 
 
 class TiledConfig(TilingConfig):
-    """A tiling that cuts pictures into squares of the encoder's input size."""
+    """A tiling that cuts images into squares of the encoder's input size."""
 
     tile: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     """Side of a tile in pixels; by default the encoder's input, which is the only size that works."""
@@ -117,12 +117,12 @@ class TiledConfig(TilingConfig):
 
 
 def resized(image: Image.Image, width: int, height: int, preparation: ImagePreparation) -> Image.Image:
-    """The picture at another size, with the encoder's own filter."""
+    """The image at another size, with the encoder's own filter."""
     return image.resize((width, height), Image.Resampling(FILTERS.index(preparation.resample)))
 
 
 def cut(image: Image.Image, side: int) -> UInt8[np.ndarray, "N side side 3"]:
-    """The squares of a picture whose sides are multiples of `side`, in raster order."""
+    """The squares of an image whose sides are multiples of `side`, in raster order."""
     rows, columns = image.height // side, image.width // side
     squares = np.asarray(image).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
     return squares.reshape(rows * columns, side, side, 3)

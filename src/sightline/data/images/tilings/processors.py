@@ -1,7 +1,7 @@
 """The image processors of whole vision-language models: how they prepare a crop, and how they tile.
 
 What the processors of encoders do is known to `ImagePreparation` alone; those of LLaVA-NeXT, Idefics3 and SmolVLM also cut
-pictures, and here their files become a preparation and a tiling whose pixels are the same bit for bit.
+images, and here their files become a preparation and a tiling whose pixels are the same bit for bit.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _LIKE = {"Idefics3": ("SiglipImageProcessor", 1), "LlavaNext": ("BlipImageProces
 
 
 def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) -> tuple[ImagePreparation, Tiling]:
-    """How the image processor in a folder prepares and tiles pictures.
+    """How the image processor in a folder prepares and tiles images.
 
     Args:
         path: a folder as `save_pretrained` writes it, or a Hub id; of an encoder or of a vision-language model.

@@ -1,4 +1,4 @@
-"""`split`: Idefics3's and SmolVLM's image splitting with tokens for row and column, and the whole picture at the end."""
+"""`split`: Idefics3's and SmolVLM's image splitting with tokens for row and column, and the whole image at the end."""
 
 import math
 from functools import lru_cache
@@ -14,14 +14,14 @@ from sightline.data.images.tilings.base import CACHED_LAYOUTS, Layout, TiledConf
 from sightline.types import IMAGE
 
 AROUND, GLOBAL = "<fake_token_around_image>", "<global-img>"
-LONGEST_OF_ALL = 4096  # pixels; neither model scales a picture beyond it
+LONGEST_OF_ALL = 4096  # pixels; neither model scales an image beyond it
 
 
 class SplitConfig(TiledConfig):
     """Idefics3 (Laurencon et al. 2024), SmolVLM (Marafioti et al. 2025).
 
     The longer side is scaled to `longest_edge`, both sides are then stretched to multiples of the tile, and the tiles follow each
-    other in raster order, each after its `<row_R_col_C>`; the picture squashed to one tile comes last, after `<global-img>`. Texts,
+    other in raster order, each after its `<row_R_col_C>`; the image squashed to one tile comes last, after `<global-img>`. Texts,
     token counts and pixels are those of transformers' Idefics3Processor (SmolVLMProcessor does the same).
     """
 
@@ -29,7 +29,7 @@ class SplitConfig(TiledConfig):
     longest_edge: int | None = Field(default=None, ge=1, le=MAX_SIDE)
     """Length of the longer side before it is cut; four tiles by default, as in Idefics3 and SmolVLM2-500M."""
     splits: bool = True
-    """Without it a picture is one crop, between the same tokens."""
+    """Without it an image is one crop, between the same tokens."""
 
     @property
     def longest(self) -> int:
@@ -54,7 +54,7 @@ class SplitConfig(TiledConfig):
         return np.concatenate([cut(stretched, side), np.asarray(resized(stretched, side, side, preparation))[None]])
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles; (0, 0) for a picture that is one crop."""
+        """Rows and columns of tiles; (0, 0) for an image that is one crop."""
         if not self.splits:
             return 0, 0
         side = self.side

@@ -1,4 +1,4 @@
-"""`whole`: one crop per picture."""
+"""`whole`: one crop per image."""
 
 from functools import lru_cache
 from typing import Literal
@@ -13,7 +13,7 @@ from sightline.types import IMAGE
 
 
 class WholeConfig(TilingConfig):
-    """One crop: the whole picture, as the encoder's own processor prepares it."""
+    """One crop: the whole image, as the encoder's own processor prepares it."""
 
     kind: Literal["whole"] = "whole"
 
