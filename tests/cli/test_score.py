@@ -194,6 +194,7 @@ REFERENCES = [{"id": 1, "references": ["a dog"]}]
         ('[{"image_id": 1, "caption": "a"},\n {"image_id": 2, "caption" "b"}]', REFERENCES, "p.jsonl, line 2, column 28"),
         ("", REFERENCES, "p.jsonl is empty"),
         ("[]", REFERENCES, "p.jsonl holds no predictions"),
+        ('{"id": 1, "text": "a", "crc32": "00000000"}', REFERENCES, "p.jsonl, line 1: its checksum 'crc32' does not fit"),
         ('{"id": 1, "text": "a"}\n5', REFERENCES, "p.jsonl, line 2: expected an object, not int"),
         ("[1]", REFERENCES, "p.jsonl, entry 0: expected an object, not int"),
         ([{"id": 1, "caption": "a"}], REFERENCES, "this entry has 'caption', 'id'"),

@@ -101,6 +101,29 @@ def test_a_signal_ends_it_after_the_batch_and_the_same_command_goes_on(tmp_path:
     assert len(rest.calls) == 1
 
 
+def test_whatever_bit_flips_in_the_predictions_every_text_is_as_it_was_said(tmp_path: Path) -> None:
+    """What is damaged is made again; nothing that was not said reaches the scores."""
+    whole = run(tmp_path, Scripted(["r5"]))
+    log = tmp_path / "predictions.jsonl"
+    written = log.read_bytes()
+    for place in range(0, len(written), 7):
+        data = bytearray(written)
+        data[place] ^= 1 << place % 8
+        log.write_bytes(data)
+        again = Scripted(["r5"])
+        assert run(tmp_path, again) == whole, place
+        assert 1 <= sum(len(set(names)) for names, _ in again.calls) <= 4, place
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_where_the_settings_are_damaged_all_is_made_again(tmp_path: Path, content: bytes) -> None:
+    whole = run(tmp_path, Scripted())
+    (tmp_path / "settings.json").write_bytes(content)
+    again = Scripted()
+    assert run(tmp_path, again) == whole
+    assert len(again.calls) == 3
+
+
 @pytest.mark.parametrize("change", [{"model": "n"}, {"sizes": (1, 3)}, {"more": None}])
 def test_other_settings_begin_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     run(tmp_path, Scripted(["r1"]))

@@ -396,6 +396,78 @@ def test_lines_after_the_kept_ones_are_cut_and_writing_goes_on(tmp_path: Path) -
     assert [line["step"] for line in read_json_lines(tmp_path / "log")] == [0, 1, 2, 9]
 
 
+NUMBERED = [{"step": number, "text": f"line {number}"} for number in range(7)]
+
+
+def log_of(path: Path, checksum: bool = False) -> Path:
+    log = JsonLines(path, checksum)
+    for line in NUMBERED:
+        log.write(line)
+    log.close()
+    return path
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe", b"[1]", b"", b'{"text": "no step"}'])
+def test_a_damaged_line_anywhere_is_moved_aside_with_its_number_and_all_others_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int, bad: bytes
+) -> None:
+    path = log_of(tmp_path / "log")
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = bad + b"\n"
+    path.write_bytes(b"".join(lines))
+    whole = [line for line in NUMBERED if line["step"] != number - 1]
+    assert [line for _, line in storage.whole_lines(path, ("step",))] == whole
+    assert f"log: 1 damaged line (number {number}), left out" in caplog.text
+    log = JsonLines(path, required=("step",))
+    assert f"log: 1 damaged line (number {number}), moved to log.damaged" in caplog.text
+    log.write({"step": 7, "text": "new"})
+    log.close()
+    assert read_json_lines(path) == [*whole, {"step": 7, "text": "new"}]
+    assert (tmp_path / "log.damaged").read_bytes() == bad + b"\n"
+
+
+def test_many_damaged_lines_are_counted_and_the_first_ten_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "log").write_bytes(b"broken\n" * 14 + b'{"step": 1}\n{"step": 2')
+    assert read_json_lines(tmp_path / "log") == [{"step": 1}]
+    assert "14 damaged lines (number 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 4 more)" in caplog.text
+
+
+def test_whatever_bit_flips_in_a_file_with_checksums_no_line_is_read_that_was_not_written(tmp_path: Path) -> None:
+    """Every bit of every byte; a line is left out, and never changed."""
+    written = log_of(tmp_path / "log", checksum=True).read_bytes()
+    lengths = [len(line) for line in written.splitlines(keepends=True)]
+    assert read_json_lines(tmp_path / "log") == NUMBERED
+    for place in range(sum(lengths[:2])):
+        for bit in range(8):
+            data = bytearray(written[: sum(lengths[:3])])
+            data[place] ^= 1 << bit
+            (tmp_path / "flipped").write_bytes(data)
+            found = read_json_lines(tmp_path / "flipped")
+            assert len(found) in (1, 2), data  # a newline that is gone or new costs two lines
+            assert all(line in NUMBERED for line in found), (data, found)
+
+
+def test_lines_of_a_version_without_checksums_are_read_beside_new_ones(tmp_path: Path) -> None:
+    log_of(tmp_path / "log")
+    log = JsonLines(tmp_path / "log", checksum=True)
+    log.write({"step": 7})
+    log.close()
+    assert read_json_lines(tmp_path / "log") == [*NUMBERED, {"step": 7}]
+    assert not (tmp_path / "log.damaged").exists()
+
+
+def test_a_line_that_is_not_wanted_takes_no_other_with_it(tmp_path: Path) -> None:
+    """A step number that a flipped bit made larger than that of the checkpoint."""
+    path = tmp_path / "log"
+    path.write_bytes(b"".join(b'{"step": %d}\n' % step for step in (1, 6, 3, 4, 5)))
+    log = JsonLines(path)
+    log.keep(lambda line: line["step"] <= 4)
+    log.write({"step": 5})
+    log.close()
+    assert [line["step"] for line in read_json_lines(path)] == [1, 3, 4, 5]
+
+
 # Locks ------------------------------------------------------------------------------------------------------------------------
 
 HOLD = "lock = storage.Lock(home / 'lock.json'); lock.__enter__(); print('held', flush=True); sys.stdin.read()"

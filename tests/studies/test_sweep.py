@@ -171,6 +171,15 @@ def test_damaged_weights_or_a_new_question_are_not_finished(place: Path, killed:
     assert not studies.is_finished(asked, killed)
     weights.write_bytes(whole)
     assert studies.is_finished(asked, killed)
+    for name in ("items.json", "scores.json"):
+        stored = killed / "runs/plain-s0/eval/photos" / name
+        whole = stored.read_bytes()
+        stored.write_bytes(whole[:40])
+        assert not studies.is_finished(asked, killed)
+        watched.asked.clear()
+        assert studies.make_runs([asked], killed)[0].state == "done"
+        assert watched.asked == ["plain-s0 photos"]
+        assert stored.read_bytes() == whole
 
 
 def test_a_run_that_an_earlier_version_finished_is_finished(place: Path, killed: Path) -> None:

@@ -16,12 +16,13 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
+from sightline.errors import DistributedError
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.objectives import CALConfig, NextTokenConfig
 from sightline.training import loop, stages
 from sightline.training.checkpoint import Progress
-from sightline.training.ranks import Ranks, Replicated, Sharded, StepModule
+from sightline.training.ranks import Ranks, Replicated, Sharded, StepModule, exchange_errors_named
 from sightline.types import Sample
 from tests.builders import Exact, batch_of, experts, sample, vlm
 from tests.data.pictures import picture, prepared, put
@@ -239,6 +240,57 @@ def test_a_rank_that_dies_ends_the_others_before_the_deadline(tmp_path: Path, co
     assert second.wait() == -signal.SIGKILL
     assert first.wait() == 6, first.said
     assert "error[distributed]: another process of this run died" in first.said
+
+
+def test_a_rank_that_is_stopped_ends_the_others_after_the_deadline(tmp_path: Path, commands: Commands, config: Path) -> None:
+    """It does not die, so nobody sees a broken connection; whatever gloo says of it, the exit code is that of the exchange."""
+    given = json.loads(config.read_text())
+    given["runtime"]["deadline"] = 6
+    given["stages"] = [given["stages"][0] | {"train": {"steps": 100_000}}]
+    arguments = ["train", "--config", put(tmp_path / "config.yaml", given), "--out", tmp_path / "run"]
+    first, second = commands.ranks(2, arguments)
+    first.until(tmp_path / "run/metrics.jsonl")
+    second.kill(signal.SIGSTOP)
+    assert first.wait() == 6, first.said
+    assert "error[distributed]: another process of this run died or missed its deadline" in first.said
+    assert "Traceback" not in first.said
+    second.kill(signal.SIGCONT)
+    assert second.wait() == 6, second.said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:5"), True),
+        (RuntimeError("[unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"), True),
+        (RuntimeError("Socket Timeout"), True),
+        (RuntimeError("Broken pipe"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (torch.distributed.DistBackendError("anything"), True),
+        (torch.distributed.DistStoreError(""), True),
+        (torch.OutOfMemoryError("CUDA out of memory in the collective of a process group"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
+        (RuntimeError("probability tensor contains either `inf`, `nan` or element < 0"), False),
+        (RuntimeError(""), False),
+    ],
+)
+def test_errors_of_the_exchange_are_told_from_others(error: RuntimeError, expected: bool) -> None:
+    with pytest.raises(RuntimeError if not expected else DistributedError), exchange_errors_named(2):
+        raise error
+    with pytest.raises(type(error)), exchange_errors_named(1):
+        raise error
+
+
+def test_an_error_out_of_a_collective_is_one_of_the_exchange_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raised below a function of torch's module of collectives, with words that nobody knows yet."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a new message")
+
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_rank_not_in_group", fail)
+    with pytest.raises(DistributedError, match="a new message"), exchange_errors_named(2):
+        torch.distributed.all_reduce(torch.ones(1))
 
 
 if __name__ == "__main__":

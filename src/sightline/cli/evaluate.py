@@ -19,6 +19,9 @@ def evaluate(
         typer.Option(help="blind: a uniform picture instead of each image; shuffled: another record's images."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="If the last checkpoint is damaged, use the newest whole one.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate only this many records, drawn at random with a fixed seed.")
@@ -77,7 +80,7 @@ def evaluate(
         shots_seed=shots_seed,
         resamples=resamples,
     )
-    done = run_evaluation(spec, run, checkpoint, out, device, threads)
+    done = run_evaluation(spec, run, checkpoint, out, device, threads, fallback)
     if as_json:
         emit(done.to_json())
         return
@@ -91,4 +94,6 @@ def evaluate(
         table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n))
     Console().print(table)
     typer.echo(f"prompt: {done.prompt or 'none'}")
+    if done.checkpoint is not None:
+        typer.echo(f"checkpoint: step {done.checkpoint.saved.step} ({done.checkpoint.reason})")
     typer.echo(f"{done.folder}")

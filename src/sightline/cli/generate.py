@@ -15,6 +15,9 @@ def generate(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text beside the pictures; the one of training by default.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="If the last checkpoint is damaged, use the newest whole one.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 draws.")] = 0.0,
@@ -35,7 +38,7 @@ def generate(
     from sightline.assembly.evaluate.chat import ChatModel
     from sightline.generation.decode import DecodingConfig
 
-    speaker = ChatModel.open(run, checkpoint, device)
+    speaker = ChatModel.open(run, checkpoint, device, fallback=fallback)
     torch.manual_seed(seed)
     decoding = DecodingConfig(
         max_new_tokens=max_new_tokens,
@@ -55,7 +58,8 @@ def generate(
     streams = not as_json and beams == 1
     answer = speaker.answer((message,) if message.content else (), images, decoding, show if streams else None)
     if as_json:
-        emit(answer.to_json())
+        used = speaker.model.checkpoint
+        emit(answer.to_json() | ({"checkpoint": used.to_json()} if used is not None else {}))
     elif streams:
         typer.echo("")
     else:

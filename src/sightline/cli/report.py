@@ -28,6 +28,9 @@ def report(
         list[ReportControl] | None, typer.Option(help="Shown beside it; both by default; may be given again.")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="If the last checkpoint is damaged, use the newest whole one.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many records, drawn at random with a fixed seed.")] = None,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
@@ -51,7 +54,7 @@ def report(
     page = out or run_of(run) / "report.html"
     spec = EvalSpec(task="caption", data=data, split=split, batch_size=batch_size, limit=limit, features=features)
     controls: list[Control] = [shown.value for shown in dict.fromkeys(control or ReportControl)]
-    found = report_run(spec, run, controls, page, checkpoint=checkpoint, device=device, threads=threads)
+    found = report_run(spec, run, controls, page, checkpoint=checkpoint, device=device, threads=threads, fallback=fallback)
     if as_json:
         emit({"report": str(page), **{name: done.to_json() for name, done in found.items()}})
         return

@@ -1,7 +1,8 @@
 """Predictions of a split, written one by one, so that an evaluation that is killed goes on where it stopped.
 
 All batches of a set have one shape (the same number of rows, padded to the longest prompt), so that a text does not depend on
-which neighbours it had. A torn last line of `predictions.jsonl` is made again.
+which neighbours it had. Each line of `predictions.jsonl` has a checksum; torn and damaged lines are
+made again.
 """
 
 import json
@@ -12,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from sightline.errors import Stopped
+from sightline.errors import Stopped, StorageError
 from sightline.evaluation.tasks import Query
 from sightline.runtime import storage
-from sightline.runtime.logs import progress
+from sightline.runtime.logs import logger, progress
 from sightline.runtime.signals import watch_signals
 from sightline.types import Prediction
 
@@ -61,7 +62,7 @@ def predict(
     """
     with storage.Lock(folder / LOCK):
         _begin(folder, settings)
-        with closing(storage.JsonLines(folder / PREDICTIONS)) as log:
+        with closing(storage.JsonLines(folder / PREDICTIONS, checksum=True, required=("id",))) as log:
             done = _answer_rest(answers, queries, log, batch_size, title)
     found = [done[query.id] for query in queries]
     skipped = Counter(prediction.skipped for prediction in found if prediction.skipped)
@@ -89,8 +90,12 @@ def _answer_rest(
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:
     stored = folder / SETTINGS
-    if stored.exists() and storage.read_json(stored) == json.loads(json.dumps(settings)):
-        return
+    if stored.exists():
+        try:
+            if storage.read_json(stored) == json.loads(json.dumps(settings)):
+                return
+        except StorageError as error:
+            logger.warning("%s The predictions beside it are made again.", error.message)
     for name in (PREDICTIONS, SCORES, ITEMS):
         (folder / name).unlink(missing_ok=True)
     storage.write_json(stored, settings)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
 from sightline.runtime.logs import logger
+from sightline.runtime.storage import checksum_fits
 
 Kind = Literal["captions", "answers"]
 
@@ -209,11 +210,25 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         found = ((f"entry {number}", value) for number, value in enumerate(_parse(text, path, 1)))
     else:
         lines = text.split("\n")  # splitlines would also split at line separators inside texts
-        found = ((f"line {number}", _parse(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip())
+        found = (
+            (f"line {number}", _unchanged(line, _parse(line, path, number), path, number))
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        )
     for where, value in found:
         if not isinstance(value, dict):
             raise DataError(f"{path}, {where}: expected an object, not {type(value).__name__}.")
         yield where, value
+
+
+def _unchanged(line: str, value: Any, path: Path, number: int) -> Any:
+    """The value of a line, if the checksum that `eval` writes into `predictions.jsonl` is not there or fits."""
+    if isinstance(value, dict) and not checksum_fits(line.encode(), value):
+        raise DataError(
+            f"{path}, line {number}: its checksum 'crc32' does not fit, so it was changed after it was written.",
+            "Give the same `sightline eval` again, which makes it anew; or leave 'crc32' out of lines that you change yourself.",
+        )
+    return value
 
 
 def _parse(text: str, path: Path, number: int) -> Any:

@@ -4,7 +4,7 @@ A part that has not changed since an earlier folder is hard-linked from there: a
 between frozen parts of gigabytes writes only the connector at each checkpoint.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sightline.models import composites, language, loading
 from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration, part_of
-from sightline.runtime.storage import link_or_copy, write_json
+from sightline.runtime.storage import write_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -23,30 +23,28 @@ INDEX = "model.safetensors.index.json"
 def save_model(
     model: PreTrainedModel,
     folder: Path,
-    previous: Path | None = None,
+    take_unchanged: Callable[[Path], bool] | None = None,
     changed: Collection[str] = PARTS,
     state: Mapping[str, Tensor] | None = None,
-) -> list[str]:
+) -> None:
     """Writes configuration and weights.
 
     Args:
         model: the vision-language model, or any transformers model (saved by its own `save_pretrained`).
         folder: exists and is empty.
-        previous: folder that this function wrote earlier for the same model.
-        changed: parts whose weights may differ from those in `previous`.
+        take_unchanged: puts the file of an unchanged part at the path given, from where this function wrote it earlier; returns
+            whether it could.
+        changed: parts whose weights may differ from those written earlier.
         state: weights to write instead of the model's own state dict (adapters merged).
-
-    Returns:
-        Names of the files that are hard links to files of `previous`.
     """
     if not isinstance(model, SightlineForConditionalGeneration):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
-        return []
+        return
     model.config.dtype = model.dtype  # as transformers' own `save_pretrained` writes it
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     weight_map: dict[str, str] = {}
-    linked, total = [], 0
+    total = 0
     tied = set(model.all_tied_weights_keys)
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
     for part in PARTS:
@@ -56,14 +54,10 @@ def save_model(
         file = f"{part}.safetensors"
         weight_map |= dict.fromkeys(names, file)
         total += sum(state[name].numel() * state[name].element_size() for name in names)
-        if previous is not None and part not in changed and (previous / file).is_file():
-            link_or_copy(previous / file, folder / file)
-            linked.append(file)
-        else:
+        if take_unchanged is None or part in changed or not take_unchanged(folder / file):
             tensors = {name: state[name].detach().to("cpu").contiguous() for name in names}
             save_file(tensors, folder / file, metadata={"format": "pt"})
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    return linked
 
 
 def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration | TextModel:

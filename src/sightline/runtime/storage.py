@@ -10,11 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -23,6 +25,7 @@ from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
 from sightline.runtime import fault_injection as faults
+from sightline.runtime.logs import logger
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -114,8 +117,7 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         StorageError: the disk refuses (full, read-only, no such folder); the old file is intact.
     """
     path = Path(path)
-    short = os.fsdecode(os.fsencode(path.name)[-200:])  # a name has at most 255 bytes
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{short}")
+    temporary = temporary_beside(path)
     try:
         encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
         with temporary.open(mode, encoding=encoding, newline=newline) as file:
@@ -131,6 +133,12 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder for what is not complete yet; `sweep` removes such files."""
+    short = os.fsdecode(os.fsencode(path.name)[-200:])  # a name has at most 255 bytes
+    return path.with_name(f"{_TEMPORARY}{os.getpid()}-{short}")
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -237,25 +245,37 @@ def verify_dir(path: Path) -> dict[str, Any]:
         StorageError: a file is missing, added, of another size or another hash, or cannot be read.
     """
     manifest = read_manifest(path)
-    try:
-        _compare(path, manifest)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror or error}.") from error
+    for _, fault in damaged_files(path, manifest):
+        raise StorageError(fault)
     return manifest
 
 
-def _compare(path: Path, manifest: Mapping[str, Any]) -> None:
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} - {MANIFEST}
-    listed = set(manifest["files"])
-    if present != listed:
-        odd = sorted(present ^ listed)[0]
-        raise StorageError(f"{path / odd}: {'not in the manifest' if odd in present else 'missing'}.")
+def damaged_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields each file of a directory that is not as its manifest states: its name, and what is wrong with it.
+
+    A file that the manifest does not list is one of them.
+    """
+    try:
+        files = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(_TEMPORARY)]
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.") from error
+    present = {file.relative_to(path).as_posix() for file in files} - {MANIFEST}
+    for name in sorted(present - set(manifest["files"])):
+        yield name, f"{path / name}: not in the manifest."
     for name, entry in manifest["files"].items():
-        file = path / name
-        if file.stat().st_size != entry["size"]:
-            raise StorageError(f"{file}: {file.stat().st_size} bytes, {entry['size']} expected.")
-        if sha256_file(file) != entry["sha256"]:
-            raise StorageError(f"{file}: its hash is not that of the manifest.")
+        fault = _fault_of(path / name, entry) if name in present else f"{path / name}: missing."
+        if fault:
+            yield name, fault
+
+
+def _fault_of(file: Path, entry: Mapping[str, Any]) -> str:
+    try:
+        size = file.stat().st_size
+        if size != entry["size"]:
+            return f"{file}: {size} bytes, {entry['size']} expected."
+        return "" if sha256_file(file) == entry["sha256"] else f"{file}: its hash is not that of the manifest."
+    except OSError as error:
+        return f"{file}: {error.strerror or error}."
 
 
 def has_all_files(path: Path) -> bool:
@@ -263,7 +283,7 @@ def has_all_files(path: Path) -> bool:
     try:
         entries = read_manifest(path)["files"]
         return all((path / name).stat().st_size == entry["size"] for name, entry in entries.items())
-    except (StorageError, OSError):
+    except (StorageError, OSError, ValueError):  # ValueError: a damaged name that no file can have
         return False
 
 
@@ -290,7 +310,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path}: missing or torn ({error}).") from error
 
 
@@ -302,21 +322,39 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-# Logs and locks -------------------------------------------------------------------------------------------------------------
+# Line files -----------------------------------------------------------------------------------------------------------------
+
+_CHECKSUM = "crc32"
+_BEFORE_CHECKSUM = b', "crc32": "'
+# A line that ends so had a checksum once, whatever a flipped bit has made of its name.
+_LOOKS_CHECKED = re.compile(rb'"[0-9a-f]{8}"\}\n\Z')
 
 
 class JsonLines:
-    """An append-only log, one JSON object per line; each line reaches the file when it is written.
+    """An append-only file of JSON objects, one per line; each line reaches the file when it is written.
+
+    What a killed writer left of a last line is cut off when the file is opened. Damaged lines elsewhere are moved to `NAME.damaged`
+    and reported with their numbers; all others stay.
 
     Args:
-        path: the file; a torn last line (from a killed writer) is cut off.
+        path: the file.
+        checksum: end each line with a key `crc32`, so that a changed line is noticed even if it is still JSON.
+        required: keys that every line has; a line without one of them is damaged.
+
+    Raises:
+        StorageError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, checksum: bool = False, required: Collection[str] = ()) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._cut(lambda line: True)
-        self._file = path.open("ab", buffering=0)
+        self._checksum, self._required = checksum, frozenset(required)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._mend()
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _refused(path, error) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends a line.
@@ -324,7 +362,10 @@ class JsonLines:
         Raises:
             StorageError: the disk refuses.
         """
-        data = (json.dumps(line, ensure_ascii=False, allow_nan=True) + "\n").encode()
+        data = json.dumps(line, ensure_ascii=False, allow_nan=True).encode()
+        if self._checksum:
+            data = data[:-1] + _BEFORE_CHECKSUM + b'%08x"}' % zlib.crc32(data)
+        data += b"\n"
         try:
             faults.hit("log.write")
             while data:
@@ -332,11 +373,27 @@ class JsonLines:
         except OSError as error:
             raise _refused(self.path, error) from error
 
-    def keep(self, wanted: Any) -> None:
-        """Cuts the log before the first line that is not `wanted`."""
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Removes the lines that are not `wanted`.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
         self._file.close()
-        self._cut(wanted)
-        self._file = self.path.open("ab", buffering=0)
+        try:
+            first, is_last = None, True  # of the lines to remove, and whether only such lines follow it
+            for offset, _, value in _scan(self.path, self._required):
+                if value is None or not wanted(value):
+                    first = offset if first is None else first
+                elif first is not None:
+                    is_last = False
+            if first is not None and is_last:
+                os.truncate(self.path, first)
+            elif first is not None:
+                self._rewrite(wanted)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise _refused(self.path, error) from error
 
     def sync(self) -> None:
         """Waits until all lines are on the disk.
@@ -352,31 +409,105 @@ class JsonLines:
     def close(self) -> None:
         self._file.close()
 
-    def _cut(self, wanted: Any) -> None:
-        if not self.path.exists():
-            return
-        good = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n") or not wanted(value):
-                    break
-                good += len(line)
-        if good < self.path.stat().st_size:
-            os.truncate(self.path, good)
+    def _mend(self) -> None:
+        end, damaged = 0, []
+        for number, (offset, line, value) in enumerate(_scan(self.path, self._required), 1):
+            if line.endswith(b"\n"):
+                end = offset + len(line)
+                if value is None:
+                    damaged.append(number)
+        if end < self.path.stat().st_size:
+            os.truncate(self.path, end)
+        if damaged:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            _report_damaged(self.path, damaged, f"moved to {aside.name}")
+            self._rewrite(lambda value: True, aside)
+
+    def _rewrite(self, wanted: Callable[[dict[str, Any]], bool], damaged: Path | None = None) -> None:
+        """Writes the file anew with the whole lines that are wanted; damaged ones are appended to another file, if one is given."""
+        with contextlib.ExitStack() as files:
+            kept = files.enter_context(atomic_file(self.path, "wb"))
+            aside = files.enter_context(damaged.open("ab")) if damaged is not None else None
+            for _, line, value in _scan(self.path, self._required):
+                if value is not None and wanted(value):
+                    kept.write(line)
+                elif value is None and aside is not None:
+                    aside.write(line)
+
+
+def whole_lines(
+    path: Path, required: Collection[str] = (), end: int | None = None
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    """Yields the whole lines of a line file, each with its offset in bytes; the checksum is compared and left out.
+
+    A torn last line is left out without a word, since its writer may still be at it. Damaged lines elsewhere are reported by number
+    after the last whole one.
+
+    Args:
+        path: the file.
+        required: keys that every line has.
+        end: stop at this offset.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    damaged = []
+    try:
+        for number, (offset, line, value) in enumerate(_scan(path, frozenset(required), end), 1):
+            if value is not None:
+                yield offset, value
+            elif line.endswith(b"\n"):
+                damaged.append(number)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}.") from error
+    if damaged:
+        _report_damaged(path, damaged, "left out")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a log."""
-    lines = []
+    """All whole lines of a line file; see `whole_lines`."""
+    return [value for _, value in whole_lines(path)]
+
+
+def _scan(path: Path, required: frozenset[str], end: int | None = None) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+    """Yields offset, bytes and value of every line; None for one that is torn or damaged."""
+    offset = 0
     with path.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n"):
-                lines.append(json.loads(line))
-    return lines
+            if end is not None and offset >= end:
+                return
+            yield offset, line, _value_of(line, required)
+            offset += len(line)
+
+
+def _value_of(line: bytes, required: frozenset[str]) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not required <= value.keys():
+        return None
+    if _CHECKSUM not in value:
+        return None if _LOOKS_CHECKED.search(line) else value  # a line of an earlier version has none
+    return value if checksum_fits(line, value) else None
+
+
+def checksum_fits(line: bytes, value: dict[str, Any]) -> bool:
+    """Takes the key `crc32` out of the value of a line and says whether it is that of the line; True where there is none."""
+    checksum = value.pop(_CHECKSUM, None)
+    content, found, _ = line.rpartition(_BEFORE_CHECKSUM)
+    return checksum is None or (bool(found) and checksum == f"{zlib.crc32(content + b'}'):08x}")
+
+
+def _report_damaged(path: Path, numbers: Sequence[int], outcome: str) -> None:
+    shown = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+    count = "1 damaged line" if len(numbers) == 1 else f"{len(numbers)} damaged lines"
+    logger.warning("%s: %s (number %s), %s; the other lines are kept", path, count, shown, outcome)
+
+
+# Locks ----------------------------------------------------------------------------------------------------------------------
 
 
 class Lock:

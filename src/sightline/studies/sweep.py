@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.assembly.config import resolving as settings
-from sightline.assembly.config.changes import differences, may_differ
+from sightline.assembly.config.changes import describe_changes, differences, may_differ
 from sightline.assembly.config.locate import CONFIG, model_folder
 from sightline.assembly.config.sources import sources_of
 from sightline.assembly.evaluate.evaluate import evaluate, weights_hash
@@ -146,10 +146,12 @@ def _ask(run: PlannedRun, asked: Asked, folder: Path, weights: str) -> None:
 
 
 def _is_evaluated(spec: EvalSpec, out: Path, weights: str) -> bool:
-    if not all((out / name).exists() for name in (SCORES, ITEMS)):
+    """Whether an evaluation is done; one whose files are damaged is not."""
+    try:
+        stored, _ = storage.read_json(out / SCORES), storage.read_json(out / ITEMS)
+        return stored.get("settings", {}).get("model") == weights and _is_same(spec, stored.get("spec"))
+    except (StorageError, AttributeError):
         return False
-    stored = storage.read_json(out / SCORES)
-    return stored.get("settings", {}).get("model") == weights and _is_same(spec, stored.get("spec"))
 
 
 def _is_same(spec: EvalSpec, stored: Any) -> bool:
@@ -180,7 +182,7 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
         if not all(_is_same(run.spec_of(asked), note["asked"].get(asked.key)) for asked in run.asked):
             return False
         storage.verify_dir(checkpoint.path_of(folder, checkpoint.steps(folder)[-1]))
-        return all((folder / EVALUATIONS / asked.key / name).exists() for asked in run.asked for name in (ITEMS, SCORES))
+        return all(storage.read_json(folder / EVALUATIONS / asked.key / name) for asked in run.asked for name in (ITEMS, SCORES))
     except (StorageError, KeyError, TypeError, AttributeError):
         return False
 
@@ -198,9 +200,8 @@ def refuse_others(runs: Sequence[PlannedRun], out: Path) -> None:
         before = settings.resolve(None, stored, [])
         changed = {key: both for key, both in differences(before, run.config).items() if not may_differ(key)}
         if changed:
-            lines = "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in list(changed.items())[:5])
             raise ConfigError(
-                f"{folder_of(out, run)} was begun with other settings ({lines}).",
+                f"{folder_of(out, run)} was begun with other settings ({describe_changes(dict(list(changed.items())[:5]))}).",
                 "Choose another --out, give the settings that it was begun with, or remove that folder.",
             )
 

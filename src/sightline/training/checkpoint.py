@@ -1,16 +1,25 @@
-"""Checkpoints: directories that are complete or absent, with everything that makes the next step the same step.
+"""Checkpoints: a directory is published atomically and holds all state needed to go on with exactly the next step.
 
-    step-120/
-        model/            a `from_pretrained` folder, with tokenizer and processor
-        lora/             within a stage with adapters: the unfolded weights
-        optimiser.safetensors
-        state.json        step, stage, place in the data, random states of every rank
-        manifest.json     size and sha256 of every file
+    checkpoints/
+        step-120/
+            model/            a `from_pretrained` folder, with tokenizer and processor
+            lora/             within a stage with adapters: the adapters and the weights without them
+            optimiser.safetensors
+            state.json        step, stage, place in the data, random states of every rank
+            manifest.json     size and sha256 of every file
+        copies/SHA256         a second copy of each file that several checkpoints share
 
-Valid means: the manifest is complete and the hashes match. The newest valid one is found by looking, never by a pointer.
+A checkpoint is valid when its manifest is complete and the hashes match. The newest valid one is found by looking at them all.
+
+Files that did not change (weights of frozen parts) are hard links to those of the checkpoint before, so that a damaged byte would
+be damaged in all of them. Three things keep that from costing more than one checkpoint: what is linked is read again and compared
+with its hash when it is published (see `Links`); one independent copy of each shared file is kept in `copies/`; and a damaged file
+is rebuilt from the copy, or from another checkpoint, when that has the right hash.
 """
 
+import contextlib
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,8 +38,11 @@ from sightline.runtime import storage
 from sightline.runtime.logs import logger
 from sightline.training.ranks import shards
 
-_NAME = re.compile(r"step-(\d+)\Z")
-STATE, OPTIMISER, MODEL, LORA = "state.json", "optimiser.safetensors", "model", "lora"
+_NAME = re.compile(r"step-(0|[1-9][0-9]*)\Z")
+_SET_ASIDE = re.compile(r"corrupt-step-([0-9]+)(-again)*\Z")
+STATE, OPTIMISER, MODEL, LORA, COPIES = "state.json", "optimiser.safetensors", "model", "lora", "copies"
+LARGE_BYTES = 1 << 30  # linked files above this size are not read at every checkpoint
+READ_EVERY = 10  # but at the end of a stage and at the latest when they were linked this often without being read
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Saved:
         random: random state of each rank.
         note: further facts: versions, threads, world size, stage names and ends.
         manifest: as verified.
+        rebuilt: files that were damaged and have been written anew from a copy, or from memory.
     """
 
     path: Path
@@ -77,6 +90,7 @@ class Saved:
     random: list[dict[str, Any]]
     note: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+    rebuilt: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -95,30 +109,77 @@ def steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def set_aside(run: Path) -> list[tuple[int, str]]:
+    """Step and name of each directory that `newest` found damaged and renamed."""
+    found = [(_SET_ASIDE.match(item.name), item.name) for item in folder(run).glob("corrupt-step-*")]
+    return sorted((int(match[1]), name) for match, name in found if match)
+
+
 def path_of(run: Path, step: int) -> Path:
     return folder(run) / f"step-{step}"
 
 
 def read(path: Path) -> Saved:
-    """Reads a checkpoint after checking every hash.
+    """Reads a checkpoint after checking every hash; a damaged file is rebuilt if another one has the right content.
 
     Raises:
         StorageError: it is not valid.
     """
-    manifest = storage.verify_dir(path)
+    manifest = storage.read_manifest(path)
+    rebuilt = []
+    for name, fault in storage.damaged_files(path, manifest):
+        entry = manifest["files"].get(name)
+        if entry is None or not _rebuild(path.parent.parent, path / name, entry["sha256"]):
+            raise StorageError(fault)
+        logger.warning("%s It was rebuilt from another file with the right hash.", fault)
+        rebuilt.append(str(path / name))
+    progress, random, note = _read_state(path / STATE)
+    if path.name != f"step-{progress.step}":
+        raise StorageError(f"{path / STATE}: holds step {progress.step}, which is not that of its folder.")
+    return Saved(path, progress, random, note, manifest, tuple(rebuilt))
+
+
+def read_note(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """Progress and note of a checkpoint; of its files only `state.json` is checked.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    entry = storage.read_manifest(path)["files"].get(STATE)
     try:
-        state = storage.read_json(path / STATE)
-        values = dict(state["progress"])
-        values["best"] = tuple(values["best"]) if values["best"] else None
-        return Saved(path, Progress(**values), state["random"], state["note"], manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path / STATE}: not a state of this version ({error}).") from error
+        is_whole = entry is not None and storage.sha256_file(path / STATE) == entry["sha256"]
+    except OSError as error:
+        raise StorageError(f"{path / STATE}: {error.strerror or error}.") from error
+    if not is_whole:
+        raise StorageError(f"{path / STATE}: its hash is not that of the manifest.")
+    progress, _, note = _read_state(path / STATE)
+    return progress, note
+
+
+def _read_state(file: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
+    state = storage.read_json(file)
+    try:
+        values, random, note = dict(state["progress"]), state["random"], state["note"]
+        best = values.pop("best")
+        progress = Progress(**values, best=None if best is None else (float(best[0]), best[1]))
+        numbers = [*values.values(), *([] if progress.best is None else progress.best[1:]), *note.get("stage_ends", [])]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a number of steps, samples or tokens is not a whole number from 0")
+        if not (isinstance(random, list) and random and all(isinstance(item, dict) for item in random)):
+            raise ValueError("'random' is not a list of random states")
+        if not all(isinstance(note.get(key, {}), dict) for key in ("facts", "data")):
+            raise ValueError("'facts' or 'data' of 'note' is not an object")
+        if (ended := note.get("ended")) is not None:
+            _ = ended["steps"], ended["epochs"], Progress(**ended["progress"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{file}: not a state of this version ({type(error).__name__}: {error}).") from error
+    return progress, random, note
 
 
 def newest(run: Path) -> Saved | None:
     """The newest valid checkpoint of a run; None when the run has none at all.
 
-    One that is not valid is renamed to `corrupt-...` and said; the one before it is taken.
+    One that is not valid is renamed to `corrupt-step-N` with a warning, and the one before it is taken.
 
     Raises:
         StorageError: there are checkpoints and none is valid: never a silent fresh start.
@@ -142,7 +203,61 @@ def newest(run: Path) -> Saved | None:
     return None
 
 
-ModelWriter = Callable[[Path, Path | None], list[str]]
+class Links:
+    """Links unchanged files of the previous checkpoint into a new one; each is read first and compared with its hash.
+
+    Reading costs about a second per gigabyte. Files above `LARGE_BYTES` are therefore read at the end of a stage and at every
+    `READ_EVERY`-th checkpoint; the manifest counts how often they were linked unread.
+
+    Args:
+        previous: the last checkpoint of the run, or None.
+        target: the folder of the new one.
+        reads_all: read large files too.
+
+    Attributes:
+        known: sha256 of what was linked, by name.
+        unread: how often each of them was linked since it was last read, where that is not 0.
+        damaged: files of `previous` that were not as they had been written, with the hashes they should have.
+    """
+
+    def __init__(self, previous: Saved | None, target: Path, reads_all: bool) -> None:
+        self._previous, self._target, self._reads_all = previous, target, reads_all
+        self.known: dict[str, str] = {}
+        self.unread: dict[str, int] = {}
+        self.damaged: dict[Path, str] = {}
+
+    def take(self, file: Path) -> bool:
+        """Links `file`, a path in the new checkpoint, to the file of the same name in the previous one.
+
+        Returns:
+            False when there is no such file, or it is damaged and there is no copy of it; the caller then writes it.
+        """
+        name = file.relative_to(self._target).as_posix()
+        entry = None if self._previous is None else self._previous.manifest["files"].get(name)
+        if self._previous is None or entry is None:
+            return False
+        source = self._previous.path / name
+        unread = self._previous.manifest.get("unread", {}).get(name, 0) + 1
+        is_read = self._reads_all or entry["size"] <= LARGE_BYTES or unread >= READ_EVERY
+        unread = 0 if is_read else unread
+        try:
+            is_whole = source.stat().st_size == entry["size"] and (not is_read or storage.sha256_file(source) == entry["sha256"])
+        except OSError:
+            is_whole = False
+        if not is_whole:
+            self.damaged[source] = entry["sha256"]
+            if not _rebuild(self._previous.path.parent.parent, source, entry["sha256"]):
+                return False
+            unread = 0
+        storage.link_or_copy(source, file)
+        if os.path.samefile(source, file):  # a copy is hashed like any new file
+            self.known[name] = entry["sha256"]
+            if unread:
+                self.unread[name] = unread
+        return True
+
+
+ModelWriter = Callable[[Path, Links], None]
 
 
 def save(
@@ -153,46 +268,150 @@ def save(
     optimiser: Mapping[str, torch.Tensor] | None,
     write_model: ModelWriter,
     previous: Saved | None,
+    is_stage_end: bool = False,
 ) -> Saved:
     """Publishes a checkpoint.
 
     Args:
         run: the run folder.
         progress, random, note: what goes into `state.json`.
-        optimiser: its state (see `optimiser_tensors`); None at the end of a stage, where the next begins with a fresh one.
-        write_model: writes the model's files into a checkpoint's folder, may link unchanged ones from the checkpoint given second,
-            and returns the names of those.
+        optimiser: its state (see `optimiser_tensors`); None at the end of a stage that another follows with a fresh one.
+        write_model: writes the model's files into a checkpoint's folder; may take unchanged ones from the links given second.
         previous: the last checkpoint of this run.
+        is_stage_end: all linked files are read, also large ones.
 
     Raises:
         StorageError: the disk refuses; earlier checkpoints are intact.
     """
     path = path_of(run, progress.step)
     known: dict[str, str] = {}
+    manifest_note: dict[str, Any] = {"step": progress.step}
     # A run that was stopped at the last step of a stage has a checkpoint of that step; it stays until the new one is complete.
-    with storage.atomic_dir(path, known, {"step": progress.step}, replace=True) as target:
+    with storage.atomic_dir(path, known, manifest_note, replace=True) as target:
         (target / MODEL).mkdir()
-        linked = write_model(target, previous.path if previous else None)
+        links = Links(previous, target, is_stage_end)
+        write_model(target, links)
         faults.hit("checkpoint.after_model")
-        if previous is not None:
-            known.update({name: previous.manifest["files"][name]["sha256"] for name in linked})
+        known.update(links.known)
+        if links.unread:
+            manifest_note["unread"] = links.unread
         if optimiser is not None:
             save_file({name: value.detach().to("cpu").contiguous() for name, value in optimiser.items()}, target / OPTIMISER)
         storage.write_json(target / STATE, {"progress": asdict(progress), "random": random, "note": note})
         faults.hit("checkpoint.before_publish")
     faults.hit("checkpoint.published")
-    return Saved(path, progress, random, note, storage.read_manifest(path))
+    for file, sha256 in links.damaged.items():
+        is_rebuilt = _rebuild(run, file, sha256)
+        outcome = "it was rebuilt" if is_rebuilt else f"it could not be rebuilt, {path.name} has its content as it is in memory"
+        logger.warning("%s was damaged; %s.", file, outcome)
+    return Saved(path, progress, random, note, storage.read_manifest(path), tuple(str(file) for file in links.damaged))
 
 
-def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> None:
-    """Gives an optimiser the state that it had.
+# Shared files ---------------------------------------------------------------------------------------------------------------
+
+
+def keep_copies(run: Path) -> None:
+    """Keeps one independent copy of each file that all checkpoints which have it share through hard links; removes other copies.
+
+    Disk space: the size of the frozen parts once more.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    files: dict[str, list[Path]] = {}
+    for path, entries in _manifests(run):
+        for name, entry in entries.items():
+            if (path / name).is_file():
+                files.setdefault(entry["sha256"], []).append(path / name)
+    shared = {
+        sha256: found[-1]
+        for sha256, found in files.items()
+        if len(found) > 1 and all(os.path.samefile(found[0], other) for other in found[1:])
+    }
+    home = folder(run) / COPIES
+    for item in home.iterdir() if home.is_dir() else ():
+        if item.name not in shared:
+            item.unlink()
+    for sha256, file in shared.items():
+        if not (home / sha256).exists():
+            home.mkdir(exist_ok=True)
+            if not _copy(file, home / sha256, sha256):
+                logger.warning("%s: its hash is not that of the manifest, so no copy of it is kept", file)
+    with contextlib.suppress(OSError):
+        home.rmdir()  # when nothing is left in it
+
+
+def _rebuild(run: Path, damaged: Path, sha256: str) -> bool:
+    """Replaces a damaged file in every checkpoint that shares it; False when no other file has the right hash."""
+    places = [path / name for path, entries in _manifests(run) for name, entry in entries.items() if entry["sha256"] == sha256]
+    if damaged not in places:  # the checkpoint has gone meanwhile
+        return False
+    is_there = damaged.exists()
+    alike = [place for place in places if place == damaged or (is_there and place.exists() and os.path.samefile(place, damaged))]
+    for source in [damaged, folder(run) / COPIES / sha256, *(place for place in places if place not in alike)]:
+        try:
+            if not source.is_file() or (source == damaged and storage.sha256_file(source) != sha256):
+                continue
+            if source == damaged:  # another process has rebuilt it
+                return True
+            damaged.parent.mkdir(parents=True, exist_ok=True)
+            if not _copy(source, damaged, sha256):
+                continue
+            for place in alike:
+                if place != damaged:
+                    _replace_by_link(damaged, place)
+            return True
+        except (OSError, StorageError):
+            continue
+    return False
+
+
+class _OtherContentError(Exception):
+    pass
+
+
+def _copy(source: Path, target: Path, sha256: str) -> bool:
+    """Copies a file, if what is read of it has the right hash; otherwise leaves the target as it was and returns False."""
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as content, storage.atomic_file(target, "wb") as file:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+            if digest.hexdigest() != sha256:
+                raise _OtherContentError
+    except _OtherContentError:
+        return False
+    return True
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    temporary = storage.temporary_beside(target)
+    storage.link_or_copy(source, temporary)
+    temporary.replace(target)
+
+
+def _manifests(run: Path) -> list[tuple[Path, dict[str, dict[str, Any]]]]:
+    """Every checkpoint whose manifest can be read, in rising order, with the entries of its files."""
+    found = []
+    for step in steps(run):
+        with contextlib.suppress(StorageError):
+            found.append((path_of(run, step), storage.read_manifest(path_of(run, step))["files"]))
+    return found
+
+
+# Optimisers -----------------------------------------------------------------------------------------------------------------
+
+
+def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> bool:
+    """Gives an optimiser the state that it had; False where the checkpoint holds none.
 
     Raises:
         StorageError: the state is of other parameters.
     """
     file = saved.path / OPTIMISER
     if not file.exists():
-        return
+        return False
     by_name = {name: parameter for parameter, name in names.items()}
     with safe_open(file, "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 (not a mapping)
@@ -203,6 +422,7 @@ def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dic
             value = tensors.get_tensor(key)
             is_count = field_name == "step"  # which stays where it is, on every rank
             optimiser.state[parameter][field_name] = value if is_count else shards(parameter, value)
+    return True
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:

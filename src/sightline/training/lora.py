@@ -5,7 +5,7 @@ unmerged ones under `lora/`: the adapters, and the base weights once, hard-linke
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sightline.config import Config
 from sightline.errors import ConfigError, StorageError
-from sightline.runtime.storage import link_or_copy
 
 ADAPTERS, BASE = "adapters.safetensors", "base.safetensors"
 FULL = {
@@ -137,19 +136,24 @@ def fold(model: nn.Module) -> None:
         vars(module).pop("peft_config", None)  # PEFT's record of its adapters; those of a later stage are new
 
 
-def save(model: nn.Module, folder: Path, previous: Path | None) -> list[str]:
-    """Writes adapters and base weights into `folder`; returns the names of files that are hard links to files of `previous`."""
+def save(model: nn.Module, folder: Path, take_unchanged: Callable[[Path], bool]) -> None:
+    """Writes adapters and base weights into `folder`.
+
+    Args:
+        model: without adapters nothing is written.
+        folder: is created.
+        take_unchanged: puts the file of the base weights, which do not change within a stage, at the path given from where this
+            function wrote it earlier; returns whether it could.
+    """
     state = model.state_dict()
     adapters = {name: value.detach().cpu().contiguous() for name, value in state.items() if ".lora_" in name}
     if not adapters:
-        return []
+        return
     folder.mkdir()
     save_file(adapters, folder / ADAPTERS)
-    if previous is not None and (previous / BASE).is_file():
-        link_or_copy(previous / BASE, folder / BASE)
-        return [BASE]
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items() if ".base_layer." in name}, folder / BASE)
-    return []
+    if not take_unchanged(folder / BASE):
+        base = {name: value.detach().cpu().contiguous() for name, value in state.items() if ".base_layer." in name}
+        save_file(base, folder / BASE)
 
 
 def restore(model: nn.Module, folder: Path) -> None:

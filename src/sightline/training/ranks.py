@@ -4,6 +4,7 @@ Both give the same step: a rank's loss is a sum, gradients are averaged over ran
 """
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,11 +19,68 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DistributedError
 from sightline.models.language import body
 from sightline.models.transformers_private import layer_classes
 from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.types import Batch, Loss, TrainingBatch
+
+# Modules of torch in which nothing happens but exchange between processes, and words of the errors of gloo and NCCL, which have no
+# class of their own and may come out of a backward pass.
+_EXCHANGE_MODULES = (
+    "torch.distributed.distributed_c10d",
+    "torch.distributed._functional_collectives",
+    "torch.distributed.fsdp._fully_shard._fsdp_collectives",
+)
+_EXCHANGE_WORDS = (
+    "broken pipe",
+    "collective",
+    "connection",
+    "gloo",
+    "nccl",
+    "pair closure",
+    "peer",
+    "process group",
+    "processgroup",
+    "socket",
+    "timed out",
+    "timeout",
+)
+
+
+@contextlib.contextmanager
+def exchange_errors_named(world: int) -> Iterator[None]:
+    """Turns an error of the exchange between processes into one that says so.
+
+    Args:
+        world: number of processes.
+
+    Raises:
+        DistributedError: another process died, stopped, or missed its deadline.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world == 1 or not is_of_exchange(error):
+            raise
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise DistributedError(
+            f"another process of this run died or missed its deadline ({said}).",
+            "Look at what the others said; the same command goes on from the last checkpoint.",
+        ) from error
+
+
+def is_of_exchange(error: RuntimeError) -> bool:
+    """Whether an error comes from the exchange between processes: by its class, by where it was raised, or by its words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    frames = (frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__))
+    text = str(error).lower()
+    return (
+        isinstance(error, dist.DistError)
+        or any(name in _EXCHANGE_MODULES for name in frames)
+        or any(word in text for word in _EXCHANGE_WORDS)
+    )
 
 
 class StepModule(nn.Module):

@@ -12,6 +12,7 @@ import pytest
 from sightline import config as files
 from sightline.assembly.config.resolving import resolve
 from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.train import corpus
 from sightline.assembly.train import run as training
 from sightline.errors import ConfigError, DataError, SightlineError, SkipLimitError, StorageError
 from sightline.runtime import fault_injection as faults
@@ -112,7 +113,7 @@ def test_what_took_long_to_compute_is_kept(tmp_path: Path, config: RunConfig, mo
         (run / "contrast/align.npz").write_bytes(b"logits")
         raise DataError("and then the disk went away.")
 
-    monkeypatch.setattr(training.data, "build_corpus", stored_and_failed)
+    monkeypatch.setattr(corpus, "build_corpus", stored_and_failed)
     with pytest.raises(DataError):
         begun(config, run)
     assert {"config.yaml", "contrast/align.npz"} <= set(tree(run))

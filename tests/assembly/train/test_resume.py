@@ -237,7 +237,7 @@ def test_the_real_command_stops_at_a_signal_and_goes_on(tmp_path: Path, whole: d
     assert not first.stdout
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
-    assert set(json.loads(second.stdout)) == {"run", "step", "checkpoint", "weights_sha256"}
+    assert set(json.loads(second.stdout)) == {"run", "step", "checkpoint", "weights_sha256", "rebuilt"}
     assert metrics(tmp_path / "run") == metrics(reference)
     assert files(tmp_path / "run")[7] == files(reference)[7]
 

@@ -1,6 +1,7 @@
 """`data prepare --format urls` against a server that misbehaves in every way: each URL has its outcome, the others theirs."""
 
 import gc
+import hashlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from sightline.data.dataset import open_dataset
 from sightline.data.download import DownloadOptions, fetch, parse_networks
 from sightline.data.download.cache import Cache
-from sightline.data.download.fetch import Fetcher
+from sightline.data.download.fetch import Fetcher, Got
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.readers import SourceOptions
 from sightline.errors import SkipLimitError, StorageError, UsageError
@@ -36,6 +37,28 @@ def left_connections() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+@pytest.mark.parametrize("number", [1, 500, 999])
+def test_a_damaged_line_of_the_journal_costs_its_url_and_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    urls = [f"https://example.org/{n}.png" for n in range(1000)]
+    cache = Cache(tmp_path)
+    for url in urls:
+        cache.part().write_bytes(url.encode())
+        cache.add(url, Got(hashlib.sha256(url.encode()).hexdigest(), len(url), "", "", False), tmp_path / f"part-{urls.index(url)}")
+    cache.close()
+    journal = tmp_path / "journal.jsonl"
+    kept = journal.read_bytes().splitlines(keepends=True)
+    bad = bytearray(kept[number - 1])
+    bad[12] ^= 1  # within the URL, so that the line is still JSON
+    kept[number - 1] = bytes(bad)
+    journal.write_bytes(b"".join(kept))
+    again = Cache(tmp_path)
+    assert [url for url in urls if again.find(url) is None] == [urls[number - 1]]
+    again.close()
+    assert f"journal.jsonl: 1 damaged line (number {number}), moved to journal.jsonl.damaged" in caplog.text
 
 
 OUTCOMES = {  # behaviour -> reason in downloads.jsonl; "ok" for what only the image opener can judge

@@ -1,7 +1,7 @@
 """Differences between two configurations of one run, and which of them a resumed run may have."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.assembly.config.schema import RunConfig
@@ -22,6 +22,11 @@ def differences(before: RunConfig, now: RunConfig) -> dict[tuple[str, ...], tupl
     """Keys whose values differ between two configurations, with both values."""
     old, new = (json.loads(config.model_dump_json()) for config in (before, now))
     return {key: (left, right) for key, left, right in _walk(old, new, ())}
+
+
+def describe_changes(changed: Mapping[tuple[str, ...], tuple[Any, Any]]) -> str:
+    """Key, old and new value of each difference, for a message."""
+    return "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
 
 
 def _walk(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any, Any]]:

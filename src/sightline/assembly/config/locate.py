@@ -1,11 +1,33 @@
 """From what a user names (a run, a checkpoint, a model folder, a Hub id) to the folder of a model."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sightline.errors import UsageError
-from sightline.runtime import storage
+from sightline.errors import StorageError, UsageError
+from sightline.runtime.logs import logger
 from sightline.training import checkpoint
 from sightline.training.checkpoint import Saved
+
+CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
+
+
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """The checkpoint of a run that a command uses, and why it is this one.
+
+    Attributes:
+        saved: the checkpoint, its hashes checked.
+        reason: for people.
+    """
+
+    saved: Saved
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As `eval --json` and `generate --json` print it; `rebuilt` only where something was."""
+        rebuilt = {"rebuilt": list(self.saved.rebuilt)} if self.saved.rebuilt else {}
+        return {"step": self.saved.step, "path": str(self.saved.path), "reason": self.reason, **rebuilt}
 
 
 def is_run(path: str | Path) -> bool:
@@ -14,23 +36,30 @@ def is_run(path: str | Path) -> bool:
 
 
 def model_folder(path: str | Path, which: str = "last") -> Path:
-    """The model folder of a run's checkpoint; any other folder is returned as it is.
+    """The model folder of a run's checkpoint; any other folder is returned as it is. See `find_model`."""
+    return find_model(path, which)[0]
+
+
+def find_model(path: str | Path, which: str = "last", fallback: bool = False) -> tuple[Path, CheckpointChoice | None]:
+    """The model folder of a run's checkpoint, and which checkpoint that is; any other folder is returned as it is.
 
     Args:
         path: a run folder, optionally `RUN@STAGE`; or a model folder.
         which: `last`, `best`, the name of a stage (its end), or a step.
+        fallback: where the last checkpoint is damaged, take the newest that is not.
 
     Raises:
         UsageError: the run has no such checkpoint.
-        StorageError: that checkpoint fails its hashes.
+        StorageError: that checkpoint is damaged.
     """
     text = str(path)
     run, at, stage = text.rpartition("@")
     if at and is_run(run):
         text, which = run, stage
     if not is_run(text):
-        return Path(text)
-    return find_checkpoint(Path(text), which).path / checkpoint.MODEL
+        return Path(text), None
+    choice = find_checkpoint(Path(text), which, fallback)
+    return choice.saved.path / checkpoint.MODEL, choice
 
 
 def run_of(path: str | Path) -> Path:
@@ -47,30 +76,62 @@ def run_of(path: str | Path) -> Path:
     raise UsageError(f"{text} is no run of Sightline: it has no checkpoints.", "Name the folder that `sightline train` wrote.")
 
 
-def find_checkpoint(run: Path, which: str) -> Saved:
-    """A checkpoint of a run by name, its hashes checked."""
-    steps = [step for step in checkpoint.steps(run) if storage.has_all_files(checkpoint.path_of(run, step))]
+def find_checkpoint(run: Path, which: str, fallback: bool = False) -> CheckpointChoice:
+    """A checkpoint of a run by name, its hashes checked; see `find_model`."""
+    steps = checkpoint.steps(run)
     if not steps:
         raise UsageError(f"{run} has no complete checkpoint yet.", "Train it first.")
     if which == "last":
-        return checkpoint.read(checkpoint.path_of(run, steps[-1]))
+        return _last(run, steps, fallback)
     if which.isdecimal():
         if int(which) not in steps:
             raise UsageError(f"{run} has no checkpoint of step {which}.", f"It has {', '.join(map(str, steps))}.")
-        return checkpoint.read(checkpoint.path_of(run, int(which)))
+        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, int(which))), f"step {int(which)} was asked for")
+    notes, damaged = _notes(run, steps)
     if which == "best":
-        best = checkpoint.read(checkpoint.path_of(run, steps[-1])).progress.best
+        best = next((progress.best for _, (progress, _) in sorted(notes.items(), reverse=True)), None)
         if best is None or best[1] not in steps:
             raise UsageError(f"{run} has no best checkpoint: it was not validated in the loop.", "Use --checkpoint last.")
-        return checkpoint.read(checkpoint.path_of(run, best[1]))
-    ends = {}
-    for step in steps:
-        state = storage.read_json(checkpoint.path_of(run, step) / checkpoint.STATE)
-        if step in state["note"]["stage_ends"]:
-            ends[state["note"]["stage"]] = step
+        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, best[1])), "best validation value")
+    ends = {note["stage"]: step for step, (_, note) in notes.items() if step in note.get("stage_ends", [])}
     if which not in ends:
-        raise UsageError(f"{run} has no end of a stage {which!r}.", f"It has last, best, {', '.join([*ends, *map(str, steps)])}.")
-    return checkpoint.read(checkpoint.path_of(run, ends[which]))
+        if damaged:
+            raise StorageError(f"{run} has no whole end of a stage {which!r}, but damaged checkpoints: {'; '.join(damaged)}")
+        raise UsageError(
+            f"{run} has no end of a stage {which!r}.", f"It has {', '.join(['last', 'best', *ends, *map(str, steps)])}."
+        )
+    return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, ends[which])), f"end of stage {which!r}")
 
 
-CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
+def _last(run: Path, steps: list[int], fallback: bool) -> CheckpointChoice:
+    faults = []
+    for step in reversed(steps):
+        path = checkpoint.path_of(run, step)
+        try:
+            saved = checkpoint.read(path)
+        except StorageError as error:
+            if not fallback:
+                others = ", ".join(f"--checkpoint {other}" for other in reversed(steps) if other != step)
+                raise StorageError(
+                    f"the last checkpoint {path.name} is damaged: {error.message}",
+                    f"Take another ({others}), or the newest that is whole: --fallback (eval, generate, report)." if others else "",
+                ) from error
+            faults.append(f"{path.name} is damaged ({error.message})")
+            continue
+        aside = [f"{name} (damaged)" for number, name in checkpoint.set_aside(run) if number > step]
+        reason = "last checkpoint" if not faults else "newest whole checkpoint: " + "; ".join(faults)
+        if faults:
+            logger.warning("%s: using %s, for %s", run, path.name, "; ".join(faults))
+        return CheckpointChoice(saved, reason + (f"; training set aside {', '.join(aside)}" if aside else ""))
+    raise StorageError(f"{run} has no checkpoint that is whole: {'; '.join(faults)}.")
+
+
+def _notes(run: Path, steps: list[int]) -> tuple[dict[int, tuple[checkpoint.Progress, dict[str, Any]]], list[str]]:
+    """Progress and note of each checkpoint that has them, and what is wrong with the others."""
+    notes, damaged = {}, []
+    for step in steps:
+        try:
+            notes[step] = checkpoint.read_note(checkpoint.path_of(run, step))
+        except StorageError as error:
+            damaged.append(error.message)
+    return notes, damaged

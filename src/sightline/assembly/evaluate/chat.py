@@ -41,9 +41,11 @@ class ChatModel:
 
     @classmethod
     @process_settings_restored()
-    def open(cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None) -> "ChatModel":
+    def open(
+        cls, model: str, checkpoint: str = "last", device: str = "auto", threads: int | None = None, fallback: bool = False
+    ) -> "ChatModel":
         """Loads a run's checkpoint or a model folder; see `open_model`."""
-        return cls(open_model(model, checkpoint, device=device, threads=threads))
+        return cls(open_model(model, checkpoint, device=device, threads=threads, fallback=fallback))
 
     @property
     def bundle(self) -> ModelBundle:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
@@ -41,6 +42,7 @@ class Evaluation:
         scores: by name.
         prompt: text beside the image, where a record brings no question of its own.
         decoding: how text was generated.
+        checkpoint: the checkpoint of a run that was evaluated, and why it is this one; None for a model folder.
     """
 
     spec: EvalSpec
@@ -50,6 +52,7 @@ class Evaluation:
     scores: dict[str, Score]
     prompt: str
     decoding: DecodingConfig
+    checkpoint: CheckpointChoice | None = None
 
     @property
     def task(self) -> Task:
@@ -70,6 +73,7 @@ class Evaluation:
             "ok": len(self.predicted.predictions),
             "skipped": self.predicted.skipped,
             "folder": str(self.folder),
+            **({"checkpoint": self.checkpoint.to_json()} if self.checkpoint is not None else {}),
         }
 
     def items_json(self) -> dict[str, Any]:
@@ -97,12 +101,13 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
+    fallback: bool = False,
 ) -> Evaluation:
     """Predicts, scores, and writes both.
 
     Args:
         spec: what is asked.
-        model, checkpoint, device, threads: see `open_model`.
+        model, checkpoint, device, threads, fallback: see `open_model`.
         out: folder of the results; inside the run by default.
 
     Raises:
@@ -113,7 +118,7 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
-    opened = open_model(model, checkpoint, spec.features, device, threads)
+    opened = open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     prompt = next(text for text in (spec.prompt, task.prompt, bundle.processing.prompt) if text is not None)
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
@@ -154,7 +159,7 @@ def evaluate(
     if shots is not None:
         storage.write_json(folder / SHOTS, shots.to_json())
     scores = task.score(queries, predicted.predictions)
-    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding)
+    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint)
     storage.write_json(folder / ITEMS, done.items_json())
     storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:

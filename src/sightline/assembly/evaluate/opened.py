@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sightline.assembly.config import locate
+from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.encode.features import check_covered, feature_encoder_of, loader_of
 from sightline.assembly.model.build import read
 from sightline.assembly.model.bundle import ModelBundle
@@ -22,7 +23,7 @@ from sightline.evaluation.probes.noise import NoisyFeatureLoader
 from sightline.models.connectors import Connector
 from sightline.runtime.device import Runtime, prepare_runtime
 from sightline.runtime.keyed import keyed_generator
-from sightline.runtime.logs import progress
+from sightline.runtime.logs import logger, progress
 from sightline.types import Record, Visual
 
 
@@ -35,12 +36,14 @@ class OpenedModel:
         bundle: the model with its tokenizer and processing.
         runtime: the device and the arithmetic.
         features: a feature store that is read instead of images.
+        checkpoint: the checkpoint of a run that was opened, and why it is this one; None for a model folder.
     """
 
     folder: Path
     bundle: ModelBundle
     runtime: Runtime
     features: str | None = None
+    checkpoint: CheckpointChoice | None = None
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the device as a context."""
@@ -124,7 +127,12 @@ class OpenedModel:
 
 
 def open_model(
-    model: str, checkpoint: str = "last", features: str | None = None, device: str = "auto", threads: int | None = None
+    model: str,
+    checkpoint: str = "last",
+    features: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    fallback: bool = False,
 ) -> OpenedModel:
     """Opens a model to be asked.
 
@@ -133,6 +141,7 @@ def open_model(
         checkpoint: of a run: `last`, `best`, the name of a stage, or a step.
         features: a feature store that is read instead of images.
         device, threads: the machine, see `prepare_runtime`.
+        fallback: where the last checkpoint of a run is damaged, open the newest that is not.
 
     Raises:
         UsageError: the run has no such checkpoint.
@@ -140,10 +149,12 @@ def open_model(
         StorageError: its weights are damaged.
     """
     runtime = prepare_runtime(device, "auto", threads)
-    folder = locate.model_folder(model, checkpoint)
+    folder, choice = locate.find_model(model, checkpoint, fallback)
+    if choice is not None:
+        logger.info("model: %s (%s)", choice.saved.path, choice.reason)
     bundle = read(folder)
     bundle.module.to(torch.device(runtime.device)).eval()
-    return OpenedModel(folder, bundle, runtime, features)
+    return OpenedModel(folder, bundle, runtime, features, choice)
 
 
 def open_records(

@@ -29,12 +29,13 @@ def report_run(
     checkpoint: str = "last",
     device: str = "auto",
     threads: int | None = None,
+    fallback: bool = False,
 ) -> dict[str, Evaluation]:
     """Evaluates a run with its controls, taking what is already evaluated, and writes the page.
 
     Args:
         spec: the evaluation; its own control is left aside.
-        model, checkpoint, device, threads: see `evaluate`.
+        model, checkpoint, device, threads, fallback: see `evaluate`.
         controls: what stands beside it.
         out: the page.
         title: of the page; the name of the run's folder by default.
@@ -47,7 +48,9 @@ def report_run(
         SkipLimitError: no record was answered under all conditions.
     """
     specs = {control or SEEN: spec.model_copy(update={"control": control}) for control in (None, *controls)}
-    asked = {name: evaluate(own, model, checkpoint, device=device, threads=threads) for name, own in specs.items()}
+    asked = {
+        name: evaluate(own, model, checkpoint, device=device, threads=threads, fallback=fallback) for name, own in specs.items()
+    }
     found = on_common_records(asked)
     hidden: dict[str, Evaluation] = {control: found[control] for control in controls}
     run = run_of(model)

@@ -6,7 +6,7 @@ and when generation stops. All of it goes into the model's folder, so that a fol
 
 import copy
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,25 +203,24 @@ def state_of(bundle: ModelBundle) -> dict[str, Tensor]:
 def write(
     bundle: ModelBundle,
     folder: Path,
-    previous: Path | None = None,
+    take_unchanged: Callable[[Path], bool] | None = None,
     changed: Collection[str] = PARTS,
     weights: Mapping[str, Tensor] | None = None,
-) -> list[str]:
-    """Writes a model's folder; returns the names of weight files that are links into `previous`.
+) -> None:
+    """Writes a model's folder.
 
     Args:
         bundle: the model.
-        folder, previous, changed: as in `save_model`.
+        folder, take_unchanged, changed: as in `save_model`.
         weights: those of `state_of`; by default they are taken now.
     """
-    linked = save_model(bundle.inner, folder, previous, changed, state_of(bundle) if weights is None else weights)
+    save_model(bundle.inner, folder, take_unchanged, changed, state_of(bundle) if weights is None else weights)
     if bundle.processing.template in TEMPLATES or bundle.tokenizer.chat_template is None:
         bundle.tokenizer.chat_template = bundle.template.source
     bundle.tokenizer.save_pretrained(folder)
     write_json(folder / PROCESSING, json.loads(bundle.processing.model_dump_json()))
     if bundle.processing.preparation is not None:
         write_json(folder / PROCESSOR, bundle.processing.preparation.to_processor())
-    return linked
 
 
 def read(folder: str | Path, attention: str = "auto") -> ModelBundle:

@@ -26,7 +26,7 @@ ROW_TOKENS, ROWS = 2048, 4
 
 
 def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator, cache: Path) -> Corpus:
-    """The corpus with its stored contrast, from `cache` or computed and cached there.
+    """The corpus with its blind logits, from `cache` or computed and stored there; a damaged file is made again.
 
     Args:
         corpus: the units of a stage.
@@ -35,7 +35,7 @@ def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelera
         cache: a file of the run folder.
     """
     key = blind_logits_key(corpus, bundle)
-    found = _read(cache, key)
+    found = _read(cache, key, int(corpus.first_target[-1]))
     if found is None:
         found = _compute(corpus, bundle, accelerator)
         if accelerator.is_main_process:
@@ -59,14 +59,18 @@ def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
     return digest.hexdigest()
 
 
-def _read(cache: Path, key: str) -> np.ndarray | None:
+def _read(cache: Path, key: str, count: int) -> np.ndarray | None:
+    """The stored logits, `count` of them; None where they are of other texts or another decoder, or cannot be read."""
     if not cache.exists():
         return None
     try:
-        with np.load(cache, allow_pickle=False) as stored:
-            return stored["logits"] if str(stored["key"]) == key else None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        logger.info("the stored contrast %s is torn (%s); it is computed again", cache, error)
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            found_key, logits = str(stored["key"]), stored["logits"]
+            if found_key == key and (logits.dtype != np.float32 or logits.shape != (count,)):
+                raise ValueError(f"{logits.shape} logits of {logits.dtype}, {count} of float32 expected")
+            return logits if found_key == key else None
+    except Exception as error:  # zipfile, zlib and numpy have a dozen classes for damaged bytes
+        logger.warning("%s is damaged (%s: %s); the blind logits are computed again", cache, type(error).__name__, error)
         return None
 
 

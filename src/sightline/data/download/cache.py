@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.download.fetch import Got
-from sightline.runtime.storage import JsonLines, sha256_file
+from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
 
 JOURNAL = "journal.jsonl"
+KEYS = ("url", "reason", "detail", "may_pass", "bytes", "sha256")  # of its lines
 _PART = "part-"
 
 
@@ -29,7 +30,7 @@ class Cache:
         for part in folder.glob(f"{_PART}*"):
             part.unlink()
         self.folder = folder
-        self._journal = JsonLines(folder / JOURNAL)  # cuts a torn last line off
+        self._journal = JsonLines(folder / JOURNAL, checksum=True, required=KEYS)
         self._places = self._read_places()  # about 130 bytes a URL
         self._earlier = self._end = (folder / JOURNAL).stat().st_size
         self._reading = (folder / JOURNAL).open("rb")
@@ -86,12 +87,7 @@ class Cache:
             return False
 
     def _read_places(self) -> dict[int, int]:
-        places, at = {}, 0
-        with self._journal.path.open("rb") as file:
-            for line in file:
-                places[_key(json.loads(line)["url"])] = at
-                at += len(line)
-        return places
+        return {_key(line["url"]): at for at, line in whole_lines(self._journal.path, KEYS)}
 
 
 def _key(url: str) -> int:

@@ -7,11 +7,11 @@ each content once, and keeps a journal, so that a prepare that was killed does n
 
 import filecmp
 import hashlib
-import json
 import os
 import shutil
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,14 @@ import numpy as np
 
 from sightline.data.images.opener import DEFAULT_LIMITS, inspect_image, open_with_orientation, read_image_file
 from sightline.errors import RecordError
-from sightline.runtime.storage import JsonLines, sha256_file
+from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
 from sightline.runtime.workers import TaskFailure
 from sightline.types import ImageInfo
 
 SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
 NAME_DIGITS = 16  # of sha256; two different images of one name are told apart by their whole hash
 REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that names them
+JOURNAL, JOURNAL_KEYS = "journal.jsonl", ("key", "checked", "name")
 AHEAD = 1024  # journal lines within which an image is looked for
 
 
@@ -122,8 +123,8 @@ class ImageStore:
         self.folder = folder
         self._landing = work / "landing"
         self._landing.unlink(missing_ok=True)
-        self._journal = JsonLines(work / "journal.jsonl")  # cuts a torn last line off
-        self._earlier = _Journal(work / "journal.jsonl")
+        self._journal = JsonLines(work / JOURNAL, checksum=True, required=JOURNAL_KEYS)
+        self._earlier = _Journal(work / JOURNAL)
 
     def __enter__(self) -> "ImageStore":
         return self
@@ -230,13 +231,12 @@ class _Journal:
     """The journal of an earlier try, read from front to back a stretch at a time: images come in the same order again."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._end = path.stat().st_size  # what follows is written in this try
+        # What lies behind the present end is written in this try.
+        self._lines = whole_lines(path, JOURNAL_KEYS, path.stat().st_size)
         self._window: deque[dict[str, Any]] = deque()
 
     def find(self, key: str) -> dict[str, Any] | None:
-        while len(self._window) < AHEAD and self._file.tell() < self._end:
-            self._window.append(json.loads(self._file.readline()))
+        self._window.extend(line for _, line in islice(self._lines, AHEAD - len(self._window)))
         for place, entry in enumerate(self._window):
             if entry["key"] == key:
                 for _ in range(place + 1):
@@ -245,4 +245,4 @@ class _Journal:
         return None
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()

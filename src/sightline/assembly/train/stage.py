@@ -1,0 +1,204 @@
+"""One stage of a run: model, data and objective become a job for the training loop, which trains it to its end."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from accelerate import Accelerator
+
+from sightline.assembly.config.epochs import batch_rules, stage_steps
+from sightline.assembly.config.schema import StagePlan
+from sightline.assembly.model import build as models
+from sightline.assembly.model import summary
+from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.train import corpus as data
+from sightline.assembly.train.blind_logits import with_blind_logits
+from sightline.assembly.train.run_folder import MetricsLog, RunFolder
+from sightline.assembly.train.validation import Validation, captions, validation_batches
+from sightline.data.batches.corpus import Corpus
+from sightline.data.batches.loader import Loader
+from sightline.data.batches.plan import EpochPlan
+from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.samples.length_table import SampleTotals
+from sightline.errors import ConfigError
+from sightline.objectives.next_token import NextToken
+from sightline.reporting.card import Card
+from sightline.runtime.logs import logger
+from sightline.training import checkpoint, loop, lora, optim, ranks, stages
+from sightline.training.checkpoint import Progress
+
+
+class StageRun:
+    """A stage of a run on this rank.
+
+    Args:
+        plan: the stage.
+        bundle: the model as the stage before left it.
+        folder: the run folder.
+        accelerator: the ranks.
+        log: the run's log.
+    """
+
+    def __init__(self, plan: StagePlan, bundle: ModelBundle, folder: RunFolder, accelerator: Accelerator, log: MetricsLog) -> None:
+        self.plan, self.bundle = plan, bundle.for_stage(plan.data)
+        self.folder, self.accelerator, self.log = folder, accelerator, log
+        self.is_last = plan.name == folder.config.stages[-1].name
+        self.is_sharded = False
+        """Whether the model is left in pieces."""
+
+    def train(self, at: Progress, guard: optim.NonFiniteGuard, stopped: Callable[[], str]) -> Progress:
+        """Trains the stage to its end and saves it; returns where the next one begins."""
+        bundle, plan = self.bundle, self.plan
+        self.folder.restore_random()  # so that new adapters are the same whether the stage before ended in this process or another
+        stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
+        images = data.pictures_of(bundle, plan.data)
+        corpus = self._corpus(images)
+        loader = self._loader(corpus)
+        schedule = stage_schedule(plan, loader.plan)
+        at = _within_epoch(at, loader)
+        shared, stage = self._shared(stage)
+        self.is_sharded = isinstance(shared, ranks.Sharded)
+        optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
+        names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
+        self._report(stage, corpus, loader, schedule)
+        if at.stage_step:
+            self._restore(optimiser, names)
+        self.folder.restore_random()
+        changed = {row.name for row in stage.table if row.lr > 0}
+
+        def save(progress: Progress, ended: Progress | None = None) -> None:
+            keeps_optimiser = ended is None or self.is_last  # a finished run may be given more steps
+            state = shared.gathered(checkpoint.optimiser_tensors(optimiser, names)) if keeps_optimiser else None
+            self.folder.save(bundle, plan, progress, shared.gathered(models.state_of(bundle)), state, changed, ended)
+
+        ended = loop.fit(
+            loop.Job(
+                accelerator=self.accelerator,
+                model=bundle.module,
+                ranks=shared,
+                stage=stage,
+                optimiser=optimiser,
+                loader=loader,
+                schedule=schedule,
+                log=self.log,
+                save=save,
+                evaluate=self._validation(images),
+                stop=stopped,
+                guard=guard,
+                log_values=lambda: summary.log_values(bundle),
+                sources=corpus.names,
+            ),
+            at,
+        )
+        at = replace(ended, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
+        self.folder.write_card(self._card(stage, corpus, at))
+        if not self.is_last:
+            lora.fold(bundle.module)
+        save(at, ended)
+        lora.fold(bundle.module)
+        self.accelerator.free_memory()
+        return at
+
+    def _corpus(self, images: VisualInputLoader | None) -> Corpus:
+        bundle, plan = self.bundle, self.plan
+        corpus = data.build_corpus(bundle, plan.data, images)
+        if not plan.objective.stores_blind_logits or plan.parts.get("language", "frozen") != "frozen":
+            return corpus
+        bundle.module.eval()
+        corpus = with_blind_logits(corpus, bundle, self.accelerator, self.folder.path / "contrast" / f"{plan.name}.npz")
+        bundle.module.train()
+        return corpus
+
+    def _loader(self, corpus: Corpus) -> Loader:
+        return Loader(
+            corpus,
+            batch_rules(self.plan),
+            self.bundle.pad_id,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.plan.data.workers,
+            self.plan.data.worker_timeout,
+        )
+
+    def _shared(self, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
+        """The model as the ranks share it, and the stage over the parameters that it then has."""
+        module, objective = self.bundle.module, self.plan.objective.build()
+        rule = stages.resolve_rule(self.plan.parts.get("language", "frozen"), self.plan.train.lr)
+        # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
+        if not self.folder.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
+            return ranks.Replicated(self.accelerator, ranks.StepModule(module, objective)), stage
+        shared = ranks.Sharded(self.accelerator, module, objective, self.bundle.model.language)
+        return shared, stages.with_current_parameters(stage, module)
+
+    def _restore(self, optimiser: Any, names: dict[Any, str]) -> None:
+        """Gives adapters and optimiser the state of the last checkpoint, which lies within the stage."""
+        saved = self.folder.saved
+        assert saved is not None
+        lora.restore(self.bundle.inner, saved.path / checkpoint.LORA)
+        if not checkpoint.restore_optimiser(saved, optimiser, names):
+            logger.warning("%s was written without the state of the optimiser, which begins anew", saved.path.name)
+
+    def _validation(self, images: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
+        bundle, plan, accelerator = self.bundle, self.plan, self.accelerator
+        corpus = data.validation_corpus(bundle, plan.data, images, plan.train.evaluate_samples)
+        if corpus is None:
+            return None
+        rank, world, count = accelerator.process_index, accelerator.num_processes, plan.train.generate_samples
+        return Validation(
+            accelerator,
+            bundle.module,
+            NextToken(),
+            lambda: validation_batches(corpus, bundle.pad_id, rank, world),
+            (lambda: captions(corpus, bundle, count, accelerator)) if count else None,
+        )
+
+    def _report(self, stage: stages.Stage, corpus: Corpus, loader: Loader, schedule: loop.StageSchedule) -> None:
+        """Logs the parts, the data and the lengths before the first step."""
+        if not self.accelerator.is_main_process:
+            return
+        logger.info("stage %s", stage.name)
+        for row in stage.table:
+            logger.info("  %s", row.line())
+        for line in SampleTotals.of([source.table for source in corpus.sources]).lines():
+            logger.info("  %s", line)
+        logger.info(
+            "  length     %13s steps, %d per epoch, %d rows a step",
+            f"{schedule.steps:,}",
+            loader.steps_in_epoch(0),
+            loader.rules.rows_per_step,
+        )
+
+    def _card(self, stage: stages.Stage, corpus: Corpus, at: Progress) -> Card:
+        return Card(
+            recipe=self.folder.config.recipe,
+            stage=self.plan.name,
+            step=at.step,
+            parts=[(row.name, row.parameters, row.lr) for row in stage.table],
+            tokens_per_image=self.bundle.tokens_per_crop,
+            sources=[(source.name, len(source.dataset), source.dataset.summary.get("licence")) for source in corpus.sources],
+            seen_tokens=at.seen_tokens,
+            seen_samples=at.seen_samples,
+            hours=0.0,
+            facts={},
+            connector=summary.card_facts(self.bundle),
+        )
+
+
+def stage_schedule(plan: StagePlan, epochs: EpochPlan) -> loop.StageSchedule:
+    """The lengths of a stage in steps.
+
+    Raises:
+        ConfigError: an epoch has no step.
+    """
+    train, steps = plan.train, stage_steps(plan, epochs)
+    if steps < 1:
+        raise ConfigError(f"stage {plan.name!r} has no steps: {train.epochs} epochs of {epochs.steps(0)} steps.")
+    warmup = round(train.warmup * steps) if train.warmup < 1 else int(train.warmup)
+    return loop.StageSchedule(steps, warmup, train.schedule, train.floor, train.clip, train.checkpoint_every, train.evaluate_every)
+
+
+def _within_epoch(at: Progress, loader: Loader) -> Progress:
+    """The same place with steps beyond the end of an epoch counted in the following ones."""
+    while at.epoch_step > loader.steps_in_epoch(at.epoch):
+        at = replace(at, epoch=at.epoch + 1, epoch_step=at.epoch_step - loader.steps_in_epoch(at.epoch))
+    return at
