@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sightline.metrics.statistics import Difference
-from sightline.metrics.verdict import verdict
+from sightline.metrics.verdict import verdict_of
 
 
 @pytest.mark.parametrize(
@@ -32,20 +32,20 @@ from sightline.metrics.verdict import verdict
     ],
 )
 def test_the_verdict_follows_from_the_interval(low: float, high: float, score: float, expected: str) -> None:
-    found = verdict(Difference((low + high) / 2, low, high, 0.5), score, "blind", "never shown")
+    found = verdict_of(Difference((low + high) / 2, low, high, 0.5), score, "blind", "never shown")
     assert found.verdict == expected
     assert found.control == "blind"
     assert found.command == ""
 
 
 def test_json_and_words_of_a_verdict() -> None:
-    found = verdict(Difference(0.1, 0.05, 0.15, 0.001), 0.2, "shuffled")
+    found = verdict_of(Difference(0.1, 0.05, 0.15, 0.001), 0.2, "shuffled")
     assert found.to_json() == {"verdict": "looks", "control": "shuffled", "difference": 0.1, "low": 0.05, "high": 0.15}
     assert str(found) == "looks: +0.100 [+0.050, +0.150] with the image minus shuffled"
 
 
 def test_without_a_control_the_verdict_names_the_command() -> None:
-    found = verdict(None, 0.2, command="sightline eval RUN --control blind")
+    found = verdict_of(None, 0.2, command="sightline eval RUN --control blind")
     assert found.to_json() == {
         "verdict": "not checked",
         "control": None,
@@ -55,4 +55,4 @@ def test_without_a_control_the_verdict_names_the_command() -> None:
         "command": "sightline eval RUN --control blind",
     }
     assert str(found) == "not checked; check it with: sightline eval RUN --control blind"
-    assert str(verdict(None, 0.2)) == "not checked"
+    assert str(verdict_of(None, 0.2)) == "not checked"

@@ -15,6 +15,7 @@ from sightline.metrics.statistics import difference_over_seeds as difference_ove
 from sightline.metrics.statistics import interval_over_seeds as interval_over_seeds
 from sightline.metrics.statistics import mean_of as mean_of
 from sightline.metrics.statistics import paired_bootstrap as paired_bootstrap
-from sightline.metrics.verdict import verdict as verdict
+from sightline.metrics.verdict import Verdict as Verdict
+from sightline.metrics.verdict import verdict_of as verdict_of
 from sightline.metrics.vqa import ANSWER_METRICS as ANSWER_METRICS
 from sightline.metrics.vqa import score_answers as score_answers

@@ -47,7 +47,7 @@ class Verdict:
 _KEYS = {"difference": "value", "low": "low", "high": "high"}
 
 
-def verdict(difference: Difference | None, score: float, control: str | None = None, command: str = "") -> Verdict:
+def verdict_of(difference: Difference | None, score: float, control: str | None = None, command: str = "") -> Verdict:
     """Decides whether a model looks at the image.
 
     - `looks`: the interval of the difference lies above 0.
