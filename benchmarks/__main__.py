@@ -23,6 +23,7 @@ BENCHMARKS = {
     "memory": "benchmarks.memory",
     "packing": "benchmarks.packing",
     "ranks": "benchmarks.ranks",
+    "statistics": "benchmarks.statistics",
 }
 
 

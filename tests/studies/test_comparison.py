@@ -11,7 +11,7 @@ import pytest
 
 from sightline.metrics.statistics import bootstrap, mean_by_cluster
 from sightline.runtime import storage
-from sightline.studies.comparison import Items, Scored, common_records, difference, lost, scored
+from sightline.studies.comparison import Items, Scored, common_records, difference, interval_json, lost, scored
 from sightline.studies.spec import read_sweep
 from sightline.studies.sweep import folder_of
 from sightline.studies.sweep_report import write_report
@@ -90,6 +90,32 @@ def test_a_difference_is_paired_by_record_and_by_seed() -> None:
     assert [found.value, found.low, found.high] == pytest.approx([1.0, 1.0, 1.0])  # seed 2 of the baseline has no partner
     assert found.p < 0.002
     assert difference(other, place({5: items([1, 1, 1])})) is None
+
+
+def test_an_interval_over_seeds_names_its_method_and_covers_them() -> None:
+    several, one = place({0: items([1, 2, 3]), 1: items([5, 6, 7])}), place({0: items([1, 2, 3])})
+    found = several.interval()
+    # seeds differ by 4 and items by nothing else: variance 8 / 2 from seeds, 1 / 3 from items, their quantiles 12.706 and 4.303
+    half = (4 * 12.7062 + 4.3027 / 3) / np.sqrt(4 + 1 / 3)
+    assert [found.value, found.low, found.high] == pytest.approx([4, 4 - half, 4 + half], rel=1e-4)
+    told = interval_json(found)
+    assert list(told) == ["value", "low", "high", "n", "seeds", "method"]
+    assert (told["n"], told["seeds"], told["method"]) == (3, 2, "seeds_and_items_t")
+    assert (one.interval().seeds, one.interval().method) == (1, "items_bootstrap")
+
+
+def test_a_difference_of_arms_with_other_seeds_is_not_paired() -> None:
+    base = place({0: items([0, 5, 10]), 1: items([2, 7, 12]), 2: items([1, 6, 11])})
+    other = place({2: items([1, 6, 11]), 5: items([3, 8, 13])})  # one seed in common
+    found = difference(other, base)
+    assert found is not None
+    # items differ by nothing once the seeds are averaged: 2 / 2 from the seeds of one arm, 1 / 3 from those of the other
+    half = (1 * 12.7062 + 4.3027 / 3) / np.sqrt(1 + 1 / 3)
+    assert [found.value, found.low, found.high] == pytest.approx([1, 1 - half, 1 + half], rel=1e-4)
+    assert (found.n, found.seeds, found.method) == (3, 2, "seeds_and_items_t")
+    single = difference(place({0: items([1, 6, 11])}), base)
+    assert single is not None
+    assert (single.value, single.seeds, single.method) == (1.0, 1, "items_bootstrap")
 
 
 def test_losses_are_compared_with_the_baselines() -> None:

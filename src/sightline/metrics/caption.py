@@ -113,16 +113,15 @@ class BleuStatistics:
         return _bleu(self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N)
 
     def corpus(self, order: int) -> Statistic:
-        """Returns corpus BLEU of an order as a function of how often each item is drawn."""
-        sums_of = np.column_stack([self.matches_NO, self.guesses_NO, self.length_N, self.reference_length_N]).astype(float)
+        """Returns corpus BLEU of an order as a statistic of the items."""
+        terms = [*self.matches_NO.T, *self.guesses_NO.T, self.length_N, self.reference_length_N]
         num_orders = self.matches_NO.shape[1]
 
-        def statistic(draws_RN: Int[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
-            sums = draws_RN.astype(float) @ sums_of
-            matches, guesses = sums[:, :num_orders], sums[:, num_orders : 2 * num_orders]
-            return _bleu(matches, guesses, sums[:, -2], sums[:, -1])[:, order - 1]
+        def of_sums(sums_RK: Float[np.ndarray, "R K"]) -> Float[np.ndarray, " R"]:
+            matches, guesses = sums_RK[:, :num_orders], sums_RK[:, num_orders : 2 * num_orders]
+            return _bleu(matches, guesses, sums_RK[:, -2], sums_RK[:, -1])[:, order - 1]
 
-        return statistic
+        return Statistic(np.array(terms, dtype=float), of_sums)
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> BleuStatistics:

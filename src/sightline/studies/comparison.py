@@ -1,18 +1,26 @@
 """Scores of many runs, averaged over seeds and compared on the same records.
 
-A run's score on a record is first averaged over its seeds; the bootstrap then draws pictures, with all records of each, so that its
-interval says how far the result would move with other pictures. It does not say how far it would move with other seeds: the lowest
-and highest seed stand beside it for that. Differences are paired: the same records, the same seeds, the same draws for both.
+With several seeds an interval says how far the mean would move with other images and other seeds. With one seed it is a bootstrap
+over images and says nothing of other seeds. `method` names which (docs/statistics.md). Records of one image are drawn together.
+Differences are paired: the same records, and the same seeds where both arms have at least two in common.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from sightline.metrics.statistics import Difference, Interval, bootstrap, mean_by_cluster, paired_bootstrap
+from sightline.metrics.statistics import (
+    Difference,
+    Interval,
+    Statistic,
+    difference_over_seeds,
+    interval_over_seeds,
+    mean_by_cluster,
+    ratio_over_seeds,
+)
 
 RESAMPLES = 2000
 
@@ -56,15 +64,22 @@ class Scored:
         """The mean of each seed."""
         return dict(zip(self.seeds, self.values_SN.mean(axis=1).tolist(), strict=True))
 
+    def minus(self, other: "Scored") -> "Scored":
+        """Returns the differences to another's scores with the same seeds, record by record."""
+        return Scored(self.seeds, self.values_SN - other.values_SN, self.cluster_N)
+
     @property
-    def mean_N(self) -> Float[np.ndarray, " N"]:
-        """Each record's score, averaged over seeds."""
-        return self.values_SN.mean(axis=0)
+    def statistics(self) -> list[Statistic]:
+        """The mean of each seed as a statistic of the images."""
+        return [mean_by_cluster(values_N, self.cluster_N)[0] for values_N in self.values_SN]
+
+    @property
+    def num_records(self) -> int:
+        return self.values_SN.shape[1]
 
     def interval(self, resamples: int = RESAMPLES) -> Interval:
-        """The mean over seeds and records with a 95 % interval."""
-        statistic, num = mean_by_cluster(self.mean_N, self.cluster_N)
-        return bootstrap(statistic, num, resamples=resamples)
+        """Returns the mean over seeds and records with a 95 % interval."""
+        return replace(interval_over_seeds(self.statistics, resamples=resamples), n=self.num_records)
 
 
 def common_records(runs: Sequence[Items]) -> tuple[tuple[str, ...], Int[np.ndarray, " N"]]:
@@ -91,13 +106,18 @@ def scored(by_seed: Mapping[int, Items], metric: str, records: Sequence[str], cl
 
 
 def difference(first: Scored, second: Scored, resamples: int = RESAMPLES) -> Difference | None:
-    """First minus second on the seeds that both have; None where they have none in common."""
-    seeds = [seed for seed in first.seeds if seed in second.seeds]
-    if not seeds:
+    """Returns first minus second, paired by the seeds that both have.
+
+    Where they share fewer than two seeds but each has at least two, all seeds count and are not paired. Returns None where they
+    share none and one of them has a single seed, since nothing then says how much of the difference is that seed.
+    """
+    shared = [seed for seed in first.seeds if seed in second.seeds]
+    is_paired = len(shared) > 1 or min(len(first.seeds), len(second.seeds)) == 1
+    if is_paired and not shared:
         return None
-    one, num = mean_by_cluster(first.of(seeds).mean_N, first.cluster_N)
-    other, _ = mean_by_cluster(second.of(seeds).mean_N, second.cluster_N)
-    return paired_bootstrap(one, other, num, resamples=resamples)
+    one, other = (first.of(shared), second.of(shared)) if is_paired else (first, second)
+    found = difference_over_seeds(one.statistics, other.statistics, same_seeds=is_paired, resamples=resamples)
+    return replace(found, n=first.num_records)
 
 
 @dataclass(frozen=True)
@@ -133,20 +153,20 @@ def lost(reference: Scored, cell: Scored, base: tuple[Scored, Scored] | None, re
     seeds = [seed for seed in reference.seeds if all(seed in part.seeds for part in parts)]
     if not seeds:
         return None
-    means = [part.of(seeds).mean_N for part in parts]
-    mine, num = mean_by_cluster(means[0] - means[1], reference.cluster_N)
-    nothing, _ = mean_by_cluster(np.zeros_like(means[0]), reference.cluster_N)
-    own = paired_bootstrap(mine, nothing, num, resamples=resamples)
+    chosen = [part.of(seeds) for part in parts]
+    mine = chosen[0].minus(chosen[1])
+    own = difference(chosen[0], chosen[1], resamples)
+    assert own is not None  # the seeds are the same
     if base is None:
         return ShareLost(own, None, None)
-    theirs, _ = mean_by_cluster(means[2] - means[3], reference.cluster_N)
-    less = paired_bootstrap(theirs, mine, num, resamples=resamples)
-    clear = paired_bootstrap(theirs, nothing, num, resamples=resamples).low > 0
-    ratio = bootstrap(lambda draws: mine(draws) / theirs(draws), num, resamples=resamples) if clear else None
-    return ShareLost(own, ratio, less)
+    theirs = chosen[2].minus(chosen[3])
+    less = difference(theirs, mine, resamples)
+    is_clear = theirs.interval(resamples).low > 0
+    ratio = ratio_over_seeds(mine.statistics, theirs.statistics, resamples=resamples) if is_clear else None
+    return ShareLost(own, None if ratio is None else replace(ratio, n=mine.num_records), less)
 
 
-def interval_json(interval: Interval | Difference) -> dict[str, float]:
-    """A value with its interval, and its p-value if it is a difference."""
-    out = {"value": interval.value, "low": interval.low, "high": interval.high}
-    return out | ({"p": interval.p} if isinstance(interval, Difference) else {})
+def interval_json(interval: Interval | Difference) -> dict[str, Any]:
+    """Returns a value with its interval, and its p-value if it is a difference."""
+    out = asdict(interval)
+    return {name: out[name] for name in ("value", "low", "high", "p", "n", "seeds", "method") if name in out}

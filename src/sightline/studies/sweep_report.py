@@ -195,7 +195,7 @@ def _row_json(row: ArmRow) -> dict[str, Any]:
         "arm": row.arm,
         "cell": dict(row.cell),
         "seeds": list(row.plain.seeds),
-        **interval_json(row.plain.interval()),
+        **{name: value for name, value in interval_json(row.plain.interval()).items() if name != "seeds"},
         "per_seed": {str(seed): value for seed, value in row.plain.per_seed.items()},
         "minus_baseline": None if row.minus is None else interval_json(row.minus),
         "others": {kind: interval_json(value.interval()) for kind, value in row.others.items()},
@@ -273,8 +273,9 @@ def _markdown(sweep: Sweep, tables: Sequence[Table], charts: Sequence[str], fact
     for table in tables:
         lines += ["", f"## {table.evaluation}: {table.metric}", ""]
         lines += [
-            f"{table.records} records of {table.pictures} pictures. Mean over seeds with a 95 % interval (bootstrap over "
-            "pictures); lowest and highest seed; difference from the baseline on the same records and seeds."
+            f"{table.records} records of {table.pictures} images. Mean over seeds with a 95 % interval, which covers other images "
+            "and other seeds; with one seed, other images only. Lowest and highest seed; difference from the baseline on the same "
+            "records."
         ]
         lines += ["", *_table(table, sweep.config.compare.baseline, facts["connectors"])]
         if table.losses:

@@ -1,0 +1,58 @@
+"""The verdict at each of its edges, computed by hand."""
+
+import math
+
+import pytest
+
+from sightline.metrics.statistics import Difference
+from sightline.metrics.verdict import verdict_of
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "score", "expected"),
+    [
+        (0.001, 0.2, 1.0, "looks"),
+        (0.001, 0.02, 1.0, "looks"),  # small, but surely above 0
+        (0.0, 0.2, 1.0, "not enough items to say"),  # touches 0
+        (-0.01, 0.2, 1.0, "not enough items to say"),
+        (0.0, 0.05, 1.0, "does not look"),  # touches 0 and 5 %
+        (-0.05, 0.05, 1.0, "does not look"),  # both ends on the limit
+        (-0.03, 0.04, 1.0, "does not look"),
+        (-0.03, 0.0501, 1.0, "not enough items to say"),
+        (-0.0501, 0.03, 1.0, "not enough items to say"),
+        (-0.04, -0.02, 1.0, "does not look"),  # a little worse with the image
+        (-0.4, -0.2, 1.0, "not enough items to say"),  # much worse with the image
+        (-0.01, 0.01, 0.1, "not enough items to say"),  # 5 % of 0.1 is 0.005
+        (-0.004, 0.004, 0.1, "does not look"),
+        (0.0, 0.0, 0.0, "does not look"),  # a score of 0, equal to the control
+        (-0.001, 0.001, 0.0, "not enough items to say"),
+        (0.5, 0.9, 0.0, "looks"),  # scores may be negative, such as log-probabilities
+        (-0.04, 0.04, -1.0, "does not look"),
+        (math.nan, math.nan, 1.0, "not enough items to say"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(low: float, high: float, score: float, expected: str) -> None:
+    found = verdict_of(Difference((low + high) / 2, low, high, 0.5), score, "blind", "never shown")
+    assert found.verdict == expected
+    assert found.control == "blind"
+    assert found.command == ""
+
+
+def test_json_and_words_of_a_verdict() -> None:
+    found = verdict_of(Difference(0.1, 0.05, 0.15, 0.001), 0.2, "shuffled")
+    assert found.to_json() == {"verdict": "looks", "control": "shuffled", "difference": 0.1, "low": 0.05, "high": 0.15}
+    assert str(found) == "looks: +0.100 [+0.050, +0.150] with the image minus shuffled"
+
+
+def test_without_a_control_the_verdict_names_the_command() -> None:
+    found = verdict_of(None, 0.2, command="sightline eval RUN --control blind")
+    assert found.to_json() == {
+        "verdict": "not checked",
+        "control": None,
+        "difference": None,
+        "low": None,
+        "high": None,
+        "command": "sightline eval RUN --control blind",
+    }
+    assert str(found) == "not checked; check it with: sightline eval RUN --control blind"
+    assert str(verdict_of(None, 0.2)) == "not checked"
