@@ -118,6 +118,7 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> StageFig
         row_images=data.row_images,
         steps=plan.train.steps,
         epochs=plan.train.epochs,
+        ends_answers=measured.blueprint.for_stage(data).closing_token() is not None,
     )
     missing = [source for source in sources if source.split not in measured.datasets[str(Path(source.path))].splits]
     if missing:

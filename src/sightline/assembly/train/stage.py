@@ -20,6 +20,7 @@ from sightline.data.batches.loader import Loader
 from sightline.data.batches.plan import EpochPlan
 from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.length_table import SampleTotals
+from sightline.data.samples.templates import NO_CLOSING_TOKEN
 from sightline.errors import ConfigError
 from sightline.objectives.next_token import NextToken
 from sightline.reporting.card import Card
@@ -159,6 +160,8 @@ class StageRun:
         logger.info("stage %s", stage.name)
         for row in stage.table:
             logger.info("  %s", row.line())
+        if self.bundle.closing_token() is None:
+            logger.warning("  %s", NO_CLOSING_TOKEN)
         for line in SampleTotals.of([source.table for source in corpus.sources]).lines():
             logger.info("  %s", line)
         logger.info(

@@ -21,6 +21,7 @@ class StageFigures:
         epoch: the first epoch; None where there are no samples.
         why: there are none.
         refused: why training would stop.
+        ends_answers: whether the chat template ends an answer with a special token.
     """
 
     name: str
@@ -34,6 +35,7 @@ class StageFigures:
     epoch: EpochFigures | None = None
     why: str = ""
     refused: str = ""
+    ends_answers: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from sightline.data.samples.templates import NO_CLOSING_TOKEN
+
 if TYPE_CHECKING:
     from sightline.data.check.report import DataReport
 
@@ -127,6 +129,8 @@ def _training(report: "DataReport") -> Iterator[str]:
             yield f"{told}; longer rows (data.row_tokens) fill better.{why}"
         if stage.refused:
             yield f"Training would stop: {stage.refused}"
+        if not stage.ends_answers:
+            yield f"Stage {stage.name}: {NO_CLOSING_TOKEN}"
 
 
 def _gain(report: "DataReport") -> Iterator[str]:

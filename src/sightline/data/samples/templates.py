@@ -16,6 +16,10 @@ from sightline.types import IMAGE, Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_CLOSING_TOKEN = (
+    "the chat template ends an answer without a special token, so a model that is trained on it does not learn to stop; "
+    "generation then ends at max_new_tokens. Choose another data.template, or a tokenizer whose template ends turns."
+)
 _DAY = (  # for templates that write down today's date (Llama 3.2, SmolLM3): the one that Llama's falls back to, always
     "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July') "
     "| replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
