@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> list[Finding]:
         }
     out = [fixed("kill_count", killed, "times that the run was killed", at_least=options.kills)]
     out += [
-        fixed(f"kill_same_{what}", float(is_same), f"1 if the {what} are the same", at_least=1) for what, is_same in same.items()
+        fixed(f"kill_same_{what}", float(is_same), f"1 if it has the same {what}", at_least=1) for what, is_same in same.items()
     ]
     return [*out, fixed("kill_time", spent / seconds, "time with all kills and restarts, over that of the undisturbed run")]
 
@@ -99,11 +99,11 @@ class Point:
 
 def draw_points(draw: random.Random, count: int, steps: int, pace: Pace) -> list[Point]:
     """Draws points sorted by step, so that the run proceeds between them; points during start-up are anywhere in the order."""
-    starting = [draw.random() < WHILE_STARTING for _ in range(count)]
-    rising = iter(sorted(draw.randrange(1, steps) for is_start in starting if not is_start))
+    starting = set(draw.sample(range(count), round(WHILE_STARTING * count)))
+    rising = iter(sorted(draw.randrange(1, steps) for _ in range(count - len(starting))))
     return [
-        Point(0, draw.uniform(0, pace.start)) if is_start else Point(next(rising), draw.uniform(0, pace.step))
-        for is_start in starting
+        Point(0, draw.uniform(0, pace.start)) if number in starting else Point(next(rising), draw.uniform(0, pace.step))
+        for number in range(count)
     ]
 
 
