@@ -171,6 +171,15 @@ def test_copies_and_leaks_are_found_within_and_between_splits(tmp_path: Path) ->
     assert found["near"] == {"bits": 8, "likeness": 0.97, "complete": True}
 
 
+def test_records_that_share_a_text_are_counted_on_each_side(tmp_path: Path) -> None:
+    rows = [record(f"t{n}", f"{n}.png", captions=["A dog."]) for n in range(3)] + [record("v", "3.png", "val", ["a dog."])]
+    rows += [record("w", "4.png", "val", ["a cat"])]
+    found = check([folder(tmp_path / "data", rows, {f"{n}.png": png(scene(n)) for n in range(5)})], HERE).to_json()
+    (texts,) = found["duplicates"]["texts"]["between"]
+    assert (texts["a"], texts["b"], texts["exact"], texts["records_a"], texts["records_b"]) == ("train", "val", 1, 3, 1)
+    assert (texts["share_a"], texts["share_b"]) == (1.0, 0.5)
+
+
 def test_without_the_search_for_near_pictures_only_equal_files_count(tmp_path: Path) -> None:
     pictures = {"a.png": png(scene(0)), "a.jpg": jpeg(scene(0)), "b.png": png(scene(0))}
     path = folder(tmp_path / "data", [record(name, name) for name in pictures], pictures)
