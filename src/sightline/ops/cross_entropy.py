@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sightline.ops.precision import add_product, at_least_fp32
 from sightline.types import Head
 
 # Logits of one chunk in fp32: 16 MB on a CPU (stays near the cache), 512 MB on a GPU (large enough to fill it).
@@ -27,7 +28,7 @@ def cross_entropy_reference(
         The negative log-likelihood of each target, and the target's own logit, in at least fp32.
     """
     logits_SV = F.linear(states_SD, head.weight_VD, head.bias_V)
-    logits_SV = _cap(_wide(logits_SV) * head.scale, head.softcap)
+    logits_SV = _cap(at_least_fp32(logits_SV) * head.scale, head.softcap)
     logit_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
     return logits_SV.logsumexp(1) - logit_S, logit_S
 
@@ -60,21 +61,10 @@ def linear_cross_entropy(
 
 def target_logits(states_SD: Float[Tensor, "S D"], head: Head, target_S: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
     """Computes only the logit of each target: `S x D` products instead of `S x D x V`."""
-    raw_S = (_wide(states_SD) * _wide(head.weight_VD[target_S])).sum(1)
+    raw_S = (at_least_fp32(states_SD) * at_least_fp32(head.weight_VD[target_S])).sum(1)
     if head.bias_V is not None:
-        raw_S = raw_S + _wide(head.bias_V[target_S])
+        raw_S = raw_S + at_least_fp32(head.bias_V[target_S])
     return _cap(raw_S * head.scale, head.softcap)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _cap(logits: Tensor, softcap: float) -> Tensor:
@@ -98,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         logit_S = torch.empty_like(lse_S)
         for begin in range(0, len(states_SD), chunk):
             rows = slice(begin, begin + chunk)
-            logits = _cap(_wide(F.linear(states_SD[rows], weight_VD, bias_V)) * scale, softcap)
+            logits = _cap(at_least_fp32(F.linear(states_SD[rows], weight_VD, bias_V)) * scale, softcap)
             torch.logsumexp(logits, 1, out=lse_S[rows])
             logit_S[rows] = logits.gather(1, target_S[rows, None]).squeeze(1)
         ctx.save_for_backward(states_SD, weight_VD, bias_V, target_S, lse_S)
@@ -114,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=lse_S.dtype) if needs_bias and bias_V is not None else None
         for begin in range(0, len(states_SD), ctx.chunk):
             rows = slice(begin, begin + ctx.chunk)
-            logits = _cap(_wide(F.linear(states_SD[rows], weight_VD, bias_V)) * ctx.scale, ctx.softcap)
+            logits = _cap(at_least_fp32(F.linear(states_SD[rows], weight_VD, bias_V)) * ctx.scale, ctx.softcap)
             slope = 1 - (logits / ctx.softcap) ** 2 if ctx.softcap else None
             # d nll / d z = p - onehot and d logit / d z = onehot, written over the logits.
             grad = logits.sub_(lse_S[rows, None]).exp_().mul_(grad_nll_S[rows, None])
@@ -127,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_states is not None:
                 grad_states[rows] = narrow @ weight_VD
             if grad_weight is not None:
-                _add_product(grad_weight, narrow.T, states_SD[rows])
+                add_product(grad_weight, narrow.T, states_SD[rows])
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
         if grad_weight is not None:

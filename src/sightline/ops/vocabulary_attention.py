@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sightline.ops.precision import add_product, at_least_fp32
+
 # Scores of one chunk, of which the backward pass holds two (three if the embeddings train): 100 MB in fp32 on a CPU.
 CHUNK_ELEMENTS = {"cpu": 256 * 49_152, "cuda": 512 * 49_152}
 MIN_CHUNK = 256  # each chunk reads and writes the gradient of all keys, which does not pay for fewer tokens
@@ -57,7 +59,7 @@ def vocabulary_attention_reference(
         norm: the norm over the vocabulary; None for a plain softmax of the products.
         allowed_V: vocabulary entries that may be used; the norm still runs over all of them.
     """
-    scores = _wide(query_ND @ keys_VD.T)
+    scores = at_least_fp32(query_ND @ keys_VD.T)
     if norm is not None:
         scores = F.layer_norm(scores, (len(keys_VD),), eps=norm.eps) * norm.gain
         if norm.bias_V is not None:
@@ -109,11 +111,11 @@ def outer_statistics(
     The keys are centred block by block before they are multiplied: `mean(k k^T) - mean(k) mean(k)^T` cancels when all keys share a
     mean that is far larger than their spread.
     """
-    query = _wide(query_ND)
+    query = at_least_fp32(query_ND)
     mean_D = keys_VD.mean(0, dtype=query.dtype)
     covariance_DD = query.new_zeros(len(mean_D), len(mean_D))
     for rows in _slices(len(keys_VD), COVARIANCE_ROWS):
-        centred = _wide(keys_VD[rows]) - mean_D
+        centred = at_least_fp32(keys_VD[rows]) - mean_D
         covariance_DD.addmm_(centred.T, centred)
     variance_N = ((query @ covariance_DD) * query).sum(1) / len(keys_VD)
     return query @ mean_D, variance_N
@@ -157,7 +159,7 @@ def word_distribution(
     found: list[tuple[Tensor, ...]] = []
     mean_V = torch.zeros(len(keys_VD), dtype=torch.float64, device=keys_VD.device)
     for rows in _slices(len(query_ND), max(1, CHUNK_ELEMENTS["cpu"] // max(len(keys_VD), 1))):
-        scores = _wide(query_ND[rows] @ keys_VD.T)
+        scores = at_least_fp32(query_ND[rows] @ keys_VD.T)
         if norm is not None:
             scores = F.layer_norm(scores, (len(keys_VD),), eps=norm.eps) * norm.gain
             scores = scores if norm.bias_V is None else scores + norm.bias_V
@@ -174,10 +176,6 @@ def word_distribution(
         return WordDistribution(empty, empty.long(), mean_V.new_zeros(0), empty.new_zeros(0).long(), mean_V)
     probability, word, entropy, above = (torch.cat(parts) for parts in zip(*found, strict=True))
     return WordDistribution(probability, word, entropy, above, mean_V / len(query_ND))
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _slices(num: int, size: int) -> Iterator[slice]:
@@ -198,14 +196,14 @@ class _VocabularyAttention(torch.autograd.Function):
         chunk: int,
     ) -> Tensor:
         num = len(query_ND)
-        mean_N = torch.zeros(num, dtype=_wide(query_ND[:0]).dtype, device=query_ND.device)
+        mean_N = torch.zeros(num, dtype=at_least_fp32(query_ND[:0]).dtype, device=query_ND.device)
         rstd_N, lse_N = torch.ones_like(mean_N), torch.empty_like(mean_N)
         closed = gain is not None and closed_form_pays(num, keys_VD.shape[1])
         if closed:
             mean_N, variance_N = outer_statistics(query_ND, keys_VD)
             rstd_N = torch.rsqrt(variance_N + eps)
         elif gain is not None:
-            mean_N = _wide(query_ND) @ keys_VD.mean(0, dtype=mean_N.dtype)
+            mean_N = at_least_fp32(query_ND) @ keys_VD.mean(0, dtype=mean_N.dtype)
         out = torch.empty(num, words_VW.shape[1], dtype=words_VW.dtype, device=query_ND.device)
         buffer = query_ND.new_empty(min(chunk, num), len(keys_VD))
         total_N = torch.empty_like(lse_N)
@@ -234,7 +232,7 @@ class _VocabularyAttention(torch.autograd.Function):
         needed = zip((query_ND, keys_VD, words_VW, gain, bias_V), ctx.needs_input_grad, strict=False)
         grads = _Gradients(*(torch.zeros_like(value, dtype=wide) if needs else None for value, needs in needed))
         # d z = p (d p - sum_V p d p), and the sum is `grad_out . out`
-        inner_N = (_wide(grad_out) * _wide(out)).sum(1)
+        inner_N = (at_least_fp32(grad_out) * at_least_fp32(out)).sum(1)
         # The norm's factor is applied to the smaller side of each product.
         scale_N = rstd_N if gain is None or gain.ndim else rstd_N * gain
         scaled_ND = (query_ND * scale_N[:, None]).to(query_ND.dtype)
@@ -250,7 +248,7 @@ class _VocabularyAttention(torch.autograd.Function):
             into = None if p_buffer is None else p_buffer[:count]
             slopes, p, gain_sum, bias_sum = _slopes(scores, slopes, statistics, shape, wanted, into)
             if grads.words is not None and p is not None:
-                _add_product(grads.words, p.T, grad_out[rows].to(p.dtype))
+                add_product(grads.words, p.T, grad_out[rows].to(p.dtype))
             if grads.gain is not None and gain_sum is not None:
                 grads.gain += gain_sum
             if grads.bias is not None and bias_sum is not None:
@@ -258,7 +256,7 @@ class _VocabularyAttention(torch.autograd.Function):
             if grads.query is not None:
                 grads.query[rows] = slopes @ keys_VD
             if grads.keys is not None:
-                _add_product(grads.keys, slopes.T, scaled_ND[rows])
+                add_product(grads.keys, slopes.T, scaled_ND[rows])
         if grads.query is not None:
             grads.query.mul_(scale_N[:, None])
         return (*grads.like(query_ND, keys_VD, words_VW, gain, bias_V), None, None, None)
@@ -306,12 +304,12 @@ def _weights(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Applies `_to_weights` to a chunk and casts to `dtype`; overwrites the products."""
     if scores.is_cuda:
-        values, *rest = _compiled(_to_weights, 1)(_wide(scores), mean, rstd, shape)
+        values, *rest = _compiled(_to_weights, 1)(at_least_fp32(scores), mean, rstd, shape)
         return (values.to(dtype), *rest)
     weights = scores if dtype == scores.dtype else torch.empty_like(scores, dtype=dtype)
     found = [torch.empty_like(mean) for _ in range(3)]
     for block in _blocks(scores):
-        values, *rest = _to_weights(_wide(scores[block]), mean[block], None if rstd is None else rstd[block], shape)
+        values, *rest = _to_weights(at_least_fp32(scores[block]), mean[block], None if rstd is None else rstd[block], shape)
         if values.dtype != weights.dtype or weights is not scores:
             weights[block] = values
         for whole, part in zip(found, rest, strict=True):
@@ -329,12 +327,12 @@ def _slopes(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Applies `_to_gradient` to a chunk, in the dtype of `slopes`, with `p` in `p_whole`; overwrites products and slopes."""
     if scores.is_cuda:
-        values, p, *sums = _compiled(_to_gradient, 2)(_wide(scores), _wide(slopes), statistics, shape, wanted)
+        values, p, *sums = _compiled(_to_gradient, 2)(at_least_fp32(scores), at_least_fp32(slopes), statistics, shape, wanted)
         return (values.to(slopes.dtype), p if p_whole is None else p_whole.copy_(p), *sums)
     totals: list[Tensor | None] = [None, None]
     for block in _blocks(scores):
         own = (statistics[0][block], statistics[1][block], statistics[2][block], statistics[3][block])
-        values, p, *sums = _to_gradient(_wide(scores[block]), _wide(slopes[block]), own, shape, wanted)
+        values, p, *sums = _to_gradient(at_least_fp32(scores[block]), at_least_fp32(slopes[block]), own, shape, wanted)
         if values.dtype != slopes.dtype:
             slopes[block] = values
         if p_whole is not None and p is not None:
@@ -413,10 +411,3 @@ def _to_gradient(
         along = (slope * normal).sum(1)
     slope.sub_(normal.mul_((along / normal.shape[1])[:, None]))
     return slope, kept, gain_sum, bias_sum
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right

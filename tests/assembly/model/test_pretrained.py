@@ -16,9 +16,11 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.data.images.pixels import PixelLoader
+from sightline.data.records import prompt_messages
 from sightline.data.samples.prompts import Prompt
-from sightline.errors import ConfigError, RecordError, SightlineError
+from sightline.errors import ConfigError, SightlineError
 from sightline.evaluation.controls import BlindPixelLoader
+from sightline.evaluation.tasks import Query
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.stock import StockModel
 from sightline.types import Record
@@ -167,12 +169,11 @@ def test_answers_skip_a_record_whose_picture_is_gone(bundle: ModelBundle, datase
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     answers = ModelAnswers(bundle, opened, pictures, GREEDY, bundle.builder(), bf16=False)
-    said = answers.answer(records[:3], answers.width(records))
-    assert isinstance(said[1], RecordError)
-    assert said[1].reason == "image_missing"
+    queries = [Query(record.id, record, prompt_messages(record, "Describe the image.")) for record in records]
+    assert [given.skipped for given in answers.answer(queries[:3], answers.width(queries))] == ["", "image_missing", ""]
     blind = BlindPixelLoader(bundle.processing.preparation, bundle.processing.tiling)
-    unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.builder(), bf16=False).answer(records[:3], 0)
-    assert not any(isinstance(text, RecordError) for text in unseen)
+    unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.builder(), bf16=False).answer(queries[:3], 0)
+    assert not any(given.skipped for given in unseen)
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------------------
