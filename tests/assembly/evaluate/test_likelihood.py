@@ -21,8 +21,9 @@ from sightline.evaluation.tasks import Query, ScoreInfo, Task
 from sightline.generation.decode import embeddings
 from sightline.registry import Registry
 from sightline.types import Message, Part, Prediction, Record, Score
-from tests.assembly.evaluate.test_evaluate import data, stored
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.evaluate.helpers import data
+from tests.assembly.helpers import run_config
+from tests.data.check.planted import stored
 
 CANDIDATES = ("a dog", "two children play on the beach", "a")
 
