@@ -147,7 +147,7 @@ def test_a_signal_ends_with_75_and_the_same_command_goes_on(tmp_path: Path, caps
     os.kill(child.pid, signal.SIGTERM)
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out) == (75, b""), err
-    assert b"Give the same command again" in err
+    assert b"Run the same command again" in err
     assert not (tmp_path / "out").exists()
     assert call(capsys, *arguments[2:])[0] == 0
     assert call(capsys, *arguments[2:4], "records", "--out", tmp_path / "reference", "--workers", 0)[0] == 0

@@ -151,7 +151,7 @@ def test_folders_that_are_no_dataset_come_with_the_remedy(folder: Path, tmp_path
     with pytest.raises(DataError, match=r"no dataset\.json\)\. Make one"):
         open_dataset(tmp_path)
     (tmp_path / "half.preparing").mkdir()
-    with pytest.raises(DataError, match="Give the same command again"):
+    with pytest.raises(DataError, match="Run the same command again"):
         open_dataset(tmp_path / "half")
     for content in ("{", "[]", '{"schema": 99}', '{"schema": 1}'):
         put(tmp_path / "x/dataset.json", content)

@@ -140,9 +140,9 @@ def test_a_child_that_is_killed_just_after_its_answer_does_not_meet_the_next_tas
     run = workers._Child.run
     with GuardedPool(act, 1) as pool:
         for number in range(10):
-            batch = workers._Batch()
+            batch = workers._MapCall()
 
-            def run_and_cancel(child: workers._Child, task: object, batch: workers._Batch = batch) -> object:
+            def run_and_cancel(child: workers._Child, task: object, batch: workers._MapCall = batch) -> object:
                 outcome = run(child, task)
                 batch.cancel()
                 return outcome

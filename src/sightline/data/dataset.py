@@ -1,8 +1,8 @@
-"""A dataset folder, opened: records by number, image bytes, splits. Everything that trains or evaluates reads data through this.
+"""Reads a dataset folder: records by index, image bytes, splits. Training and evaluation read all data through this module.
 
 The folder holds `dataset.json` (counts, hashes, splits), `index.npy` (32 bytes a record), and either `records.jsonl` with
-`images/` or tar shards. Records are read from disk one at a time by byte offset and the index is memory-mapped, so a set of any
-size opens at once and takes no memory. An open dataset may be shared by threads, survives a fork, and can be sent to workers.
+`images/` or tar shards. Records are read one at a time by byte offset and the index is memory-mapped, so a set of any size
+opens at once and takes no memory. An open dataset may be shared by threads, survives a fork, and can be pickled.
 """
 
 import json
@@ -21,7 +21,7 @@ from sightline.types import Record
 
 SCHEMA = 1
 DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED = "dataset.json", "records.jsonl", "index.npy", "images.npy", "skipped.jsonl"
-DOWNLOADS = "downloads.jsonl"  # what became of each URL, where images were downloaded
+DOWNLOADS = "downloads.jsonl"  # outcome of each URL, where images were downloaded
 UNFINISHED = ".preparing"
 MAX_OPEN_FILES = 256
 
@@ -39,17 +39,17 @@ class Dataset:
     """A dataset folder.
 
     Args:
-        path: the folder; files are checked for presence and size, hashes only by `verify`.
+        path: the folder. Presence and size of files are checked; hashes only by `verify`.
 
     Attributes:
         path: the folder.
-        summary: `dataset.json` as it stands.
-        fingerprint: hash of all records and of the hashes of their images; the same for a folder of images and for shards.
+        summary: content of `dataset.json`.
+        fingerprint: hash over all records and the sha256 of their images; equal for image files and shards.
         splits: number of records of each split.
         index: one row of `INDEX_ROW` per record, memory-mapped.
 
     Raises:
-        DataError: the folder is missing, of another kind, incomplete, or a file has not the size that was written.
+        DataError: the folder is missing, is no dataset folder, is incomplete, or a file has another size than was written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,7 +64,7 @@ class Dataset:
         self.index = self._map(INDEX, INDEX_ROW, self.summary["ok"])
         self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
         for number, shard in enumerate(self._shards):
-            _check_size(self.path / shard["file"], shard["bytes"], lambda size, number=number: self._whole(number, size))
+            _check_size(self.path / shard["file"], shard["bytes"], lambda size, number=number: self._readable_part(number, size))
         self._records = self.path / RECORDS
         self._files = _Files()
 
@@ -73,7 +73,7 @@ class Dataset:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether records and images lie in tar shards, which are read best in stretches."""
+        """Whether records and images lie in tar shards, which are best read sequentially."""
         return self._image_index is not None
 
     def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
@@ -81,17 +81,17 @@ class Dataset:
 
     @property
     def is_without_images(self) -> bool:
-        """Whether images are known by name alone (`data prepare --without-images`)."""
+        """Whether images are name-only (`data prepare --without-images`)."""
         return bool(self.summary.get("without_images"))
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {len(self)} records)"
 
     def record(self, index: int) -> Record:
-        """Record number `index`, from 0.
+        """Returns the record with an index from 0.
 
         Raises:
-            DataError: what stands at its place is no record.
+            DataError: the record is damaged.
         """
         row = self.index[index]
         file = self.path / self._shards[row["file"]]["file"] if self._shards else self._records
@@ -102,12 +102,12 @@ class Dataset:
             raise DataError(f"{file}: record {index} at byte {row['offset']} is damaged: {error}.", _AGAIN) from error
 
     def records(self, split: str | None = None) -> Iterator[Record]:
-        """All records, or those of a split, in order."""
+        """Yields all records, or those of a split, in order."""
         for index in range(len(self)) if split is None else self.split_indices(split):
             yield self.record(int(index))
 
     def image_bytes(self, record: Record, k: int = 0) -> bytes:
-        """The file of image `k` of a record of this dataset.
+        """Returns the bytes of image `k` of a record of this dataset.
 
         Raises:
             DataError: it is missing or cannot be read, or the folder was prepared without images.
@@ -115,7 +115,7 @@ class Dataset:
         name = record.images[k]
         if self.is_without_images:
             raise DataError(
-                f"{self.path} was prepared without its images: the pixels of {name!r} are not there.",
+                f"{self.path} was prepared without its images: it has no file of {name!r}.",
                 "Read features instead (data.features=STORE, --features STORE), or prepare it with its images.",
             )
         if self._image_index is None:
@@ -125,23 +125,23 @@ class Dataset:
                 raise DataError(f"{self.path / name}: {error.strerror}.", _AGAIN) from error
         number, _, rest = name.partition(".")
         if not number.isdecimal() or int(number) >= len(self) or not rest.startswith(f"{k}."):
-            raise DataError(f"{self.path}: image {name!r} is not of this dataset.")
+            raise DataError(f"{self.path}: image {name!r} does not belong to this dataset.")
         row = self.index[int(number)]
         place = self._image_index[int(row["first_image"]) + k]
         return self._files.read(self.path / self._shards[row["file"]]["file"], int(place["offset"]), int(place["size"]))
 
     def split_indices(self, name: str) -> np.ndarray:
-        """Numbers of the records of a split, ascending, as int64.
+        """Returns the indices of the records of a split, ascending, as int64.
 
         Raises:
-            DataError: there is no such split; names those there are.
+            DataError: there is no such split; the message lists the splits.
         """
         if name not in self.splits:
             raise DataError(f"{self.path} has no split {name!r}; it has {', '.join(map(repr, self.splits)) or 'none'}.")
         return np.flatnonzero(self.index["split"] == self._split_names.index(name))
 
     def verify(self) -> int:
-        """Hashes every file and image and compares them with what was written; returns the number of image files.
+        """Compares the sha256 of every file and image with the stored ones; returns the number of image files.
 
         Raises:
             DataError: lists the first ten that differ.
@@ -160,11 +160,11 @@ class Dataset:
         return self.summary["images"]
 
     def damaged_files(self) -> list[str]:
-        """Hashes the files that `dataset.json` vouches for (records, index, shards), and says which are not what was written."""
+        """Compares the sha256 of the files listed in `dataset.json` (records, index, shards); returns what is wrong with each."""
         return [fault for name, entry in _listed_files(self.summary) if (fault := _hash_fault(self.path / name, entry["sha256"]))]
 
-    def _whole(self, shard: int, size: int) -> str:
-        """How many records of a shard end before `size`."""
+    def _readable_part(self, shard: int, size: int) -> str:
+        """Says how many records of a shard lie within its first `size` bytes, for an error message."""
         assert self._image_index is not None
         rows = self.index[self.index["file"] == shard]
         ends = (rows["offset"] + rows["size"]).astype(np.int64)
@@ -191,8 +191,8 @@ def open_dataset(path: str | Path) -> Dataset:
 # Files ----------------------------------------------------------------------------------------------------------------------
 
 
-class _Open:
-    """An open file that is closed when the last reader lets it go."""
+class _OpenFile:
+    """An open file that is closed when its last reference is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -203,10 +203,10 @@ class _Open:
 
 
 class _Files:
-    """Reads pieces of files by position; keeps up to `MAX_OPEN_FILES` of them open."""
+    """Reads byte ranges of files; keeps up to `MAX_OPEN_FILES` files open."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, _Open] = {}
+        self._open: dict[Path, _OpenFile] = {}
         self._lock = threading.Lock()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
@@ -216,7 +216,7 @@ class _Files:
                 if file is None:
                     if len(self._open) >= MAX_OPEN_FILES:
                         self._open.clear()
-                    file = self._open[path] = _Open(path)
+                    file = self._open[path] = _OpenFile(path)
             data = os.pread(file.descriptor, size, offset)
             while 0 < len(data) < size and (more := os.pread(file.descriptor, size - len(data), offset + len(data))):
                 data += more
@@ -231,7 +231,9 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
     if not (path / DATASET).is_file():
         unfinished = path.with_name(path.name + UNFINISHED)
         if not path.exists() and unfinished.is_dir():
-            raise DataError(f"{path} is not finished: {unfinished} is what was done so far.", "Give the same command again.")
+            raise DataError(
+                f"{path} is not finished; the work so far is in {unfinished}.", "Run the same command again to finish it."
+            )
         state = "is not a dataset folder (it has no dataset.json)" if path.exists() else "does not exist"
         raise DataError(f"{path} {state}.", f"{_PREPARE} {path}.")
     try:
@@ -246,7 +248,7 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
 
 
 def _listed_files(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Names with size and hash of all files that `dataset.json` vouches for."""
+    """Yields name, and size and hash, of all files listed in `dataset.json`."""
     yield from summary["files"].items()
     for shard in summary.get("shards", []):
         yield shard["file"], shard
@@ -259,11 +261,11 @@ def _check_size(path: Path, size: int, what_is_left: Callable[[int], str] = lamb
         raise DataError(f"{path}: {error.strerror}.", _AGAIN) from error
     if found != size:
         left = what_is_left(found)
-        raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or cut after it was written.{left}", _AGAIN)
+        raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or truncated after it was written.{left}", _AGAIN)
 
 
 def _hash_fault(path: Path, sha256: str) -> str:
     try:
-        return "" if sha256_file(path) == sha256 else f"{path.name} is not what was written"
+        return "" if sha256_file(path) == sha256 else f"{path.name} differs from what was written"
     except OSError as error:
         return f"{path.name}: {error.strerror}"

@@ -1,4 +1,4 @@
-"""A record as JSON and back, and what a record must fulfil. The checks name the field that is wrong."""
+"""Converts records to JSON and back, and checks them; errors name the field that is wrong."""
 
 import math
 from dataclasses import fields
@@ -12,7 +12,7 @@ RECORD_FIELDS = frozenset(item.name for item in fields(Record))
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """Gives a record as a JSON object; empty fields are left out."""
+    """Converts a record to a JSON object; empty fields are left out."""
     out: dict[str, Any] = {"id": record.id, "split": record.split}
     if record.images:
         out["images"] = list(record.images)
@@ -49,7 +49,7 @@ def prompt_messages(record: Record, prompt: str) -> tuple[Message, ...]:
 
 
 def record_from_json(line: Any) -> Record:
-    """Reads a record from a JSON object and checks it.
+    """Converts a JSON object to a record and checks it.
 
     Raises:
         RecordError: a field is missing, unknown, or of the wrong type; `reason` names it. Also what `check_record` raises.
@@ -79,7 +79,7 @@ def record_from_json(line: Any) -> Record:
 
 
 def check_record(record: Record) -> None:
-    """Refuses a record that cannot be trained or evaluated on.
+    """Checks that a record can be trained or evaluated on.
 
     Raises:
         RecordError: reasons `no_text`, `two_texts`, `empty_caption`, `images_without_place`, `places_without_image`,
@@ -158,7 +158,7 @@ def _part(item: Any) -> Part:
 
 
 def _is_finite(value: Any) -> bool:
-    """A number that fits a float; JSON allows whole numbers of any length."""
+    """Tells whether a value is a number that fits a float; JSON allows integers of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf and abs(value) <= 1e300
 
 

@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
     figures = measure_rows(dataset, range(len(dataset)), builder, rules, told.append)
     units = make_length_table(dataset, range(len(dataset)), builder, rules)
     assert figures.units is not None
-    for name in ("tokens", "alone", "supervised", "crops", "record", "branch", "begin"):
+    for name in ("tokens", "tokens_unshared", "supervised", "crops", "record", "branch", "begin"):
         assert getattr(figures.units, name).tolist() == getattr(units, name).tolist()
     found = asdict(figures.summary())
     assert found["conversations"] == 11

@@ -398,7 +398,7 @@ def test_a_signal_stops_it_at_once_and_keeps_what_was_fetched(tmp_path: Path) ->
         begin = time.monotonic()
         _, errors = child.communicate(timeout=20)
         assert time.monotonic() - begin < 5
-    assert "Give the same command again" in errors
+    assert "Run the same command again" in errors
     assert len(list((tmp_path / "out.preparing/fetched").glob("??/*"))) == 5
 
 

@@ -432,7 +432,7 @@ def test_killed_anywhere_it_leaves_no_folder_and_goes_on_to_the_same_bytes(
     child = run_in_child(tmp_path / "in", tmp_path / "out", faults)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (tmp_path / "out").exists()
-    with pytest.raises(DataError, match="Give the same command again"):
+    with pytest.raises(DataError, match="Run the same command again"):
         open_dataset(tmp_path / "out")
     decoded = []
     check_image = landing.check_image
@@ -448,7 +448,7 @@ def test_a_signal_keeps_the_work_and_says_how_to_go_on(tmp_path: Path) -> None:
     source = records_source(tmp_path / "in", 30)
     child = run_in_child(source, tmp_path / "out", "prepare.checked=term@3", workers=2)
     assert "Stopped" in child.stderr
-    assert "Give the same command again" in child.stderr
+    assert "Run the same command again" in child.stderr
     assert len(list((tmp_path / "out.preparing/dataset/images").glob("*/*"))) == 24  # three batches of eight
     prepared("records", source, tmp_path / "reference")
     prepared("records", source, tmp_path / "out")

@@ -173,7 +173,7 @@ def test_image_names_of_elsewhere_are_refused(folders: tuple[Path, Path], name: 
     dataset = open_dataset(folders[1])
     record = dataset.record(1)
     object.__setattr__(record, "images", (name,))
-    with pytest.raises(DataError, match="is not of this dataset"):
+    with pytest.raises(DataError, match="does not belong to this dataset"):
         dataset.image_bytes(record)
 
 

@@ -1,7 +1,7 @@
-"""The one image opener: bytes or a path in, a clean RGB image or a reason to skip the record out.
+"""Opens image files safely: returns an RGB image, or raises a RecordError with the reason to skip the record.
 
-Nothing else in Sightline opens images. What the header claims is checked before a byte is decoded; an image that is torn is
-refused, never shown half grey. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
+All of Sightline opens images here. The header is checked before anything is decoded; a truncated image is refused, never
+decoded with grey areas. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
 finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either. Pillow warns about oddities
 that do not touch the pixels (torn EXIF, too many tags); those warnings are left to the caller's filters.
 """
@@ -22,8 +22,8 @@ from sightline.config import Config
 from sightline.errors import RecordError, UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small flat image is no danger
-PILLOW_MAX_PIXELS = 89_478_485  # above this Pillow itself speaks of a bomb
+FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small image is no decompression bomb
+PILLOW_MAX_PIXELS = 89_478_485  # above this Pillow itself warns of a decompression bomb
 
 _ORIENTATION = ExifTags.Base.Orientation
 _TURNS = MappingProxyType(
@@ -48,7 +48,7 @@ _MAGIC = (
     (b"II\x2b\x00", "TIFF"),
     (b"MM\x00\x2b", "TIFF"),
 )
-_LOOKS = (  # what else people have in such files; only for the message
+_OTHER_FORMATS = (  # formats that are recognised for the error message only
     (b"<svg", "SVG"),
     (b"<html", "HTML, perhaps an error page"),
     (b"<!doctype", "HTML, perhaps an error page"),
@@ -65,7 +65,7 @@ _LOOKS = (  # what else people have in such files; only for the message
 
 
 class ImageLimits(Config):
-    """What an image may claim to be before it is decoded."""
+    """Limits on an image file, checked on its header before it is decoded."""
 
     max_bytes: int = Field(20_000_000, ge=1)
     """Size of the file."""
@@ -83,7 +83,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 class ImageHeader(NamedTuple):
-    """What the header of a file claims; `width` and `height` as stored, before an EXIF turn."""
+    """Content of an image file's header; `width` and `height` as stored, before EXIF rotation."""
 
     format: str
     mode: str
@@ -127,10 +127,10 @@ def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft
 def open_with_orientation(
     source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft_side: int | None = None
 ) -> tuple[Image.Image, int]:
-    """What `open_image` gives, and the EXIF orientation (1 to 8) that was applied to the stored pixels."""
+    """Opens an image as `open_image` does; also returns the EXIF orientation (1 to 8) that was applied."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise UsageError(
-            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: torn images would be trained on half grey.",
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: truncated images would be decoded with grey areas.",
             "Remove the line that sets it.",
         )
     data = read_image_file(source, limits) if isinstance(source, Path) else source
@@ -143,7 +143,7 @@ def open_with_orientation(
         if draft_side is not None:
             image.draft("RGB", (draft_side, draft_side))
         turned = image.tag_v2.get(_ORIENTATION) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
-        image.load()  # Pillow turns a TIFF itself, and drops the tag
+        image.load()  # Pillow rotates a TIFF itself and removes the tag
         orientation = _orientation(image)
         clean = _to_rgb(image, data)
         if orientation in _TURNS:
@@ -153,12 +153,12 @@ def open_with_orientation(
         raise
     except MemoryError:
         raise RecordError("image_memory", f"{kind}: not enough memory to decode it") from None
-    except Exception as error:  # a decoder that is fed damaged bytes raises anything; counted under its reason
-        raise RecordError("image_broken", f"{kind}: {_told(error)}") from error
+    except Exception as error:  # decoding damaged bytes raises anything
+        raise RecordError("image_broken", f"{kind}: {_error_text(error)}") from error
 
 
 def inspect_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
-    """Reads and checks the header alone, without decoding.
+    """Reads and checks the header without decoding.
 
     Raises:
         RecordError: the reasons of `open_image` that a header can give.
@@ -174,11 +174,11 @@ def inspect_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) ->
     except RecordError:
         raise
     except Exception as error:  # as in open_image
-        raise RecordError("image_broken", f"{kind}: {_told(error)}") from error
+        raise RecordError("image_broken", f"{kind}: {_error_text(error)}") from error
 
 
 def read_image_file(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Content of a regular file of at most `limits.max_bytes` bytes; a pipe or device cannot make it wait.
+    """Reads a regular file of at most `limits.max_bytes` bytes; a pipe or device does not block it.
 
     Raises:
         RecordError: reasons `image_missing`, `image_not_a_file`, `image_unreadable`, `image_too_large`.
@@ -191,7 +191,7 @@ def read_image_file(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     except IsADirectoryError:
         raise RecordError("image_not_a_file", f"{path} is a folder") from None
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise RecordError("image_missing", f"{path}: {_told(error)}") from None
+        raise RecordError("image_missing", f"{path}: {_error_text(error)}") from None
     except OSError as error:
         raise RecordError("image_unreadable", f"{path}: {error.strerror or error}") from None
     if len(data) > limits.max_bytes:
@@ -213,7 +213,7 @@ def _recognise(data: bytes, limits: ImageLimits) -> str:
         if data.startswith(magic):
             return kind
     start = data[:64].lower()
-    looks = next((f"; it looks like {name}" for mark, name in _LOOKS if mark in start), "")
+    looks = next((f"; it looks like {name}" for mark, name in _OTHER_FORMATS if mark in start), "")
     raise RecordError("image_format", f"not one of {', '.join(FORMATS)}{looks}")
 
 
@@ -221,7 +221,7 @@ def _open_header(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.Image
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RecordError("image_too_many_pixels", f"{kind}: {_told(error)}") from None
+        raise RecordError("image_too_many_pixels", f"{kind}: {_error_text(error)}") from None
     width, height = image.size
     claim = f"{kind} of {width} x {height} pixels in {len(data)} bytes"
     short, long, pixels = min(width, height), max(width, height), width * height
@@ -236,7 +236,7 @@ def _open_header(data: bytes, kind: str, limits: ImageLimits) -> ImageFile.Image
     return image
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text[:200] if text else type(error).__name__
 
@@ -245,16 +245,16 @@ def _told(error: BaseException) -> str:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """EXIF's orientation, 1 to 8."""
+    """Returns the EXIF orientation, 1 to 8."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
         return int(found) if found in _TURNS else 1
-    except Exception:  # torn EXIF raises anything; the image beside it is whole and is shown as it lies
+    except Exception:  # damaged EXIF raises anything; the pixels are intact and are not rotated
         return 1
 
 
 def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
-    """The mode rules of `open_image`; the result shares nothing with the opened file and carries no metadata."""
+    """Converts to RGB by the table of `open_image`; the result has no metadata and no reference to the file."""
     out: Image.Image = image
     if image.mode.startswith("I;16"):
         out = _scaled_grey(image)
@@ -270,15 +270,15 @@ def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
         _rescale_transparent_colour(image, bit_depth=data[24])
     try:
         if out.has_transparency_data:
-            seen = out.convert("RGBA")
-            out = Image.new("RGB", seen.size, "white")
-            out.paste(seen, mask=seen)
+            layered = out.convert("RGBA")
+            out = Image.new("RGB", layered.size, "white")
+            out.paste(layered, mask=layered)
         elif out.mode == "RGB":
-            out = out._new(out.im)  # the same pixels without the file: a copy would take 3 % of the time of decoding
+            out = out._new(out.im)  # the same pixels without the file; a copy would add 3 % to the time of decoding
         else:
             out = out.convert("RGB")
     except ValueError as error:
-        raise RecordError("image_mode", f"mode {out.mode} has no way to RGB: {error}") from error
+        raise RecordError("image_mode", f"mode {out.mode} cannot be converted to RGB: {error}") from error
     out.info = {}
     return out
 
@@ -309,7 +309,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _rescale_transparent_colour(image: ImageFile.ImageFile, bit_depth: int) -> None:
-    """Pillow widens grey of 2 and 4 bits and narrows colours of 16 bits to 8, but not the colour that is transparent."""
+    """Scales the transparent colour to 8 bits as Pillow scales the pixels (2- and 4-bit grey, 16-bit colours)."""
     colour = image.info.get("transparency")
     if image.mode == "L" and isinstance(colour, int) and bit_depth < 8:
         image.info["transparency"] = colour * 255 // (2**bit_depth - 1)

@@ -1,4 +1,4 @@
-"""What fills visual slots: the pixels of a record's images, opened, cropped and prepared."""
+"""Visual inputs of records: pixels of opened, tiled and prepared images, or stored features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sightline.types import Record
 
 @dataclass(frozen=True, slots=True)
 class VisualInputs:
-    """What fills the visual slots of a record: the prepared pixels of its crops, or their features.
+    """Visual inputs of a record: prepared pixels of its crops, or their features.
 
     Attributes:
         pixels: crops as prepared for the encoder.
@@ -30,20 +30,20 @@ class VisualInputs:
 
     @staticmethod
     def joined(parts: "Sequence[VisualInputs]") -> "VisualInputs":
-        """The crops of several, one after the other."""
+        """Concatenates the crops of several visual inputs."""
         pixels = [part.pixels for part in parts if part.pixels is not None]
         features = [part.features for part in parts if part.features is not None]
         return VisualInputs(np.concatenate(pixels) if pixels else None, np.concatenate(features) if features else None)
 
 
 class PixelLoader:
-    """Opens, tiles and prepares images.
+    """Loads pixels: opens, tiles and prepares images.
 
     Args:
-        preparation: how a crop is fitted into the encoder's input.
+        preparation: how a crop is prepared for the encoder.
         tiling: how an image becomes crops.
-        keep_bytes: prepared pixels that are kept in memory; in later epochs these images are not opened again.
-        limits: what a file may claim.
+        keep_bytes: size in bytes of the in-memory cache of prepared pixels.
+        limits: limits on image files.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class PixelLoader:
         self._kept: dict[tuple[Path, tuple[str, ...]], np.ndarray] = {}
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Prepared pixels of all images of a record.
+        """Returns the prepared pixels of all images of a record.
 
         Raises:
-            RecordError: an image is missing, cannot be opened, or has not the size that its tokens were counted for.
+            RecordError: an image is missing, cannot be opened, or has another size than its tokens were counted for.
         """
         key = (dataset.path, record.images)
         kept = self._kept.get(key)
@@ -84,15 +84,15 @@ class PixelLoader:
                     f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
                 )
             crops.append(self.tiling.crops(image, self.preparation))
-        whole = len(crops) == 1 and crops[0].flags.writeable  # a view of a Pillow image is not, which torch does not take
-        return crops[0] if whole else np.concatenate(crops)
+        can_return = len(crops) == 1 and crops[0].flags.writeable  # torch needs writable arrays; views of Pillow images are not
+        return crops[0] if can_return else np.concatenate(crops)
 
 
 class VisualInputLoader(Protocol):
-    """Makes visual inputs of records."""
+    """Loads the visual inputs of records."""
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Pixels or features of all images of a record.
+        """Returns pixels or features of all images of a record.
 
         Raises:
             RecordError: an image cannot be opened, or its features are not stored.

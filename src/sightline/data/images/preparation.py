@@ -1,4 +1,4 @@
-"""Image preparation: an RGB image in, the uint8 pixels that a vision encoder was trained to see out.
+"""Prepares images for a vision encoder: RGB image in, uint8 pixels of the encoder's input size out.
 
 The settings are read from the encoder's own folder (`preprocessor_config.json`, or the `image_processor` section of
 `processor_config.json`), and the pixels equal those of its transformers processor (Pillow backend) bit for bit. Rescaling and
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 8192
 MAX_FILE_BYTES = 1_000_000
-KEY_SCHEMA = 1  # to be raised when the same settings come to mean other pixels
+KEY_SCHEMA = 1  # increase it when the same settings give other pixels
 
 Fit = Literal["encoder", "squash", "crop", "pad"]
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -38,7 +38,7 @@ _CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImagePreparation(Config):
-    """Pads, resizes and crops images as an encoder's processor does; frozen, small to pickle, identified by `key()`.
+    """Pads, resizes and crops images as an encoder's image processor does.
 
     The steps, in this order: `pad`, `resize`, `crop`. At least one of the last two fixes the size of the result.
     """
@@ -63,7 +63,7 @@ class ImagePreparation(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.crop is None and not isinstance(self.resize, tuple):
-            raise ValueError("images would come out in different sizes: give 'resize' as [height, width], or 'crop'")
+            raise ValueError("images would get different sizes: set 'resize' to [height, width], or set 'crop'")
         edges = [self.resize] if isinstance(self.resize, int) else list(self.resize or ())
         if any(not 1 <= side <= MAX_SIDE for side in (*edges, *(self.crop or ()))):
             raise ValueError(f"sides lie between 1 and {MAX_SIDE} pixels, got resize={self.resize}, crop={self.crop}")
@@ -73,10 +73,14 @@ class ImagePreparation(Config):
 
     @classmethod
     def from_processor(cls, settings: dict[str, Any], file: str = "preprocessor_config.json") -> Self:
-        """The preparation of an encoder, from the content of its processor file (`read_processor_file`); `file` names it in errors.
+        """Reads the settings of an encoder's image processor.
+
+        Args:
+            settings: content of its processor file (`read_processor_file`).
+            file: name of the file in errors.
 
         Raises:
-            ConfigError: the file is damaged, or its kind of processor does more than this class.
+            ConfigError: the file is damaged, or its processor does more than this class.
         """
         try:
             return cls(**_translate(settings, file))
@@ -87,7 +91,7 @@ class ImagePreparation(Config):
             raise ConfigError(f"{file}: a number is too large.", _REMEDY) from None
 
     def to_processor(self) -> dict[str, Any]:
-        """Content of a `preprocessor_config.json` whose transformers processor gives the same pixels (`draft` aside)."""
+        """Returns a `preprocessor_config.json` whose transformers processor gives the same pixels (`draft` is not kept)."""
 
         def sides(size: Size) -> dict[str, int]:
             return {"height": size[0], "width": size[1]}
@@ -109,20 +113,20 @@ class ImagePreparation(Config):
         }
 
     def refitted(self, fit: Fit) -> Self:
-        """The same output size and normalisation with another way to fit an image into it.
+        """Returns a preparation with the same output size and normalisation that fits images in another way.
 
         Args:
-            fit: `encoder` as its processor does it; `squash` (aspect is lost), `crop` (shorter side fitted, centre kept), `pad`
-                (to a square with the mean colour, then resized: nothing is lost).
+            fit: `encoder` (as its processor does), `squash` (resizes without keeping the aspect ratio), `crop` (resizes the
+                shorter side, crops the centre), `pad` (pads to a square with the mean colour, then resizes).
 
         Raises:
-            ConfigError: `pad` makes a square, and the encoder's input is none.
+            ConfigError: `pad` makes a square, but the encoder's input is none.
         """
         if fit == "encoder":
             return self
         if fit == "pad" and self.height != self.width:
             raise ConfigError(
-                f"fit 'pad' makes squares, this encoder sees {self.height} x {self.width} pixels.", "Use squash or crop."
+                f"fit 'pad' makes squares, but this encoder takes {self.height} x {self.width} pixels.", "Use squash or crop."
             )
         output = (self.height, self.width)
         if fit == "crop":
@@ -148,21 +152,21 @@ class ImagePreparation(Config):
 
     @property
     def draft_side(self) -> int | None:
-        """The `draft_side` to open images with: twice the size that is needed, so that the filter has something to do."""
+        """`draft_side` for opening images: twice the needed size, so that resizing still filters."""
         if not self.draft or self.resize is None:
             return None
         return 2 * (self.resize if isinstance(self.resize, int) else max(self.resize))
 
     def key(self) -> str:
-        """sha256 over every setting: equal keys give equal pixels. Feature stores are found by it.
+        """Returns a sha256 over all settings: equal keys give equal pixels. Part of the key of feature stores.
 
-        Pillow's version is not part of it; should a release change a filter, `KEY_SCHEMA` is raised.
+        Pillow's version is not part of it; if a release changes a filter, `KEY_SCHEMA` is increased.
         """
         settings = {"schema": KEY_SCHEMA, **self.model_dump(mode="json")}
         return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
     def prepare(self, image: Image.Image) -> "UInt8[np.ndarray, 'h w 3']":
-        """Pixels of one image.
+        """Prepares one image.
 
         Args:
             image: RGB, as `open_image` returns it.
@@ -184,7 +188,7 @@ class ImagePreparation(Config):
             image = image.resize(size, Image.Resampling(FILTERS.index(self.resample)), reducing_gap=2.0 if self.draft else None)
         if self.crop is not None:
             left, top = (image.width - self.crop[1]) // 2, (image.height - self.crop[0]) // 2
-            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # outside of the image it is black
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # black outside of the image
         return np.array(image)
 
 
@@ -199,7 +203,7 @@ def _pad_to_square(image: Image.Image, mean: Triple) -> Image.Image:
 
 
 def _size_by_shorter_side(size: Size, shorter: int) -> Size:
-    """(width, height) with the shorter side given; the longer one is cut to whole pixels, not rounded, as transformers does."""
+    """Returns (width, height) for a given shorter side; the longer side is rounded down, as transformers does."""
     width, height = size
     if width <= height:
         return shorter, int(shorter * height / width)
@@ -210,7 +214,7 @@ def _size_by_shorter_side(size: Size, shorter: int) -> Size:
 
 
 class _Processor(NamedTuple):
-    """What a kind of processor does where its file is silent (files of the first years are)."""
+    """Default settings of a kind of image processor, for keys that its file lacks (old files lack many)."""
 
     size: dict[str, int]
     resample: int = 3
@@ -237,7 +241,7 @@ _PROCESSORS = {
 
 
 def read_processor_file(path: str) -> tuple[dict[str, Any], str]:
-    """Settings of the image processor and the file they came from; transformers looks in the same order."""
+    """Reads the settings of the image processor; returns them and the file. Searches in the order of transformers."""
     unified = _find_file(path, "processor_config.json")
     if unified is not None:
         settings = _read_json(unified).get("image_processor")
@@ -245,9 +249,7 @@ def read_processor_file(path: str) -> tuple[dict[str, Any], str]:
             return settings, f"{unified}, image_processor"
     plain = _find_file(path, "preprocessor_config.json")
     if plain is None:
-        raise ConfigError(
-            f"{path}: neither preprocessor_config.json nor processor_config.json says how to prepare images.", _REMEDY
-        )
+        raise ConfigError(f"{path}: has neither preprocessor_config.json nor processor_config.json.", _REMEDY)
     return _read_json(plain), str(plain)
 
 
@@ -293,29 +295,29 @@ def _translate(values: dict[str, Any], file: str) -> dict[str, Any]:
     processor = _PROCESSORS.get(name)
     if processor is None:
         known = ", ".join(_PROCESSORS)
-        raise ConfigError(f"{file}: image processor {kind!r}; those that only pad, resize, crop and normalise: {known}.", _REMEDY)
-    given = _ProcessorValues(values, file)
-    resample = given.number("resample", processor.resample)
+        raise ConfigError(f"{file}: image processor {kind!r} is not supported; supported are {known}.", _REMEDY)
+    checked = _ProcessorValues(values, file)
+    resample = checked.number("resample", processor.resample)
     if resample not in range(len(FILTERS)):
         raise ConfigError(f"{file}: 'resample' is Pillow's number of a filter, 0 to {len(FILTERS) - 1}, got {resample}.")
-    pads = given.flag("do_pad", False)
+    pads = checked.flag("do_pad", False)
     if pads and not processor.can_pad:
-        raise ConfigError(f"{file}: what 'do_pad' does in {kind} is not known here.", _REMEDY)
-    crop = given.size("crop_size", processor.crop, True) if given.flag("do_center_crop", processor.crop is not None) else None
-    rescales, normalises = given.flag("do_rescale", True), given.flag("do_normalize", True)
+        raise ConfigError(f"{file}: 'do_pad' is not supported for {kind}.", _REMEDY)
+    crop = checked.size("crop_size", processor.crop, True) if checked.flag("do_center_crop", processor.crop is not None) else None
+    rescales, normalises = checked.flag("do_rescale", True), checked.flag("do_normalize", True)
     return {
-        "resize": given.size("size", processor.size, processor.is_square) if given.flag("do_resize", True) else None,
+        "resize": checked.size("size", processor.size, processor.is_square) if checked.flag("do_resize", True) else None,
         "crop": (crop, crop) if isinstance(crop, int) else crop,
         "pad": pads,
         "resample": FILTERS[int(resample)],
-        "rescale": given.number("rescale_factor", 1 / 255) if rescales else 1.0,
-        "mean": given.triple("image_mean", processor.mean) if normalises else (0.0, 0.0, 0.0),
-        "std": given.triple("image_std", processor.std) if normalises else (1.0, 1.0, 1.0),
+        "rescale": checked.number("rescale_factor", 1 / 255) if rescales else 1.0,
+        "mean": checked.triple("image_mean", processor.mean) if normalises else (0.0, 0.0, 0.0),
+        "std": checked.triple("image_std", processor.std) if normalises else (1.0, 1.0, 1.0),
     }
 
 
 class _ProcessorValues(NamedTuple):
-    """The values of a processor file, checked one by one; null and absent mean the default of the kind, as in transformers."""
+    """Checked values of a processor file; a null or missing value means the default of the kind, as in transformers."""
 
     values: dict[str, Any]
     file: str
@@ -350,5 +352,5 @@ class _ProcessorValues(NamedTuple):
                 return (edge, edge) if is_square else edge
         raise ConfigError(
             f"{self.file}: {key!r} must be height and width, or 'shortest_edge' alone, got {value!r}.",
-            "Images of one size are needed to fill a batch.",
+            "A batch needs images of one size.",
         )

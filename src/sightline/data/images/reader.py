@@ -1,6 +1,6 @@
-"""Reads one image of a data set as prepared pixels, in a child process that it may take down with it.
+"""Reads single images of data sets as prepared crops, in child processes that may crash.
 
-What training does for a whole record, for jobs that go through images one by one and must not trust them.
+For jobs that process untrusted images one by one; training loads whole records (`PixelLoader`).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from sightline.errors import DataError, RecordError
 
 
 class ImageLocation(NamedTuple):
-    """An image by number: of the data set, of the record in it, of the image in that."""
+    """Location of an image: index of the data set, of the record in it, and of the image in the record."""
 
     dataset: int
     record: int
@@ -27,10 +27,10 @@ class ImageLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class CropReader:
-    """A function of a place, for a `GuardedPool`.
+    """Reads the crops of an image; a picklable function for a `GuardedPool`.
 
     Attributes:
-        datasets: what places count.
+        datasets: the data sets that `ImageLocation.dataset` indexes.
         preparation, tiling: how an image becomes crops.
     """
 
@@ -38,19 +38,19 @@ class CropReader:
     preparation: ImagePreparation
     tiling: TilingConfig
 
-    def __call__(self, place: ImageLocation) -> UInt8[np.ndarray, "crops h w 3"]:
-        """Prepared crops.
+    def __call__(self, location: ImageLocation) -> UInt8[np.ndarray, "crops h w 3"]:
+        """Returns the prepared crops of an image.
 
         Raises:
             RecordError: the reasons of `open_image`, `image_missing`, and `hash_mismatch`: the file is not the one that was
                 prepared.
         """
-        dataset = self.datasets[place.dataset]
-        record = dataset.record(place.record)
+        dataset = self.datasets[location.dataset]
+        record = dataset.record(location.record)
         try:
-            data = dataset.image_bytes(record, place.image)
+            data = dataset.image_bytes(record, location.image)
         except DataError as error:
             raise RecordError("image_missing", error.message) from error
-        if hashlib.sha256(data).hexdigest() != record.image_info[place.image].sha256:
-            raise RecordError("hash_mismatch", f"{dataset.path}: {record.images[place.image]} is not what was prepared")
+        if hashlib.sha256(data).hexdigest() != record.image_info[location.image].sha256:
+            raise RecordError("hash_mismatch", f"{dataset.path}: {record.images[location.image]} is not the file that was prepared")
         return self.tiling.crops(open_image(data, DEFAULT_LIMITS, self.tiling.draft_side(self.preparation)), self.preparation)

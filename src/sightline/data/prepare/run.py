@@ -235,7 +235,7 @@ class _Preparation:
 
     def _poll(self) -> None:
         if signal := self.stopped():
-            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Give the same command again to go on.")
+            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Run the same command again to continue.")
 
     @property
     def _is_grouped(self) -> bool:

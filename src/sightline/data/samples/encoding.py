@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from sightline.data.images.tilings import Layout, TilingConfig
 from sightline.data.records import prompt_messages
-from sightline.data.samples.templates import Rendered, Template, Turn
+from sightline.data.samples.templates import RenderedConversation, Template, Turn
 from sightline.errors import RecordError
 from sightline.types import IMAGE, EncodedConversation, Message, Part, Record, Sample, Span
 
@@ -299,7 +299,7 @@ def _insert_layouts(text: str, layouts: Sequence[Layout]) -> str:
     return pieces[0] + "".join(layout.text + piece for layout, piece in zip(layouts, pieces[1:], strict=True))
 
 
-def _with_layout_texts(rendered: Rendered, layouts: Sequence[Layout]) -> tuple[str, list[Turn]]:
+def _with_layout_texts(rendered: RenderedConversation, layouts: Sequence[Layout]) -> tuple[str, list[Turn]]:
     """Returns the text with the layouts' texts inserted, and the turns at their new positions."""
 
     def moved(position: int) -> int:

@@ -1,8 +1,8 @@
-"""Label noise for studies: a share of the records of a split say what belongs to other images.
+"""Label noise for studies: gives a share of the records of a split the texts of other images.
 
-The texts of the chosen records are exchanged among them, whole (all captions, or the conversation with its answers), so that every
-text is still seen as often as before and only the pairing with images is wrong. Which records, and whose text each gets, is a
-function of the data set, the split, the share and the seed. A larger share with the same seed holds the records of a smaller one.
+The chosen records exchange their texts (all captions, or the conversation with its answers), so that every text still occurs as
+often as before and only its image is wrong. The choice is a function of the data set, the split, the share and the seed. With the
+same seed, a larger share includes the records of a smaller one.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from sightline.types import Record
 
 
 class NoisyDataset(Dataset):
-    """A dataset folder in which some records carry another record's texts.
+    """A dataset folder in which some records have another record's texts.
 
     Args:
         path: the folder.
-        text_of: for each such record the number of the record whose texts it carries.
-        key: of the noise; it becomes part of the fingerprint.
+        text_of: for each such record the index of the record whose texts it has.
+        key: key of the noise; becomes part of the fingerprint.
     """
 
     def __init__(self, path: str | Path, text_of: Mapping[int, int], key: str) -> None:
@@ -36,7 +36,7 @@ class NoisyDataset(Dataset):
         return NoisyDataset, (self.path, self.text_of, self.key)
 
     def record(self, index: int) -> Record:
-        """Record number `index`: its own images, and its texts or another's."""
+        """Returns a record with its own images, and its own texts or another record's."""
         record = super().record(index)
         if index not in self.text_of:
             return record
@@ -45,13 +45,13 @@ class NoisyDataset(Dataset):
 
 
 def with_noise(dataset: Dataset, split: str, share: float, seed: int) -> Dataset:
-    """The data set with the texts of a share of a split's records exchanged; the data set itself at a share of 0.
+    """Exchanges the texts of a share of a split's records; returns the data set itself at a share of 0.
 
-    Records without images keep their texts. An exchange is only between records of as many images each, and gives a record
-    the texts of other images that are not its own words either.
+    Records without images keep their texts. Only records with the same number of images exchange texts, and none gets texts that
+    equal its own or belong to the same images.
 
     Raises:
-        ConfigError: so few records, or so many equal ones, cannot be exchanged.
+        ConfigError: the chosen records are too few, or too many of them are equal.
     """
     if share == 0:
         return dataset
@@ -71,15 +71,15 @@ def with_noise(dataset: Dataset, split: str, share: float, seed: int) -> Dataset
         partner = derangement(len(chosen), lambda a, b, chosen=chosen: _alike(facts[chosen[a]], facts[chosen[b]]), generator)
         if partner is None:
             raise ConfigError(
-                f"data.noise={share}: {len(chosen)} records of split {split!r} of {dataset.path} cannot exchange their texts so "
-                "that each gets other ones.",
+                f"data.noise={share}: {len(chosen)} records of split {split!r} of {dataset.path} cannot exchange their texts "
+                "so that each record gets a different text.",
                 "Use more records, or a larger share.",
             )
-        text_of |= {index: chosen[place] for index, place in zip(chosen, partner, strict=True)}
-    logger.info("label noise: %d of %d records of split %r carry the texts of other images", len(text_of), len(facts), split)
+        text_of |= {index: chosen[other] for index, other in zip(chosen, partner, strict=True)}
+    logger.info("label noise: %d of %d records of split %r have the texts of other images", len(text_of), len(facts), split)
     return NoisyDataset(dataset.path, text_of, f"noise {split} {share!r} {seed}")
 
 
 def _alike(first: tuple[tuple[str, ...], int], second: tuple[tuple[str, ...], int]) -> bool:
-    """Whether two records have the same images or the same texts."""
+    """Tells whether two records have the same images or the same texts."""
     return first[0] == second[0] or first[1] == second[1]

@@ -43,15 +43,15 @@ def is_ours(folder: str | Path) -> bool:
 
 
 def read_processing(folder: str | Path) -> Processing:
-    """How records become inputs of the model in a folder.
+    """Reads `sightline.json` of a model folder.
 
     Raises:
-        StorageError: the folder is no model of Sightline, or its file is damaged.
+        StorageError: the folder holds no Sightline model, or the file is damaged.
     """
     file = Path(folder) / PROCESSING
     if not file.is_file():
         raise StorageError(
-            f"{folder} has no {PROCESSING}, which holds prompt, chat template and image preparation of a model of Sightline's.",
+            f"{folder} has no {PROCESSING}, the file with prompt, chat template and image preparation of a Sightline model.",
             "Give a run, or copy the whole model folder of a checkpoint.",
         )
     try:

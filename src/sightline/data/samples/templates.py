@@ -1,9 +1,8 @@
-"""From messages to one text, and back from characters to turns.
+"""Renders conversations with chat templates and finds the characters of each turn.
 
-Every template is a chat template in Jinja: the model's own where its tokenizer has one, else one of ours. A conversation is
-rendered whole; where a turn begins and ends is found by rendering the conversation up to it, exactly as `generate` renders a
-prompt. Nothing is tokenised in pieces. Templates that can think are told not to, and the day that some write down stands still,
-so that the same records are the same tokens tomorrow.
+Every template is a Jinja chat template: the tokenizer's own, or a built-in one. A conversation is rendered as a whole; a turn's
+start and end are found by rendering the conversation up to it, exactly as prompts for `generate` are rendered. Thinking is
+switched off, and the current date that some templates print is fixed, so that records always give the same tokens.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ NO_CLOSING_TOKEN = (
     "the chat template ends an answer without a special token, so a model that is trained on it does not learn to stop; "
     "generation then ends at max_new_tokens. Choose another data.template, or a tokenizer whose template ends turns."
 )
-_DAY = (  # for templates that write down today's date (Llama 3.2, SmolLM3): the one that Llama's falls back to, always
+_DAY = (  # fixed date for templates that print today's (Llama 3.2, SmolLM3): the fallback date of Llama's template
     "{%- macro strftime_now(format) -%}{{ format | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July') "
     "| replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
 )
@@ -31,7 +30,7 @@ _CONTENT = (
 )
 
 TEMPLATES: dict[str, str] = {
-    # ChatML without a system turn of its own: TinyVLM, SmolLM2 and Qwen types.
+    # ChatML without a default system turn: TinyVLM, SmolLM2, Qwen.
     "chatml": "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + _CONTENT + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     # Image, text, end: LLaVA's `plain`, with the end token in place of its newline so that generation stops.
@@ -55,13 +54,13 @@ TEMPLATES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """Characters of an assistant turn in a rendered conversation.
+    """Character positions of an assistant turn in a rendered conversation.
 
     Attributes:
-        index: of the message.
-        header: where the turn's own header begins ("<|im_start|>assistant" and the like).
-        start: where its content begins: the end of what `generate` is fed.
-        end: where it ends, its closing token and what the template puts after that included.
+        index: index of the message.
+        header: start of the turn's header (such as "<|im_start|>assistant").
+        start: start of its content: the length of the prompt for `generate`.
+        end: end of the turn, including its closing token and what the template puts after it.
     """
 
     index: int
@@ -71,8 +70,8 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A conversation as text with its assistant turns; `<image>` stands at each image's place."""
+class RenderedConversation:
+    """A conversation as text, with `<image>` for each image, and the positions of its assistant turns."""
 
     text: str
     turns: tuple[Turn, ...]
@@ -82,11 +81,11 @@ class Template:
     """Renders conversations for one tokenizer.
 
     Args:
-        tokenizer: names the special tokens; its own chat template is the default.
-        kind: `auto` (the tokenizer's own, else `plain`), or a key of `TEMPLATES`.
+        tokenizer: gives the special tokens and the default chat template.
+        kind: `auto` (the tokenizer's template, else `plain`), or a key of `TEMPLATES`.
 
     Raises:
-        ConfigError: the kind is unknown, or its tokens are not in the tokenizer.
+        ConfigError: the kind is unknown, or the tokenizer lacks its end token.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", kind: str = "auto") -> None:
@@ -98,24 +97,24 @@ class Template:
         else:
             raise ConfigError(f"data.template: unknown template {kind!r}; known are auto, {', '.join(sorted(TEMPLATES))}.")
         if "eos_token" in source and tokenizer.eos_token is None:
-            raise ConfigError("the template ends turns with the end-of-text token, which this tokenizer does not have.")
+            raise ConfigError("the chat template needs eos_token, which this tokenizer does not have.")
         self.tokenizer = tokenizer
         self.source = _DAY + source if "strftime_now" in source else source
         self.special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        # Templates of text-only models expect a plain text as content; multimodal ones walk over the parts.
+        # Templates of text-only models expect a string as content; multimodal ones iterate over parts.
         self.takes_parts = "'image'" in source or '"image"' in source
 
     def render(self, messages: Sequence[Message], prompt: bool = False, thinks: bool = False) -> str:
-        """The conversation as text.
+        """Renders messages to text.
 
         Args:
             messages: turns in order.
-            prompt: end with the header of an assistant turn, for generation.
-            thinks: leave it to the model whether it thinks aloud; else a template that knows of thoughts (Qwen3, SmolLM3) puts
-                empty ones before the answer, in a prompt as in a conversation.
+            prompt: end with the header of an assistant turn (`add_generation_prompt`).
+            thinks: value of `enable_thinking`; False makes templates with thinking (Qwen3, SmolLM3) put an empty thinking block
+                before the answer.
 
         Raises:
-            RecordError: `template_refused`, the template does not take this conversation (roles out of order, say).
+            RecordError: `template_refused`: the template does not accept the conversation, for example its order of roles.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -127,37 +126,39 @@ class Template:
                 enable_thinking=thinks,
                 **self.special_tokens,  # pyrefly: ignore
             )
-        except Exception as error:  # a template may raise anything; it is one record's fault and is counted
+        except Exception as error:  # a template may raise anything; the record is skipped and counted
             if not messages:
-                return ""  # many templates look at the first message
-            raise RecordError("template_refused", f"the chat template refuses the conversation: {error}") from error
+                return ""  # many templates read the first message
+            raise RecordError("template_refused", f"the chat template does not accept the conversation: {error}") from error
         return str(texts[0])
 
-    def conversation(self, messages: Sequence[Message]) -> Rendered:
-        """The whole conversation with the characters of each assistant turn.
+    def conversation(self, messages: Sequence[Message]) -> RenderedConversation:
+        """Renders a conversation and finds its assistant turns.
 
         Raises:
-            RecordError: `template_refused`; `template_moves_text` when the text up to a turn is not the beginning of the whole;
-                `placeholder_count` when the images' places and the markers in the text differ.
+            RecordError: `template_refused`; `template_moves_text` where the text up to a turn is no prefix of the whole text;
+                `placeholder_count` where the number of images and of markers in the text differ.
         """
         text = self.render(messages)
         turns = [self._turn(text, messages, index) for index, message in enumerate(messages) if message.role == "assistant"]
-        places = sum(message.num_images for message in messages)
-        if text.count(IMAGE) != places:
-            raise RecordError("placeholder_count", f"{places} images, but {text.count(IMAGE)} times {IMAGE!r} in the text")
-        return Rendered(text, tuple(turns))
+        num_images = sum(message.num_images for message in messages)
+        if text.count(IMAGE) != num_images:
+            raise RecordError("placeholder_count", f"{num_images} images, but {text.count(IMAGE)} times {IMAGE!r} in the text")
+        return RenderedConversation(text, tuple(turns))
 
     def _turn(self, text: str, messages: Sequence[Message], index: int) -> Turn:
-        """Where an assistant turn stands in the whole text."""
+        """Finds an assistant turn in the rendered text."""
         before = self.render(messages[:index])
-        fed = self.render(messages[:index], prompt=True)
-        if not text.startswith(fed):  # Qwen3 puts empty thoughts before the last answer alone
-            fed = self.render(messages[:index], prompt=True, thinks=True)
+        prompted = self.render(messages[:index], prompt=True)
+        if not text.startswith(prompted):  # Qwen3 puts the empty thinking block before the last answer only
+            prompted = self.render(messages[:index], prompt=True, thinks=True)
         upto = self.render(messages[: index + 1])
-        end = len(upto) if text.startswith(upto) else _end_of(text, upto, messages[index].text, len(fed))
-        if end is None or end < len(fed) or not (text.startswith(fed) and fed.startswith(before)):
-            raise RecordError("template_moves_text", f"the chat template does not keep the text before turn {index} as it was")
-        return Turn(index, len(before), len(fed), end)
+        end = len(upto) if text.startswith(upto) else _end_of(text, upto, messages[index].text, len(prompted))
+        if end is None or end < len(prompted) or not (text.startswith(prompted) and prompted.startswith(before)):
+            raise RecordError(
+                "template_moves_text", f"the chat template changes the text before turn {index} when later turns follow"
+            )
+        return Turn(index, len(before), len(prompted), end)
 
     def _plain(self, message: Message) -> dict[str, Any]:
         if self.takes_parts:
@@ -169,11 +170,23 @@ class Template:
         }
 
 
-def _end_of(text: str, upto: str, said: str, start: int) -> int | None:
-    """Where a turn ends that a template writes otherwise when it is the last: what closes it there closes it here too."""
-    said = said.strip()
-    place = upto.rfind(said)
+def _end_of(text: str, upto: str, content: str, start: int) -> int | None:
+    """Finds the end of a turn that a template renders differently as the last turn.
+
+    Assumes that the text that closes the turn there also closes it in the whole conversation.
+
+    Args:
+        text: the whole conversation.
+        upto: the conversation up to and including the turn.
+        content: content of the turn.
+        start: start of the turn's content in `text`.
+
+    Returns:
+        The end of the turn in `text`; None where it is not found.
+    """
+    content = content.strip()
+    place = upto.rfind(content)
     begin = start + len(text[start:]) - len(text[start:].lstrip())
-    if not said or place < 0 or not text.startswith(said + upto[place + len(said) :], begin):
+    if not content or place < 0 or not text.startswith(content + upto[place + len(content) :], begin):
         return None
     return begin + len(upto) - place

@@ -1,7 +1,7 @@
-"""Conversations as they were tokenised, one after the other in a file: nothing is rendered or tokenised twice.
+"""A file of tokenised conversations, so that no conversation is rendered or tokenised twice.
 
-The pass over the records that finds the lengths writes it (6 bytes a token, an image token counting once); training, in whatever
-process and epoch, maps it and reads what it needs.
+It is written while the length table is made (6 bytes per token; a run of visual slots counts as one token). Training maps it in
+every process and epoch and reads what it needs.
 """
 
 from collections.abc import Iterable
@@ -18,31 +18,31 @@ _TOKEN = np.dtype([("id", "<i4"), ("turn", "<i2")])
 
 
 class TokenTable:
-    """Tokenised conversations by number.
+    """Tokenised conversations by index.
 
     Args:
-        source: the file, or its bytes.
-        begin: where each conversation begins, in tokens; one entry more than conversations.
+        content: the file, or its bytes.
+        begin: index of each conversation's first token; one entry more than conversations.
 
     Raises:
-        DataError: the file has not the size that `begin` promises.
+        DataError: the file has another size than `begin` says.
     """
 
-    def __init__(self, source: Path | bytes, begin: Int[np.ndarray, " conversations_and_end"]) -> None:
-        self.source, self.begin = source, begin
-        size = source.stat().st_size if isinstance(source, Path) else len(source)
+    def __init__(self, content: Path | bytes, begin: Int[np.ndarray, " conversations_and_end"]) -> None:
+        self.content, self.begin = content, begin
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
         if size != int(begin[-1]) * _TOKEN.itemsize:
-            raise DataError(f"{source if isinstance(source, Path) else 'tokens'}: {size} bytes, {begin[-1]} tokens expected.")
-        if isinstance(source, Path) and size:  # an empty file cannot be mapped
-            self._tokens = np.memmap(source, dtype=_TOKEN, mode="r").view(np.ndarray)
+            raise DataError(f"{content if isinstance(content, Path) else 'tokens'}: {size} bytes, {begin[-1]} tokens expected.")
+        if isinstance(content, Path) and size:  # an empty file cannot be mapped
+            self._tokens = np.memmap(content, dtype=_TOKEN, mode="r").view(np.ndarray)
         else:
-            self._tokens = np.frombuffer(b"" if isinstance(source, Path) else source, dtype=_TOKEN)
+            self._tokens = np.frombuffer(b"" if isinstance(content, Path) else content, dtype=_TOKEN)
 
     def __len__(self) -> int:
         return len(self.begin) - 1
 
     def __reduce__(self) -> tuple[type["TokenTable"], tuple[Path | bytes, np.ndarray]]:
-        return TokenTable, (self.source, self.begin)  # by name: a mapped array would be sent as its contents
+        return TokenTable, (self.content, self.begin)  # pickles the path: a mapped array would be pickled with its content
 
     def __getitem__(self, number: int) -> TextEncoding:
         tokens = self._tokens[int(self.begin[number]) : int(self.begin[number + 1])]
@@ -50,7 +50,7 @@ class TokenTable:
 
 
 class TokenWriter:
-    """Writes tokenised conversations one after the other.
+    """Appends tokenised conversations to a file.
 
     Args:
         file: open for writing bytes.
@@ -61,7 +61,7 @@ class TokenWriter:
         self._sizes: list[int] = []
 
     def write(self, encoded: TextEncoding) -> None:
-        """Adds one."""
+        """Appends a conversation."""
         tokens = np.empty(len(encoded.ids), dtype=_TOKEN)
         tokens["id"], tokens["turn"] = encoded.ids, encoded.turn_of
         self._file.write(tokens.tobytes())
@@ -69,10 +69,10 @@ class TokenWriter:
 
     @property
     def begin(self) -> Int[np.ndarray, " conversations_and_end"]:
-        """Where each of those that were written begins, and where the last one ends."""
+        """Index of the first token of each written conversation, and the number of all tokens."""
         return starts(self._sizes)
 
 
 def starts(sizes: Iterable[int]) -> Int[np.ndarray, " sizes_and_end"]:
-    """Where each of a row of things begins, and where the last one ends."""
+    """Returns the offset of each of consecutive blocks of the given sizes, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(list(sizes), dtype=np.int64)]).astype(np.int64)

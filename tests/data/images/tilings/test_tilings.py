@@ -229,7 +229,7 @@ def test_a_tiling_refuses_an_encoder_that_it_cannot_cut_for(kind: str) -> None:
         tiling.fitted(12, 16)
     with pytest.raises(ConfigError, match=r"tile=24, but the encoder takes 12 x 12"):
         tiling.model_copy(update={"tile": 24}).fitted(12, 12)
-    with pytest.raises(ConfigError, match="side of the tiles is not known"):
+    with pytest.raises(ConfigError, match="tile size is not known"):
         tiling.layout(30, 40, (2, 2))
 
 

@@ -1,7 +1,7 @@
-"""What every tiling states: crops, slots and which visual token fills each slot, all from the image's size alone.
+"""Base of tilings: crops, visual slots, and the visual token of each slot, as a function of the image's size.
 
-A tiling is a pure function of the image's size, so token counts are known before any pixel is read; training, the length
-table, evaluation and `generate` all ask here. One visual token of a crop is `crop * K + k`; learned separators count from -1 down.
+Token counts are therefore known before any pixel is read; training, the length table, evaluation and `generate` all use them.
+Visual token `k` of a crop has the index `crop * K + k`; learned separators have indices from -1 downwards.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ CACHED_LAYOUTS = 512  # the largest takes about 170 kB
 
 @dataclass(frozen=True)
 class Layout:
-    """What one image takes.
+    """Layout of one image in a conversation.
 
     Attributes:
-        text: what replaces the image's marker in the conversation: markers, and tokens of rows and columns around them.
-        slots: for each marker in `text` the number of slots it expands to.
+        text: text that replaces the image's marker: markers, and text tokens (of rows and columns) around them.
+        slots: number of visual slots of each marker in `text`.
         visual_index: for each slot, in order, the index of its visual token among this image's crops (`crop * K + k`); below 0 a
             learned separator.
-        num_crops: crops that the encoder sees.
+        num_crops: number of crops.
     """
 
     text: str
@@ -41,33 +41,33 @@ class Layout:
 
     @property
     def num_tokens(self) -> int:
-        """Visual slots of the image, the tokens of `text` around them not counted."""
+        """Number of visual slots, without text tokens around them."""
         return len(self.visual_index)
 
 
 class TilingConfig(HasKind, Config):
-    """What every way of tiling has to say."""
+    """Interface of tilings."""
 
     @property
     def num_separators(self) -> int:
-        """Learned visual tokens that the layout uses between tiles."""
+        """Number of learned separators that the layout uses."""
         return 0
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Text tokens that the layout uses, to be added to the tokenizer."""
+        """Text tokens of the layout, which are added to the tokenizer."""
         return ()
 
     def fitted(self, height: int, width: int) -> Self:
-        """The tiling for an encoder that takes images of `height x width` pixels.
+        """Returns the tiling for an encoder with an input of `height x width` pixels.
 
         Raises:
-            ConfigError: it cannot work with that size.
+            ConfigError: the tiling does not support that size.
         """
         return self
 
     def check_grid(self, grid: tuple[int, int]) -> None:
-        """Refuses a connector whose tokens the layout cannot place.
+        """Checks that the layout supports a connector's token grid.
 
         Args:
             grid: rows and columns of visual tokens of a crop.
@@ -77,19 +77,24 @@ class TilingConfig(HasKind, Config):
         """
 
     def draft_side(self, preparation: ImagePreparation) -> int | None:
-        """The reduced size at which a JPEG may be decoded; None where the crops need every pixel."""
+        """Returns the `draft_side` for decoding JPEGs; None where the crops need full resolution."""
         return None
 
     @abstractmethod
     def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
-        """The layout of an image of this size (as shown), with `grid` rows and columns of visual tokens per crop."""
+        """Returns the layout of an image.
+
+        Args:
+            width, height: size in pixels after EXIF rotation.
+            grid: rows and columns of visual tokens per crop.
+        """
 
     @abstractmethod
     def crops(self, image: Image.Image, preparation: ImagePreparation) -> UInt8[np.ndarray, "N h w 3"]:
-        """The crops of an image, prepared for the encoder, in the order of the layout."""
+        """Returns the prepared crops of an image, in the order of the layout."""
 
     def key(self) -> str:
-        """Identifies the tiling in caches and feature stores."""
+        """Returns a hash of the settings, for caches and feature stores."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
@@ -110,19 +115,19 @@ class TiledConfig(TilingConfig):
 
     @property
     def side(self) -> int:
-        """The tile's side, known once the tiling is fitted to an encoder."""
+        """Side of a tile in pixels, known once the tiling is fitted to an encoder."""
         if self.tile is None:
-            raise ConfigError("the side of the tiles is not known yet.", "Give model.tiling.tile.")
+            raise ConfigError("the tile size is not known before the tiling is fitted to an encoder.", "Give model.tiling.tile.")
         return self.tile
 
 
 def resized(image: Image.Image, width: int, height: int, preparation: ImagePreparation) -> Image.Image:
-    """The image at another size, with the encoder's own filter."""
+    """Resizes an image with the encoder's filter."""
     return image.resize((width, height), Image.Resampling(FILTERS.index(preparation.resample)))
 
 
 def cut(image: Image.Image, side: int) -> UInt8[np.ndarray, "N side side 3"]:
-    """The squares of an image whose sides are multiples of `side`, in raster order."""
+    """Cuts an image, whose sides are multiples of `side`, into squares in raster order."""
     rows, columns = image.height // side, image.width // side
     squares = np.asarray(image).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
     return squares.reshape(rows * columns, side, side, 3)
