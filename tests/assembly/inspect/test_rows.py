@@ -68,6 +68,20 @@ def test_steps_and_rows_of_an_epoch_are_those_of_the_loader(tmp_path: Path, sect
     assert stage["steps"] == 3 * loader.steps_in_epoch(0)
 
 
+def test_label_noise_changes_the_rows_as_it_does_in_training(tmp_path: Path) -> None:
+    rows = [record(f"r{n}", f"{n}.png", captions=["word " * (1 + n)]) for n in range(9)]
+    path = folder(tmp_path / "data", rows, pictures(9))
+    seen = set()
+    for seed in range(4):
+        config = run_config(path=str(path), noise=0.5, noise_seed=seed, limit=5)
+        (stage,) = report(config, path)["stages"]
+        made = models.build(config, Processing(max_tokens=120), None)
+        corpus = assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
+        assert stage["data"]["tokens"] == int(corpus.tokens.sum())
+        seen.add(stage["data"]["tokens"])
+    assert len(seen) > 1
+
+
 def test_a_mixture_draws_as_training_draws(tmp_path: Path) -> None:
     first, second = data(tmp_path / "a"), folder(tmp_path / "b", [record(f"x{n}", "0.png") for n in range(6)], pictures(1))
     sources = (SourceConfig(path=str(first), weight=1.0), SourceConfig(path=str(second), weight=3.0, prompt="What is it?"))

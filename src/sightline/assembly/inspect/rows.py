@@ -14,6 +14,7 @@ from sightline.data.check import CheckReport
 from sightline.data.check.report import StageFigures, TrainingFigures
 from sightline.data.check.rows import ConversationLengths, Left, RowFigures, RowSummary, epoch_figures, measure_rows
 from sightline.data.dataset import Dataset
+from sightline.data.samples.label_noise import with_noise
 from sightline.data.samples.length_table import LengthTableRules, SampleTotals, check_skip_limit
 from sightline.errors import SkipLimitError
 
@@ -97,12 +98,15 @@ class _Measured:
         """The rows of a split."""
         rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
         builder = self.blueprint.stage_builder(data, prompt)
-        key = (dataset.path, split, builder.template.source, builder.rules, rules)
+        is_trained_on = any(Path(source.path) == dataset.path and source.split == split for source in sources_of(data))
+        noise = (data.noise, data.noise_seed) if is_trained_on else (0.0, 0)
+        key = (dataset.path, split, builder.template.source, builder.rules, rules, noise)
         if key not in self._known:
             folder = list(self.datasets.values()).index(dataset)
             indices = [i for i in dataset.split_indices(split).tolist() if (folder, i) not in self.checked.unreadable]
             name = next(name for name, other, part in self.places() if other is dataset and part == split)
-            self._known[key] = measure_rows(dataset, indices, builder, rules, lambda left: self.on_skip(name, left))
+            noisy = with_noise(dataset, split, *noise)
+            self._known[key] = measure_rows(noisy, indices, builder, rules, lambda left: self.on_skip(name, left))
         return self._known[key]
 
 
