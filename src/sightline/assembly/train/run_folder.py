@@ -125,6 +125,7 @@ class RunFolder:
         data = data_fingerprints(self.config, at.stage)
         if saved is not None and at.stage < len(self.config.stages):
             refuse_other_data(self.path, saved.note.get("data"), data, allow_change)
+        if saved is not None:
             logger.info("going on from %s (step %d)", saved.path.name, saved.step)
         storage.write_text(stored, files.to_yaml(self.config))
         return at, saved, (saved.note.get("data") or {} if saved is not None else {}) | data
