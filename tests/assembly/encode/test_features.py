@@ -325,7 +325,7 @@ def test_what_has_no_encoder_cannot_be_encoded(tmp_path: Path, made_set: Path) -
         train=TrainConfig(steps=1, batch_size=1),
         stages=(StageConfig(name="t", parts={"language": "train"}),),
     )
-    with pytest.raises(ConfigError, match="no model.vision"):
+    with pytest.raises(ConfigError, match=r"no model\.vision"):
         feature_encoder_of_config(text)
     trains = config(made_set, stages=(StageConfig(name="full", parts={"vision": "train"}),))
     with pytest.raises(ConfigError, match="stage 'full' trains vision"):
