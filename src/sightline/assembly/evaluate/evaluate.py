@@ -120,6 +120,7 @@ def evaluate(
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
     opened = open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
+    runtime.apply()
     prompt = next(text for text in (spec.prompt, task.prompt, bundle.processing.prompt) if text is not None)
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
     queries = _queries_of(task, records, prompt)

@@ -21,7 +21,7 @@ from sightline.evaluation.controls import BlindFeatureLoader, BlindPixelLoader, 
 from sightline.evaluation.probes import ProbedRecord
 from sightline.evaluation.probes.noise import NoisyFeatureLoader
 from sightline.models.connectors import Connector
-from sightline.runtime.device import Runtime, prepare_runtime
+from sightline.runtime.device import Runtime, choose_runtime
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger, progress
 from sightline.types import Record, Visual
@@ -140,7 +140,7 @@ def open_model(
         model: a run, RUN@STAGE, a model folder, or a stock model's folder or Hub id.
         checkpoint: of a run: `last`, `best`, the name of a stage, or a step.
         features: a feature store that is read instead of images.
-        device, threads: the machine, see `prepare_runtime`.
+        device, threads: the machine, see `choose_runtime`; callers that compute apply it with `OpenedModel.runtime.apply()`.
         fallback: where the last checkpoint of a run is damaged, open the newest that is not.
 
     Raises:
@@ -148,7 +148,7 @@ def open_model(
         ConfigError: the folder holds no model that is known, or the device is not there.
         StorageError: its weights are damaged.
     """
-    runtime = prepare_runtime(device, "auto", threads)
+    runtime = choose_runtime(device, "auto", threads)
     folder, choice = locate.find_model(model, checkpoint, fallback)
     if choice is not None:
         logger.info("model: %s (%s)", choice.saved.path, choice.reason)

@@ -92,6 +92,7 @@ def open_probe(request: ProbeRequest) -> ProbeInputs:
     """Opens the model and the data of a request; raises as `probe` does."""
     dataset, records = open_records(request.data, request.split, has_images, request.count, "with an image")
     model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
+    model.runtime.apply()
     return ProbeInputs(request, model, dataset, records, model.pictures())
 
 

@@ -60,6 +60,7 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[Lo
         UsageError: the model takes no images.
     """
     model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
+    model.runtime.apply()
     pictures = model.pictures()
     means, below, skipped = array("d"), 0, Counter[str]()
     lowest: list[LowText] = []
