@@ -190,7 +190,7 @@ def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
     return path, _parse(text, f"argument {argument}", {}, line_numbers=False)
 
 
-def override(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
+def apply_overrides(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
     """Sets `key=value` arguments on a tree; later ones win.
 
     A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`); `stages.align=null` takes the item out.
@@ -271,13 +271,13 @@ def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(old.get(key) == new.get(key, old.get(key)) for key in KINDS)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge_sections(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `over`, section by section; a section of another `kind` replaces the old one whole."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_kind(old, value):
-            out[key] = merge(old, value)
+            out[key] = merge_sections(old, value)
         else:
             out[key] = value
     return out
@@ -286,7 +286,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 # Validation -----------------------------------------------------------------------------------------------------------------
 
 
-def validate(model: type[Model], tree: Tree) -> Model:
+def validate_tree(model: type[Model], tree: Tree) -> Model:
     """The tree as an instance of `model`.
 
     Raises:

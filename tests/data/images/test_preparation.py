@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sightline.config import Tree, to_yaml, validate
+from sightline.config import Tree, to_yaml, validate_tree
 from sightline.data.images import preparation
 from sightline.data.images.preparation import ImagePreparation
 from sightline.errors import ConfigError, RecordError
@@ -320,7 +320,7 @@ def test_it_survives_pickle_and_yaml() -> None:
     own = ImagePreparation.from_processor(CLIPImageProcessorPil().to_dict())
     assert pickle.loads(pickle.dumps(own)) == own
     assert pickle.loads(pickle.dumps(own)).key() == own.key()
-    assert validate(ImagePreparation, Tree(json.loads(own.model_dump_json()))) == own
+    assert validate_tree(ImagePreparation, Tree(json.loads(own.model_dump_json()))) == own
     assert "resize: 224" in to_yaml(own)
 
 

@@ -18,7 +18,7 @@ from sightline.models.stored import StoredFeaturesConfig
 from sightline.models.vision import VisionConfig
 
 
-def resolve(wanted: ModelConfig) -> ModelConfig:
+def resolve_model_section(wanted: ModelConfig) -> ModelConfig:
     """The section with nothing left to look up; `from_.parts` are those that really come out of the other model.
 
     Raises:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline import config as files
 from sightline.assembly.config.schema import RunConfig, StagePlan
-from sightline.config import Tree
+from sightline.config import Tree, apply_overrides, merge_sections, parse_override, read_yaml, validate_tree
 from sightline.errors import ConfigError
 
 SECTIONS = ("data", "objective", "train")
@@ -23,7 +22,7 @@ EITHER = {
 ORIGINS = ("config", "external", "path")  # of a part of the model: it has one of them
 
 
-def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
+def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
     """A run's configuration.
 
     Args:
@@ -39,15 +38,15 @@ def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence
         tree.data = json.loads(base.model_dump_json())
         tree.origins[()] = f"recipe {base.recipe}"
     if file is not None:
-        read = files.read_yaml(file)
+        read = read_yaml(file)
         for path in [path for path in read.origins if path]:
             drop_alternative(tree.data, path)
-        tree.data = files.merge(tree.data, read.data)
+        tree.data = merge_sections(tree.data, read.data)
         tree.origins.update(read.origins)
     for argument in arguments:
-        drop_alternative(tree.data, files.parse_override(argument)[0])
-    tree = files.override(tree, arguments, locked_paths(tree.data))
-    config = files.validate(RunConfig, tree)
+        drop_alternative(tree.data, parse_override(argument)[0])
+    tree = apply_overrides(tree, arguments, locked_paths(tree.data))
+    config = validate_tree(RunConfig, tree)
     check_stages(config, tree)
     return config
 
@@ -91,19 +90,19 @@ def check_stages(config: RunConfig, tree: Tree) -> None:
     faults = []
     for number in range(len(config.stages)):
         try:
-            _plan(config, number, tree)
+            _stage_plan(config, number, tree)
         except ConfigError as error:
             faults.append(error.message)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys("\n".join(faults).splitlines())))
 
 
-def plan(config: RunConfig, number: int) -> StagePlan:
+def stage_plan(config: RunConfig, number: int) -> StagePlan:
     """Stage `number` with its sections as they hold for it."""
-    return _plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
+    return _stage_plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
 
 
-def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
+def _stage_plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
     stage = config.stages[number]
     whole = json.loads(config.model_dump_json())
     merged = Tree({"name": stage.name, "parts": whole["stages"][number]["parts"]})
@@ -113,7 +112,7 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
         base = dict(whole[section])
         for key in own:
             base.pop(EITHER.get(key, ""), None)
-        merged.data[section] = files.merge(base, own)
+        merged.data[section] = merge_sections(base, own)
         for path, origin in tree.origins.items():
             if path[:1] == (section,):
                 merged.origins[path] = origin
@@ -126,4 +125,4 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
     table = (whole["model"]["vision"] or {}).get("external")
     if table is not None and merged.data["data"].get("features") is None:
         merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
-    return files.validate(StagePlan, merged)
+    return validate_tree(StagePlan, merged)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sightline import __version__
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import DataConfig
 from sightline.assembly.config.sources import prompt_for
 from sightline.assembly.model.blueprint import Blueprint
@@ -93,7 +93,7 @@ def _data_section(blueprint: Blueprint, stage: str | None) -> DataConfig:
     names = [entry.name for entry in config.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
-    return settings.plan(config, 0 if stage is None else names.index(stage)).data
+    return stage_plan(config, 0 if stage is None else names.index(stage)).data
 
 
 def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:

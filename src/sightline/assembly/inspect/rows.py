@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules, samples_of_stage, stage_steps
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig, StageConfig, StagePlan
 from sightline.assembly.config.sources import prompt_for, sources_of
 from sightline.assembly.model.blueprint import Blueprint
@@ -40,7 +40,7 @@ def folders_of(config: RunConfig) -> tuple[Path, ...]:
     Raises:
         ConfigError: none is named.
     """
-    plans = [settings.plan(config, number) for number in range(len(config.stages))]
+    plans = [stage_plan(config, number) for number in range(len(config.stages))]
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
@@ -60,7 +60,7 @@ def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip)
     rows: dict[str, RowFigures] = {}
     stages = []
     for number, stage in enumerate(blueprint.config.stages):
-        plan = settings.plan(blueprint.config, number)
+        plan = stage_plan(blueprint.config, number)
         own = {name: measured.of_place(plan.data, dataset, split) for name, dataset, split in measured.places()}
         is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}

@@ -1,6 +1,6 @@
 """A model without its weights: tokenizer, sizes of all parts, visual tokens of a crop, and how records become inputs.
 
-`build`, `data check`, `data preview`, `recipes show` and the cost tables all begin with a `Blueprint`, so they cannot disagree.
+`build_bundle`, `data check`, `data preview`, `recipes show` and the cost tables all begin with a `Blueprint`, so they agree.
 Configurations, tokenizers and image processors are read; weights are not. Shapes are found on torch's meta device.
 """
 
@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sightline.assembly.config import locate, parts, resolving
+from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CONFIG
+from sightline.assembly.config.parts import preparation_of, resolve_model_section
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import FromConfig, ModelConfig, RunConfig
 from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import pretrained
-from sightline.assembly.model import tokenizer as tokenizers
 from sightline.assembly.model.inputs import ModelInputs
+from sightline.assembly.model.tokenizer import add_tokens, build_tokenizer, count_words, load_tokenizer, texts_of
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
@@ -144,9 +146,9 @@ def config_blueprint(config: RunConfig) -> Blueprint:
         ConfigError: parts do not fit together, a folder is missing, or a stage has rows that the decoder cannot take.
         DataError: the data set that a new tokenizer is to be trained on cannot be read.
     """
-    plans = [resolving.plan(config, number).data for number in range(len(config.stages))]
+    plans = [stage_plan(config, number).data for number in range(len(config.stages))]
     is_new = config.model.language is not None and isinstance(config.model.language.tokenizer, TokenizerConfig)
-    texts = tokenizers.texts_of(training_splits(config)) if is_new else None
+    texts = texts_of(training_splits(config)) if is_new else None
     first = plans[0]
     processing = Processing(
         prompt=first.prompt,
@@ -179,8 +181,8 @@ def section_blueprint(section: ModelConfig, processing: Processing | None = None
         ConfigError: parts are missing or do not fit together.
         UsageError, StorageError: a run that is named has no usable checkpoint.
     """
-    wanted = parts.resolve(section)
-    assert wanted.language is not None  # by `resolve`
+    wanted = resolve_model_section(section)
+    assert wanted.language is not None  # by `resolve_model_section`
     added = (IMAGE, *wanted.tiling.tokens) if wanted.vision is not None else ()
     tokenizer, num_words, vocabulary = _tokenizer(wanted.language, texts, added)
     text_config = _text_config(wanted, vocabulary)
@@ -220,12 +222,12 @@ def _tokenizer(
     decoder: LanguageConfig, texts: Iterable[str] | None, added: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase | None, int, int]:
     """The tokenizer, its entries before tokens are added, and its entries with them."""
-    tokenizer = tokenizers.build_tokenizer(decoder, texts)
+    tokenizer = build_tokenizer(decoder, texts)
     if tokenizer is None:
         assert isinstance(decoder.tokenizer, TokenizerConfig)  # any other is loaded
         return None, decoder.tokenizer.vocabulary, decoder.tokenizer.vocabulary + len(added)
-    num_words = tokenizers.num_words(tokenizer)
-    tokenizers.add_tokens(tokenizer, added)
+    num_words = count_words(tokenizer)
+    add_tokens(tokenizer, added)
     return tokenizer, num_words, len(tokenizer)
 
 
@@ -260,7 +262,7 @@ def encoder_blueprint(wanted: ModelConfig) -> EncoderBlueprint:
     if choice.external is not None:
         config, preparation, shape = _external(choice.external, wanted)
     else:
-        config, preparation = vision.encoder_config(choice), parts.preparation_of(wanted, choice)
+        config, preparation = vision.encoder_config(choice), preparation_of(wanted, choice)
         shape = _encoder_shape(choice, config, preparation)
     if wanted.from_ is not None and wanted.takes("vision"):
         composites.check_prefix(loading.read_config(wanted.from_.path), shape.prefix)
@@ -328,18 +330,18 @@ def folder_blueprint(path: str, arguments: Sequence[str] = ()) -> Blueprint:
     folder = str(locate.model_folder(path))
     if not is_ours(folder):
         return _stock_blueprint(folder)
-    config = resolving.resolve(None, Path(run) / CONFIG, arguments) if has_config else None
+    config = resolve_config(None, Path(run) / CONFIG, arguments) if has_config else None
     return replace(saved_blueprint(folder), config=config)
 
 
 def saved_blueprint(folder: str) -> Blueprint:
-    """Returns the model in a folder that `sightline.assembly.model.build.write` made.
+    """Returns the model in a folder that `sightline.assembly.model.build.write_model` made.
 
     Raises:
         ConfigError, StorageError: its files are damaged.
     """
     processing, config = read_processing(folder), loading.read_config(folder)
-    return Blueprint(tokenizers.load_tokenizer(folder), processing, config.get_text_config(decoder=True), vlm_config(config))
+    return Blueprint(load_tokenizer(folder), processing, config.get_text_config(decoder=True), vlm_config(config))
 
 
 def _stock_blueprint(path: str) -> Blueprint:

@@ -41,7 +41,7 @@ PROCESSOR = "preprocessor_config.json"
 # Building ------------------------------------------------------------------------------------------------------------------------
 
 
-def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> ModelBundle:
+def build_from_config(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> ModelBundle:
     """Builds the model of a run's model section, with weights, tokenizer and processing.
 
     Args:
@@ -196,11 +196,11 @@ def generation_config(bundle: ModelBundle) -> Any:
 
 
 def state_of(bundle: ModelBundle) -> dict[str, Tensor]:
-    """Returns the weights that `write` writes, with adapters added to the weights that they belong to."""
+    """Returns the weights that `write_model` writes, with adapters added to the weights that they belong to."""
     return lora.plain_state(bundle.inner)
 
 
-def write(
+def write_model(
     bundle: ModelBundle,
     folder: Path,
     take_unchanged: Callable[[Path], bool] | None = None,
@@ -223,8 +223,8 @@ def write(
         write_json(folder / PROCESSOR, bundle.processing.preparation.to_processor())
 
 
-def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
-    """Reads a folder that `write` made, or a stock vision-language model from a folder or the Hub.
+def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:
+    """Reads a folder that `write_model` made, or a stock vision-language model from a folder or the Hub.
 
     Raises:
         ConfigError: it is neither.
@@ -237,13 +237,13 @@ def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
     return ModelBundle(load_model(str(folder), kernel), saved.tokenizer, saved.processing)
 
 
-def initialise(bundle: ModelBundle, origin: str) -> None:
+def load_initial_weights(bundle: ModelBundle, origin: str) -> None:
     """Replaces all weights of a model by those of another run or model folder.
 
     Raises:
         ConfigError: that model is not of the same shape.
     """
-    other = read(locate.model_folder(origin))
+    other = read_model(locate.model_folder(origin))
     mine, theirs = bundle.inner.state_dict(), other.inner.state_dict()
     odd = sorted(set(mine) ^ set(theirs)) or sorted(name for name in mine if mine[name].shape != theirs[name].shape)
     if odd:

@@ -23,7 +23,7 @@ from sightline.data.download.gate import Gate, Target, parse_url
 from sightline.data.download.hosts import Host, Hosts
 from sightline.data.download.options import MAX_BYTES, MAX_REDIRECTS, DownloadOptions
 from sightline.errors import RecordError, StorageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 
 BUSY = frozenset({408, 425, 429, 503})  # the host as a whole wants less
 PASSING = BUSY | {500, 502, 504}
@@ -276,7 +276,7 @@ async def _save(content: AsyncIterator[bytes], path: Path) -> Got:
                 raise RecordError("download_too_large", f"more than {MAX_BYTES} bytes")
             digest.update(chunk)
             with _disk(path):
-                faults.hit("download.write")
+                fault_injection.hit("download.write")
                 file.write(chunk)
         with _disk(path):
             file.flush()

@@ -23,7 +23,7 @@ from sightline.data.readers.base import ImageInRoot, ImageRef, Item, Skip
 from sightline.data.readers.roots import Folder
 from sightline.data.readers.web import Web
 from sightline.errors import RecordError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.storage import dump_line
 
 AHEAD = 8192  # records that wait for their images at a time
@@ -106,7 +106,7 @@ class Downloads:
                 images.append(ImageInRoot(self._files, self._cache.name(ref.name.strip())))
             else:
                 fault = fault or got
-        faults.hit("download.landed")
+        fault_injection.hit("download.landed")
         if fault is not None:
             return Skip(entry.where, entry.record.id, fault.reason, fault.detail)
         return replace(entry, images=tuple(images))
@@ -153,7 +153,7 @@ class Downloads:
             part = self._cache.part()
             got = await self._fetcher.fetch(url, part)
             self._cache.add(url, got, part)
-            faults.hit("download.fetched")
+            fault_injection.hit("download.fetched")
         return got
 
 

@@ -33,7 +33,7 @@ from sightline.data.readers.base import Format, uniform
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions, refers_to_shown, turned_box
 from sightline.data.records import check_record, record_to_json
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, progress
 from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
@@ -175,7 +175,7 @@ class _Preparation:
             self._close_tally()
             if self._is_grouped:
                 self.merged = group_by_image(self.work / CHECKED, self.tally, self._poll)
-            faults.hit("prepare.before_records")
+            fault_injection.hit("prepare.before_records")
             num_records = self.budget.ok - self.merged
             written = write_records(self.folder, self.work / CHECKED, num_records, self.options.split, self._poll)
             num_images = store.keep_only(written.image_numbers)
@@ -221,7 +221,7 @@ class _Preparation:
             progress("preparing", None) as bar,
         ):
             for outcome in pool.map(self._tasks(store, entries)):
-                faults.hit("prepare.checked")
+                fault_injection.hit("prepare.checked")
                 batch = self._sent.popleft()
                 if isinstance(outcome, TaskFailure):  # one of them broke the child: find out which
                     alone = (pool.run((source,)) for _, source in batch)

@@ -20,7 +20,7 @@ import numpy as np
 from sightline.data.dataset import IMAGE_INDEX, IMAGE_ROW, INDEX, INDEX_ROW, RECORDS
 from sightline.data.prepare.writer import RowWriter
 from sightline.errors import StorageError, UsageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import progress
 from sightline.runtime.storage import atomic_file, dump_line, sha256_file, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
@@ -111,7 +111,7 @@ def write_shards(
     ):
         rows, images = RowWriter(INDEX_ROW, index_file, len(index)), RowWriter(IMAGE_ROW, image_file, places)
         for shard, placed in zip(plan, pool.map(plan), strict=True):
-            faults.hit("shards.written")
+            fault_injection.hit("shards.written")
             poll()
             if isinstance(placed, TaskFailure):
                 raise StorageError(f"{folder / shard_name(shard.number)}: {placed.reason}: {placed.detail}.")
