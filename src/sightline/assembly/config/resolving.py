@@ -1,4 +1,4 @@
-"""From recipe, file and arguments to one checked configuration, with the origin of every fault."""
+"""Merges recipe, file and arguments into one checked configuration; errors name the origin of every wrong key."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from sightline.config import Tree, apply_overrides, merge_sections, parse_overri
 from sightline.errors import ConfigError
 
 SECTIONS = ("data", "objective", "train")
-# Keys of which a section takes one: naming one anew drops the other that a lower layer gave.
+# Mutually exclusive keys of a section: setting one removes the other from the layers below.
 EITHER = {
     "batch_size": "batch_tokens",
     "batch_tokens": "batch_size",
@@ -19,19 +19,19 @@ EITHER = {
     "path": "mixture",
     "steps": "epochs",
 }
-ORIGINS = ("config", "external", "path")  # of a part of the model: it has one of them
+ORIGINS = ("config", "external", "path")  # mutually exclusive origins of a part of the model
 
 
 def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
-    """A run's configuration.
+    """Resolves the configuration of a run.
 
     Args:
-        base: a recipe.
-        file: a YAML file, laid over the recipe or standing alone.
-        arguments: `key=value`, laid over both.
+        base: a recipe, or None.
+        file: a YAML file that overrides the recipe, or None.
+        arguments: `key=value` arguments that override both.
 
     Raises:
-        ConfigError: lists every fault with its place.
+        ConfigError: lists every wrong key with its origin.
     """
     tree = Tree()
     if base is not None:
@@ -52,7 +52,7 @@ def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: S
 
 
 def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
-    """Removes from `data` what a key at `path` stands instead of; a list is entered by index or by an item's `name`."""
+    """Removes from `data` the keys that a key at `path` excludes; a list is entered by index or by an item's `name`."""
     node: Any = data
     for key in path[:-1]:
         if isinstance(node, list):
@@ -65,13 +65,13 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
         if path[-1] in ORIGINS and path[0] == "model":
             others = [key for key in ORIGINS if key != path[-1]]
             if path[-1] == "path":
-                others.append("tokenizer")  # a decoder that exists has its own; a new one would not be its language
+                others.append("tokenizer")  # a decoder from a folder has a tokenizer of its own
         for other in others:
             node.pop(other, None)
 
 
 def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
-    """Keys of the run's sections that every stage sets itself, so that an argument for them would change nothing."""
+    """Returns keys of the run's sections that every stage overrides, so that an argument for them would have no effect."""
     listed = data.get("stages")
     stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed, list) else []
     if not stages:
@@ -81,12 +81,12 @@ def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
         own = [set(values) for stage in stages if isinstance(values := stage.get(section), dict)]
         for key in set.intersection(*own) if len(own) == len(stages) else ():
             names = ", ".join(f"stages.{stage.get('name')}.{section}.{key}=..." for stage in stages)
-            out[(section, key)] = f"Every stage sets it: say {names}"
+            out[(section, key)] = f"Every stage sets this key. Set it for a stage: {names}"
     return out
 
 
 def check_stages(config: RunConfig, tree: Tree) -> None:
-    """Validates every stage with its sections merged; faults point to the stage's own keys."""
+    """Validates every stage with its merged sections; errors name the keys of the stage."""
     faults = []
     for number in range(len(config.stages)):
         try:
@@ -98,7 +98,7 @@ def check_stages(config: RunConfig, tree: Tree) -> None:
 
 
 def stage_plan(config: RunConfig, number: int) -> StagePlan:
-    """Stage `number` with its sections as they hold for it."""
+    """Returns a stage with its merged sections."""
     return _stage_plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
 
 
@@ -124,5 +124,5 @@ def _stage_plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
             merged.origins[path[2:]] = origin
     table = (whole["model"]["vision"] or {}).get("external")
     if table is not None and merged.data["data"].get("features") is None:
-        merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
+        merged.data["data"]["features"] = table  # a model of an external table has no other visual input
     return validate_tree(StagePlan, merged)
