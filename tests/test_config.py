@@ -132,7 +132,7 @@ def test_all_faults_are_reported_at_once_each_with_its_own_line(tmp_path: Path) 
         ("pen: !x 1", "tags are not allowed"),
         ("[1, 2]", "c.yaml: a configuration is a mapping of keys, this is a list"),
         ("word", "c.yaml: a configuration is a mapping of keys, this is a text"),
-        ("? [a]\n: 1", "c.yaml:1: a key must be a text"),
+        ("? [a]\n: 1", "c.yaml:1: a key must be a string"),
         ("a: {", "c.yaml:1: not valid YAML"),
         ("a: *b", "c.yaml:1: not valid YAML: found undefined alias 'b'"),
         ("a: 1\n---\na: 2", "not valid YAML"),

@@ -2,7 +2,7 @@
 
 from sightline.metrics.caption import CAPTION_METRICS as CAPTION_METRICS
 from sightline.metrics.caption import score_captions as score_captions
-from sightline.metrics.power import Spread as Spread
+from sightline.metrics.power import PairedDeviations as PairedDeviations
 from sightline.metrics.power import minimum_detectable_difference as minimum_detectable_difference
 from sightline.metrics.ptb import tokenize as tokenize
 from sightline.metrics.ptb import tokenize_all as tokenize_all

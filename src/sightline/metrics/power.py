@@ -14,7 +14,7 @@ _POINTS = 4001
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class PairedDeviations:
     """Standard deviations of paired differences between two arms, by source.
 
     Attributes:
@@ -29,7 +29,7 @@ class Spread:
 
 
 def minimum_detectable_difference(
-    num_items: int, num_seeds: int, spread: Spread, *, power: float = 0.8, level: float = 0.95
+    num_items: int, num_seeds: int, spread: PairedDeviations, *, power: float = 0.8, level: float = 0.95
 ) -> float:
     """Returns the true difference that the interval of `difference_over_seeds` excludes 0 for with the given probability.
 
@@ -66,7 +66,9 @@ def minimum_detectable_difference(
     return root(lambda size: probability(size) - power, 0.0, high)
 
 
-def _detection(num_items: int, num_seeds: int, spread: Spread, level: float) -> tuple[float, Callable[[float], float]] | None:
+def _detection(
+    num_items: int, num_seeds: int, spread: PairedDeviations, level: float
+) -> tuple[float, Callable[[float], float]] | None:
     """Standard error, and the probability to detect a difference; None where nothing varies."""
     by_items = spread.items**2 / num_items
     by_seeds = (spread.seeds**2 + spread.interaction**2 / num_items) / num_seeds

@@ -106,7 +106,7 @@ def test_what_is_left_out_is_shown_with_its_reason(tmp_path: Path) -> None:
     (long,) = view.samples([4], "train")
     assert long.branches == ()
     assert long.faults[0].startswith("conversation 1 is left out: too_long:")
-    assert long.faults[1].startswith("its picture cannot be shown: image_format")
+    assert long.faults[1].startswith("its image cannot be shown: image_format")
     (val,) = view.samples([5], "val")
     assert len(val.branches) == 1
     assert val.crops is None

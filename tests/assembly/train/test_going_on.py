@@ -19,7 +19,7 @@ from sightline.assembly.train.run import TrainResult
 from sightline.errors import ConfigError, Stopped, StorageError
 from sightline.runtime import fault_injection, storage
 from sightline.training import checkpoint
-from tests.assembly.inspect.test_rows import run_config
+from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
 from tests.golden import make

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sightline.data.readers.turns import RowText, answer_texts, marked_parts, most_frequent, said
+from sightline.data.readers.turns import RowText, answer_texts, marked_parts, most_frequent, row_text
 from sightline.errors import RecordError
 from sightline.types import Message, Part
 
@@ -10,7 +10,7 @@ IMAGE = Part()
 
 
 def told(num_images: int = 1, **fields: object) -> RowText:
-    return said(fields.get, num_images)
+    return row_text(fields.get, num_images)
 
 
 @pytest.mark.parametrize(
