@@ -390,7 +390,7 @@ def test_naming_one_of_a_pair_drops_the_other_that_a_lower_layer_gave() -> None:
         (["train.lr=11"], "less than or equal to 10"),
         (["train.seed=-1"], "greater than or equal to 0"),
         (["stages.full.parts.vision=on"], "stages.0.parts.vision"),
-        (["stages.full.parts.eye=train"], "stages.0.parts.eye"),
+        (["stages.full.parts.eye=train"], "stage 'full': the model has no part 'eye'"),
         (["data.path=a", "data.mixture=[{path: b}]"], "give either 'path' or 'mixture'"),
     ],
 )

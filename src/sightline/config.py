@@ -320,7 +320,7 @@ def _describe_error(model: type[BaseModel], item: Mapping[str, Any], tree: Tree)
             expected = re.findall(r"'([^']*)'", str(context["expected"]))
             what = f"unknown value {given}" + suggestion(str(item.get("input")), expected)
         case "value_error":
-            what = str(context["error"])
+            what = str(context["error"]).removesuffix(".")
         case _:
             what = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {given}"
     return f"{origin + ': ' if origin else ''}{key}: {what}."

@@ -221,7 +221,7 @@ CLIP = {"image_processor_type": "CLIPImageProcessor"}
     ("values", "message"),
     [
         ({}, "image processor None"),
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "'Siglip2ImageProcessor'; those that only pad"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "'Siglip2ImageProcessor' is not supported; supported are"),
         ({**SIGLIP, "size": {"shortest_edge": 224}}, "different sizes"),
         ({**SIGLIP, "size": {"longest_edge": 224}}, "'size' must be height and width"),
         ({**SIGLIP, "size": {"shortest_edge": 224, "longest_edge": 300}}, "'size' must be"),
