@@ -24,9 +24,9 @@ from PIL import Image
 from benchmarks import material
 from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, in_turn
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.assembly.model.tokenizer import texts_of
-from sightline.assembly.train import corpus as data_of
+from sightline.assembly.train.corpus import build_corpus
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.batches.plan import BatchRules
@@ -94,11 +94,11 @@ class _Measure:
         dataset = open_dataset(self.folder)
         self.files = [dataset.image_bytes(record) for record in dataset.records() if record.images]
         config = material.run_config(self.folder, None, data={"split": self.split(dataset), "max_skipped": 1.0})
-        made = models.build(config, Processing(max_tokens=512), texts_of([(dataset, self.split(dataset))]))
+        made = build_from_config(config, Processing(max_tokens=512), texts_of([(dataset, self.split(dataset))]))
         self.pad_id = made.pad_id
-        base = data_of.build_corpus(made, config.data, None)
+        base = build_corpus(made, config.data, None)
         sharded = config.data.model_copy(update={"path": str(self.sharded)})
-        self.corpora = {"folder": base, "tar": data_of.build_corpus(made, sharded, None)}
+        self.corpora = {"folder": base, "tar": build_corpus(made, sharded, None)}
 
     @staticmethod
     def split(dataset: Dataset) -> str:

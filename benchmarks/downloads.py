@@ -59,7 +59,7 @@ def _over_bare(here: Path, urls: list[str], repeats: int) -> Finding:
         number += 1
         limits = DownloadOptions(CONNECTIONS, CONNECTIONS, allowed=parse_networks([ALLOW]))
         with Downloads(here / f"ours-{number}", limits, lambda: None, io.BytesIO()) as downloads:
-            entries = downloads.bring(FORMATS["urls"].read(source, SourceOptions(), Tally()))
+            entries = downloads.fetch_images(FORMATS["urls"].read(source, SourceOptions(), Tally()))
             assert sum(1 for _ in entries) == len(urls)
 
     def bare() -> None:

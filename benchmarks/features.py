@@ -21,12 +21,12 @@ from benchmarks import material
 from benchmarks.findings import Finding, say
 from benchmarks.measure import Ratio, compute_clock, in_turn, seconds_of
 from sightline.assembly.config.epochs import batch_rules
-from sightline.assembly.config.resolving import plan as plan_of
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import StagePlan
 from sightline.assembly.encode.features import EncodingRequest, encode_dataset, feature_encoder_of, open_features
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.assembly.model.tokenizer import texts_of
-from sightline.assembly.train import corpus as data_of
+from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.dataset import Dataset, open_dataset
@@ -135,12 +135,12 @@ class _Measure:
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": options.rows})})
         self.dataset = open_dataset(path)
         self.runtime: Runtime = prepare_runtime("auto", "auto", options.threads)
-        self.made = models.build(config, Processing(max_tokens=512), texts_of([(self.dataset, options.split)]))
-        self.plan: StagePlan = plan_of(config, 0)
+        self.made = build_from_config(config, Processing(max_tokens=512), texts_of([(self.dataset, options.split)]))
+        self.plan: StagePlan = stage_plan(config, 0)
         self.stage = stages.apply(self.made.module, self.plan.name, self.plan.parts, 1e-4, 0.0)
         self.accelerator = Accelerator(cpu=self.runtime.device == "cpu", mixed_precision="bf16" if self.runtime.bf16 else "no")
         self.made.inner.to(self.accelerator.device)
-        self.corpus = data_of.build_corpus(self.made, self.plan.data, None)
+        self.corpus = build_corpus(self.made, self.plan.data, None)
         self.store = folder / "store"
 
     def sampled(self, out: Path) -> Path:
@@ -154,7 +154,7 @@ class _Measure:
 
     def pixels(self, keep_megabytes: int = 0) -> Arm:
         data = self.plan.data.model_copy(update={"keep_pixels": keep_megabytes})
-        return Arm(self, replace(self.corpus, visual_inputs=data_of.pictures_of(self.made, data)))
+        return Arm(self, replace(self.corpus, visual_inputs=visual_input_loader(self.made, data)))
 
     def stored(self) -> Arm:
         return Arm(self, replace(self.corpus, visual_inputs=open_features(str(self.store), self.made)))

@@ -20,10 +20,9 @@ from torch import nn
 from benchmarks import material
 from benchmarks.findings import Finding, fixed, say
 from benchmarks.measure import Ratio, in_turn
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.model.build import ModelBundle, build_from_config
 from sightline.assembly.model.tokenizer import texts_of
-from sightline.assembly.train import corpus as data_of
+from sightline.assembly.train.corpus import build_corpus
 from sightline.data.batches.collate import collate
 from sightline.data.batches.loader import Loader
 from sightline.data.batches.packing import pack
@@ -154,10 +153,10 @@ class Corpora:
         data = {"split": options.split, "row_tokens": ROW, "max_skipped": 1.0}
         config = material.run_config(path, None, PROMPT, data, {"hidden_size": options.width, "num_hidden_layers": options.layers})
         texts = texts_of([(open_dataset(path), options.split)])
-        self.bundle: ModelBundle = models.build(config, Processing(prompt=PROMPT, max_tokens=512), texts)
+        self.bundle: ModelBundle = build_from_config(config, Processing(prompt=PROMPT, max_tokens=512), texts)
         features = RandomFeatures(self.bundle.token_grid[0] * self.bundle.token_grid[1], material.VIT["hidden_size"])
-        self.shared = data_of.build_corpus(self.bundle, config.data, features)
-        self.single = data_of.build_corpus(self.bundle, config.data.model_copy(update={"share_prefix": False}), features)
+        self.shared = build_corpus(self.bundle, config.data, features)
+        self.single = build_corpus(self.bundle, config.data.model_copy(update={"share_prefix": False}), features)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny
 
 from sightline import config as files
-from sightline.assembly.config.resolving import plan, resolve
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig, StagePlan
-from sightline.config import MAX_BYTES, MAX_DEPTH, Config, Tree
+from sightline.config import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    Config,
+    Tree,
+    _parse,
+    apply_overrides,
+    merge_sections,
+    read_yaml,
+    to_yaml,
+    validate_tree,
+)
 from sightline.errors import ConfigError
 from sightline.recipes import RECIPES
 from sightline.registry import HasKind, KindRegistry
@@ -53,16 +64,16 @@ class Drawing(Config):
 def parsed(tmp_path: Path, text: str | bytes) -> Tree:
     file = tmp_path / "c.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
-    return files.read_yaml(file)
+    return read_yaml(file)
 
 
 def drawing(tmp_path: Path, text: str, *arguments: str) -> Drawing:
-    return files.validate(Drawing, files.override(parsed(tmp_path, text), arguments))
+    return validate_tree(Drawing, apply_overrides(parsed(tmp_path, text), arguments))
 
 
 def fault(tmp_path: Path, text: str | bytes, *arguments: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        files.validate(Drawing, files.override(parsed(tmp_path, text), arguments))
+        validate_tree(Drawing, apply_overrides(parsed(tmp_path, text), arguments))
     return str(caught.value).replace(str(tmp_path) + "/", "")
 
 
@@ -121,7 +132,7 @@ def test_all_faults_are_reported_at_once_each_with_its_own_line(tmp_path: Path) 
         ("pen: !x 1", "tags are not allowed"),
         ("[1, 2]", "c.yaml: a configuration is a mapping of keys, this is a list"),
         ("word", "c.yaml: a configuration is a mapping of keys, this is a text"),
-        ("? [a]\n: 1", "c.yaml:1: a key must be a text"),
+        ("? [a]\n: 1", "c.yaml:1: a key must be a string"),
         ("a: {", "c.yaml:1: not valid YAML"),
         ("a: *b", "c.yaml:1: not valid YAML: found undefined alias 'b'"),
         ("a: 1\n---\na: 2", "not valid YAML"),
@@ -147,9 +158,9 @@ def test_a_bomb_of_aliases_is_refused_before_it_fills_the_memory(tmp_path: Path,
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: No such file or directory"):
-        files.read_yaml(tmp_path / "none.yaml")
+        read_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
-        files.read_yaml(tmp_path)
+        read_yaml(tmp_path)
 
 
 # YAML 1.2 ---------------------------------------------------------------------------------------------------------------------
@@ -178,7 +189,7 @@ def test_keys_are_texts_whatever_they_look_like(tmp_path: Path) -> None:
 
 def test_an_alias_within_bounds_is_the_value_that_it_names(tmp_path: Path) -> None:
     data = parsed(tmp_path, "pen: &p {width: 3}\npens: [*p, *p]").data
-    assert files.validate(Drawing, Tree(data)).pens == (Pen(width=3), Pen(width=3))
+    assert validate_tree(Drawing, Tree(data)).pens == (Pen(width=3), Pen(width=3))
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
@@ -213,7 +224,7 @@ def test_another_kind_drops_the_keys_of_the_former(tmp_path: Path) -> None:
     assert drawing(tmp_path, text, "shape.kind=circle").shape == Circle()
     assert drawing(tmp_path, text, "shape.kind=square").shape == Square(side=2)
     over = {"shape": {"kind": "circle", "radius": 3}}
-    assert files.merge({"shape": {"kind": "square", "side": 2}}, over) == over
+    assert merge_sections({"shape": {"kind": "square", "side": 2}}, over) == over
 
 
 @pytest.mark.parametrize("argument", ["pen", "=3", ".width=3", "pen.=3", "pen..width=3", "pen.width={", "pen.width=!x 1", "a=010"])
@@ -231,8 +242,8 @@ def test_an_argument_of_endless_keys_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_written_as_yaml_is_read_back_equal(tmp_path: Path, recipe: str) -> None:
     made = RECIPES[recipe]()
-    (tmp_path / "c.yaml").write_text(files.to_yaml(made), "utf-8")
-    assert resolve(None, tmp_path / "c.yaml", []) == made
+    (tmp_path / "c.yaml").write_text(to_yaml(made), "utf-8")
+    assert resolve_config(None, tmp_path / "c.yaml", []) == made
 
 
 @settings(max_examples=40, deadline=None)
@@ -243,12 +254,12 @@ def test_a_recipe_written_as_yaml_is_read_back_equal(tmp_path: Path, recipe: str
 @example("a\n  b\n\tc \n", {"\x85": "\u2028 "})
 def test_any_text_in_a_configuration_is_read_back_equal(name: str, free: dict[str, Any]) -> None:
     made = Drawing(pen=Pen(name=name), free=free)
-    data = read_text(files.to_yaml(made))
+    data = read_text(to_yaml(made))
     assert Drawing.model_validate_json(json.dumps(data)) == made
 
 
 def read_text(text: str) -> Any:
-    return files._parse(text, "text", {})
+    return _parse(text, "text", {})
 
 
 # Any text ---------------------------------------------------------------------------------------------------------------------
@@ -269,7 +280,7 @@ VALUES = st.recursive(
 def given_up_or_made(text: str, model: type[Config]) -> None:
     with contextlib.suppress(ConfigError):
         data = read_text(text)
-        files.validate(model, Tree(data if isinstance(data, dict) else {}))
+        validate_tree(model, Tree(data if isinstance(data, dict) else {}))
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,7 +317,7 @@ def resolved(values: dict[str, Any], arguments: list[str]) -> RunConfig:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.yaml"
         file.write_text(json.dumps(values), "utf-8")  # JSON is YAML
-        return resolve(None, file, arguments)
+        return resolve_config(None, file, arguments)
 
 
 def paths_of(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -325,10 +336,10 @@ EVERY_KEY = paths_of(json.loads(RECIPES["scenes_tiny"]().model_dump_json()))[1:]
 def test_any_value_at_any_key_of_a_recipe_gives_a_run_or_a_config_error(path: tuple[str, ...], value: Any) -> None:
     argument = f"{'.'.join(path)}={json.dumps(value)}"
     try:
-        made = resolve(RECIPES["scenes_tiny"](), None, [argument])
+        made = resolve_config(RECIPES["scenes_tiny"](), None, [argument])
     except ConfigError:
         return
-    assert all(isinstance(plan(made, number), StagePlan) for number in range(len(made.stages)))
+    assert all(isinstance(stage_plan(made, number), StagePlan) for number in range(len(made.stages)))
     assert not any(isinstance(item, float) and not math.isfinite(item) for item in leaves(made.model_dump()))
 
 
@@ -353,15 +364,15 @@ def test_a_fault_of_a_stage_points_to_the_stages_own_key(tmp_path: Path) -> None
     run["stages"][1]["parts"] = {"connector": 1e-3}
     (tmp_path / "d.yaml").write_text(json.dumps(run, indent=1))
     with pytest.raises(ConfigError, match=rf"d\.yaml:{number}: train\.learning_rate: unknown key"):
-        resolve(None, tmp_path / "d.yaml", [])
+        resolve_config(None, tmp_path / "d.yaml", [])
 
 
 def test_naming_one_of_a_pair_drops_the_other_that_a_lower_layer_gave() -> None:
     base = RECIPES["scenes_tiny"]()
-    made = resolve(base, None, ["train.epochs=2", "train.batch_tokens=1024"])
+    made = resolve_config(base, None, ["train.epochs=2", "train.batch_tokens=1024"])
     assert (made.train.steps, made.train.epochs, made.train.batch_size, made.train.batch_tokens) == (None, 2.0, None, 1024)
     with pytest.raises(ConfigError, match="give either 'steps' or 'epochs'"):
-        resolve(base, None, ["train={steps: 1, epochs: 2, batch_size: 1}"])
+        resolve_config(base, None, ["train={steps: 1, epochs: 2, batch_size: 1}"])
 
 
 @pytest.mark.parametrize(
@@ -379,7 +390,7 @@ def test_naming_one_of_a_pair_drops_the_other_that_a_lower_layer_gave() -> None:
         (["train.lr=11"], "less than or equal to 10"),
         (["train.seed=-1"], "greater than or equal to 0"),
         (["stages.full.parts.vision=on"], "stages.0.parts.vision"),
-        (["stages.full.parts.eye=train"], "stages.0.parts.eye"),
+        (["stages.full.parts.eye=train"], "stage 'full': the model has no part 'eye'"),
         (["data.path=a", "data.mixture=[{path: b}]"], "give either 'path' or 'mixture'"),
     ],
 )
@@ -387,5 +398,5 @@ def test_settings_at_odds_with_each_other_are_refused_before_any_work(arguments:
     if "mixture" in arguments[-1]:
         arguments = ["data={path: a, mixture: [{path: b}]}"]
     with pytest.raises(ConfigError) as caught:
-        resolve(RECIPES["scenes_tiny"](), None, arguments)
+        resolve_config(RECIPES["scenes_tiny"](), None, arguments)
     assert expected in str(caught.value)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sightline.config import Tree, override
+from sightline.config import Tree, apply_overrides
 from sightline.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def tree() -> Tree:
 
 
 def test_null_takes_an_item_out_and_the_others_keep_their_origins() -> None:
-    changed = override(tree(), ["stages.words=null", "stages.instruct.train.steps=3"])
+    changed = apply_overrides(tree(), ["stages.words=null", "stages.instruct.train.steps=3"])
     assert [stage["name"] for stage in changed.data["stages"]] == ["align", "instruct"]
     assert changed.data["stages"][1]["train"] == {"steps": 3}
     assert changed.origin(("stages", 0, "train", "lr")) == "file:2"
@@ -25,4 +25,4 @@ def test_null_takes_an_item_out_and_the_others_keep_their_origins() -> None:
 
 def test_an_item_that_is_not_there_cannot_be_taken_out() -> None:
     with pytest.raises(ConfigError, match="no item 'lora'; it has words, align, instruct"):
-        override(tree(), ["stages.lora=null"])
+        apply_overrides(tree(), ["stages.lora=null"])

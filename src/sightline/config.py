@@ -1,8 +1,7 @@
-"""Strict configuration: YAML (or JSON) files and `key=value` overrides in, one frozen pydantic model out.
+"""Strict configuration: reads YAML (or JSON) files and `key=value` arguments into a frozen pydantic model.
 
-Everything wrong with a configuration is reported at once, each fault with its file and line (or the argument that brought it),
-the key, the value, and the nearest valid name. YAML is read by the rules of version 1.2: `no` is a text, `1e-4` a number;
-duplicate keys, tags, deep nesting and alias bombs are refused.
+All errors of a configuration are reported at once, each with file and line (or argument), key, value, and the nearest valid name.
+YAML is parsed by version 1.2: `no` is a string, `1e-4` a number; duplicate keys, tags, deep nesting and alias bombs are refused.
 """
 
 import json
@@ -51,7 +50,7 @@ class Tree:
     origins: dict[Path_, str] = field(default_factory=dict)
 
     def origin(self, path: Path_) -> str:
-        """Where `path` was set; the nearest parent's place when it was not set itself."""
+        """Returns where `path` was set, or, where it was not set itself, its nearest parent."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
@@ -93,7 +92,7 @@ def read_yaml(path: str | Path) -> Tree:
 
 
 def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool = True) -> Any:
-    """Plain data of one YAML document; fills `origins` with the place of each key."""
+    """Parses one YAML document to plain data; fills `origins` with the location of each key."""
 
     def place(mark: yaml.Mark | None) -> str:
         return f"{name}:{mark.line + 1}" if line_numbers and mark is not None else name
@@ -104,14 +103,14 @@ def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool =
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{place(mark)}: not valid YAML: {error.problem or error.context}.") from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets `chr` complain of "\\U00110000"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML does not catch the error of `chr` for "\\U00110000"
         raise ConfigError(f"{name}: not valid YAML: {error}.") from error
 
     budget = [MAX_NODES]
 
     def build(node: yaml.Node, path: Path_) -> Any:
         budget[0] -= 1
-        if len(path) > MAX_DEPTH:  # aliases nest deeper than the text does, without end where one holds itself
+        if len(path) > MAX_DEPTH:  # aliases can nest deeper than the text, and endlessly where one contains itself
             raise ConfigError(f"{place(node.start_mark)}: nested deeper than {MAX_DEPTH} levels once aliases are expanded.")
         if budget[0] < 0:
             raise ConfigError(f"{place(node.start_mark)}: more than {MAX_NODES} values once aliases are expanded.")
@@ -125,7 +124,7 @@ def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool =
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise ConfigError(f"{place(key_node.start_mark)}: a key must be a text.")
+                raise ConfigError(f"{place(key_node.start_mark)}: a key must be a string.")
             if key in out:
                 first = origins[(*path, key)]
                 raise ConfigError(f"{place(key_node.start_mark)}: duplicate key {key!r}, first given at {first}.", "Keep one.")
@@ -137,7 +136,11 @@ def _parse(text: str, name: str, origins: dict[Path_, str], line_numbers: bool =
 
 
 def _check_events(text: str, place: Callable[[Any], str]) -> None:
-    """Refuses depth and tags before anything recursive sees the document."""
+    """Refuses deep nesting and tags before the document is parsed recursively.
+
+    Raises:
+        ConfigError: the document has tags or is nested too deeply.
+    """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -176,7 +179,7 @@ def _kind(value: Any) -> str:
 
 
 def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
-    """`a.b=value` as a path and a YAML value.
+    """Parses `a.b=value` to a path and a YAML value.
 
     Raises:
         ConfigError: there is no `=`, the key is empty, or the value is not YAML.
@@ -190,7 +193,7 @@ def parse_override(argument: str) -> tuple[tuple[str, ...], Any]:
     return path, _parse(text, f"argument {argument}", {}, line_numbers=False)
 
 
-def override(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
+def apply_overrides(tree: Tree, arguments: Sequence[str], locked: Mapping[tuple[str, ...], str] | None = None) -> Tree:
     """Sets `key=value` arguments on a tree; later ones win.
 
     A list is entered by index or by the `name` of an item (`stages.align.train.steps=100`); `stages.align=null` takes the item out.
@@ -251,7 +254,7 @@ def _set(node: Any, key: str, value: Any, at: Path_, argument: str, tree: Tree) 
 
 
 def _take_out(items: list[Any], index: int, at: Path_, tree: Tree) -> None:
-    """Removes an item; what stood behind it keeps its origins under its new number."""
+    """Removes an item from a list; the origins of later items move to their new indices."""
     del items[index]
     depth = len(at)
     kept: dict[Path_, str] = {}
@@ -271,13 +274,13 @@ def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(old.get(key) == new.get(key, old.get(key)) for key in KINDS)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over`, section by section; a section of another `kind` replaces the old one whole."""
+def merge_sections(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `base` updated with `over`, section by section; a section of another `kind` replaces the old one entirely."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_kind(old, value):
-            out[key] = merge(old, value)
+            out[key] = merge_sections(old, value)
         else:
             out[key] = value
     return out
@@ -286,27 +289,27 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 # Validation -----------------------------------------------------------------------------------------------------------------
 
 
-def validate(model: type[Model], tree: Tree) -> Model:
-    """The tree as an instance of `model`.
+def validate_tree(model: type[Model], tree: Tree) -> Model:
+    """Validates a tree as an instance of `model`.
 
     Raises:
-        ConfigError: lists every fault with its origin, key, value and the nearest valid name.
+        ConfigError: lists every error with its origin, key, value and the nearest valid name.
     """
     try:
         # JSON mode lets lists stand for tuples while scalars stay strict.
         return model.model_validate_json(json.dumps(tree.data))
     except ValidationError as error:
-        faults = [_fault(model, item, tree) for item in error.errors(include_url=False)]
+        faults = [_describe_error(model, item, tree) for item in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(faults))) from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the configuration holds a value that is not plain data: {error}.") from error
 
 
-def _fault(model: type[BaseModel], item: Mapping[str, Any], tree: Tree) -> str:
+def _describe_error(model: type[BaseModel], item: Mapping[str, Any], tree: Tree) -> str:
     path, choices = _locate(model, item["loc"], tree.data)
     origin = tree.origin(path)
     key = ".".join(map(str, path)) or "configuration"
-    given = _shown(item.get("input"))
+    given = _short_json(item.get("input"))
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
@@ -317,13 +320,13 @@ def _fault(model: type[BaseModel], item: Mapping[str, Any], tree: Tree) -> str:
             expected = re.findall(r"'([^']*)'", str(context["expected"]))
             what = f"unknown value {given}" + suggestion(str(item.get("input")), expected)
         case "value_error":
-            what = str(context["error"])
+            what = str(context["error"]).removesuffix(".")
         case _:
             what = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {given}"
     return f"{origin + ': ' if origin else ''}{key}: {what}."
 
 
-def _shown(value: Any) -> str:
+def _short_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -360,7 +363,7 @@ def _annotation(field: FieldInfo, value: Any) -> Any:
 
 
 def _flatten(annotation: Any, unwrap: bool) -> Iterator[Any]:
-    """Members of unions and aliases; with `unwrap` also the items of lists and mappings."""
+    """Yields the members of unions and aliases; with `unwrap` also the item types of lists and mappings."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         yield from _flatten(typing.get_args(annotation)[0], unwrap)
@@ -375,7 +378,7 @@ def _flatten(annotation: Any, unwrap: bool) -> Iterator[Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text bare only where it can be read as nothing else by the rules above (`1e5` and `08` could not)."""
+    """Writes a string without quotes only where it cannot be parsed as another type."""
 
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_./@-]*( [A-Za-z0-9_./@-]+)*\Z")
@@ -390,6 +393,6 @@ _Dumper.add_representer(str, _write_text)
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The fully resolved configuration as YAML that `read_yaml` reads back to an equal one."""
+    """Converts a configuration to YAML that `read_yaml` reads back to an equal one."""
     data = json.loads(config.model_dump_json())
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import typer
 
-from sightline import config as files
 from sightline.assembly.config.schema import RunConfig
 from sightline.cli import main
 from sightline.cli.app import app
+from sightline.config import to_yaml
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
 from tests.assembly.helpers import run_config
@@ -152,11 +152,11 @@ def test_what_show_prints_is_a_configuration_of_the_same_run(tmp_path: Path, cap
     assert code == 0
     file = tmp_path / "run.yaml"
     file.write_text(out, "utf-8")
-    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.config.resolving import resolve_config
 
-    read = resolve(None, file, [])
+    read = resolve_config(None, file, [])
     assert isinstance(read, RunConfig)
-    assert read == resolve(RECIPES[name](), None, ["train.seed=7"])
+    assert read == resolve_config(RECIPES[name](), None, ["train.seed=7"])
     assert read.train.seed == 7
     values = told(capsys, "recipes", "show", name)
     assert values["recipe"] == name
@@ -191,7 +191,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [record(f"r{n}", f"{n}.png", "val" if n > 5 else "train", [f"a dog {n}", f"the dog {n}"]) for n in range(9)]
     folder(path / "set", rows, {f"{n}.png": png(scene(n, 64)) for n in range(9)})
     config = run_config(path=str(path / "set"), train={"epochs": None, "steps": 3, "checkpoint_every": 3})
-    (path / "run.yaml").write_text(files.to_yaml(config), "utf-8")
+    (path / "run.yaml").write_text(to_yaml(config), "utf-8")
     return path
 
 

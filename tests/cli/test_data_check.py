@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sightline import config as files
 from sightline.cli import main
+from sightline.config import to_yaml
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.data.pictures import lines
@@ -35,7 +35,7 @@ def data(path: Path, good: int = 4, **options: Any) -> Path:
 
 
 def written(file: Path, **section: Any) -> Path:
-    file.write_text(files.to_yaml(run_config(**section)), "utf-8")
+    file.write_text(to_yaml(run_config(**section)), "utf-8")
     return file
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline import config as files
 from sightline.cli import main
+from sightline.config import to_yaml
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
 from tests.reporting.helpers import EVIL, read
@@ -30,7 +30,7 @@ def data(path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text(files.to_yaml(run_config()), "utf-8")
+    path.write_text(to_yaml(run_config()), "utf-8")
     return path
 
 

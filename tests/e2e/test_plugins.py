@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sightline import registry
-from sightline.assembly.config.resolving import resolve
-from sightline.assembly.model.build import read
+from sightline.assembly.config.resolving import resolve_config
+from sightline.assembly.model.build import read_model
 from sightline.cli import main
 from sightline.data.images.tilings import TILINGS
 from sightline.errors import ConfigError, StorageError, UsageError
@@ -105,15 +105,15 @@ def test_a_misspelled_field_of_a_plug_in_has_the_nearest_name_of_its_own_fields(
     with pytest.raises(
         ConfigError, match=r"argument model.connector.sid=4: model.connector.sid: unknown key; did you mean 'side'\?"
     ):
-        resolve(RECIPES["scenes_tiny"](), None, [CONNECTOR, "model.connector.sid=4"])
+        resolve_config(RECIPES["scenes_tiny"](), None, [CONNECTOR, "model.connector.sid=4"])
     with pytest.raises(ConfigError, match=r"model.connector.kind: plug-in 'pooled' has no class 'Pooled_'"):
-        resolve(RECIPES["scenes_tiny"](), None, ["model.connector.kind=pooled:Pooled_"])
+        resolve_config(RECIPES["scenes_tiny"](), None, ["model.connector.kind=pooled:Pooled_"])
     with pytest.raises(ConfigError, match="'pooled:Pooled' is no class that inherits from ConnectorConfig"):
-        resolve(RECIPES["scenes_tiny"](), None, ["model.connector.kind=pooled:Pooled"])
+        resolve_config(RECIPES["scenes_tiny"](), None, ["model.connector.kind=pooled:Pooled"])
     with pytest.raises(
         ConfigError, match=r"model.connector.kind: unknown kind 'mpl'; did you mean 'mlp'\? \(known: align, .*vet\)"
     ):
-        resolve(RECIPES["scenes_tiny"](), None, ["model.connector.kind=mpl"])
+        resolve_config(RECIPES["scenes_tiny"](), None, ["model.connector.kind=mpl"])
 
 
 def test_a_class_that_inherits_from_a_built_in_one_has_a_kind_of_its_own(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_a_class_that_inherits_from_a_built_in_one_has_a_kind_of_its_own(tmp_pat
         "class Named(MLPConfig):\n    kind: Literal['named'] = 'named'\n"
     )
     plugins.load(str(file))
-    config = resolve(RECIPES["scenes_tiny"](), None, ["model.connector.kind=wide:Wide"])
+    config = resolve_config(RECIPES["scenes_tiny"](), None, ["model.connector.kind=wide:Wide"])
     assert json.loads(config.model_dump_json())["model"]["connector"]["hidden"] == 7
     assert config.model.connector == CONNECTORS.find("wide:Wide")()
     with pytest.raises(ConfigError, match="'wide:Named' is a class that declares the kind 'named'; leave `kind` out of the class"):
-        resolve(RECIPES["scenes_tiny"](), None, ["model.connector.kind=wide:Named"])
+        resolve_config(RECIPES["scenes_tiny"](), None, ["model.connector.kind=wide:Named"])
 
 
 def test_every_worker_of_a_sweep_loads_the_plug_ins(
@@ -199,11 +199,11 @@ def test_a_model_folder_cannot_name_code(trap: Path, scenes: Path, capsys: pytes
 def test_neither_can_its_processing_nor_a_configuration(trap: Path) -> None:
     folder = edited(trap / "model", "sightline.json", {"tiling": {"kind": "trap_module:system"}})
     with pytest.raises(StorageError, match=r"sightline.json: .*tiling.kind: 'trap_module:system' is code outside"):
-        read(folder)
+        read_model(folder)
     file = trap / "config.yaml"
     file.write_text("objective:\n  kind: trap_module:system\n")
     with pytest.raises(ConfigError, match=r"config.yaml:2: objective.kind: 'trap_module:system' is code outside"):
-        resolve(RECIPES["scenes_tiny"](), file, [])
+        resolve_config(RECIPES["scenes_tiny"](), file, [])
     with pytest.raises(UsageError, match="no task 'trap_module:system'"):
         task_by_name("trap_module:system")
 
@@ -212,7 +212,7 @@ def test_neither_can_its_processing_nor_a_configuration(trap: Path) -> None:
 def test_a_damaged_connector_section_is_a_config_error(tmp_path: Path, connector: dict[str, Any]) -> None:
     folder = edited(tmp_path / "model", "config.json", {"connector": connector or {"shuffle": 2}})
     with pytest.raises(ConfigError, match="the model's connector: "):
-        read(folder)
+        read_model(folder)
 
 
 # What may be loaded -----------------------------------------------------------------------------------------------------------
@@ -261,11 +261,11 @@ def test_an_entry_point_names_a_class_of_an_installed_package(tmp_path: Path, mo
         "cal": EntryPoint("cal", "installed_early:EarlyConfig", "sightline.objectives"),
     }
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(listed.values()).select(group=group))
-    config = resolve(RECIPES["scenes_tiny"](), None, ["objective.kind=early", "objective.decay=0.5"])
+    config = resolve_config(RECIPES["scenes_tiny"](), None, ["objective.kind=early", "objective.decay=0.5"])
     assert json.loads(config.model_dump_json())["objective"] == {"kind": "early", "decay": 0.5}
     assert OBJECTIVES.find("cal") is OBJECTIVES["cal"]
     with pytest.raises(ConfigError, match="'gone' is installed_early:Gone of an installed package, which fails"):
-        resolve(RECIPES["scenes_tiny"](), None, ["objective.kind=gone"])
+        resolve_config(RECIPES["scenes_tiny"](), None, ["objective.kind=gone"])
     with pytest.raises(LookupError, match="unknown kind 'earlyy'; did you mean 'early'"):
         OBJECTIVES.find("earlyy")
     with pytest.raises(LookupError, match="unknown kind"):

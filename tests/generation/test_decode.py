@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle, Processing
+from sightline.assembly.model.build import ModelBundle, Processing, build_from_config
 from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import ConfigError, RecordError
@@ -26,7 +25,7 @@ GREEDY = DecodingConfig(max_new_tokens=NEW)
 
 @pytest.fixture(scope="module")
 def bundle() -> Iterator[ModelBundle]:
-    assembled = models.build(run_config(), Processing(max_tokens=120), None)
+    assembled = build_from_config(run_config(), Processing(max_tokens=120), None)
     assembled.model.eval()
     return assembled
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from sightline.assembly.config import locate
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.train.run import train
 from sightline.recipes import RECIPES
@@ -160,7 +160,7 @@ def run_of(name: str, root: Path) -> Ran:
     path, given = root / "runs" / name, arguments(name, root)
     if name == "tinyvlm_instruct":
         given.append(f"init={run_of('tinyvlm', root).path}")
-    config = settings.resolve(RECIPES[name](), None, given)
+    config = resolve_config(RECIPES[name](), None, given)
     log = root / "logs" / f"{name}.txt"
     if not path.exists():
         log.parent.mkdir(exist_ok=True)

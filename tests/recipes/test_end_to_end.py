@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sightline.assembly.config import locate
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.evaluate.chat import ChatModel
 from sightline.assembly.evaluate.evaluate import evaluate
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.assembly.model.summary import summarise
 from sightline.data.samples.processing import Processing
 from sightline.evaluation.spec import EvalSpec
@@ -29,9 +29,11 @@ def initial(ran: Ran) -> dict[str, torch.Tensor]:
     """The weights that the run began with."""
     if ran.config.init is not None:
         return read_weights(locate.model_folder(ran.config.init))
-    first = settings.plan(ran.config, 0).data
+    first = stage_plan(ran.config, 0).data
     processing = Processing(prompt=first.prompt, template=first.template, supervise=first.supervise, max_tokens=first.max_tokens)
-    return {name: value.detach().clone() for name, value in models.build(ran.config, processing, None).inner.state_dict().items()}
+    return {
+        name: value.detach().clone() for name, value in build_from_config(ran.config, processing, None).inner.state_dict().items()
+    }
 
 
 def trains(rule: PartConfig | None, name: str) -> bool:
@@ -48,7 +50,7 @@ def test_what_moves_in_each_stage_is_what_its_table_says(ran: Ran) -> None:
     """Weights of frozen parts are bit-equal from a stage's end to the next; every part that trains has moved."""
     before = initial(ran)
     for number, stage in enumerate(ran.config.stages):
-        plan, after = settings.plan(ran.config, number), ran.weights(stage.name)
+        plan, after = stage_plan(ran.config, number), ran.weights(stage.name)
         moved: dict[str, int] = {}
         for name, value in after.items():
             part = name.split(".")[0] if name.split(".")[0] in ("vision", "language") else "connector"
@@ -65,7 +67,7 @@ def test_the_rates_in_the_log_are_those_of_the_recipe(ran: Ran) -> None:
     lines = [line for line in read_json_lines(ran.path / "metrics.jsonl") if "loss" in line]
     assert len(lines) == 2 * len(ran.config.stages)
     for number, (stage, told) in enumerate(zip(ran.config.stages, summarise(ran.config).stages, strict=True)):
-        warmup = settings.plan(ran.config, number).train.warmup
+        warmup = stage_plan(ran.config, number).train.warmup
         factor = 1.0 if warmup < 1 else 1 / warmup
         assert lines[2 * number]["lr"] == {row.name: pytest.approx(row.lr * factor) for row in told.table if row.lr}, stage.name
 

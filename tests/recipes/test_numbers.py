@@ -13,7 +13,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model.blueprint import section_blueprint
 from sightline.assembly.model.summary import image_cost, summarise
@@ -126,7 +126,7 @@ def arguments(name: str, hub: Path) -> list[str]:
 
 
 def real(name: str, hub: Path, *more: str) -> RunConfig:
-    return settings.resolve(RECIPES[name](), None, [*arguments(name, hub), *more])
+    return resolve_config(RECIPES[name](), None, [*arguments(name, hub), *more])
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -151,7 +151,7 @@ def test_rows_hold_the_largest_picture_and_text(name: str, hub: Path) -> None:
         layout = blueprint.processing.tiling.layout(*size, blueprint.token_grid)
         most = max(most, layout.num_tokens + 3 * layout.num_crops)  # and up to three tokens of text for each crop
     for number in range(len(config.stages)):
-        assert settings.plan(config, number).data.max_tokens >= most + 25
+        assert stage_plan(config, number).data.max_tokens >= most + 25
 
 
 PARAMETERS = {

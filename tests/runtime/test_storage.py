@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sightline.errors import DataError, StorageError
-from sightline.runtime import fault_injection as faults
-from sightline.runtime import storage
+from sightline.runtime import fault_injection, storage
 from sightline.runtime.storage import JsonLines, Lock, atomic_dir, atomic_file, read_json_lines, safe_join, verify_dir, write_text
 
 HEAD = "import sys; from pathlib import Path; from sightline.runtime import storage; home = Path(sys.argv[1])\n"
@@ -29,7 +28,7 @@ OLD, NEW = "old " * 50_000, "new " * 60_000
 
 def start(code: str, home: Path, plan: str = "") -> "subprocess.Popen[str]":
     """A second Python process that runs `code` with `home` as its folder and the fault plan in its environment."""
-    environment = os.environ | {faults.VARIABLE: plan}
+    environment = os.environ | {fault_injection.VARIABLE: plan}
     return subprocess.Popen(
         [sys.executable, "-c", HEAD + code, str(home)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -51,7 +50,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _fault_points_are_counted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_passages", Counter())
+    monkeypatch.setattr(fault_injection, "_passages", Counter())
 
 
 # Killed -----------------------------------------------------------------------------------------------------------------------
@@ -173,8 +172,8 @@ def test_a_refused_write_is_one_error_and_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, action: str
 ) -> None:
     write_text(tmp_path / "f", OLD)
-    monkeypatch.setenv(faults.VARIABLE, f"{point}={action}@2")
-    monkeypatch.setattr(faults, "_passages", Counter({point: 1}))
+    monkeypatch.setenv(fault_injection.VARIABLE, f"{point}={action}@2")
+    monkeypatch.setattr(fault_injection, "_passages", Counter({point: 1}))
     with pytest.raises(StorageError, match=r"f: (No space left|Input/output error).*Free space"):
         write_text(tmp_path / "f", NEW)
     assert (tmp_path / "f").read_text() == OLD
@@ -183,7 +182,7 @@ def test_a_refused_write_is_one_error_and_the_old_file_stays(
 
 @pytest.mark.parametrize("point", ["dir.before_manifest", "file.before_sync", "dir.before_rename"])
 def test_a_directory_that_the_disk_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
-    monkeypatch.setenv(faults.VARIABLE, f"{point}=enospc")
+    monkeypatch.setenv(fault_injection.VARIABLE, f"{point}=enospc")
     with pytest.raises(StorageError, match="No space left"), atomic_dir(tmp_path / "d") as folder:
         (folder / "x").write_text("x")
     assert not os.listdir(tmp_path)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sightline import config as files
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.cli import main
+from sightline.config import to_yaml
 from sightline.errors import ConfigError, DataError
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.language import LanguageConfig
@@ -59,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runtime=RuntimeConfig(device="cpu", threads=1),
         stages=(StageConfig(name="align", parts={"connector": "train"}),),
     )
-    put(folder / "base.yaml", files.to_yaml(base))
+    put(folder / "base.yaml", to_yaml(base))
     put(folder / "sweep.yaml", FILE)
     return folder
 

@@ -88,7 +88,7 @@ def features(
 
 def _encoder(config: Path | None, recipe: str | None, run: str | None, settings: list[str], device: str | None) -> Any:
     """The encoder that was asked for, and where it runs."""
-    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.config.resolving import resolve_config
     from sightline.assembly.encode.features import feature_encoder_of_config, feature_encoder_of_run
     from sightline.runtime.device import choose_runtime
 
@@ -103,7 +103,7 @@ def _encoder(config: Path | None, recipe: str | None, run: str | None, settings:
         from sightline.recipes import recipe_by_name
 
         base = recipe_by_name(recipe)
-    resolved = resolve(base, config, settings)
+    resolved = resolve_config(base, config, settings)
     wanted = resolved.runtime
     runtime = choose_runtime(device or wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
     return feature_encoder_of_config(resolved), runtime

@@ -76,7 +76,7 @@ class ModelChoice:
         return replace(found, config=with_folders(found.config, folders))
 
     def _resolved(self) -> "RunConfig":
-        from sightline.assembly.config.resolving import resolve
+        from sightline.assembly.config.resolving import resolve_config
         from sightline.recipes import recipe_by_name
 
-        return resolve(None if self.recipe is None else recipe_by_name(self.recipe), self.config, self.settings)
+        return resolve_config(None if self.recipe is None else recipe_by_name(self.recipe), self.config, self.settings)

@@ -51,12 +51,12 @@ def show(
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     load_plugins(plugin)
-    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.config.resolving import resolve_config
     from sightline.assembly.model.summary import summarise
     from sightline.config import to_yaml
     from sightline.recipes import recipe_by_name
 
-    recipe = resolve(recipe_by_name(name), None, settings or [])
+    recipe = resolve_config(recipe_by_name(name), None, settings or [])
     summary = summarise(recipe)
     cost, reason = summary.cost, summary.unknown
     if as_json:

@@ -41,7 +41,7 @@ def train(
     if out is None:
         raise UsageError("train needs --out.", "For example --out runs/first")
     load_plugins(plugin)
-    from sightline.assembly.config.resolving import resolve
+    from sightline.assembly.config.resolving import resolve_config
     from sightline.recipes import RECIPES
 
     words = recipe_and_settings or []
@@ -55,7 +55,7 @@ def train(
         from sightline.recipes import recipe_by_name
 
         base = recipe_by_name(names[0])
-    settings = resolve(base, config, arguments)
+    settings = resolve_config(base, config, arguments)
 
     from sightline.assembly.train.run import train as run_training
 

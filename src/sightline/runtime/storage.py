@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import logger
 
 MANIFEST = "manifest.json"
@@ -123,9 +123,9 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         with temporary.open(mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
-            faults.hit("file.before_sync")
+            fault_injection.hit("file.before_sync")
             os.fsync(file.fileno())
-        faults.hit("file.before_rename")
+        fault_injection.hit("file.before_rename")
         temporary.replace(path)
         _sync_directory(path.parent)
     except _FAILURES as error:
@@ -178,7 +178,7 @@ def atomic_dir(
         raise _refused(path, error) from error
     try:
         yield temporary
-        faults.hit("dir.before_manifest")
+        fault_injection.hit("dir.before_manifest")
         entries = {}
         for file in sorted(item for item in temporary.rglob("*") if item.is_file()):
             name = file.relative_to(temporary).as_posix()
@@ -191,11 +191,11 @@ def atomic_dir(
         for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
             _sync_directory(folder)
         _sync_directory(temporary)
-        faults.hit("dir.before_rename")
+        fault_injection.hit("dir.before_rename")
         if replace and path.exists():
             remove(path)
         temporary.rename(path)
-        faults.hit("dir.after_rename")
+        fault_injection.hit("dir.after_rename")
         _sync_directory(path.parent)
     except _FAILURES as error:
         raise _refused(path, error) from error
@@ -214,7 +214,7 @@ def publish_dir(temporary: Path, path: Path) -> None:
     """
     try:
         os.sync()
-        faults.hit("publish.before_rename")
+        fault_injection.hit("publish.before_rename")
         temporary.rename(path)  # onto an empty folder it works, onto anything else it fails
         _sync_directory(path.parent)
     except OSError as error:
@@ -367,7 +367,7 @@ class JsonLines:
             data = data[:-1] + _BEFORE_CHECKSUM + b'%08x"}' % zlib.crc32(data)
         data += b"\n"
         try:
-            faults.hit("log.write")
+            fault_injection.hit("log.write")
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.evaluate.evaluate import Evaluation
 from sightline.assembly.evaluate.report import SEEN, report_run
 from sightline.assembly.train.run import TrainResult, train
@@ -59,7 +59,7 @@ def demo(out: Path, arguments: Sequence[str]) -> Demo:
     if not (scenes / "dataset.json").exists():
         logger.info("1/3 drawing %d scenes", PICTURES)
         prepare(Path("-"), "scenes", PrepareOptions(out=scenes, source=SourceOptions(count=PICTURES, seed=0, level=1)))
-    config = resolve(scenes_tiny(), None, [f"data.path={scenes}", *arguments])
+    config = resolve_config(scenes_tiny(), None, [f"data.path={scenes}", *arguments])
     logger.info("2/3 training")
     run = train(config, out / "run")
     logger.info("3/3 captioning held-out pictures, with and without seeing them; writing the report")

@@ -26,11 +26,10 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from sightline import config as files
-from sightline.assembly.config.resolving import plan, resolve
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.config.sources import sources_of
-from sightline.config import Config, Tree
+from sightline.config import Config, Tree, read_yaml, validate_tree
 from sightline.errors import ConfigError, UsageError
 from sightline.evaluation.controls import Control
 from sightline.evaluation.spec import EvalSpec, QuestionConfig
@@ -167,7 +166,7 @@ class PlannedRun:
 
     def spec_of(self, asked: Asked) -> EvalSpec:
         """One of the evaluations, with what it takes from the run's configuration filled in."""
-        last = plan(self.config, len(self.config.stages) - 1).data
+        last = stage_plan(self.config, len(self.config.stages) - 1).data
         shared = asked.config.model_dump(include=set(QuestionConfig.model_fields))
         data = asked.config.data or sources_of(last)[0].path
         return EvalSpec.model_validate({**shared, "data": data, "features": asked.config.features or last.features, **asked.change})
@@ -204,8 +203,8 @@ def read_sweep(path: str | Path, arguments: Sequence[str] = ()) -> Sweep:
         ConfigError: a key of the file or a setting of a run is wrong; says where.
     """
     path = Path(path)
-    tree = files.read_yaml(path)
-    config = files.validate(SweepConfig, tree)
+    tree = read_yaml(path)
+    config = validate_tree(SweepConfig, tree)
     base = recipe_by_name(config.recipe) if config.recipe is not None else None
     file = path.parent / config.config if config.config is not None else None
     runs: dict[str, PlannedRun] = {}
@@ -267,7 +266,7 @@ def _fits(arm: str, patterns: Sequence[str]) -> bool:
 
 
 class _SweepArguments:
-    """Settings as arguments of `resolve`, and where each stands in the sweep file."""
+    """Settings as arguments of `resolve_config`, and where each stands in the sweep file."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -285,7 +284,7 @@ class _SweepArguments:
 
     def resolved(self, base: RunConfig | None, file: Path | None, name: str) -> RunConfig:
         try:
-            return resolve(base, file, self.arguments)
+            return resolve_config(base, file, self.arguments)
         except ConfigError as error:
             message = error.message
             for argument, place in self.places.items():

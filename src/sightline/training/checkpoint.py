@@ -33,8 +33,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sightline.errors import StorageError
-from sightline.runtime import fault_injection as faults
-from sightline.runtime import storage
+from sightline.runtime import fault_injection, storage
 from sightline.runtime.logs import logger
 from sightline.training.ranks import shards
 
@@ -291,15 +290,15 @@ def save(
         (target / MODEL).mkdir()
         links = Links(previous, target, is_stage_end)
         write_model(target, links)
-        faults.hit("checkpoint.after_model")
+        fault_injection.hit("checkpoint.after_model")
         known.update(links.known)
         if links.unread:
             manifest_note["unread"] = links.unread
         if optimiser is not None:
             save_file({name: value.detach().to("cpu").contiguous() for name, value in optimiser.items()}, target / OPTIMISER)
         storage.write_json(target / STATE, {"progress": asdict(progress), "random": random, "note": note})
-        faults.hit("checkpoint.before_publish")
-    faults.hit("checkpoint.published")
+        fault_injection.hit("checkpoint.before_publish")
+    fault_injection.hit("checkpoint.published")
     for file, sha256 in links.damaged.items():
         is_rebuilt = _rebuild(run, file, sha256)
         outcome = "it was rebuilt" if is_rebuilt else f"it could not be rebuilt, {path.name} has its content as it is in memory"

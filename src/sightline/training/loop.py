@@ -15,8 +15,7 @@ from torch import nn
 
 from sightline.data.batches.loader import MicroBatch
 from sightline.errors import Stopped
-from sightline.runtime import fault_injection as faults
-from sightline.runtime import seeds
+from sightline.runtime import fault_injection, seeds
 from sightline.runtime.logs import progress
 from sightline.training import optim
 from sightline.training.checkpoint import Progress
@@ -134,7 +133,7 @@ def fit(job: Job, at: Progress) -> Progress:
             job.log.write(_line(at, job.stage.name, sums, values, norm, rates, stepped, seconds, waited) | job.log_values())
             unit = "tokens" if "tokens" in sums.counts else "samples"
             bar.step(1, f"loss {sums.mean:.4f}  {sums.counts.get(unit, 0) / seconds:,.0f} {unit}/s")
-            faults.hit("step.end")
+            fault_injection.hit("step.end")
 
             if _due(at.stage_step, schedule.evaluate_every, schedule.steps) and job.evaluate is not None:
                 at = _evaluated(job, at)

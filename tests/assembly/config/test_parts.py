@@ -2,7 +2,7 @@
 
 import pytest
 
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import resolve_config
 from sightline.errors import ConfigError
 from sightline.recipes.caption_lm import caption_lm
 from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
@@ -10,10 +10,10 @@ from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
 
 def test_an_unknown_part_is_refused_with_the_parts_of_the_model() -> None:
     with pytest.raises(ConfigError, match="stage 'align': the model has no part 'conector'; it has vision, connector, language"):
-        resolve(flickr8k_mobilenet_v2(), None, ["stages.align.parts.conector=train"])
+        resolve_config(flickr8k_mobilenet_v2(), None, ["stages.align.parts.conector=train"])
 
 
 def test_a_decoder_alone_has_one_part_and_the_message_says_what_is_missing() -> None:
     name = caption_lm().stages[0].name
     with pytest.raises(ConfigError, match=r"no part 'connector'; it has language\. An encoder and a connector need model\.vision"):
-        resolve(caption_lm(), None, [f"stages.{name}.parts.connector=train"])
+        resolve_config(caption_lm(), None, [f"stages.{name}.parts.connector=train"])

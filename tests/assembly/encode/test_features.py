@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.assembly.config.resolving import plan, resolve
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.encode.features import (
     EncodingRequest,
@@ -23,8 +23,8 @@ from sightline.assembly.encode.features import (
 )
 from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.evaluate.opened import OpenedModel
-from sightline.assembly.model import build as models
-from sightline.assembly.train.corpus import build_corpus, pictures_of
+from sightline.assembly.model.build import ModelBundle, build_from_config, read_model, write_model
+from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.assembly.train.run import train
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
@@ -86,8 +86,8 @@ def siglip() -> FeatureEncoder:
     return feature_encoder_of_config(config(Path("none")))
 
 
-def built(settings: RunConfig) -> models.ModelBundle:
-    return models.build(settings, Processing(max_tokens=64), None)
+def built(settings: RunConfig) -> ModelBundle:
+    return build_from_config(settings, Processing(max_tokens=64), None)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def test_stored_numbers_are_those_of_the_encoder(tmp_path: Path, made_set: Path,
     store = FeatureStore(stored(feature_encoder_of_config(settings), made_set, tmp_path / "s", batch_size=5))
     assembled = built(settings)
     dataset = open_dataset(made_set)
-    pixels = pictures_of(assembled, settings.data)
+    pixels = visual_input_loader(assembled, settings.data)
     assert pixels is not None
     for record in dataset.records():
         crops = pixels.load(dataset, record).pixels
@@ -123,7 +123,7 @@ def test_loss_with_stored_fp32_features_equals_loss_without(tmp_path: Path, made
     assembled = built(settings)
 
     def losses(data: DataConfig) -> list[float]:
-        corpus = build_corpus(assembled, data, pictures_of(assembled, data))
+        corpus = build_corpus(assembled, data, visual_input_loader(assembled, data))
         out = []
         for unit in range(len(corpus.tokens)):
             batch = collate([[corpus.sample(unit)]], assembled.pad_id).to_batch()
@@ -277,7 +277,7 @@ def test_an_encoder_that_trains_cannot_be_stored(tmp_path: Path, stages: tuple[S
     written = json.loads((tmp_path / "c.yaml").read_text()) | {"stages": [stage.model_dump(mode="json") for stage in stages]}
     put(tmp_path / "c.yaml", written)
     with pytest.raises(ConfigError, match=message):
-        resolve(None, tmp_path / "c.yaml", [])
+        resolve_config(None, tmp_path / "c.yaml", [])
 
 
 def test_an_encoder_may_train_after_the_stage_that_read_it_from_a_store(tmp_path: Path, made_set: Path) -> None:
@@ -287,7 +287,7 @@ def test_an_encoder_may_train_after_the_stage_that_read_it_from_a_store(tmp_path
     train(config(made_set, stages=(first, later)), tmp_path / "run")
     assert [line["stage"] for line in metrics(tmp_path / "run")] == ["align", "full"]
     with pytest.raises(ConfigError, match="weights differ"):
-        open_features(str(store), models.read(tmp_path / "run/checkpoints/step-2/model"))
+        open_features(str(store), read_model(tmp_path / "run/checkpoints/step-2/model"))
 
 
 def test_pictures_that_the_store_lacks_are_missed_before_the_first_step(tmp_path: Path, made_set: Path) -> None:
@@ -377,13 +377,13 @@ def test_a_saved_model_of_a_table_is_read_back_the_same(tmp_path: Path, table: t
     settings = external(table)
     assembled = built(settings)
     (tmp_path / "m").mkdir()
-    models.write(assembled, tmp_path / "m")
-    again = models.read(tmp_path / "m")
-    data = plan(settings, 0).data
+    write_model(assembled, tmp_path / "m")
+    again = read_model(tmp_path / "m")
+    data = stage_plan(settings, 0).data
     assert data.features == str(table[1])
     outs = []
     for one in (assembled, again):
-        corpus: Corpus = build_corpus(one, data, pictures_of(one, data))
+        corpus: Corpus = build_corpus(one, data, visual_input_loader(one, data))
         batch = collate([[corpus.sample(0)]], one.pad_id).to_batch()
         with torch.no_grad():
             outs.append(float(NextToken()(one.model, batch).total))
@@ -424,10 +424,10 @@ def test_naming_a_table_on_the_command_line_takes_the_place_of_the_recipes_encod
     from sightline.recipes import RECIPES
 
     base = RECIPES["flickr8k_mobilenet_v2"]()
-    one = resolve(base, None, ["model.vision.external=s"]).model.vision
+    one = resolve_config(base, None, ["model.vision.external=s"]).model.vision
     assert one is not None
     assert (one.path, one.config, one.external) == (None, None, "s")
-    again = resolve(
+    again = resolve_config(
         RunConfig.model_validate({**base.model_dump(), "model": {"vision": {"external": "s"}}}), None, ["model.vision.path=p"]
     )
     assert again.model.vision is not None

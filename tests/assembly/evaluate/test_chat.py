@@ -6,7 +6,7 @@ import pytest
 
 from sightline.assembly.evaluate.chat import ChatModel
 from sightline.assembly.evaluate.opened import OpenedModel
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.data.samples.processing import Processing
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.device import choose_runtime, process_settings_restored
@@ -17,7 +17,7 @@ from tests.data.check.planted import png, scene
 @pytest.mark.parametrize("count", [0, 1])
 @process_settings_restored()
 def test_what_is_streamed_is_the_answer(count: int, tmp_path: Path) -> None:
-    bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    bundle = build_from_config(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     bundle.module.eval()
     chat = ChatModel(OpenedModel(tmp_path, bundle, choose_runtime("cpu", "fp32", 1)))
     images = [tmp_path / f"{number}.png" for number in range(count)]

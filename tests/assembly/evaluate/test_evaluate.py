@@ -9,8 +9,7 @@ import pytest
 
 from sightline.assembly.evaluate import answers
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Processing
+from sightline.assembly.model.build import Processing, build_from_config, write_model
 from sightline.data.dataset import Dataset
 from sightline.errors import DataError, SightlineError, SkipLimitError, UsageError
 from sightline.evaluation.controls import exchange_images
@@ -26,7 +25,7 @@ from tests.data.pictures import lines
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     path.mkdir()
-    models.write(models.build(run_config(), Processing(prompt="Look.", max_tokens=120), None), path)
+    write_model(build_from_config(run_config(), Processing(prompt="Look.", max_tokens=120), None), path)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import draw_all, origin_of
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import read_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset, open_dataset
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle() -> ModelBundle:
-    return models.read(stock_folder("idefics3"))
+    return read_model(stock_folder("idefics3"))
 
 
 def captioned(record: Record) -> bool:

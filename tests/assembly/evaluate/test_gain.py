@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.assembly.evaluate.gain import gains, probe_gain
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
@@ -33,7 +33,7 @@ CLOSE = 1e-4  # worst seen 2.4e-6, of gains around 3: the same products in rows 
 
 @pytest.fixture(scope="module")
 def bundle() -> ModelBundle:
-    built = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    built = build_from_config(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     built.model.eval()
     return built
 
@@ -126,7 +126,7 @@ def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(bu
 
 
 def test_a_token_with_nothing_but_the_picture_before_it_has_no_gain(data: Path) -> None:
-    built = models.build(run_config(), Processing(prompt="", template="plain", max_tokens=200), None)
+    built = build_from_config(run_config(), Processing(prompt="", template="plain", max_tokens=200), None)
     built.model.eval()
     built.tokenizer.bos_token = None
     dataset = Dataset(data)

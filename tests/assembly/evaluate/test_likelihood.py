@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sightline.assembly.evaluate.evaluate import evaluate
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import Processing, build_from_config, read_model, write_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.pixels import PixelLoader
@@ -59,7 +59,7 @@ class Embedding(Choice):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "model"
     path.mkdir()
-    models.write(models.build(run_config(), models.Processing(prompt="Look.", max_tokens=24), None), path)
+    write_model(build_from_config(run_config(), Processing(prompt="Look.", max_tokens=24), None), path)
     return path
 
 
@@ -88,7 +88,7 @@ def test_candidates_are_scored_as_a_plain_forward_pass_scores_them(
     stored(path, 2).write_bytes(b"broken")
     done = evaluate(EvalSpec(task=Choice.name, data=str(path), batch_size=4), str(model), out=tmp_path / "out", device="cpu")
     assert done.predicted.skipped == {"image_format": 1}
-    bundle, dataset = models.read(model), open_dataset(path)
+    bundle, dataset = read_model(model), open_dataset(path)
     bundle.module.eval()
     records = {record.id: record for record in dataset.records("val")}
     found = {prediction.id: prediction.scores for prediction in done.predicted.predictions}

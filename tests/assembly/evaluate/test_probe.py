@@ -11,7 +11,7 @@ import torch
 
 from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.evaluate.opened import OpenedModel
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config, read_model, write_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import Dataset
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(**fields: Any) -> ModelBundle:
     config = run_config()
     section = config.model.model_copy(update={"connector": AlignConfig(shuffle=2, **fields)})
-    bundle = models.build(config.model_copy(update={"model": section}), Processing(prompt="Look.", max_tokens=200), None)
+    bundle = build_from_config(config.model_copy(update={"model": section}), Processing(prompt="Look.", max_tokens=200), None)
     bundle.model.eval()
     return bundle
 
@@ -52,7 +52,7 @@ def opened(bundle: ModelBundle) -> OpenedModel:
 def align(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model whose connector is `align`, with 4 visual tokens a picture."""
     path = tmp_path_factory.mktemp("align") / "model"
-    models.write(built(), path)
+    write_model(built(), path)
     return path
 
 
@@ -71,7 +71,7 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     assert (told["what"], told["records"], told["tokens"], told["split"]) == ("words", 3, 12, "val")
     assert len(told["pictures"]) == 2
 
-    bundle = models.read(align)
+    bundle = read_model(align)
     model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     mixer = model.connector.project
@@ -124,7 +124,7 @@ def test_pictures_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp
         tmp_path / "broken", [record(f"r{n}", f"{n}.png") for n in range(3)], {f"{n}.png": png(scene(n, 64)) for n in range(3)}
     )
     stored(path, 1).write_bytes(b"broken")
-    bundle, dataset, skipped = models.read(align), Dataset(path), Counter[str]()
+    bundle, dataset, skipped = read_model(align), Dataset(path), Counter[str]()
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     seen = list(opened(bundle).probed_records(dataset, list(dataset.records("train")), pictures, skipped))
     assert [each.record_id for each in seen] == ["r0", "r2"]
@@ -158,7 +158,7 @@ def answers(model: Path, data: Path, out: Path, **more: Any) -> tuple[list[str],
 
 
 def test_all_words_are_no_restriction_and_few_words_change_the_answer(align: Path, data: Path, tmp_path: Path) -> None:
-    num_words = models.read(align).model.config.num_words
+    num_words = read_model(align).model.config.num_words
     free, settings = answers(align, data, tmp_path / "free")
     full, told = answers(align, data, tmp_path / "full", words=num_words)
     assert full == free
@@ -179,7 +179,7 @@ def test_one_word_turns_every_visual_token_into_the_word_that_is_used_most(
 
     monkeypatch.setattr(Align, "forward", noted)
     answers(align, data, tmp_path / "one", words=1)
-    bundle = models.read(align)
+    bundle = read_model(align)
     model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     dataset = Dataset(data)
@@ -211,7 +211,7 @@ def test_the_command_restricts_words_and_adds_noise(
 
 
 def test_another_connector_has_no_words_to_leave_out(data: Path, tmp_path: Path) -> None:
-    bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
-    models.write(bundle, tmp_path / "mlp")
+    bundle = build_from_config(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    write_model(bundle, tmp_path / "mlp")
     with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'mlp'"):
         answers(tmp_path / "mlp", data, tmp_path / "out", words=3)

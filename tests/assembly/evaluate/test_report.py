@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.evaluate.report import SEEN, on_common_records, report_run
 from sightline.assembly.train.run import train
 from sightline.data.dataset import Dataset
@@ -25,7 +25,7 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     path = data(tmp_path / "set", more=[two_pictures("pair")])
     config = run_config(path=str(path), train={"epochs": None, "steps": 1, "evaluate_samples": 0})
     run = tmp_path / "run"
-    train(resolve(config, None, ["runtime.device=cpu", "data.split=val"]), run)
+    train(resolve_config(config, None, ["runtime.device=cpu", "data.split=val"]), run)
     stored(path, 5).write_bytes(b"broken")
     page = tmp_path / "page.html"
     found = report_run(

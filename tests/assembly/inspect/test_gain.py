@@ -16,7 +16,7 @@ from sightline.assembly.evaluate import opened
 from sightline.assembly.inspect import gain as check_gain
 from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.inspect.gain import GainRequest
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.cli import main
 from sightline.data.check import CheckOptions
 from sightline.data.samples.processing import Processing
@@ -32,7 +32,7 @@ EXCHANGED = {"r2": "G", "r5": "R", "r7": "B"}  # record -> the letter that its c
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = models.build(run_config(), Processing(prompt="Look.", max_tokens=200), None)
+    bundle = build_from_config(run_config(), Processing(prompt="Look.", max_tokens=200), None)
     bundle.model.eval()
     words = bundle.tokenizer.convert_tokens_to_ids(list(LETTERS))
     vocabulary = len(bundle.tokenizer)
@@ -51,7 +51,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
         return Hidden(logits, Head(torch.eye(vocabulary)))
 
     monkeypatch.setattr(bundle.model, "hidden", hidden)
-    monkeypatch.setattr(opened, "read", lambda path: bundle)
+    monkeypatch.setattr(opened, "read_model", lambda path: bundle)
 
 
 def colour(number: int) -> bytes:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.inspect.preview import PreviewRequest, _blocks, _Viewer, preview
-from sightline.assembly.model import build as models
 from sightline.assembly.model.blueprint import config_blueprint
-from sightline.assembly.model.build import Processing
-from sightline.assembly.train import corpus as assembly_data
+from sightline.assembly.model.build import ModelBundle, Processing, build_from_config
+from sightline.assembly.train.corpus import build_corpus
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import PixelLoader
 from sightline.data.images.tilings import WholeConfig
@@ -43,12 +42,12 @@ def data(path: Path) -> Path:
     return folder(path, rows, {name: png(scene(index)) for index, name in enumerate(("a.png", "b.png", "c.png"))})
 
 
-def viewer(path: Path, **section: Any) -> tuple[_Viewer, models.ModelBundle, Any]:
+def viewer(path: Path, **section: Any) -> tuple[_Viewer, ModelBundle, Any]:
     config = run_config(path=str(path), max_skipped=1.0, row_tokens=400, **section)
     described = config_blueprint(config)
-    plan = settings.plan(config, 0).data
+    plan = stage_plan(config, 0).data
     builder = described.builder(plan.prompt, plan.max_tokens, plan.too_long, plan.supervise, plan.captions)
-    bundle = models.build(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
+    bundle = build_from_config(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
     return _Viewer(Dataset(path), builder, LengthTableRules(plan.share_prefix, plan.width), described), bundle, plan
 
 
@@ -64,7 +63,7 @@ def labels(shown: PreviewedSample) -> list[int]:
 def test_samples_are_those_of_training(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
     view, bundle, plan = viewer(path, prompt="Look.")
-    corpus = assembly_data.build_corpus(bundle, plan, None)
+    corpus = build_corpus(bundle, plan, None)
     shown = view.samples([0, 1, 3], "train")
     assert [sample.title for sample in shown] == ["five", "q1, q2", "text"]
     for unit, sample in enumerate(shown):
@@ -107,7 +106,7 @@ def test_what_is_left_out_is_shown_with_its_reason(tmp_path: Path) -> None:
     (long,) = view.samples([4], "train")
     assert long.branches == ()
     assert long.faults[0].startswith("conversation 1 is left out: too_long:")
-    assert long.faults[1].startswith("its picture cannot be shown: image_format")
+    assert long.faults[1].startswith("its image cannot be shown: image_format")
     (val,) = view.samples([5], "val")
     assert len(val.branches) == 1
     assert val.crops is None

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 
-from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import RunConfig, SourceConfig, StageConfig
 from sightline.assembly.inspect.check import CheckRequest, check_data, judge
 from sightline.assembly.inspect.rows import folders_of, training_report, with_folders
-from sightline.assembly.model import build as models
 from sightline.assembly.model.blueprint import config_blueprint
-from sightline.assembly.model.build import Processing
-from sightline.assembly.train import corpus as assembly_data
+from sightline.assembly.model.build import Processing, build_from_config
+from sightline.assembly.train.corpus import build_corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.check import CheckOptions, check
 from sightline.data.check.report import StageFigures, TrainingFigures
@@ -56,9 +55,9 @@ def report(config: RunConfig, *folders: Path) -> dict[str, Any]:
 def test_steps_and_rows_of_an_epoch_are_those_of_the_loader(tmp_path: Path, section: dict[str, Any]) -> None:
     config = run_config(path=str(data(tmp_path / "data")), **section)
     (stage,) = report(config, tmp_path / "data")["stages"]
-    made = models.build(config, Processing(max_tokens=120), None)
-    plan = settings.plan(config, 0)
-    corpus = assembly_data.build_corpus(made, plan.data, None)
+    made = build_from_config(config, Processing(max_tokens=120), None)
+    plan = stage_plan(config, 0)
+    corpus = build_corpus(made, plan.data, None)
     loader = Loader(corpus, batch_rules(plan), made.pad_id)
     rows = loader.plan.rows(0)
     assert stage["epoch"]["samples"] == sum(map(len, rows))
@@ -75,8 +74,8 @@ def test_label_noise_changes_the_rows_as_it_does_in_training(tmp_path: Path) -> 
     for seed in range(4):
         config = run_config(path=str(path), noise=0.5, noise_seed=seed, limit=5)
         (stage,) = report(config, path)["stages"]
-        made = models.build(config, Processing(max_tokens=120), None)
-        corpus = assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
+        made = build_from_config(config, Processing(max_tokens=120), None)
+        corpus = build_corpus(made, stage_plan(config, 0).data, None)
         assert stage["data"]["tokens"] == int(corpus.tokens.sum())
         seen.add(stage["data"]["tokens"])
     assert len(seen) > 1
@@ -88,9 +87,9 @@ def test_a_mixture_draws_as_training_draws(tmp_path: Path) -> None:
     config = run_config(mixture=sources)
     assert folders_of(config) == (first, second)
     told = report(config, first, second)
-    made = models.build(config, Processing(max_tokens=120), None)
-    plan = settings.plan(config, 0)
-    corpus = assembly_data.build_corpus(made, plan.data, None)
+    made = build_from_config(config, Processing(max_tokens=120), None)
+    plan = stage_plan(config, 0)
+    corpus = build_corpus(made, plan.data, None)
     loader = Loader(corpus, batch_rules(plan), made.pad_id)
     (stage,) = told["stages"]
     assert stage["epoch"]["rows"] == len(loader.plan.rows(0))
@@ -140,9 +139,9 @@ def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(t
     assert [(place, left.id, left.conversation, left.reason) for place, left in told] == [("train", "long", 0, "too_long")]
     (stage,) = found.stages
     assert stage.refused.startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
-    made = models.build(config, Processing(max_tokens=120), None)
+    made = build_from_config(config, Processing(max_tokens=120), None)
     with pytest.raises(SkipLimitError) as caught:
-        assembly_data.build_corpus(made, settings.plan(config, 0).data, None)
+        build_corpus(made, stage_plan(config, 0).data, None)
     assert str(caught.value) == stage.refused
 
 

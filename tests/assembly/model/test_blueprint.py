@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
-from sightline.assembly.model import build as models
 from sightline.assembly.model import inputs
 from sightline.assembly.model.blueprint import Blueprint, config_blueprint, folder_blueprint
-from sightline.assembly.model.build import ModelBundle, Processing, build_model
+from sightline.assembly.model.build import ModelBundle, Processing, build_from_config, build_model, read_model, write_model
 from sightline.assembly.model.tokenizer import load_tokenizer, texts_of
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.encoding import TextRules
@@ -50,7 +49,7 @@ def run_config(
 
 
 def built(config: RunConfig) -> ModelBundle:
-    return models.build(
+    return build_from_config(
         config, Processing(prompt=config.data.prompt, template=config.data.template, max_tokens=config.data.max_tokens), None
     )
 
@@ -149,7 +148,7 @@ def test_a_decoder_alone_has_no_grid() -> None:
 @pytest.mark.parametrize("kind", ["idefics3", "llava", "llava_next"])
 def test_a_stock_model_is_described_by_its_parts(kind: str) -> None:
     path = str(stock_folder(kind))
-    assert_same(folder_blueprint(path), models.read(path))
+    assert_same(folder_blueprint(path), read_model(path))
 
 
 def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_a_model_of_ours_is_described_by_its_folder(tmp_path: Path) -> None:
     )
     bundle = built(config)
     (tmp_path / "model").mkdir()
-    models.write(bundle, tmp_path / "model")
+    write_model(bundle, tmp_path / "model")
     described = folder_blueprint(str(tmp_path / "model"))
     assert_same(described, bundle)
     assert described.config is None
@@ -175,7 +174,7 @@ def test_a_new_tokenizer_is_trained_on_the_data_as_the_run_would(tmp_path: Path)
     config = run_config(VisionConfig(path=str(encoder_folder("siglip"))), language, path=str(data))
     described = config_blueprint(config)
     texts = texts_of([(open_dataset(data), "train")])
-    bundle = models.build(config, Processing(max_tokens=200), texts)
+    bundle = build_from_config(config, Processing(max_tokens=200), texts)
     assert_same(described, bundle)
     assert described.facts()["vocabulary"] == len(bundle.tokenizer)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.assembly.config import parts as sections
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.parts import resolve_model_section
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config, read_model, write_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
-from sightline.config import Tree, read_yaml, to_yaml, validate
+from sightline.config import Tree, read_yaml, to_yaml, validate_tree
 from sightline.data.samples.encoding import join_visual_indices
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
@@ -37,11 +37,11 @@ def configured(**model: Any) -> RunConfig:
         "train": {"steps": 1, "batch_size": 1},
         "stages": [{"name": "align", "parts": {"connector": "train"}}],
     }
-    return validate(RunConfig, Tree(run))
+    return validate_tree(RunConfig, Tree(run))
 
 
 def built(**model: Any) -> ModelBundle:
-    bundle = models.build(configured(**model), Processing(max_tokens=256), None)
+    bundle = build_from_config(configured(**model), Processing(max_tokens=256), None)
     bundle.model.eval()
     return bundle
 
@@ -111,7 +111,7 @@ def test_all_parts_together_give_the_stock_models_logits_in_float64(kind: str, r
 
 
 def test_preparation_template_and_tokenizer_come_along(kind: str, whole: ModelBundle) -> None:
-    known = models.read(stock_folder(kind))
+    known = read_model(stock_folder(kind))
     assert whole.processing.preparation == known.processing.preparation
     assert whole.processing.tiling == known.processing.tiling
     assert whole.template.source == known.template.source
@@ -129,8 +129,8 @@ def test_tokens_that_the_composite_added_are_no_words(kind: str, whole: ModelBun
 
 
 def test_a_model_of_taken_parts_is_saved_and_read_back(kind: str, whole: ModelBundle, tmp_path: Path) -> None:
-    models.write(whole, tmp_path)
-    again = models.read(tmp_path)
+    write_model(whole, tmp_path)
+    again = read_model(tmp_path)
     assert isinstance(again.model, SightlineForConditionalGeneration)
     again.model.eval()
     assert same(again.model, whole.model)
@@ -142,7 +142,7 @@ def test_a_model_of_taken_parts_is_saved_and_read_back(kind: str, whole: ModelBu
 
 
 def test_parts_come_out_of_a_model_of_ours_too(whole: ModelBundle, tmp_path: Path) -> None:
-    models.write(whole, tmp_path)
+    write_model(whole, tmp_path)
     again = built(**{"from": {"path": str(tmp_path), "parts": WHOLE}})
     assert same(again.model, whole.model)
     assert again.processing.tiling == whole.processing.tiling
@@ -184,24 +184,24 @@ def test_a_section_is_resolved_without_weights(tmp_path: Path) -> None:
     shutil.copytree(stock_folder("llava_next"), folder)
     (folder / "model.safetensors").unlink()
     section = configured(**{"from": {"path": str(folder), "parts": WHOLE}}).model
-    resolved = sections.resolve(section)
+    resolved = resolve_model_section(section)
     assert resolved.vision is not None
     assert (resolved.vision.layer, resolved.vision.drop_class_token) == (-2, True)
     assert resolved.connector.kind == "mlp"
-    assert resolved.tiling == models.read(stock_folder("llava_next")).processing.tiling
+    assert resolved.tiling == read_model(stock_folder("llava_next")).processing.tiling
 
 
 def test_the_section_survives_arguments_and_files(tmp_path: Path) -> None:
     base = configured(vision={"path": "EYE"}, language={"path": "TONGUE"})
-    run = settings.resolve(base, None, ["model.from=SOME/MODEL", "model.from.parts=[connector]"][:1])
+    run = resolve_config(base, None, ["model.from=SOME/MODEL", "model.from.parts=[connector]"][:1])
     assert run.model.from_ is not None
     assert (run.model.from_.path, run.model.from_.parts) == ("SOME/MODEL", ("vision", "language"))
-    run = settings.resolve(base, None, ["model.from.path=SOME/MODEL", "model.from.parts=[connector]"])
+    run = resolve_config(base, None, ["model.from.path=SOME/MODEL", "model.from.parts=[connector]"])
     assert run.model.from_ is not None
     assert run.model.from_.parts == ("connector",)
     (tmp_path / "run.yaml").write_text(to_yaml(run))
-    assert validate(RunConfig, read_yaml(tmp_path / "run.yaml")) == run
-    assert settings.resolve(None, tmp_path / "run.yaml", []) == run
+    assert validate_tree(RunConfig, read_yaml(tmp_path / "run.yaml")) == run
+    assert resolve_config(None, tmp_path / "run.yaml", []) == run
 
 
 # Faults -------------------------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def altered(kind: str, target: Path, **values: Any) -> str:
 def test_a_composite_that_ours_cannot_equal_is_refused(values: dict[str, Any], fault: str, tmp_path: Path) -> None:
     path = altered("llava", tmp_path / "model", **values)
     with pytest.raises(ConfigError, match=fault):
-        sections.resolve(configured(**{"from": {"path": path, "parts": WHOLE}}).model)
+        resolve_model_section(configured(**{"from": {"path": path, "parts": WHOLE}}).model)
 
 
 def test_an_encoder_of_which_a_patch_would_be_lost_is_refused(tmp_path: Path) -> None:
@@ -243,14 +243,14 @@ def test_an_encoder_of_which_a_patch_would_be_lost_is_refused(tmp_path: Path) ->
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match="removes one token, but its encoder has 0 class and register tokens"):
         built(**{"from": {"path": str(tmp_path / "model"), "parts": WHOLE}})
-    stock_alone = models.read(tmp_path / "model")  # as it is it works: a patch less in every crop
+    stock_alone = read_model(tmp_path / "model")  # as it is it works: a patch less in every crop
     assert stock_alone.tokens_per_crop == 15
 
 
 def test_two_connectors_for_one_place_are_refused() -> None:
     path = str(stock_folder("llava"))
     with pytest.raises(ConfigError, match=r"asks for 'linear', but model\.from\.parts takes the connector"):
-        sections.resolve(configured(**{"from": {"path": path, "parts": WHOLE}, "connector": {"kind": "linear"}}).model)
+        resolve_model_section(configured(**{"from": {"path": path, "parts": WHOLE}, "connector": {"kind": "linear"}}).model)
 
 
 def test_a_connector_between_other_parts_is_refused_before_training() -> None:
@@ -262,7 +262,7 @@ def test_a_connector_between_other_parts_is_refused_before_training() -> None:
 
 def test_a_run_without_any_decoder_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.language must be given.*model\.from="):
-        sections.resolve(configured(vision={"path": str(encoder_folder("siglip"))}).model)
+        resolve_model_section(configured(vision={"path": str(encoder_folder("siglip"))}).model)
 
 
 # The whole way ------------------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ stages: [{{name: align, parts: {{connector: train}}}}]
     )
     done = command(capsys, "train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run"))
     assert done["step"] == 2
-    trained = models.read(Path(done["checkpoint"]) / "model")
+    trained = read_model(Path(done["checkpoint"]) / "model")
     assert isinstance(trained.model, SightlineForConditionalGeneration)
     theirs = stock("smolvlm")
     assert same(trained.model.vision, composites.vision_of(theirs))
@@ -302,5 +302,5 @@ stages: [{{name: align, parts: {{connector: train}}}}]
     again = built(**{"from": {"path": str(tmp_path / "run"), "parts": ["vision", "connector", "language"]}})
     assert same(again.model, trained.model)
     assert (
-        prompt(trained, question(1)).row.ids.tolist() == prompt(models.read(stock_folder("smolvlm")), question(1)).row.ids.tolist()
+        prompt(trained, question(1)).row.ids.tolist() == prompt(read_model(stock_folder("smolvlm")), question(1)).row.ids.tolist()
     )

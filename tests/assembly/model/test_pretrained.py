@@ -11,7 +11,7 @@ import torch
 
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.chat import ChatModel
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import read_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(kind: str) -> ModelBundle:
-    return models.read(stock_folder(kind))
+    return read_model(stock_folder(kind))
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.id)
@@ -84,7 +84,7 @@ def test_beams_keep_the_crops_of_their_row(bundle: ModelBundle) -> None:
 
 def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(kind: str) -> None:
     """Two samples in one row, one with two pictures, against `forward` of the model itself on each."""
-    bundle = models.read(stock_folder(kind))
+    bundle = read_model(stock_folder(kind))
     bundle.model.double()
     records, builder = [question(0), question(1, 3)], bundle.builder()
     samples, logits = [], []
@@ -198,7 +198,7 @@ def changed(kind: str, target: Path, file: str, **values: Any) -> Path:
 )
 def test_a_folder_at_odds_with_itself_is_refused(kind: str, file: str, values: dict[str, Any], fault: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=fault):
-        models.read(changed(kind, tmp_path / "model", file, **values))
+        read_model(changed(kind, tmp_path / "model", file, **values))
 
 
 @pytest.mark.parametrize("gone", ["model.safetensors", "tokenizer.json", "preprocessor_config.json", "config.json"])
@@ -206,7 +206,7 @@ def test_a_folder_without_one_of_its_files_is_refused(gone: str, tmp_path: Path)
     shutil.copytree(stock_folder("smolvlm"), tmp_path / "model")
     (tmp_path / "model" / gone).unlink()
     with pytest.raises(SightlineError):
-        models.read(tmp_path / "model")
+        read_model(tmp_path / "model")
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

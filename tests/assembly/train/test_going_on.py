@@ -10,15 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig, StageConfig
 from sightline.assembly.train import blind_logits
 from sightline.assembly.train import run as training
 from sightline.assembly.train.fingerprints import CONTENT_BYTES, data_fingerprints, refuse_other_data
 from sightline.assembly.train.run import TrainResult
 from sightline.errors import ConfigError, Stopped, StorageError
-from sightline.runtime import fault_injection as faults
-from sightline.runtime import storage
+from sightline.runtime import fault_injection, storage
 from sightline.training import checkpoint
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
@@ -51,16 +50,16 @@ def with_adapters(config: RunConfig) -> RunConfig:
 
 
 def train(config: RunConfig, run: Path, *changes: str, allow: str = "") -> TrainResult:
-    return training.train(resolve(config, None, ["runtime.device=cpu", *changes]), run, allow.split(",") if allow else [])
+    return training.train(resolve_config(config, None, ["runtime.device=cpu", *changes]), run, allow.split(",") if allow else [])
 
 
 def stopped(config: RunConfig, run: Path, step: int, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
     """A run that a signal stopped after a step."""
-    monkeypatch.setattr(faults, "_passages", Counter())
-    monkeypatch.setenv(faults.VARIABLE, f"step.end=term@{step}")
+    monkeypatch.setattr(fault_injection, "_passages", Counter())
+    monkeypatch.setenv(fault_injection.VARIABLE, f"step.end=term@{step}")
     with pytest.raises(Stopped):
         train(config, run, *changes)
-    monkeypatch.delenv(faults.VARIABLE)
+    monkeypatch.delenv(fault_injection.VARIABLE)
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -111,11 +110,11 @@ def test_a_run_that_was_killed_before_its_further_steps_still_makes_them(
 ) -> None:
     """Its config.yaml has the new number by then, and its newest checkpoint is the end of the old one."""
     train(config, tmp_path / "run")
-    monkeypatch.setattr(faults, "_passages", Counter())
-    monkeypatch.setenv(faults.VARIABLE, "log.write=enospc@1")
+    monkeypatch.setattr(fault_injection, "_passages", Counter())
+    monkeypatch.setenv(fault_injection.VARIABLE, "log.write=enospc@1")
     with pytest.raises(Exception, match="No space"):
         train(config, tmp_path / "run", "train.steps=6", allow="train.steps")
-    monkeypatch.delenv(faults.VARIABLE)
+    monkeypatch.delenv(fault_injection.VARIABLE)
     assert checkpoint.steps(tmp_path / "run")[-1] == 4
     assert train(config, tmp_path / "run", "train.steps=6").step == 6
 
@@ -206,7 +205,7 @@ def test_a_run_without_fingerprints_goes_on_with_one_warning(
 def golden_config(tmp_path: Path) -> RunConfig:
     for name in (make.DATA, make.FEATURES):
         shutil.copytree(make.HOME / name, tmp_path / name)
-    config = resolve(
+    config = resolve_config(
         None, make.HOME / make.STORED_SETTINGS, [f"data.path={tmp_path / 'data'}", f"data.features={tmp_path / 'features'}"]
     )
     return config
@@ -294,7 +293,7 @@ def test_a_file_that_changes_after_a_run_has_read_it_changes_nothing_in_the_run(
     """On a CPU what is read from a file is mapped; the weights of a run are its own."""
     whole = train(config, tmp_path / "whole")
     stopped(config, tmp_path / "run", 2, monkeypatch)
-    read = training.models.read
+    read = training.read_model
 
     def changed_after_reading(path: Path, attention: str) -> Any:
         bundle = read(path, attention)
@@ -302,7 +301,7 @@ def test_a_file_that_changes_after_a_run_has_read_it_changes_nothing_in_the_run(
         return bundle
 
     folders: list[Path] = []
-    monkeypatch.setattr(training.models, "read", changed_after_reading)
+    monkeypatch.setattr(training, "read_model", changed_after_reading)
     train_stage = training.StageRun.train
 
     def flip_first(*arguments: Any) -> Any:

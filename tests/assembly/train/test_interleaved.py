@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sightline.assembly.config.schema import DataConfig, RunConfig
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import build_from_config
 from sightline.assembly.model.bundle import ModelBundle
-from sightline.assembly.train.corpus import build_corpus, pictures_of
-from sightline.config import Tree, validate
+from sightline.assembly.train.corpus import build_corpus, visual_input_loader
+from sightline.config import Tree, validate_tree
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.samples.encoding import ConversationEncoder
@@ -92,7 +92,7 @@ def bundle(request: pytest.FixtureRequest) -> ModelBundle:
         "train": {"steps": 1, "batch_size": 1},
         "stages": [{"name": "align", "parts": {"connector": "train"}}],
     }
-    bundle = models.build(validate(RunConfig, Tree(run)), Processing(max_tokens=256, prompt="Say it."), None)
+    bundle = build_from_config(validate_tree(RunConfig, Tree(run)), Processing(max_tokens=256, prompt="Say it."), None)
     bundle.model.eval()
     with torch.no_grad():  # new rows begin as the mean of all rows: told apart here, so that an exchange would be seen
         for end in (bundle.inner.get_input_embeddings(), bundle.inner.get_output_embeddings()):
@@ -103,7 +103,7 @@ def bundle(request: pytest.FixtureRequest) -> ModelBundle:
 
 def corpus_of(bundle: ModelBundle, folder: Path, share: bool = True) -> Corpus:
     data = DataConfig(path=str(folder), max_tokens=256, row_tokens=1024, prompt="Say it.", share_prefix=share, max_skipped=0.0)
-    return build_corpus(bundle, data, pictures_of(bundle, data))
+    return build_corpus(bundle, data, visual_input_loader(bundle, data))
 
 
 def samples_of(corpus: Corpus) -> list[Sample]:

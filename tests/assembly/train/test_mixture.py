@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sightline.assembly.config.epochs import draws_of
+from sightline.assembly.config.epochs import samples_per_epoch
 from sightline.assembly.config.schema import (
     DataConfig,
     ModelConfig,
@@ -90,13 +90,13 @@ def test_folders_of_one_name_are_told_apart_by_number(tmp_path: Path) -> None:
     ],
 )
 def test_weights_share_an_epoch_and_epochs_multiply_a_source(shares: list[dict[str, float]], expected: list[int]) -> None:
-    assert draws_of([SourceConfig(path="x", **share) for share in shares], [100, 50]) == expected  # pyrefly: ignore
+    assert samples_per_epoch([SourceConfig(path="x", **share) for share in shares], [100, 50]) == expected  # pyrefly: ignore
 
 
 @pytest.mark.parametrize("other", [{}, {"epochs": 1.0}, {"weight": 1.0, "epochs": 1.0}])
 def test_weights_and_epochs_are_not_mixed(other: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="give every source a 'weight', or none"):
-        draws_of([SourceConfig(path="x", weight=1.0), SourceConfig(path="y", **other)], [1, 1])  # pyrefly: ignore
+        samples_per_epoch([SourceConfig(path="x", weight=1.0), SourceConfig(path="y", **other)], [1, 1])  # pyrefly: ignore
 
 
 def test_the_same_mixture_is_the_same_run(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from sightline import config as files
-from sightline.assembly.config.resolving import resolve
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.train import corpus
 from sightline.assembly.train import run as training
+from sightline.assembly.train import stage
+from sightline.config import to_yaml
 from sightline.errors import ConfigError, DataError, SightlineError, SkipLimitError, StorageError
-from sightline.runtime import fault_injection as faults
-from sightline.runtime import storage
+from sightline.runtime import fault_injection, storage
 from sightline.runtime.storage import Lock
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, record, scene
@@ -38,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 
 def begun(config: RunConfig, run: Path, *changes: str) -> Any:
-    return training.train(resolve(config, None, ["runtime.device=cpu", *changes]), run)
+    return training.train(resolve_config(config, None, ["runtime.device=cpu", *changes]), run)
 
 
 WRONG = [
@@ -69,7 +68,7 @@ def test_a_folder_that_was_there_stays_with_all_that_it_held(tmp_path: Path, con
     for name, content in there.items():
         (run / name).write_bytes(content)
     if "config.yaml" in there:  # of a run that was killed before its first checkpoint
-        (run / "config.yaml").write_text(files.to_yaml(config))
+        (run / "config.yaml").write_text(to_yaml(config))
     with pytest.raises(DataError):
         begun(config, run, f"data.path={tmp_path / 'NONE'}")
     assert there.keys() <= tree(run).keys()
@@ -88,7 +87,7 @@ def test_a_run_that_has_a_checkpoint_keeps_it(tmp_path: Path, config: RunConfig,
     def gone(*arguments: Any) -> None:
         raise StorageError("the model cannot be read.")
 
-    monkeypatch.setattr(training.models, "read", gone)
+    monkeypatch.setattr(training, "read_model", gone)
     with pytest.raises(StorageError, match="the model cannot be read"):
         begun(config, run)
     assert tree(run) == before
@@ -97,8 +96,8 @@ def test_a_run_that_has_a_checkpoint_keeps_it(tmp_path: Path, config: RunConfig,
 def test_a_step_that_was_made_is_kept_though_no_checkpoint_was(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "_passages", Counter())
-    monkeypatch.setenv(faults.VARIABLE, "log.write=enospc@2")
+    monkeypatch.setattr(fault_injection, "_passages", Counter())
+    monkeypatch.setenv(fault_injection.VARIABLE, "log.write=enospc@2")
     with pytest.raises(StorageError, match="No space left"):
         begun(config, tmp_path / "run", "train.checkpoint_every=0")
     assert {"config.yaml", "metrics.jsonl"} == set(tree(tmp_path / "run"))
@@ -113,7 +112,7 @@ def test_what_took_long_to_compute_is_kept(tmp_path: Path, config: RunConfig, mo
         (run / "contrast/align.npz").write_bytes(b"logits")
         raise DataError("and then the disk went away.")
 
-    monkeypatch.setattr(corpus, "build_corpus", stored_and_failed)
+    monkeypatch.setattr(stage, "build_corpus", stored_and_failed)
     with pytest.raises(DataError):
         begun(config, run)
     assert {"config.yaml", "contrast/align.npz"} <= set(tree(run))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sightline.assembly.config.epochs import draws_of
+from sightline.assembly.config.epochs import samples_per_epoch
 from sightline.assembly.config.schema import SourceConfig
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
@@ -177,7 +177,7 @@ def test_a_mixture_that_is_killed_draws_from_its_sources_as_if_it_had_not_been(
     few = prepared_scenes(tmp_path / "few", 6, "--shards", "100K")
     sizes = [open_dataset(folder).splits["train"] for folder in (scenes, few)]
     mixture = [{"path": str(scenes), "name": "many", "weight": 1.0}, {"path": str(few), "name": "few", "weight": 2.0}]
-    drawn = draws_of([SourceConfig(**source) for source in mixture], sizes)
+    drawn = samples_per_epoch([SourceConfig(**source) for source in mixture], sizes)
     assert drawn[0] < sizes[0]
     assert drawn[1] > 2 * sizes[1]
     steps = -(-sum(drawn) // 8)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.assembly.config.resolving import plan
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.evaluate.evaluate import evaluate, restrict_words
 from sightline.assembly.evaluate.opened import OpenedModel
-from sightline.assembly.model import build as models
+from sightline.assembly.model.build import ModelBundle, build_from_config, read_model
 from sightline.assembly.train.corpus import build_corpus, validation_corpus
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
@@ -62,9 +62,9 @@ def config(folder: Path, **data: float) -> RunConfig:
     )
 
 
-def texts(bundle: models.ModelBundle, folder: Path, validation: bool, **data: float) -> dict[str, list[str]]:
+def texts(bundle: ModelBundle, folder: Path, validation: bool, **data: float) -> dict[str, list[str]]:
     """The supervised text of each training or validation sample, by record, through the whole way of data."""
-    section = plan(config(folder, **data), 0).data
+    section = stage_plan(config(folder, **data), 0).data
     corpus = validation_corpus(bundle, section, None, 100) if validation else build_corpus(bundle, section, None)
     assert corpus is not None
     out: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def texts(bundle: models.ModelBundle, folder: Path, validation: bool, **data: fl
 
 
 def test_label_noise_reaches_training_and_never_validation(folder: Path) -> None:
-    bundle = models.build(config(folder), Processing(max_tokens=64), None)
+    bundle = build_from_config(config(folder), Processing(max_tokens=64), None)
     own = {record.id: list(record.captions) for record in open_dataset(folder).records("train")}
     assert texts(bundle, folder, False) == own
     noisy = texts(bundle, folder, False, noise=0.5, noise_seed=3)
@@ -98,7 +98,7 @@ def test_a_run_records_its_noise_and_another_share_is_another_run(folder: Path, 
 
 def opened(run: Path) -> OpenedModel:
     folder = run / "checkpoints/step-1/model"
-    return OpenedModel(folder, models.read(folder), choose_runtime("cpu", "fp32", 1))
+    return OpenedModel(folder, read_model(folder), choose_runtime("cpu", "fp32", 1))
 
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
@@ -139,7 +139,7 @@ def test_each_change_is_an_evaluation_of_its_own(folder: Path, align_run: Path) 
 def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:
     settings = config(folder)
     linear = settings.model_copy(update={"model": settings.model.model_copy(update={"connector": LinearConfig()})})
-    bundle = models.build(linear, Processing(max_tokens=64), None)
+    bundle = build_from_config(linear, Processing(max_tokens=64), None)
     model = OpenedModel(folder, bundle, choose_runtime("cpu", "fp32", 1))
     with pytest.raises(ConfigError, match="only for the `align` connector; this run uses 'linear'"):
         restrict_words(model, open_dataset(folder), "train", 7)

@@ -46,9 +46,9 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
     told: list[Left] = []
     figures = measure_rows(dataset, range(len(dataset)), builder, rules, told.append)
     units = make_length_table(dataset, range(len(dataset)), builder, rules)
-    assert figures.units is not None
+    assert figures.table is not None
     for name in ("tokens", "tokens_unshared", "supervised", "crops", "record", "branch", "begin"):
-        assert getattr(figures.units, name).tolist() == getattr(units, name).tolist()
+        assert getattr(figures.table, name).tolist() == getattr(units, name).tolist()
     found = asdict(figures.summary())
     assert found["conversations"] == 11
     assert found["skipped"] == units.skipped == {"special_token_in_text": 1, "too_long": 1}
@@ -133,11 +133,11 @@ def test_conversations_of_several_sources_stand_one_after_the_other(tmp_path: Pa
     dataset, builder = data(tmp_path), builder_of()
     first = measure_rows(dataset, [0], builder, LengthTableRules())
     second = measure_rows(dataset, [1, 2, 5], builder, LengthTableRules())
-    assert first.units is not None
-    assert second.units is not None
+    assert first.table is not None
+    assert second.table is not None
     kept = [first.kept_lengths, second.kept_lengths]
-    joined = ConversationLengths.of([first.units, second.units], kept)
+    joined = ConversationLengths.of([first.table, second.table], kept)
     assert len(joined.of_samples(np.array([0]))) == 5
-    assert joined.of_samples(np.array([1, 2])).sum() == second.units.tokens_unshared.sum()
-    last = ConversationLengths.of([first.units, second.units.subset(np.array([1]))], kept)
-    assert last.of_samples(np.array([1])).sum() == second.units.tokens_unshared[1]
+    assert joined.of_samples(np.array([1, 2])).sum() == second.table.tokens_unshared.sum()
+    last = ConversationLengths.of([first.table, second.table.subset(np.array([1]))], kept)
+    assert last.of_samples(np.array([1])).sum() == second.table.tokens_unshared[1]

@@ -19,7 +19,7 @@ import pytest
 from sightline.data.dataset import open_dataset
 from sightline.data.download import DownloadOptions, fetch, parse_networks
 from sightline.data.download.cache import Cache
-from sightline.data.download.fetch import Fetcher, Got
+from sightline.data.download.fetch import Fetcher, FetchResult
 from sightline.data.prepare.run import PrepareOptions, prepare
 from sightline.data.readers import SourceOptions
 from sightline.errors import SkipLimitError, StorageError, UsageError
@@ -47,7 +47,11 @@ def test_a_damaged_line_of_the_journal_costs_its_url_and_no_other(
     cache = Cache(tmp_path)
     for url in urls:
         cache.part().write_bytes(url.encode())
-        cache.add(url, Got(hashlib.sha256(url.encode()).hexdigest(), len(url), "", "", False), tmp_path / f"part-{urls.index(url)}")
+        cache.add(
+            url,
+            FetchResult(hashlib.sha256(url.encode()).hexdigest(), len(url), "", "", False),
+            tmp_path / f"part-{urls.index(url)}",
+        )
     cache.close()
     journal = tmp_path / "journal.jsonl"
     kept = journal.read_bytes().splitlines(keepends=True)

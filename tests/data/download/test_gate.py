@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.data.download import DownloadOptions, parse_networks
-from sightline.data.download.fetch import Fetcher, Got
+from sightline.data.download.fetch import Fetcher, FetchResult
 from sightline.data.download.gate import Gate, look_up, parse_url
 from sightline.errors import RecordError
 from tests.data.download.server import serving
@@ -159,8 +159,8 @@ def test_the_resolver_of_the_machine_knows_this_host() -> None:
 # Connections ----------------------------------------------------------------------------------------------------------------
 
 
-def fetched(url: str, resolve: Callable[[str, int], list[str]], tmp_path: Any, **options: Any) -> Got:
-    async def run() -> Got:
+def fetched(url: str, resolve: Callable[[str, int], list[str]], tmp_path: Any, **options: Any) -> FetchResult:
+    async def run() -> FetchResult:
         settings = DownloadOptions(**{"seconds": 5.0, "pause_seconds": 0.01, "allowed": LOOPBACK, **options})
         return await Fetcher(settings, Gate(settings, resolve)).fetch(url, tmp_path / "part")
 
@@ -202,7 +202,7 @@ def test_a_port_where_nobody_listens_is_told(tmp_path: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         got = fetched(f"http://127.0.0.1:{free.getsockname()[1]}/", look_up, tmp_path, tries=2)
-    assert (got.reason, got.may_pass) == ("download_no_connection", True)
+    assert (got.reason, got.is_temporary) == ("download_no_connection", True)
     assert not (tmp_path / "part").exists()
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
-from sightline.config import Tree, validate
+from sightline.config import Tree, validate_tree
 from sightline.data.images.opener import ImageLimits, inspect_image, open_image
 from sightline.errors import ConfigError, RecordError, UsageError
 from tests.data.broken_images import (
@@ -297,7 +297,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 )
 def test_each_limit_can_be_set(limits: dict[str, float], reason: str) -> None:
     data = encode(photo(*SIZE), "PNG")
-    assert reason_of(data, validate(ImageLimits, Tree(dict(limits)))) == reason
+    assert reason_of(data, validate_tree(ImageLimits, Tree(dict(limits)))) == reason
 
 
 def test_a_picture_exactly_at_the_limits_passes() -> None:
@@ -314,7 +314,7 @@ def test_small_flat_pictures_are_no_bombs() -> None:
 
 def test_a_limit_that_pillow_would_not_grant_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_pixels"):
-        validate(ImageLimits, Tree({"max_pixels": 10**9}))
+        validate_tree(ImageLimits, Tree({"max_pixels": 10**9}))
 
 
 # Files ----------------------------------------------------------------------------------------------------------------------

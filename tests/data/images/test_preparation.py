@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sightline.config import Tree, to_yaml, validate
+from sightline.config import Tree, to_yaml, validate_tree
 from sightline.data.images import preparation
 from sightline.data.images.preparation import ImagePreparation
 from sightline.errors import ConfigError, RecordError
@@ -221,7 +221,7 @@ CLIP = {"image_processor_type": "CLIPImageProcessor"}
     ("values", "message"),
     [
         ({}, "image processor None"),
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "'Siglip2ImageProcessor'; those that only pad"),
+        ({"image_processor_type": "Siglip2ImageProcessor"}, "'Siglip2ImageProcessor' is not supported; supported are"),
         ({**SIGLIP, "size": {"shortest_edge": 224}}, "different sizes"),
         ({**SIGLIP, "size": {"longest_edge": 224}}, "'size' must be height and width"),
         ({**SIGLIP, "size": {"shortest_edge": 224, "longest_edge": 300}}, "'size' must be"),
@@ -320,7 +320,7 @@ def test_it_survives_pickle_and_yaml() -> None:
     own = ImagePreparation.from_processor(CLIPImageProcessorPil().to_dict())
     assert pickle.loads(pickle.dumps(own)) == own
     assert pickle.loads(pickle.dumps(own)).key() == own.key()
-    assert validate(ImagePreparation, Tree(json.loads(own.model_dump_json()))) == own
+    assert validate_tree(ImagePreparation, Tree(json.loads(own.model_dump_json()))) == own
     assert "resize: 224" in to_yaml(own)
 
 

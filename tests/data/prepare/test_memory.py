@@ -5,11 +5,10 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle, Processing
-from sightline.assembly.train import corpus as assembly_data
+from sightline.assembly.config.resolving import stage_plan
+from sightline.assembly.model.build import ModelBundle, Processing, build_from_config
+from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.loader import Loader
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import record
@@ -42,15 +41,15 @@ def source(folder: Path, count: int) -> Path:
 def made_and_read(dataset: Path, bundle: ModelBundle) -> None:
     """The length table from nothing, and an epoch."""
     config = run_config(path=str(dataset), max_tokens=250, row_tokens=250, keep_pixels=0, captions="first")
-    plan = settings.plan(config, 0)
-    corpus = assembly_data.build_corpus(bundle, plan.data, assembly_data.pictures_of(bundle, plan.data))
+    plan = stage_plan(config, 0)
+    corpus = build_corpus(bundle, plan.data, visual_input_loader(bundle, plan.data))
     loader = Loader(corpus, batch_rules(plan), bundle.pad_id)
     for _ in loader.stream(0, 0, loader.steps_in_epoch(0)):
         pass
 
 
 def test_four_times_the_records_take_some_bytes_a_record_and_no_picture_more(tmp_path: Path) -> None:
-    bundle = models.build(run_config(), Processing(max_tokens=250), None)
+    bundle = build_from_config(run_config(), Processing(max_tokens=250), None)
     peaks: dict[str, list[int]] = {"prepare": [], "train": []}
     for number, count in enumerate((FEW, FEW, MANY)):  # the first time also pays for what is imported and kept
         raw, out = source(tmp_path / f"source{number}", count), tmp_path / f"set{number}"

@@ -499,11 +499,11 @@ def test_a_signal_in_any_later_phase_ends_the_work_as_well(tmp_path: Path) -> No
 def test_a_disk_that_refuses_is_a_storage_error_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    from sightline.runtime import fault_injection as faults
+    from sightline.runtime import fault_injection
 
     source = records_source(tmp_path / "in", 3)
     monkeypatch.setenv("SIGHTLINE_FAULTS", point)
-    faults._passages.clear()
+    fault_injection._passages.clear()
     with pytest.raises(StorageError) as caught:
         prepared("records", source, tmp_path / "out")
     assert caught.value.exit_code == 5

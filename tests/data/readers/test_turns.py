@@ -2,15 +2,15 @@
 
 import pytest
 
-from sightline.data.readers.turns import Said, answer_texts, marked_parts, most_frequent, said
+from sightline.data.readers.turns import RowText, answer_texts, marked_parts, most_frequent, row_text
 from sightline.errors import RecordError
 from sightline.types import Message, Part
 
 IMAGE = Part()
 
 
-def told(num_images: int = 1, **fields: object) -> Said:
-    return said(fields.get, num_images)
+def told(num_images: int = 1, **fields: object) -> RowText:
+    return row_text(fields.get, num_images)
 
 
 @pytest.mark.parametrize(

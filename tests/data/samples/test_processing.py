@@ -12,7 +12,7 @@ from sightline.errors import StorageError
 def test_a_model_folder_that_lost_its_settings_is_named_as_such(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sightline"}))
     assert is_ours(tmp_path)
-    with pytest.raises(StorageError, match=r"has no sightline\.json, which holds prompt"):
+    with pytest.raises(StorageError, match=r"has no sightline\.json, the file with prompt"):
         read_processing(tmp_path)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model.build import build, fit_vocabulary
+from sightline.assembly.model.build import build_from_config, fit_vocabulary
 from sightline.data.samples.processing import Processing
 from sightline.errors import ConfigError
 from sightline.models.connectors import Connector, ConnectorShape
@@ -172,7 +172,7 @@ def test_a_new_model_of_a_recipe_has_the_head_in_w2(kind: str) -> None:
         },
         strict=False,
     )
-    model = build(config, Processing(prompt="", template="plain", max_tokens=64), None).model
+    model = build_from_config(config, Processing(prompt="", template="plain", max_tokens=64), None).model
     assert isinstance(model, SightlineForConditionalGeneration)
     mixer = align_of(model.connector)
     head = model.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""Differences between two configurations of one run, and which of them a resumed run may have."""
+"""Differences between two configurations of a run, and which of them a resumed run may have."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from sightline.assembly.config.schema import RunConfig
 
-# Keys that may differ when a run goes on: they change what is kept, shown or how fast it is, not what is computed.
+# Keys that may differ in a resumed run: they affect speed, logging and what is kept, not what is computed.
 HARMLESS = (
     ("data", "keep_pixels"),
     ("data", "workers"),
@@ -19,7 +19,7 @@ HARMLESS = (
 
 
 def differences(before: RunConfig, now: RunConfig) -> dict[tuple[str, ...], tuple[Any, Any]]:
-    """Keys whose values differ between two configurations, with both values."""
+    """Returns the keys whose values differ between two configurations, with both values."""
     old, new = (json.loads(config.model_dump_json()) for config in (before, now))
     return {key: (left, right) for key, left, right in _walk(old, new, ())}
 
@@ -38,7 +38,7 @@ def _walk(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ..
 
 
 def may_differ(key: tuple[str, ...], allow_change: Sequence[str] = ()) -> bool:
-    """Whether a run may go on with another value of a key: it is harmless, or allowed."""
+    """Tells whether a resumed run may have another value of a key: it is harmless, or explicitly allowed."""
     plain = tuple(part for part in key if not part.isdecimal())
     stage_free = plain[1:] if plain[:1] == ("stages",) else plain
     named = [tuple(text.split(".")) for text in allow_change]

@@ -1,6 +1,6 @@
-"""What a stage makes of the samples of its data sets: which it may draw, how often, in which rows, and how many steps that is.
+"""Samples, rows and steps of a stage: which samples it may draw, how often, and how many steps an epoch has.
 
-Training and `data check` both ask here.
+Shared by training and `data check`.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ def samples_of_stage(data: DataConfig, tables: Sequence[LengthTable]) -> tuple[l
     """Applies `data.limit` and the mixture.
 
     Args:
-        data: the stage's section.
-        tables: all samples of each source.
+        data: the stage's data section.
+        tables: length table of all samples of each source.
 
     Returns:
-        The samples of each source that the stage may draw, and how many an epoch draws of each.
+        The length table of each source after `data.limit`, and the number of samples per epoch of each.
 
     Raises:
         ConfigError: weights and epochs of a mixture are mixed.
     """
     limited = [table.limited(data.limit) for table in tables]
-    return limited, draws_of(sources_of(data), [len(table) for table in limited])
+    return limited, samples_per_epoch(sources_of(data), [len(table) for table in limited])
 
 
-def draws_of(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
-    """Samples that an epoch takes of each source.
+def samples_per_epoch(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]:
+    """Returns the number of samples per epoch of each source.
 
     Raises:
         ConfigError: weights and epochs are mixed.
@@ -45,7 +45,7 @@ def draws_of(configs: Sequence[SourceConfig], sizes: Sequence[int]) -> list[int]
 
 
 def batch_rules(plan: StagePlan) -> BatchRules:
-    """How the samples of a stage become rows and steps."""
+    """Returns how the samples of a stage become rows and steps."""
     return BatchRules(
         pack=plan.data.pack,
         row_tokens=plan.data.width,
@@ -58,7 +58,7 @@ def batch_rules(plan: StagePlan) -> BatchRules:
 
 
 def stage_steps(plan: StagePlan, epochs: EpochPlan) -> int:
-    """Optimiser steps of a stage, by `train.steps` or `train.epochs`."""
+    """Returns the optimiser steps of a stage, from `train.steps` or `train.epochs`."""
     if plan.train.steps is not None:
         return plan.train.steps
     assert plan.train.epochs is not None

@@ -1,4 +1,4 @@
-"""From what a user names (a run, a checkpoint, a model folder, a Hub id) to the folder of a model."""
+"""Finds the model folder of what a user names: a run, a checkpoint, a model folder, or a Hub id."""
 
 from dataclasses import dataclass
 from pathlib import Path

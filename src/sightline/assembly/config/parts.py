@@ -1,7 +1,7 @@
-"""The model section of a run as it holds once everything that it refers to has been looked up.
+"""Resolves the model section of a run: replaces everything that it refers to.
 
-Runs become the folder of their last checkpoint, `model.from` becomes the parts that it stands for, and the tiling gets the size
-of the encoder's input. No weights are read, so whoever asks for token counts alone gets the same answer as training.
+A run becomes the folder of its last checkpoint, `model.from` the parts that it stands for, and the tiling gets the size of the
+encoder's input. No weights are read; token counts computed from the result equal those of training.
 """
 
 from sightline.assembly.config import locate
@@ -18,78 +18,78 @@ from sightline.models.stored import StoredFeaturesConfig
 from sightline.models.vision import VisionConfig
 
 
-def resolve(wanted: ModelConfig) -> ModelConfig:
-    """The section with nothing left to look up; `from_.parts` are those that really come out of the other model.
+def resolve_model_section(section: ModelConfig) -> ModelConfig:
+    """Resolves a model section. In the result `from_.parts` holds only the parts that are taken from the other model.
 
     Raises:
-        ConfigError: parts are missing, given twice, or not known.
-        UsageError, StorageError: a run that is named has no usable checkpoint.
+        ConfigError: parts are missing, given twice, or unknown.
+        UsageError, StorageError: a named run has no usable checkpoint.
     """
-    if wanted.from_ is not None:
-        wanted = _with_parts(wanted, wanted.from_)
-    if wanted.language is None:
+    if section.from_ is not None:
+        section = _with_parts(section, section.from_)
+    if section.language is None:
         raise ConfigError(
             "model.language must be given.", "Name a decoder: model.language.path=..., or a whole model: model.from=..."
         )
-    if wanted.language.path is not None:  # a run stands for the model of its last checkpoint
-        folder = str(locate.model_folder(wanted.language.path))
-        wanted = wanted.model_copy(update={"language": wanted.language.model_copy(update={"path": folder})})
-    if wanted.vision is None or wanted.vision.external is not None:
-        return wanted
-    preparation = preparation_of(wanted, wanted.vision)
-    return wanted.model_copy(update={"tiling": wanted.tiling.fitted(preparation.height, preparation.width)})
+    if section.language.path is not None:  # a run means the model of its last checkpoint
+        folder = str(locate.model_folder(section.language.path))
+        section = section.model_copy(update={"language": section.language.model_copy(update={"path": folder})})
+    if section.vision is None or section.vision.external is not None:
+        return section
+    preparation = preparation_of(section, section.vision)
+    return section.model_copy(update={"tiling": section.tiling.fitted(preparation.height, preparation.width)})
 
 
-def _with_parts(wanted: ModelConfig, origin: FromConfig) -> ModelConfig:
-    """The section with the parts of another model filled in where it names none itself."""
+def _with_parts(section: ModelConfig, origin: FromConfig) -> ModelConfig:
+    """Fills in the parts of another model that the section does not name itself."""
     path = str(locate.model_folder(origin.path))
     config = loading.read_config(path)
     if not composites.is_known(config):
         composites.find(config, path)
-    given = {"vision": wanted.vision is not None, "language": wanted.language is not None}
+    given = {"vision": section.vision is not None, "language": section.language is not None}
     taken = tuple(part for part in origin.parts if not given.get(part, False))
     changes: dict[str, object] = {"from_": FromConfig(path=path, parts=taken)}
     if "vision" in taken:
         if isinstance(config.vision_config, StoredFeaturesConfig):
             raise ConfigError(f"model.from: the model at {path!r} was trained on an external table and has no encoder.")
-        layer, drop = composites.vision_choice(config, path)
-        changes["vision"] = VisionConfig(path=path, layer=layer, drop_class_token=drop)
+        layer, skip_class_token = composites.vision_choice(config, path)
+        changes["vision"] = VisionConfig(path=path, layer=layer, drop_class_token=skip_class_token)
     if "language" in taken:
         changes["language"] = LanguageConfig(path=path)
     if "connector" in taken:
         connector = composites.connector_config(config, path)
-        if wanted.connector not in (MLPConfig(), connector):
+        if section.connector not in (MLPConfig(), connector):
             raise ConfigError(
-                f"model.connector asks for {wanted.connector.kind!r}, but model.from.parts takes the connector of {path!r}.",
+                f"model.connector asks for {section.connector.kind!r}, but model.from.parts takes the connector of {path!r}.",
                 "Leave out one of the two.",
             )
         changes["connector"] = connector
     if "tiling" in taken:
         changes["tiling"] = tiling_of(path)
-    return wanted.model_copy(update=changes)
+    return section.model_copy(update=changes)
 
 
 def tiling_of(path: str) -> TilingConfig:
-    """The tiling of a whole model in a folder, or by its Hub id."""
+    """Returns the tiling of a vision-language model in a folder or on the Hub."""
     if is_ours(path):
         return read_processing(path).tiling
     return read_processor(path)[1]
 
 
-def preparation_of(wanted: ModelConfig, eye: VisionConfig) -> ImagePreparation:
-    """How images are prepared for an encoder: as its folder says, or from the sizes of a new one.
+def preparation_of(section: ModelConfig, encoder: VisionConfig) -> ImagePreparation:
+    """Returns the image preparation of an encoder: from its folder, or from the configuration of a new one.
 
     Raises:
         ConfigError: a new encoder has no `image_size`.
     """
-    if eye.path is not None:
-        return read_processor(eye.path, wanted.fit, wanted.draft)[0]
-    size = (eye.config or {}).get("image_size")
+    if encoder.path is not None:
+        return read_processor(encoder.path, section.fit, section.draft)[0]
+    size = (encoder.config or {}).get("image_size")
     if not isinstance(size, int):
         raise ConfigError("model.vision.config needs a whole number as 'image_size'.")
-    values = {key: tuple(value) for key, value in eye.normalise.items()}
+    values = {key: tuple(value) for key, value in encoder.normalise.items()}
     try:
-        made = ImagePreparation.model_validate({"resize": (size, size), **values}, strict=False)
+        preparation = ImagePreparation.model_validate({"resize": (size, size), **values}, strict=False)
     except ValueError as error:
         raise ConfigError(f"model.vision.normalise: {loading.first_line(error)}") from error
-    return made.refitted(wanted.fit).model_copy(update={"draft": wanted.draft})
+    return preparation.refitted(section.fit).model_copy(update={"draft": section.draft})

@@ -1,17 +1,16 @@
-"""From recipe, file and arguments to one checked configuration, with the origin of every fault."""
+"""Merges recipe, file and arguments into one checked configuration; errors name the origin of every wrong key."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline import config as files
 from sightline.assembly.config.schema import RunConfig, StagePlan
-from sightline.config import Tree
+from sightline.config import Tree, apply_overrides, merge_sections, parse_override, read_yaml, validate_tree
 from sightline.errors import ConfigError
 
 SECTIONS = ("data", "objective", "train")
-# Keys of which a section takes one: naming one anew drops the other that a lower layer gave.
+# Mutually exclusive keys of a section: setting one removes the other from the layers below.
 EITHER = {
     "batch_size": "batch_tokens",
     "batch_tokens": "batch_size",
@@ -20,40 +19,40 @@ EITHER = {
     "path": "mixture",
     "steps": "epochs",
 }
-ORIGINS = ("config", "external", "path")  # of a part of the model: it has one of them
+ORIGINS = ("config", "external", "path")  # mutually exclusive origins of a part of the model
 
 
-def resolve(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
-    """A run's configuration.
+def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: Sequence[str]) -> RunConfig:
+    """Resolves the configuration of a run.
 
     Args:
-        base: a recipe.
-        file: a YAML file, laid over the recipe or standing alone.
-        arguments: `key=value`, laid over both.
+        base: a recipe, or None.
+        file: a YAML file that overrides the recipe, or None.
+        arguments: `key=value` arguments that override both.
 
     Raises:
-        ConfigError: lists every fault with its place.
+        ConfigError: lists every wrong key with its origin.
     """
     tree = Tree()
     if base is not None:
         tree.data = json.loads(base.model_dump_json())
         tree.origins[()] = f"recipe {base.recipe}"
     if file is not None:
-        read = files.read_yaml(file)
+        read = read_yaml(file)
         for path in [path for path in read.origins if path]:
             drop_alternative(tree.data, path)
-        tree.data = files.merge(tree.data, read.data)
+        tree.data = merge_sections(tree.data, read.data)
         tree.origins.update(read.origins)
     for argument in arguments:
-        drop_alternative(tree.data, files.parse_override(argument)[0])
-    tree = files.override(tree, arguments, locked_paths(tree.data))
-    config = files.validate(RunConfig, tree)
+        drop_alternative(tree.data, parse_override(argument)[0])
+    tree = apply_overrides(tree, arguments, locked_paths(tree.data))
+    config = validate_tree(RunConfig, tree)
     check_stages(config, tree)
     return config
 
 
 def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
-    """Removes from `data` what a key at `path` stands instead of; a list is entered by index or by an item's `name`."""
+    """Removes from `data` the keys that a key at `path` excludes; a list is entered by index or by an item's `name`."""
     node: Any = data
     for key in path[:-1]:
         if isinstance(node, list):
@@ -66,13 +65,13 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
         if path[-1] in ORIGINS and path[0] == "model":
             others = [key for key in ORIGINS if key != path[-1]]
             if path[-1] == "path":
-                others.append("tokenizer")  # a decoder that exists has its own; a new one would not be its language
+                others.append("tokenizer")  # a decoder from a folder has a tokenizer of its own
         for other in others:
             node.pop(other, None)
 
 
 def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
-    """Keys of the run's sections that every stage sets itself, so that an argument for them would change nothing."""
+    """Returns keys of the run's sections that every stage overrides, so that an argument for them would have no effect."""
     listed = data.get("stages")
     stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed, list) else []
     if not stages:
@@ -82,28 +81,28 @@ def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
         own = [set(values) for stage in stages if isinstance(values := stage.get(section), dict)]
         for key in set.intersection(*own) if len(own) == len(stages) else ():
             names = ", ".join(f"stages.{stage.get('name')}.{section}.{key}=..." for stage in stages)
-            out[(section, key)] = f"Every stage sets it: say {names}"
+            out[(section, key)] = f"Every stage sets this key. Set it for a stage: {names}"
     return out
 
 
 def check_stages(config: RunConfig, tree: Tree) -> None:
-    """Validates every stage with its sections merged; faults point to the stage's own keys."""
+    """Validates every stage with its merged sections; errors name the keys of the stage."""
     faults = []
     for number in range(len(config.stages)):
         try:
-            _plan(config, number, tree)
+            _stage_plan(config, number, tree)
         except ConfigError as error:
             faults.append(error.message)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys("\n".join(faults).splitlines())))
 
 
-def plan(config: RunConfig, number: int) -> StagePlan:
-    """Stage `number` with its sections as they hold for it."""
-    return _plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
+def stage_plan(config: RunConfig, number: int) -> StagePlan:
+    """Returns a stage with its merged sections."""
+    return _stage_plan(config, number, Tree(origins={(): f"stage {config.stages[number].name}"}))
 
 
-def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
+def _stage_plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
     stage = config.stages[number]
     whole = json.loads(config.model_dump_json())
     merged = Tree({"name": stage.name, "parts": whole["stages"][number]["parts"]})
@@ -113,7 +112,7 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
         base = dict(whole[section])
         for key in own:
             base.pop(EITHER.get(key, ""), None)
-        merged.data[section] = files.merge(base, own)
+        merged.data[section] = merge_sections(base, own)
         for path, origin in tree.origins.items():
             if path[:1] == (section,):
                 merged.origins[path] = origin
@@ -125,5 +124,5 @@ def _plan(config: RunConfig, number: int, tree: Tree) -> StagePlan:
             merged.origins[path[2:]] = origin
     table = (whole["model"]["vision"] or {}).get("external")
     if table is not None and merged.data["data"].get("features") is None:
-        merged.data["data"]["features"] = table  # a model of an external table has nothing else to look at
-    return files.validate(StagePlan, merged)
+        merged.data["data"]["features"] = table  # a model of an external table has no other visual input
+    return validate_tree(StagePlan, merged)

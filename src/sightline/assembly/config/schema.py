@@ -26,7 +26,7 @@ Part = Literal["vision", "connector", "language", "tiling"]
 
 
 class FromConfig(Config):
-    """Parts out of a whole vision-language model; what the run names itself wins."""
+    """Takes parts of a vision-language model; parts that the run names itself have precedence."""
 
     path: str
     """A run, a model folder, or a Hub id of a LLaVA, LLaVA-NeXT, Idefics3 or SmolVLM."""
@@ -43,30 +43,30 @@ class ModelConfig(Config):
     from_: Annotated[FromConfig | None, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)] = (
         Field(default=None, alias="from")
     )
-    """A whole vision-language model whose parts this one begins with; its path alone takes encoder and decoder."""
+    """A vision-language model whose parts initialise this one; a path alone takes its encoder and decoder."""
     vision: VisionConfig | None = None
     """The encoder."""
     fit: Fit = "encoder"
-    """How an image is fitted into the encoder's input: as its own processor does, or `squash`, `crop`, `pad`."""
+    """How images are fitted to the encoder's input: `encoder` (as its image processor does), `squash`, `crop` or `pad`."""
     draft: bool = False
-    """Decode JPEGs at reduced size where that is enough: quicker, not bit-equal to the encoder's processor."""
+    """Decode JPEGs at reduced resolution where sufficient: faster, but not bit-equal to the encoder's image processor."""
     tiling: AnyTiling = WholeConfig()
     """How an image becomes crops."""
     connector: AnyConnector = MLPConfig()
-    """From encoder to decoder."""
+    """Maps encoder outputs to the decoder's embedding space."""
     language: LanguageConfig | None = None
     """The decoder; must be given here or by `from`."""
 
     @model_validator(mode="after")
     def _fits_tiling(self) -> "ModelConfig":
         if self.tiling.kind != "whole" and self.fit != "encoder":
-            raise ValueError(f"fit={self.fit!r} says how a whole image is fitted; tiling {self.tiling.kind!r} has its own way")
+            raise ValueError(f"fit={self.fit!r} applies to tiling 'whole' only; tiling {self.tiling.kind!r} resizes images itself")
         if self.tiling.kind != "whole" and self.draft:
-            raise ValueError(f"draft decodes images at the size of one crop; tiling {self.tiling.kind!r} needs all of it")
+            raise ValueError(f"draft decodes images at the size of one crop; tiling {self.tiling.kind!r} needs full resolution")
         return self
 
     def takes(self, part: Part) -> bool:
-        """Whether a part comes out of `from`; of a resolved section."""
+        """Tells whether a part is taken from `from`; for a resolved section."""
         return self.from_ is not None and part in self.from_.parts
 
     @property
@@ -97,7 +97,7 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    """What is trained on and how it becomes rows."""
+    """The training data and how it becomes rows."""
 
     path: str | None = None
     """A dataset folder (made by `sightline data prepare`)."""
@@ -112,35 +112,35 @@ class DataConfig(Config):
     prompt: str = ""
     """Text of the user turn of caption records, after the image."""
     captions: Literal["all", "first"] = "all"
-    """Train on all captions of a record, or on its first alone."""
+    """Train on all captions of a record, or on its first only."""
     drop_images: bool = False
-    """Leave the images out and keep the text: to pre-train a decoder, or for a model that never sees."""
+    """Remove the images and keep the text: to pre-train a decoder, or for a text-only baseline."""
     template: str = "auto"
     """Chat template: `auto` (the tokenizer's own, else `plain`), or `plain`, `chatml`, `vicuna`."""
     supervise: Policy = "assistant"
     """Which tokens are predicted."""
     max_tokens: int = Field(default=2048, ge=8, le=1 << 20)
-    """Longest sample."""
+    """Maximum length of a conversation in tokens."""
     too_long: Literal["skip", "truncate"] = "skip"
-    """What happens to a longer one."""
+    """What to do with a longer conversation."""
     pack: bool = True
     """Put several samples in one row."""
     row_tokens: int | None = Field(default=None, ge=8, le=1 << 20)
     """Length of a packed row; `max_tokens` by default."""
     row_images: int = Field(default=64, ge=1)
-    """Most images (tiles) in a packed row."""
+    """Maximum number of crops in a packed row."""
     share_prefix: bool = True
     """Captions or questions of one image share its visual tokens in one row."""
     sort_by_length: bool = True
-    """Without packing: put samples of like length together."""
+    """Without packing: put samples of similar length together."""
     max_skipped: float = Field(default=0.01, ge=0, le=1)
     """Largest share of conversations that may be left out."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only this many samples of the split, the first in the order of seed 0: for studies of data size."""
+    """Use only this many samples of the split (a fixed random subset), for studies of data size."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """Label noise, for studies: share of the records whose texts are exchanged between images. Never in validation or `eval`."""
     noise_seed: int = Field(default=0, ge=0, lt=2**63)
-    """Draws which records these are."""
+    """Seed for choosing these records."""
     keep_pixels: int = Field(default=512, ge=0)
     """Megabytes of prepared pixels that are kept in memory (per process that reads), so that small sets are decoded once."""
     workers: int = Field(default=0, ge=0, le=256)
@@ -161,44 +161,44 @@ class DataConfig(Config):
 
 
 class TrainConfig(Config):
-    """Length, batch, rates and rhythms of a stage."""
+    """Length, batch size, optimiser, and intervals of checkpoints and validation of a stage."""
 
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data, instead of `steps`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of weights, order and everything random."""
+    """Seed of weights, order and all random numbers."""
     batch_size: int | None = Field(default=None, ge=1)
     """Rows per step over all processes: samples when `data.pack` is off, packed rows when it is on."""
     batch_tokens: int | None = Field(default=None, ge=8)
-    """Token places per step over all processes, for packed rows; instead of `batch_size`."""
+    """Tokens per step over all processes, padding included, for packed rows; instead of `batch_size`."""
     accumulate: int = Field(default=1, ge=1)
     """Micro-batches per step."""
     lr: float = Field(default=1e-3, gt=0, le=10)
-    """Peak learning rate of parts that do not name their own."""
+    """Peak learning rate of parts without a rate of their own."""
     schedule: Schedule = "cosine"
     warmup: float = Field(default=0.03, ge=0)
     """Share of the steps if below 1, else a number of steps."""
     floor: float = Field(default=0.0, ge=0, le=1)
-    """Share of the peak rate that is left at the end."""
+    """Final learning rate as a share of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     decay_all: bool = False
     """Decay biases and norms too (plain AdamW); by default only what has two or more dimensions."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, ge=0)
-    """Largest gradient norm; 0 does not clip."""
+    """Maximum gradient norm; 0 does not clip."""
     checkpoint_every: int = Field(default=500, ge=0)
     """Steps between checkpoints; 0 saves only at the end of a stage."""
     keep: int = Field(default=2, ge=2)
-    """Checkpoints that stay, beside the best one and the ends of stages."""
+    """Number of recent checkpoints to keep, besides the best one and the ends of stages."""
     evaluate_every: int = Field(default=0, ge=0)
     """Steps between in-loop validations; 0 validates at the end of a stage."""
     evaluate_samples: int = Field(default=64, ge=0)
     """Samples of the validation split per in-loop validation; 0 for none."""
     generate_samples: int = Field(default=4, ge=0)
-    """How many of them are also captioned into the log."""
+    """For how many of them generated text is logged."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "TrainConfig":
@@ -210,7 +210,7 @@ class TrainConfig(Config):
 
 
 class StageConfig(Config):
-    """One stage: what trains, and what differs from the run's own sections."""
+    """One stage: what it trains, and keys that differ from the run's sections."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """For the table, the log and `init: RUN@STAGE`."""
@@ -226,7 +226,7 @@ class StageConfig(Config):
 
 
 class RuntimeConfig(Config):
-    """The machine. Nothing here changes what is computed beyond rounding."""
+    """Device and arithmetic; nothing here changes results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
@@ -236,15 +236,15 @@ class RuntimeConfig(Config):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of encoder and decoder; `auto` is sdpa."""
     deterministic: bool | None = None
-    """Refuse GPU kernels that add in changing order, so that the same run twice is the same bit for bit; costs speed on a GPU,
-    nothing on a CPU, where it is the default."""
+    """Allow only deterministic kernels, so that a repeated run is bit-identical; slower on a GPU, free on a CPU, where it is the
+    default."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     shard: bool = False
     """Split weights, gradients and optimiser state over the processes (FSDP2) in stages that train the decoder, for models that do
     not fit on each GPU. One process splits nothing."""
     deadline: float = Field(default=600.0, gt=0)
-    """Seconds that a process waits for the others before it gives up."""
+    """Timeout in seconds for communication between processes."""
 
 
 class TrackingConfig(Config):
@@ -255,17 +255,17 @@ class TrackingConfig(Config):
 
 
 class RunConfig(Config):
-    """Everything that one run depends on."""
+    """The configuration of a run."""
 
     recipe: str = "custom"
-    """Name of the recipe that this began as."""
+    """Name of the recipe that it is based on."""
     model: ModelConfig
     data: DataConfig = DataConfig()
     objective: AnyObjective = NextTokenConfig()
     train: TrainConfig = TrainConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     init: str | None = None
-    """Run (`RUN` or `RUN@STAGE`) or model folder whose weights this run begins with."""
+    """Run (`RUN` or `RUN@STAGE`) or model folder whose weights initialise this run."""
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -291,7 +291,7 @@ class RunConfig(Config):
 
 
 class StagePlan(Config):
-    """A stage with its sections as they hold for it."""
+    """A stage with its merged sections."""
 
     name: str
     parts: dict[str, PartRule]

@@ -1,4 +1,4 @@
-"""The data sets of a stage, as its configuration names them."""
+"""The data sets that a configuration names."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from sightline.errors import ConfigError
 
 
 def sources_of(data: DataConfig) -> list[SourceConfig]:
-    """The sources of a stage; a single `path` is a mixture of one.
+    """Returns the data sets of a stage; a single `path` is a mixture of one.
 
     Raises:
         ConfigError: none is given.
@@ -23,10 +23,10 @@ def sources_of(data: DataConfig) -> list[SourceConfig]:
 def prompt_for(data: DataConfig, folder: Path) -> str:
     """Returns the prompt of caption records of one dataset folder, whether or not the stage trains on it."""
     listed = sources_of(data) if data.path is not None or data.mixture else []
-    own = next((source.prompt for source in listed if Path(source.path) == folder), None)
-    return data.prompt if own is None else own
+    source_prompt = next((source.prompt for source in listed if Path(source.path) == folder), None)
+    return data.prompt if source_prompt is None else source_prompt
 
 
 def training_splits(config: RunConfig) -> list[tuple[Dataset, str]]:
-    """The data sets and splits that a run trains on first, for a tokenizer."""
+    """Returns the data sets and splits of the run's data section, for training a tokenizer."""
     return [(open_dataset(source.path), source.split) for source in sources_of(config.data)]

@@ -17,10 +17,10 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from sightline.assembly.config import locate
-from sightline.assembly.config import parts as sections
+from sightline.assembly.config.parts import resolve_model_section
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model import build as models
 from sightline.assembly.model.blueprint import encoder_blueprint
+from sightline.assembly.model.build import build_encoder, read_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureDtype, FeatureLoader, FeatureStore, RowFormat, count_missing_images, open_store
@@ -132,7 +132,7 @@ def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
 
 def feature_encoder_of_run(folder: str) -> FeatureEncoder:
     """Returns the feature encoder of a run or model folder."""
-    return feature_encoder_of(models.read(locate.model_folder(folder)))
+    return feature_encoder_of(read_model(locate.model_folder(folder)))
 
 
 def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
@@ -141,7 +141,7 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
     Raises:
         ConfigError: the configuration names no encoder, or one that trains from its first stage on.
     """
-    wanted = sections.resolve(config.model)
+    wanted = resolve_model_section(config.model)
     if wanted.vision is None:
         raise ConfigError(
             "the configuration has no model.vision; there is no encoder to store features of.", "Set model.vision.path."
@@ -157,7 +157,7 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
         return feature_encoder_of_run(config.init)
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
     described = encoder_blueprint(wanted)
-    encoder = models.build_encoder(wanted, described.config, config.train.seed, attention)
+    encoder = build_encoder(wanted, described.config, config.train.seed, attention)
     assert described.preparation is not None
     return FeatureEncoder(
         encoder=encoder,

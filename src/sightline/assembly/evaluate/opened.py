@@ -11,7 +11,7 @@ import torch
 from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.encode.features import check_covered, feature_encoder_of, loader_of
-from sightline.assembly.model.build import read
+from sightline.assembly.model.build import read_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import FeatureLoader
@@ -152,7 +152,7 @@ def open_model(
     folder, choice = locate.find_model(model, checkpoint, fallback)
     if choice is not None:
         logger.info("model: %s (%s)", choice.saved.path, choice.reason)
-    bundle = read(folder)
+    bundle = read_model(folder)
     bundle.module.to(torch.device(runtime.device)).eval()
     return OpenedModel(folder, bundle, runtime, features, choice)
 

@@ -1,6 +1,6 @@
-"""`data check` put together: the check of the folders, what a configuration makes of them, and the page.
+"""`data check`: checks dataset folders, measures what a configuration would train on, and writes the page.
 
-Without a configuration nothing here needs torch.
+Without a configuration no torch is needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +31,16 @@ EXAMPLES = 12
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """What to check and where to write about it.
+    """What to check, and the files to write.
 
     Attributes:
         folders: dataset folders.
-        against: folders that should share nothing with them.
         options: how to check.
-        describe: makes the blueprint of a model for these folders; None checks the data alone.
-        html: page to write.
-        listing: JSONL file of every fault to write.
-        gain: a model that says which texts their images contradict; None asks none.
+        against: folders that should share no image or text with them.
+        describe: makes the blueprint of a model for these folders; None checks the data only.
+        html: HTML page to write.
+        listing: JSONL file of all faults to write.
+        gain: a model that finds texts that their images do not support; None skips this.
     """
 
     folders: tuple[Path, ...]
@@ -53,20 +53,20 @@ class CheckRequest:
 
 
 def check_data(request: CheckRequest) -> DataReport:
-    """Checks, and writes what is asked for; returns the report.
+    """Checks the folders and writes the requested files; returns the report.
 
     Raises:
         DataError: a folder cannot be opened.
-        ConfigError: the configuration does not fit together.
+        ConfigError: parts of the configuration contradict each other.
     """
     blueprint = request.describe(request.folders) if request.describe is not None else None
     with _listing(request.listing) as write:
-        checked = check(request.folders, request.options, request.against, lambda fault: write(_line(fault, request)))
+        checked = check(request.folders, request.options, request.against, lambda fault: write(_fault_line(fault, request)))
         report = DataReport(checked)
         if blueprint is not None:
             from sightline.assembly.inspect.rows import training_report
 
-            training = training_report(checked, blueprint, lambda place, left: write(_left_line(place, left)))
+            training = training_report(checked, blueprint, lambda place, left: write(_skip_line(place, left)))
             report = replace(report, training=training)
         if request.gain is not None:
             from sightline.assembly.inspect.gain import gain_report
@@ -78,11 +78,11 @@ def check_data(request: CheckRequest) -> DataReport:
 
 
 def judge(report: DataReport, max_skipped: float) -> None:
-    """Refuses data of which too much is bad.
+    """Raises an error where the data is damaged or too much of it cannot be used.
 
     Raises:
-        SkipLimitError: more than `max_skipped` of the records, or more conversations than the configuration allows.
-        DataError: a file is not what was written.
+        SkipLimitError: more than `max_skipped` of the records, or more conversations than the configuration allows, are bad.
+        DataError: a file differs from what was written.
     """
     checked = report.checked
     if checked.damaged_files:
@@ -99,7 +99,7 @@ def judge(report: DataReport, max_skipped: float) -> None:
 
 @contextmanager
 def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes lines to a file that appears when all is done; without a file they are dropped."""
+    """Writes JSON lines to a file that appears at the end; without a path the lines are dropped."""
     if path is None:
         yield lambda line: None
         return
@@ -109,7 +109,7 @@ def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda line: print(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace").decode(), file=file)
 
 
-def _line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
+def _fault_line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
     return {"path": str(request.folders[fault.spot.folder]), **fault.to_json()}
 
 
@@ -117,7 +117,7 @@ def _text_line(line: LowText, request: CheckRequest) -> dict[str, Any]:
     return {"path": str(request.folders[line.folder]), **{key: value for key, value in asdict(line).items() if key != "tokens"}}
 
 
-def _left_line(place: str, left: Left) -> dict[str, Any]:
+def _skip_line(place: str, left: Left) -> dict[str, Any]:
     return {"place": place, **asdict(left)}
 
 
@@ -129,13 +129,13 @@ def _write_page(path: Path, report: DataReport, options: CheckOptions) -> None:
     examples = _examples(datasets[: report.checked.num_checked])
     spots = [*(spot for spot, _ in examples), *shown_spots(report)]
     logger.info("making thumbnails of %d images", len(set(spots)))
-    pictures = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
-    shown = [ExampleRecord(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
-    write_text(path, check_page(report, pictures, shown, __version__))
+    thumbnails = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
+    shown = [ExampleRecord(texts, thumbnails[spot]) for spot, texts in examples if spot in thumbnails]
+    write_text(path, check_page(report, thumbnails, shown, __version__))
 
 
 def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImagePosition, tuple[str, ...]]]:
-    """Some records with images, drawn at random with a fixed seed, and their texts."""
+    """Returns some records with images, drawn with a fixed seed, and their texts."""
     out = []
     for folder, dataset in enumerate(datasets):
         count = max(1, EXAMPLES // len(datasets))

@@ -1,4 +1,4 @@
-"""What `data check --gain` says: the texts that a model finds least supported by their images.
+"""`data check --gain`: finds the texts that a model finds least supported by their images.
 
 Texts are ranked by the mean visual gain of their tokens. Where an image lowers the words of its own text (a mean below 0) the two
 hardly belong together: an exchanged or machine-made caption, a wrong answer. The model must have learnt to look; whether it has
@@ -61,11 +61,11 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[Lo
     """
     model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
     model.runtime.apply()
-    pictures = model.pictures()
+    loader = model.pictures()
     means, below, skipped = array("d"), 0, Counter[str]()
     lowest: list[LowText] = []
     for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):
-        for line in _lines(model, folder, dataset, pictures, skipped):
+        for line in _lines(model, folder, dataset, loader, skipped):
             means.append(line.gain)
             lowest.append(line)
             if line.gain < 0:
@@ -89,7 +89,7 @@ def _rank(line: LowText) -> tuple[float, int, int, int]:
 
 
 def _lines(
-    model: OpenedModel, folder: int, dataset: Dataset, pictures: VisualInputLoader | None, skipped: Counter[str]
+    model: OpenedModel, folder: int, dataset: Dataset, loader: VisualInputLoader | None, skipped: Counter[str]
 ) -> Iterator[LowText]:
     """One line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}
@@ -104,7 +104,7 @@ def _lines(
                 place[record.id] = index, record.split
                 yield record
 
-    for text in gains(model.bundle, dataset, records(), pictures, skipped, model.runtime.bf16, len(dataset)):
+    for text in gains(model.bundle, dataset, records(), loader, skipped, model.runtime.bf16, len(dataset)):
         index, split = place[text.record_id]
         yield _line(text, folder, index, split)
 

@@ -1,4 +1,4 @@
-"""`data preview` put together: records drawn at random, made into samples by the code that trains, shown token by token."""
+"""`data preview`: shows random records as training samples, token by token, built by the code that trains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sightline import __version__
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import DataConfig
 from sightline.assembly.config.sources import prompt_for
 from sightline.assembly.model.blueprint import Blueprint
@@ -52,7 +52,7 @@ class PreviewRequest:
 
 
 def preview(request: PreviewRequest, blueprint: Blueprint) -> dict[str, Any]:
-    """Writes the page; returns what it shows in numbers.
+    """Writes the page; returns its counts.
 
     Raises:
         DataError: there is no such folder or split.
@@ -93,11 +93,11 @@ def _data_section(blueprint: Blueprint, stage: str | None) -> DataConfig:
     names = [entry.name for entry in config.stages]
     if stage is not None and stage not in names:
         raise UsageError(f"There is no stage {stage!r}.", f"Stages are {', '.join(names)}.")
-    return settings.plan(config, 0 if stage is None else names.index(stage)).data
+    return stage_plan(config, 0 if stage is None else names.index(stage)).data
 
 
 def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
-    """Numbers of the records to show."""
+    """Returns the indices of the records to show."""
     indices = dataset.split_indices(request.split)
     if request.ids:
         wanted = dict.fromkeys(request.ids, -1)
@@ -118,8 +118,8 @@ def _chosen(dataset: Dataset, request: PreviewRequest) -> list[int]:
 
 
 @dataclass
-class _Seen:
-    """A watcher that keeps rows, and by record why there is none."""
+class _ConversationCollector:
+    """Collects encoded conversations, and the reasons for skipped ones by record."""
 
     rows: dict[tuple[str, int], EncodedConversation] = field(default_factory=dict)
     faults: dict[str, list[str]] = field(default_factory=dict)
@@ -128,42 +128,42 @@ class _Seen:
         self.rows[record.id, branch] = row
 
     def skip(self, record: Record, branch: int, error: RecordError) -> None:
-        told = f"conversation {branch + 1} is left out: {error.reason}: {error.message}"
-        self.faults.setdefault(record.id, []).append(told)
+        fault = f"conversation {branch + 1} is left out: {error.reason}: {error.message}"
+        self.faults.setdefault(record.id, []).append(fault)
 
 
 class _Viewer:
-    """Makes the samples of a data set visible."""
+    """Builds the samples of a data set for the page."""
 
     def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, blueprint: Blueprint) -> None:
         self.dataset, self.builder, self.rules = dataset, builder, rules
-        self.seen = _Seen()
+        self.collected = _ConversationCollector()
         processing = blueprint.processing
-        self.pictures = None
+        self.loader = None
         if processing.preparation is not None:
-            self.pictures = PixelLoader(processing.preparation, processing.tiling)
+            self.loader = PixelLoader(processing.preparation, processing.tiling)
 
     def samples(self, chosen: Sequence[int], split: str) -> list[PreviewedSample]:
-        """The samples that records are part of, as training makes them; what is left out stands with its reason."""
+        """Returns the samples of records as training builds them, with the reasons for skipped conversations."""
         around = [self._neighbours(index, split) for index in chosen]
-        units = make_length_table(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.seen)
-        unit_of = {index: units.members(unit) for unit in reversed(range(len(units))) for index, _ in units.members(unit)}
-        told: dict[tuple[object, ...], PreviewedSample] = {}  # two records of one sample are shown once
+        table = make_length_table(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.collected)
+        members_of = {index: table.members(at) for at in reversed(range(len(table))) for index, _ in table.members(at)}
+        samples: dict[tuple[object, ...], PreviewedSample] = {}  # two records of one sample are shown once
         for index in chosen:
-            members = unit_of.get(index, [])
+            members = members_of.get(index, [])
             key = tuple(members) or (index,)
-            if key not in told:
-                told[key] = self._sample(index, members)
-        return list(told.values())
+            if key not in samples:
+                samples[key] = self._sample(index, members)
+        return list(samples.values())
 
     def _sample(self, index: int, members: Sequence[tuple[int, int]]) -> PreviewedSample:
         record = self.dataset.record(index)
         crops, faults = self._crops(record)
-        faults = [*self.seen.faults.get(record.id, ()), *faults]
+        faults = [*self.collected.faults.get(record.id, ()), *faults]
         if not members:
             return PreviewedSample(record.id, crops, (), (), 0, faults)
         records = [self.dataset.record(at) for at, _ in members]
-        rows = [self.seen.rows[own.id, branch] for own, (_, branch) in zip(records, members, strict=True)]
+        rows = [self.collected.rows[own.id, branch] for own, (_, branch) in zip(records, members, strict=True)]
         prefix = shared_prefix(rows) if len(rows) > 1 else 0
         ids = list(dict.fromkeys(own.id for own in records))
         branches, first = [], ()
@@ -176,7 +176,7 @@ class _Viewer:
         return PreviewedSample(", ".join(ids), crops, _blocks(first), branches, total, faults)
 
     def _neighbours(self, index: int, split: str) -> list[int]:
-        """The record with those beside it in its split that have the same images: together they may be one sample."""
+        """Returns the indices of a record and of its neighbours in the split with the same images, which may form one sample."""
         indices = self.dataset.split_indices(split)
         place = int(np.searchsorted(indices, index))
         names = self.dataset.record(index).images
@@ -190,15 +190,15 @@ class _Viewer:
         return indices[first : last + 1].tolist()
 
     def _crops(self, record: Record) -> tuple[np.ndarray | None, list[str]]:
-        if self.pictures is None or not record.images:
+        if self.loader is None or not record.images:
             return None, []
         try:
-            return self.pictures.load(self.dataset, record).pixels, []
+            return self.loader.load(self.dataset, record).pixels, []
         except RecordError as error:
-            return None, [f"its picture cannot be shown: {error.reason}: {error.message}"]
+            return None, [f"its image cannot be shown: {error.reason}: {error.message}"]
 
     def _tokens(self, record: Record, branch: int, row: EncodedConversation) -> list[Token]:
-        """Every token of a row with its text, its kind and its id."""
+        """Returns every token of an encoded conversation with its text, kind and id."""
         messages = self.builder.conversations(record)[branch]
         pieces = self.builder.pieces(messages, self.builder.layouts(record))
         pieces += [""] * (len(row.ids) - len(pieces))  # padding
@@ -221,9 +221,9 @@ class _Viewer:
 
 
 def _blocks(row: Sequence[Token]) -> list[Token]:
-    """The row with neighbouring visual tokens as one block, and pieces of one character as one token.
+    """Joins neighbouring visual tokens to one block, and byte pieces of one character to one token.
 
-    Signs between the pieces would tear letters apart that are written together.
+    Boundaries between byte pieces would split a character.
     """
     out: list[Token] = []
     for token in row:

@@ -1,11 +1,11 @@
-"""What each stage of a run makes of checked folders: lengths, what is left out, how rows fill, how many steps an epoch has."""
+"""Measures what each stage of a run would train on: lengths, skipped conversations, fill of rows, steps per epoch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.epochs import batch_rules, samples_of_stage, stage_steps
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import DataConfig, RunConfig, SourceConfig, StageConfig, StagePlan
 from sightline.assembly.config.sources import prompt_for, sources_of
 from sightline.assembly.model.blueprint import Blueprint
@@ -22,7 +22,7 @@ OnSkip = Callable[[str, Left], None]
 
 
 def with_folders(config: RunConfig, folders: Sequence[Path]) -> RunConfig:
-    """The configuration with other data: one folder, or several as a mixture; what stages say of their data's place is dropped."""
+    """Returns the configuration with other dataset folders (several become a mixture), also for stages that name their own."""
     if len(folders) == 1:
         data = config.data.model_copy(update={"path": str(folders[0]), "mixture": ()})
     else:
@@ -36,33 +36,33 @@ def with_folders(config: RunConfig, folders: Sequence[Path]) -> RunConfig:
 
 
 def folders_of(config: RunConfig) -> tuple[Path, ...]:
-    """The dataset folders of all stages.
+    """Returns the dataset folders of all stages.
 
     Raises:
         ConfigError: none is named.
     """
-    plans = [settings.plan(config, number) for number in range(len(config.stages))]
+    plans = [stage_plan(config, number) for number in range(len(config.stages))]
     return tuple(dict.fromkeys(Path(source.path) for plan in plans for source in sources_of(plan.data)))
 
 
 def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> TrainingFigures:
-    """Rows of every split, and an epoch of every stage.
+    """Measures the rows of every split and an epoch of every stage.
 
     Args:
-        checked: the folders.
+        checked: the checked folders.
         blueprint: the model.
-        on_skip: called with the place and each conversation that is left out.
+        on_skip: called with the name of the split and each skipped conversation.
     """
-    measured = _Measured(checked, blueprint, on_skip)
-    if blueprint.config is None:  # a model folder alone: rows as it was trained on, no stages
+    measured = _RowMeasurements(checked, blueprint, on_skip)
+    if blueprint.config is None:  # a model folder without a run: the rules that it was trained with, no stages
         plain = blueprint.data_section()
-        rows = {name: measured.of_place(plain, dataset, split) for name, dataset, split in measured.places()}
+        rows = {name: measured.of_split(plain, dataset, split) for name, dataset, split in measured.splits()}
         return TrainingFigures(blueprint.facts(), _summaries(rows), [])
     rows: dict[str, RowFigures] = {}
     stages = []
     for number, stage in enumerate(blueprint.config.stages):
-        plan = settings.plan(blueprint.config, number)
-        own = {name: measured.of_place(plan.data, dataset, split) for name, dataset, split in measured.places()}
+        plan = stage_plan(blueprint.config, number)
+        own = {name: measured.of_split(plan.data, dataset, split) for name, dataset, split in measured.splits()}
         is_same = all(rows.get(name, figures) is figures for name, figures in own.items())
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
         stages.append(_stage(stage, plan, measured))
@@ -73,16 +73,16 @@ def _summaries(rows: dict[str, RowFigures]) -> dict[str, RowSummary]:
     return {name: figures.summary() for name, figures in rows.items()}
 
 
-class _Measured:
-    """The rows of each split under each set of rules, measured once."""
+class _RowMeasurements:
+    """Measures the rows of each split under each set of rules, once."""
 
     def __init__(self, checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip) -> None:
         self.checked, self.blueprint, self.on_skip = checked, blueprint, on_skip
         self._known: dict[tuple[object, ...], RowFigures] = {}
         self.datasets = {str(dataset.path): dataset for dataset in checked.datasets[: checked.num_checked]}
 
-    def places(self) -> list[tuple[str, Dataset, str]]:
-        """Name, folder and split of everything that is checked."""
+    def splits(self) -> list[tuple[str, Dataset, str]]:
+        """Returns name, data set and split of every checked split."""
         several = len(self.datasets) > 1
         return [
             (f"{dataset.path.resolve().name}:{split}" if several else split, dataset, split)
@@ -90,12 +90,12 @@ class _Measured:
             for split in dataset.splits
         ]
 
-    def of_place(self, data: DataConfig, dataset: Dataset, split: str) -> RowFigures:
-        """The rows of a split with the prompt of the source that it is."""
+    def of_split(self, data: DataConfig, dataset: Dataset, split: str) -> RowFigures:
+        """Measures the rows of a split, with the prompt that its source has in the mixture."""
         return self.rows(data, dataset, split, prompt_for(data, dataset.path))
 
     def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
-        """The rows of a split."""
+        """Measures the rows of a split, or returns them where they were measured before."""
         rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
         builder = self.blueprint.stage_builder(data, prompt)
         is_trained_on = any(Path(source.path) == dataset.path and source.split == split for source in sources_of(data))
@@ -104,14 +104,14 @@ class _Measured:
         if key not in self._known:
             folder = list(self.datasets.values()).index(dataset)
             indices = [i for i in dataset.split_indices(split).tolist() if (folder, i) not in self.checked.unreadable]
-            name = next(name for name, other, part in self.places() if other is dataset and part == split)
+            name = next(name for name, other, part in self.splits() if other is dataset and part == split)
             noisy = with_noise(dataset, split, *noise)
             self._known[key] = measure_rows(noisy, indices, builder, rules, lambda left: self.on_skip(name, left))
         return self._known[key]
 
 
-def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> StageFigures:
-    """What a stage trains on."""
+def _stage(stage: StageConfig, plan: StagePlan, measured: _RowMeasurements) -> StageFigures:
+    """Measures what a stage trains on."""
     data = plan.data
     sources = sources_of(data)
     out = StageFigures(
@@ -127,16 +127,16 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _Measured) -> StageFig
     missing = [source for source in sources if source.split not in measured.datasets[str(Path(source.path))].splits]
     if missing:
         return replace(out, why=f"{missing[0].path} has no split {missing[0].split!r}")
-    figures = [measured.of_place(data, measured.datasets[str(Path(source.path))], source.split) for source in sources]
+    figures = [measured.of_split(data, measured.datasets[str(Path(source.path))], source.split) for source in sources]
     try:
         for source, own in zip(sources, figures, strict=True):
-            assert own.units is not None
-            check_skip_limit(own.units, data.max_skipped, source.split)
+            assert own.table is not None
+            check_skip_limit(own.table, data.max_skipped, source.split)
     except SkipLimitError as error:
         out = replace(out, refused=str(error))
-    if not all(own.units for own in figures):
+    if not all(own.table for own in figures):
         return replace(out, why="no conversation is left")
-    tables, draws = samples_of_stage(data, [own.units for own in figures if own.units is not None])
+    tables, draws = samples_of_stage(data, [own.table for own in figures if own.table is not None])
     windowed = [measured.datasets[str(Path(source.path))].is_sharded for source in sources]
     epochs = EpochPlan.of_tables(tables, draws, windowed, batch_rules(plan))
     epoch = epoch_figures(epochs, ConversationLengths.of(tables, [own.kept_lengths for own in figures]))

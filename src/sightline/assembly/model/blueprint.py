@@ -1,6 +1,6 @@
 """A model without its weights: tokenizer, sizes of all parts, visual tokens of a crop, and how records become inputs.
 
-`build`, `data check`, `data preview`, `recipes show` and the cost tables all begin with a `Blueprint`, so they cannot disagree.
+`build_bundle`, `data check`, `data preview`, `recipes show` and the cost tables all begin with a `Blueprint`, so they agree.
 Configurations, tokenizers and image processors are read; weights are not. Shapes are found on torch's meta device.
 """
 
@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sightline.assembly.config import locate, parts, resolving
+from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CONFIG
+from sightline.assembly.config.parts import preparation_of, resolve_model_section
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import FromConfig, ModelConfig, RunConfig
 from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import pretrained
-from sightline.assembly.model import tokenizer as tokenizers
 from sightline.assembly.model.inputs import ModelInputs
+from sightline.assembly.model.tokenizer import add_tokens, build_tokenizer, count_words, load_tokenizer, texts_of
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
@@ -144,9 +146,9 @@ def config_blueprint(config: RunConfig) -> Blueprint:
         ConfigError: parts do not fit together, a folder is missing, or a stage has rows that the decoder cannot take.
         DataError: the data set that a new tokenizer is to be trained on cannot be read.
     """
-    plans = [resolving.plan(config, number).data for number in range(len(config.stages))]
+    plans = [stage_plan(config, number).data for number in range(len(config.stages))]
     is_new = config.model.language is not None and isinstance(config.model.language.tokenizer, TokenizerConfig)
-    texts = tokenizers.texts_of(training_splits(config)) if is_new else None
+    texts = texts_of(training_splits(config)) if is_new else None
     first = plans[0]
     processing = Processing(
         prompt=first.prompt,
@@ -172,47 +174,47 @@ def section_blueprint(section: ModelConfig, processing: Processing | None = None
     Args:
         section: the model section of a run.
         processing: prompt, template, supervision and row length; tiling and preparation are filled in here. None where only the
-            sizes of the model are wanted.
+            sizes of the model are section.
         texts: what a new tokenizer is trained on. Without them the sizes are those of a tokenizer that uses its whole vocabulary.
 
     Raises:
         ConfigError: parts are missing or do not fit together.
         UsageError, StorageError: a run that is named has no usable checkpoint.
     """
-    wanted = parts.resolve(section)
-    assert wanted.language is not None  # by `resolve`
-    added = (IMAGE, *wanted.tiling.tokens) if wanted.vision is not None else ()
-    tokenizer, num_words, vocabulary = _tokenizer(wanted.language, texts, added)
-    text_config = _text_config(wanted, vocabulary)
+    section = resolve_model_section(section)
+    assert section.language is not None  # by `resolve_model_section`
+    added = (IMAGE, *section.tiling.tokens) if section.vision is not None else ()
+    tokenizer, num_words, vocabulary = _tokenizer(section.language, texts, added)
+    text_config = _text_config(section, vocabulary)
     num_words = min(num_words, int(text_config.vocab_size))
     text_config.vocab_size = max(int(text_config.vocab_size), vocabulary)
     if processing is None:
         processing = Processing()
     else:
         _check_positions(text_config, processing.max_tokens)
-    if wanted.vision is None:
-        return Blueprint(tokenizer, processing, text_config, section=wanted)
-    encoder = encoder_blueprint(wanted)
+    if section.vision is None:
+        return Blueprint(tokenizer, processing, text_config, section=section)
+    encoder = encoder_blueprint(section)
     image_id = 0 if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE)
     assert isinstance(image_id, int)
     vlm = SightlineConfig(
         vision_config=encoder.config,
         text_config=text_config,
-        connector=wanted.connector.model_dump(mode="json"),
-        vision_layer=wanted.vision.layer,
+        connector=section.connector.model_dump(mode="json"),
+        vision_layer=section.vision.layer,
         vision_drop=encoder.drop,
         grid=encoder.grid,
         vision_width=encoder.shape.width,
         image_token_id=image_id,
         num_words=num_words,
-        num_separators=wanted.tiling.num_separators,
+        num_separators=section.tiling.num_separators,
     )
     if encoder.preparation is not None:
         vlm.image_mean, vlm.image_std = list(encoder.preparation.mean), list(encoder.preparation.std)
         vlm.rescale_factor = encoder.preparation.rescale
-    processing = processing.model_copy(update={"preparation": encoder.preparation, "tiling": wanted.tiling})
-    made = Blueprint(tokenizer, processing, text_config, vlm, wanted)
-    wanted.tiling.check_grid(made.token_grid)
+    processing = processing.model_copy(update={"preparation": encoder.preparation, "tiling": section.tiling})
+    made = Blueprint(tokenizer, processing, text_config, vlm, section)
+    section.tiling.check_grid(made.token_grid)
     return made
 
 
@@ -220,64 +222,64 @@ def _tokenizer(
     decoder: LanguageConfig, texts: Iterable[str] | None, added: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase | None, int, int]:
     """The tokenizer, its entries before tokens are added, and its entries with them."""
-    tokenizer = tokenizers.build_tokenizer(decoder, texts)
+    tokenizer = build_tokenizer(decoder, texts)
     if tokenizer is None:
         assert isinstance(decoder.tokenizer, TokenizerConfig)  # any other is loaded
         return None, decoder.tokenizer.vocabulary, decoder.tokenizer.vocabulary + len(added)
-    num_words = tokenizers.num_words(tokenizer)
-    tokenizers.add_tokens(tokenizer, added)
+    num_words = count_words(tokenizer)
+    add_tokens(tokenizer, added)
     return tokenizer, num_words, len(tokenizer)
 
 
-def _text_config(wanted: ModelConfig, vocabulary: int) -> PreTrainedConfig:
+def _text_config(section: ModelConfig, vocabulary: int) -> PreTrainedConfig:
     """The decoder's configuration as its folder has it, or of a new decoder with `vocabulary` entries.
 
     Raises:
         ConfigError: it is no causal language model.
     """
-    decoder = wanted.language
+    decoder = section.language
     assert decoder is not None
     if decoder.path is None:
         whole = loading.config_from({**(decoder.config or {}), "vocab_size": vocabulary}, "model.language.config")
     else:
         whole = loading.read_config(decoder.path)
     config = copy.deepcopy(whole.get_text_config(decoder=True))
-    if wanted.takes("language") and whole.model_type in composites.COMPOSITES:  # they tie head and embeddings themselves
+    if section.takes("language") and whole.model_type in composites.COMPOSITES:  # they tie head and embeddings themselves
         config.tie_word_embeddings = bool(whole.tie_word_embeddings)
-    language.kernel_for(config if wanted.takes("language") else whole, "eager")
+    language.kernel_for(config if section.takes("language") else whole, "eager")
     return config
 
 
-def encoder_blueprint(wanted: ModelConfig) -> EncoderBlueprint:
+def encoder_blueprint(section: ModelConfig) -> EncoderBlueprint:
     """Returns the encoder of a resolved model section that has one.
 
     Raises:
         ConfigError: it is no vision model, it does not fit the section, or an external table is tiled or holds the outputs of a
             known encoder.
     """
-    choice = wanted.vision
+    choice = section.vision
     assert choice is not None
     if choice.external is not None:
-        config, preparation, shape = _external(choice.external, wanted)
+        config, preparation, shape = _external(choice.external, section)
     else:
-        config, preparation = vision.encoder_config(choice), parts.preparation_of(wanted, choice)
+        config, preparation = vision.encoder_config(choice), preparation_of(section, choice)
         shape = _encoder_shape(choice, config, preparation)
-    if wanted.from_ is not None and wanted.takes("vision"):
-        composites.check_prefix(loading.read_config(wanted.from_.path), shape.prefix)
+    if section.from_ is not None and section.takes("vision"):
+        composites.check_prefix(loading.read_config(section.from_.path), shape.prefix)
     drop, grid = shape.kept(choice.drop_class_token)
-    if shape.prefix and not drop and wanted.connector.shuffle > 1:
+    if shape.prefix and not drop and section.connector.shuffle > 1:
         raise ConfigError("a class token has no place in a grid of blocks.", "Set model.vision.drop_class_token=true.")
     return EncoderBlueprint(config, preparation, shape, drop, grid)
 
 
-def _external(path: str, wanted: ModelConfig) -> tuple[PreTrainedConfig, None, EncoderShape]:
+def _external(path: str, section: ModelConfig) -> tuple[PreTrainedConfig, None, EncoderShape]:
     store = open_store(path)
     if store.kind != "external":
         raise ConfigError(
             f"model.vision.external={path}: that store holds the outputs of an encoder.",
             "Name the encoder in model.vision.path and the store in data.features.",
         )
-    if wanted.tiling != WholeConfig():
+    if section.tiling != WholeConfig():
         raise ConfigError("an external table knows no tiles.", "Use model.tiling.kind=whole.")
     shape = EncoderShape(*store.grid, store.row_format.width, 0)
     return StoredFeaturesConfig(*store.grid, shape.width, store.key), None, shape
@@ -328,18 +330,18 @@ def folder_blueprint(path: str, arguments: Sequence[str] = ()) -> Blueprint:
     folder = str(locate.model_folder(path))
     if not is_ours(folder):
         return _stock_blueprint(folder)
-    config = resolving.resolve(None, Path(run) / CONFIG, arguments) if has_config else None
+    config = resolve_config(None, Path(run) / CONFIG, arguments) if has_config else None
     return replace(saved_blueprint(folder), config=config)
 
 
 def saved_blueprint(folder: str) -> Blueprint:
-    """Returns the model in a folder that `sightline.assembly.model.build.write` made.
+    """Returns the model in a folder that `sightline.assembly.model.build.write_model` made.
 
     Raises:
         ConfigError, StorageError: its files are damaged.
     """
     processing, config = read_processing(folder), loading.read_config(folder)
-    return Blueprint(tokenizers.load_tokenizer(folder), processing, config.get_text_config(decoder=True), vlm_config(config))
+    return Blueprint(load_tokenizer(folder), processing, config.get_text_config(decoder=True), vlm_config(config))
 
 
 def _stock_blueprint(path: str) -> Blueprint:

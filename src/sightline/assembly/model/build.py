@@ -41,7 +41,7 @@ PROCESSOR = "preprocessor_config.json"
 # Building ------------------------------------------------------------------------------------------------------------------------
 
 
-def build(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> ModelBundle:
+def build_from_config(config: RunConfig, processing: Processing, texts: Iterable[str] | None) -> ModelBundle:
     """Builds the model of a run's model section, with weights, tokenizer and processing.
 
     Args:
@@ -89,19 +89,19 @@ def build_model(
         ConfigError: the decoder cannot be trained.
         StorageError: weights are missing or damaged.
     """
-    wanted, vlm = blueprint.section, blueprint.vlm
-    assert wanted is not None, "a saved model is read, not built"
+    section, vlm = blueprint.section, blueprint.vlm
+    assert section is not None, "a saved model is read, not built"
     if init_device == "meta":
         with torch.device("meta"):
             if vlm is not None:
                 return SightlineForConditionalGeneration(copy.deepcopy(vlm))
             return TextModel(AutoModelForCausalLM.from_config(copy.deepcopy(blueprint.text_config), trust_remote_code=False))
-    donor = composites.load(wanted.from_.path, attention) if wanted.from_ is not None else None
+    donor = composites.load(section.from_.path, attention) if section.from_ is not None else None
     torch.manual_seed(seed)
-    decoder = _decoder(wanted, blueprint, attention, donor)
+    decoder = _decoder(section, blueprint, attention, donor)
     if vlm is None:
         return TextModel(decoder)
-    encoder = build_encoder(wanted, vlm.vision_config, seed, attention, donor)
+    encoder = build_encoder(section, vlm.vision_config, seed, attention, donor)
     # The configuration of each part comes from the part: it says how the weights were loaded (dtype, attention kernel).
     config = vlm.with_parts(encoder.config, decoder.config)
     torch.manual_seed(seed + 2)
@@ -109,30 +109,30 @@ def build_model(
     connector.initialise_from_head(language.head_of(decoder).weight_VD)
     built = SightlineForConditionalGeneration(config, encoder, connector, decoder)
     nn.init.normal_(built.separators, std=language.text_config(decoder).hidden_size ** -0.5)  # as LLaVA-NeXT's
-    if donor is not None and wanted.takes("connector"):
+    if donor is not None and section.takes("connector"):
         composites.copy_connector(donor, built.connector, built.separators)
     return built
 
 
-def _decoder(wanted: ModelConfig, blueprint: Blueprint, attention: str, donor: PreTrainedModel | None) -> PreTrainedModel:
+def _decoder(section: ModelConfig, blueprint: Blueprint, attention: str, donor: PreTrainedModel | None) -> PreTrainedModel:
     """The decoder with a row of the vocabulary for each token of the tokenizer."""
-    assert wanted.language is not None
-    if donor is not None and wanted.takes("language"):
+    assert section.language is not None
+    if donor is not None and section.takes("language"):
         decoder = composites.language_of(donor)
     else:
-        decoder = language.build_decoder(wanted.language, len(blueprint.tokenizer), attention)
+        decoder = language.build_decoder(section.language, len(blueprint.tokenizer), attention)
     language.check_decoder(decoder)
     fit_vocabulary(decoder, len(blueprint.tokenizer))
     return decoder
 
 
 def build_encoder(
-    wanted: ModelConfig, config: PreTrainedConfig, seed: int, attention: str, donor: PreTrainedModel | None = None
+    section: ModelConfig, config: PreTrainedConfig, seed: int, attention: str, donor: PreTrainedModel | None = None
 ) -> PreTrainedModel:
     """Loads the encoder of a model section, or initialises a new one.
 
     Args:
-        wanted: the resolved model section.
+        section: the resolved model section.
         config: the encoder's configuration, by its blueprint; for an external table the encoder takes no images.
         seed: for new weights.
         attention: attention kernel.
@@ -141,14 +141,14 @@ def build_encoder(
     Raises:
         StorageError: weights are missing or damaged.
     """
-    assert wanted.vision is not None
+    assert section.vision is not None
     if isinstance(config, StoredFeaturesConfig):
         return StoredFeatures(config)
     torch.manual_seed(seed + 1)
-    if wanted.from_ is not None and wanted.takes("vision"):
-        encoder = composites.vision_of(composites.load(wanted.from_.path, attention) if donor is None else donor)
+    if section.from_ is not None and section.takes("vision"):
+        encoder = composites.vision_of(composites.load(section.from_.path, attention) if donor is None else donor)
     else:
-        encoder = vision.build_encoder(wanted.vision, attention)
+        encoder = vision.build_encoder(section.vision, attention)
     vision.strip_labels(encoder.config)
     return encoder
 
@@ -196,11 +196,11 @@ def generation_config(bundle: ModelBundle) -> Any:
 
 
 def state_of(bundle: ModelBundle) -> dict[str, Tensor]:
-    """Returns the weights that `write` writes, with adapters added to the weights that they belong to."""
+    """Returns the weights that `write_model` writes, with adapters added to the weights that they belong to."""
     return lora.plain_state(bundle.inner)
 
 
-def write(
+def write_model(
     bundle: ModelBundle,
     folder: Path,
     take_unchanged: Callable[[Path], bool] | None = None,
@@ -223,8 +223,8 @@ def write(
         write_json(folder / PROCESSOR, bundle.processing.preparation.to_processor())
 
 
-def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
-    """Reads a folder that `write` made, or a stock vision-language model from a folder or the Hub.
+def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:
+    """Reads a folder that `write_model` made, or a stock vision-language model from a folder or the Hub.
 
     Raises:
         ConfigError: it is neither.
@@ -237,13 +237,13 @@ def read(folder: str | Path, attention: str = "auto") -> ModelBundle:
     return ModelBundle(load_model(str(folder), kernel), saved.tokenizer, saved.processing)
 
 
-def initialise(bundle: ModelBundle, origin: str) -> None:
+def load_initial_weights(bundle: ModelBundle, origin: str) -> None:
     """Replaces all weights of a model by those of another run or model folder.
 
     Raises:
         ConfigError: that model is not of the same shape.
     """
-    other = read(locate.model_folder(origin))
+    other = read_model(locate.model_folder(origin))
     mine, theirs = bundle.inner.state_dict(), other.inner.state_dict()
     odd = sorted(set(mine) ^ set(theirs)) or sorted(name for name in mine if mine[name].shape != theirs[name].shape)
     if odd:

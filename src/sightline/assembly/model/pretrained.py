@@ -6,8 +6,8 @@ own image processor: no processor class is needed (SmolVLM's wants torchvision).
 
 from transformers import PreTrainedTokenizerBase
 
-from sightline.assembly.model import tokenizer as tokenizers
 from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.tokenizer import load_composite_tokenizer
 from sightline.data.images.tilings import AnyResConfig
 from sightline.data.images.tilings.processors import grids_of, read_processor
 from sightline.data.samples.processing import Processing
@@ -35,7 +35,7 @@ def stock_inputs(path: str) -> tuple[PreTrainedTokenizerBase, Processing]:
     pinpoints = config.to_dict().get("image_grid_pinpoints")
     if isinstance(tiling, AnyResConfig) and grids_of(pinpoints, tiling.side, path) != tiling.choices:
         raise ConfigError(f"{path!r}: 'image_grid_pinpoints' of config.json and of the processor differ.", "Use another model.")
-    tokenizer = tokenizers.load_composite_tokenizer(path)
+    tokenizer = load_composite_tokenizer(path)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
     if image_id != config.image_token_id:
         raise ConfigError(

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sightline.assembly.config import resolving
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import ModelConfig, RunConfig, StagePlan
 from sightline.assembly.model.blueprint import Blueprint, section_blueprint, with_layers
 from sightline.assembly.model.build import build_model
@@ -96,7 +96,7 @@ class RunSummary:
 
 def summarise(config: RunConfig) -> RunSummary:
     """Returns the stages of a configuration, with sizes and costs where the configurations of its parts are at hand."""
-    plans = [resolving.plan(config, number) for number in range(len(config.stages))]
+    plans = [stage_plan(config, number) for number in range(len(config.stages))]
     try:
         blueprint = section_blueprint(config.model)
         return RunSummary(tuple(StageSummary(plan, _table(blueprint, plan)) for plan in plans), _cost(blueprint))

@@ -106,7 +106,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
         tokenizer.add_special_tokens({"extra_special_tokens": new}, replace_extra_special_tokens=False)
 
 
-def num_words(tokenizer: PreTrainedTokenizerBase) -> int:
+def count_words(tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the number of vocabulary entries that the decoder had before image and tile tokens were added.
 
     A tokenizer that already knows `<image>` is that of a vision-language model: the block of special tokens at its end, which

@@ -52,7 +52,7 @@ def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Sour
     return Source(name, dataset, units, builder, len(units), dataset.is_sharded)
 
 
-def pictures_of(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | None:
+def visual_input_loader(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | None:
     """What fills the visual slots of a stage.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.config.sources import sources_of
 from sightline.data.dataset import INDEX, RECORDS, Dataset, open_dataset
@@ -32,7 +32,7 @@ def data_fingerprints(config: RunConfig, first_stage: int = 0) -> dict[str, dict
     """
     found: dict[str, dict[str, str]] = {}
     for number in range(first_stage, len(config.stages)):
-        data = settings.plan(config, number).data
+        data = stage_plan(config, number).data
         try:
             paths = [source.path for source in sources_of(data)]
         except ConfigError:

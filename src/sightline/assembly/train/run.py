@@ -11,11 +11,10 @@ from typing import Any
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from sightline.assembly.config import resolving as settings
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model import build as models
 from sightline.assembly.model.blueprint import config_blueprint
-from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.model.build import ModelBundle, build_bundle, load_initial_weights, read_model
 from sightline.assembly.train.run_folder import RunFolder, claimed
 from sightline.assembly.train.stage import StageRun
 from sightline.models.gradient_checkpointing import checkpoint_activations
@@ -96,7 +95,7 @@ def _train(
     guard = optim.NonFiniteGuard()
     with folder.metrics(at.step) as log:
         while at.stage < len(config.stages):
-            plan = settings.plan(config, at.stage)
+            plan = stage_plan(config, at.stage)
             stage = StageRun(plan, bundle, folder, accelerator, log)
             at = stage.train(at, guard, stopped)
             if stage.is_sharded and at.stage < len(config.stages):
@@ -116,11 +115,11 @@ def _model(config: RunConfig, folder: RunFolder, accelerator: Accelerator) -> Mo
     """The model of the last checkpoint, or a new one."""
     seeds.seed_all(config.train.seed)
     if folder.saved is not None:
-        bundle = models.read(folder.saved.path / checkpoint.MODEL, config.runtime.attention)
+        bundle = read_model(folder.saved.path / checkpoint.MODEL, config.runtime.attention)
     else:
-        bundle = models.build_bundle(config_blueprint(config), config)
+        bundle = build_bundle(config_blueprint(config), config)
         if config.init is not None:
-            models.initialise(bundle, config.init)
+            load_initial_weights(bundle, config.init)
     bundle.module.to(accelerator.device)
     if accelerator.device.type == "cpu":
         own_weights(bundle.module)

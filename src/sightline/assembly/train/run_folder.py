@@ -15,14 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from sightline import __version__
-from sightline import config as files
-from sightline.assembly.config import resolving as settings
 from sightline.assembly.config.changes import describe_changes, differences, may_differ
 from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS
+from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig, StagePlan
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.model.build import ModelBundle, non_finite, write_model
 from sightline.assembly.train.fingerprints import data_fingerprints, refuse_other_data
+from sightline.config import to_yaml
 from sightline.errors import ConfigError, SightlineError, StorageError
 from sightline.reporting.card import Card, write_card
 from sightline.runtime import plugins, seeds, storage
@@ -108,7 +107,7 @@ class RunFolder:
 
     def _open(self, allow_change: Sequence[str]) -> tuple[Progress, Saved | None, dict[str, Any]]:
         stored = self.path / CONFIG
-        before = settings.resolve(None, stored, []) if stored.exists() else self.config
+        before = resolve_config(None, stored, []) if stored.exists() else self.config
         changed = differences(before, self.config)
         refused = {key: values for key, values in changed.items() if not may_differ(key, allow_change)}
         if refused and checkpoint.steps(self.path):
@@ -127,7 +126,7 @@ class RunFolder:
             refuse_other_data(self.path, saved.note.get("data"), data, allow_change)
         if saved is not None:
             logger.info("going on from %s (step %d)", saved.path.name, saved.step)
-        storage.write_text(stored, files.to_yaml(self.config))
+        storage.write_text(stored, to_yaml(self.config))
         return at, saved, (saved.note.get("data") or {} if saved is not None else {}) | data
 
     def _compare_facts(self, saved: Saved) -> None:
@@ -216,11 +215,11 @@ class RunFolder:
         is_same_stage = self.saved is not None and self.saved.note.get("stage") == plan.name and self.saved.progress.stage_step > 0
 
         def write(target: Path, links: Links) -> None:
-            models.write(described, target / checkpoint.MODEL, links.take, changed, weights)
+            write_model(described, target / checkpoint.MODEL, links.take, changed, weights)
             lora.save(bundle.inner, target / checkpoint.LORA, links.take if is_same_stage else lambda file: False)
 
         def publish() -> Saved:
-            odd = models.non_finite(weights)
+            odd = non_finite(weights)
             if odd is not None:
                 raise StorageError(f"weight {odd!r} holds NaN or infinity; the checkpoint is not published.")
             checkpoint.check_space(self.path, 2 * sum(p.numel() * 12 for p in bundle.module.parameters() if p.requires_grad))
@@ -258,13 +257,13 @@ def place_to_go_on(
     """
     at = saved.progress
     if at.stage < len(config.stages):
-        plan = settings.plan(config, at.stage)
+        plan = stage_plan(config, at.stage)
         if plan.train.steps is not None and plan.train.steps < at.stage_step:
             raise ConfigError(f"train.steps={plan.train.steps}, but stage {plan.name!r} has done {at.stage_step} steps already.")
         return at
     last = len(config.stages) - 1
-    plan, ended = settings.plan(config, last), saved.note.get("ended")
-    had = settings.plan(before, len(before.stages) - 1).train
+    plan, ended = stage_plan(config, last), saved.note.get("ended")
+    had = stage_plan(before, len(before.stages) - 1).train
     steps, epochs = (had.steps, had.epochs) if ended is None else (ended["steps"], ended["epochs"])
     now = plan.train
     is_longer = (now.steps is not None and steps is not None and now.steps > steps) or (
@@ -305,7 +304,7 @@ class MetricsLog:
             self._file.keep(lambda line: isinstance(line["step"], int) and line["step"] <= step)
         self._tracks = bool(config.tracking.trackers)
         if self._tracks:
-            accelerator.init_trackers(config.tracking.project, config={"yaml": files.to_yaml(config)})
+            accelerator.init_trackers(config.tracking.project, config={"yaml": to_yaml(config)})
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; only the first rank does."""

@@ -8,11 +8,10 @@ from accelerate import Accelerator
 
 from sightline.assembly.config.epochs import batch_rules, stage_steps
 from sightline.assembly.config.schema import StagePlan
-from sightline.assembly.model import build as models
 from sightline.assembly.model import summary
-from sightline.assembly.model.build import ModelBundle
-from sightline.assembly.train import corpus as data
+from sightline.assembly.model.build import ModelBundle, state_of
 from sightline.assembly.train.blind_logits import with_blind_logits
+from sightline.assembly.train.corpus import build_corpus, validation_corpus, visual_input_loader
 from sightline.assembly.train.run_folder import MetricsLog, RunFolder
 from sightline.assembly.train.validation import Validation, captions, validation_batches
 from sightline.data.batches.corpus import Corpus
@@ -52,7 +51,7 @@ class StageRun:
         bundle, plan = self.bundle, self.plan
         self.folder.restore_random()  # so that new adapters are the same whether the stage before ended in this process or another
         stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
-        images = data.pictures_of(bundle, plan.data)
+        images = visual_input_loader(bundle, plan.data)
         corpus = self._corpus(images)
         loader = self._loader(corpus)
         schedule = stage_schedule(plan, loader.plan)
@@ -70,7 +69,7 @@ class StageRun:
         def save(progress: Progress, ended: Progress | None = None) -> None:
             keeps_optimiser = ended is None or self.is_last  # a finished run may be given more steps
             state = shared.gathered(checkpoint.optimiser_tensors(optimiser, names)) if keeps_optimiser else None
-            self.folder.save(bundle, plan, progress, shared.gathered(models.state_of(bundle)), state, changed, ended)
+            self.folder.save(bundle, plan, progress, shared.gathered(state_of(bundle)), state, changed, ended)
 
         ended = loop.fit(
             loop.Job(
@@ -102,7 +101,7 @@ class StageRun:
 
     def _corpus(self, images: VisualInputLoader | None) -> Corpus:
         bundle, plan = self.bundle, self.plan
-        corpus = data.build_corpus(bundle, plan.data, images)
+        corpus = build_corpus(bundle, plan.data, images)
         if not plan.objective.stores_blind_logits or plan.parts.get("language", "frozen") != "frozen":
             return corpus
         bundle.module.eval()
@@ -141,7 +140,7 @@ class StageRun:
 
     def _validation(self, images: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
         bundle, plan, accelerator = self.bundle, self.plan, self.accelerator
-        corpus = data.validation_corpus(bundle, plan.data, images, plan.train.evaluate_samples)
+        corpus = validation_corpus(bundle, plan.data, images, plan.train.evaluate_samples)
         if corpus is None:
             return None
         rank, world, count = accelerator.process_index, accelerator.num_processes, plan.train.generate_samples

@@ -119,12 +119,12 @@ class RowFigures:
     Attributes:
         builder: makes the rows.
         on_skip: called with each conversation that is left out.
-        units: the length table, once it is made.
+        table: the length table, once it is made.
     """
 
     builder: ConversationEncoder
     on_skip: Callable[[Left], None] = lambda left: None
-    units: LengthTable | None = None
+    table: LengthTable | None = None
     longest: LongestConversation = LongestConversation()
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: list[Left] = field(default_factory=list)
@@ -170,9 +170,9 @@ class RowFigures:
 
     def summary(self) -> RowSummary:
         """The numbers, once the length table is made."""
-        assert self.units is not None
+        assert self.table is not None
         kept, left = len(self._supervised), self.skipped.total()
-        alone, shared = int(self.units.tokens_unshared.sum()), int(self.units.tokens.sum())
+        alone, shared = int(self.table.tokens_unshared.sum()), int(self.table.tokens.sum())
         return RowSummary(
             conversations=kept + left,
             kept=kept,
@@ -186,8 +186,8 @@ class RowFigures:
             supervised_share=sum(self._supervised) / alone if alone else 0.0,
             visual_tokens_per_image=spread(self._visual),
             crops_per_image=spread(self._crops),
-            samples=len(self.units),
-            sample_tokens=spread(self.units.tokens),
+            samples=len(self.table),
+            sample_tokens=spread(self.table.tokens),
             tokens_alone=alone,
             tokens_shared=shared,
             saved_by_sharing=1 - shared / alone if alone else 0.0,
@@ -211,7 +211,7 @@ def measure_rows(
         on_skip: called with each conversation that is left out.
     """
     figures = RowFigures(builder, on_skip)
-    figures.units = make_length_table(dataset, indices, builder, rules, figures)
+    figures.table = make_length_table(dataset, indices, builder, rules, figures)
     return figures
 
 

@@ -1,7 +1,7 @@
-"""What was fetched so far: a file for each URL, and a journal of what became of each, so that a stopped work goes on.
+"""Cache of downloads: a file per URL and a journal of outcomes, so that an interrupted download can be resumed.
 
-A file counts only if it still has the hash that the journal states; one that a crash tore is fetched again. Of the failures of an
-earlier try only those are believed that a server has said itself and will say again (404 and its like).
+A file is used only if its sha256 equals that of the journal; a truncated one is downloaded again. Of the failures of an earlier
+run only permanent HTTP errors (such as 404) are reused.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sightline.data.download.fetch import Got
+from sightline.data.download.fetch import FetchResult
 from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
 
 JOURNAL = "journal.jsonl"
@@ -22,7 +22,7 @@ class Cache:
     """The folder of fetched files.
 
     Args:
-        folder: is made where it is not there.
+        folder: created where it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,16 +41,16 @@ class Cache:
         self._reading.close()
 
     def part(self) -> Path:
-        """A name for a file that is being written."""
+        """Returns a new path for a file that is being written."""
         return self.folder / f"{_PART}{next(self._numbers)}"
 
     def name(self, url: str) -> str:
-        """Where the content of a URL lies in the folder."""
+        """Returns the name of the file with the content of a URL."""
         digest = hashlib.sha256(url.encode()).hexdigest()
         return f"{digest[:2]}/{digest[2:34]}"
 
-    def find(self, url: str) -> Got | None:
-        """What became of a URL; None when it must be asked for."""
+    def find(self, url: str) -> FetchResult | None:
+        """Returns the outcome of a URL; None where it must be downloaded."""
         place = self._places.get(_key(url))
         if place is None:
             return None
@@ -58,25 +58,25 @@ class Cache:
         line = json.loads(self._reading.readline())
         if line["url"] != url:
             return None
-        got = Got(line["sha256"], line["bytes"], line["reason"], line["detail"], line["may_pass"])
+        got = FetchResult(line["sha256"], line["bytes"], line["reason"], line["detail"], line["may_pass"])
         if place >= self._earlier:
             return got
-        if (got.reason and got.may_pass) or (not got.reason and not self._is_whole(url, got.sha256)):
+        if (got.reason and got.is_temporary) or (not got.reason and not self._is_whole(url, got.sha256)):
             return None
-        self._write(url, got)  # so that the hash is not looked at again
+        self._write(url, got)  # so that the file is not hashed again
         return got
 
-    def add(self, url: str, got: Got, part: Path) -> None:
-        """Keeps what became of a URL, and the file if there is one."""
+    def add(self, url: str, got: FetchResult, part: Path) -> None:
+        """Stores the outcome of a URL, and its file after a success."""
         if not got.reason:
             file = self.folder / self.name(url)
             file.parent.mkdir(exist_ok=True)
             part.replace(file)
         self._write(url, got)
 
-    def _write(self, url: str, got: Got) -> None:
+    def _write(self, url: str, got: FetchResult) -> None:
         self._places[_key(url)] = self._end
-        line: dict[str, Any] = {"url": url, "reason": got.reason, "detail": got.detail, "may_pass": got.may_pass}
+        line: dict[str, Any] = {"url": url, "reason": got.reason, "detail": got.detail, "may_pass": got.is_temporary}
         self._journal.write({**line, "bytes": got.size, "sha256": got.sha256})
         self._end = self._journal.path.stat().st_size
 
@@ -91,5 +91,5 @@ class Cache:
 
 
 def _key(url: str) -> int:
-    """Eight bytes of a hash; the journal has the whole URL."""
+    """Returns 8 bytes of a hash of the URL; the journal has the full URL."""
     return int.from_bytes(hashlib.sha256(url.encode()).digest()[:8], "big")

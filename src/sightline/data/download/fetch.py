@@ -1,7 +1,7 @@
-"""Fetches one URL into a file, or says why not: tries, redirects, limits on bytes and time.
+"""Downloads one URL into a file, with retries, redirects, and limits on bytes and time.
 
-The engine is httpcore, the lower half of httpx: it has no cookies, no proxies, no passwords from the environment, and follows and
-unpacks nothing by itself. Whatever a server does, a URL costs at most `tries * seconds` of asking and `MAX_BYTES` of disk.
+Uses httpcore, the transport of httpx: it has no cookies, no proxies, no credentials from the environment, and neither follows
+redirects nor decompresses by itself. A URL costs at most `tries * seconds` of requests and `MAX_BYTES` of disk.
 """
 
 import asyncio
@@ -23,35 +23,35 @@ from sightline.data.download.gate import Gate, Target, parse_url
 from sightline.data.download.hosts import Host, Hosts
 from sightline.data.download.options import MAX_BYTES, MAX_REDIRECTS, DownloadOptions
 from sightline.errors import RecordError, StorageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 
-BUSY = frozenset({408, 425, 429, 503})  # the host as a whole wants less
-PASSING = BUSY | {500, 502, 504}
+BUSY = frozenset({408, 425, 429, 503})  # the host asks for fewer requests
+TEMPORARY_STATUS = BUSY | {500, 502, 504}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 NOT_FOR_TRAINING = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
 AGENT = f"sightline/{__version__}"
-DRAINED = 1 << 16  # bytes of an answer that nobody wants, read so that the connection can be used again
-CUT = ("peer closed connection", "server disconnected")  # how the words of h11 and httpcore begin
+DRAINED = 1 << 16  # maximum bytes of an unused response body that are read so that the connection can be reused
+CUT = ("peer closed connection", "server disconnected")  # beginnings of error messages of h11 and httpcore for a broken connection
 
 
-class Got(NamedTuple):
-    """What became of a URL.
+class FetchResult(NamedTuple):
+    """Outcome of downloading a URL.
 
     Attributes:
-        sha256, size: of the content; empty and 0 where there is none.
-        reason, detail: why there is none; empty where there is.
-        may_pass: whether the trouble may be over when it is asked for another time.
+        sha256, size: of the content; empty and 0 after a failure.
+        reason, detail: why it failed; empty after success.
+        is_temporary: whether a later attempt may succeed.
     """
 
     sha256: str = ""
     size: int = 0
     reason: str = ""
     detail: str = ""
-    may_pass: bool = False
+    is_temporary: bool = False
 
 
-class _Passing(Exception):
-    """A fault that another try may not meet."""
+class _TemporaryError(Exception):
+    """A failure that a retry may not have."""
 
     def __init__(self, reason: str, detail: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -59,11 +59,11 @@ class _Passing(Exception):
 
 
 class Fetcher:
-    """Fetches URLs; belongs to one event loop.
+    """Downloads URLs within one event loop.
 
     Args:
         options: limits.
-        gate: makes the connections.
+        gate: opens checked connections.
     """
 
     def __init__(self, options: DownloadOptions, gate: Gate) -> None:
@@ -81,29 +81,29 @@ class Fetcher:
             network_backend=self._gate,
         )
 
-    async def fetch(self, url: str, path: Path) -> Got:
-        """Fetches a URL into a new file; where it fails no file is left.
+    async def fetch(self, url: str, path: Path) -> FetchResult:
+        """Downloads a URL into a new file; leaves no file after a failure.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the file cannot be written.
         """
         options = self.options
-        fault = _Passing("download_error", "")
+        fault = _TemporaryError("download_error", "")
         for number in range(options.tries):
             try:
                 return await self._try(url, path)
             except RecordError as error:
-                return Got(reason=error.reason, detail=error.message, may_pass=not _is_lasting(error.reason))
-            except _Passing as error:
+                return FetchResult(reason=error.reason, detail=error.message, is_temporary=not _is_lasting(error.reason))
+            except _TemporaryError as error:
                 fault = error
             wait = options.pause_seconds * 2**number if fault.wait is None else fault.wait
             if number + 1 == options.tries or wait > options.max_pause_seconds:
                 break
             await asyncio.sleep(wait)
-        return Got(reason=fault.reason, detail=fault.detail, may_pass=True)
+        return FetchResult(reason=fault.reason, detail=fault.detail, is_temporary=True)
 
-    async def _try(self, url: str, path: Path) -> Got:
-        """One try: the request and those to which it is redirected."""
+    async def _try(self, url: str, path: Path) -> FetchResult:
+        """Makes one attempt: the request and its redirects."""
         loop = asyncio.get_running_loop()
         target = parse_url(url)
         left = self.options.seconds
@@ -114,42 +114,42 @@ class Fetcher:
                 begin = loop.time()
                 answer = await self._request(target, host, pool, path, left)
                 left -= loop.time() - begin
-            if isinstance(answer, Got):
+            if isinstance(answer, FetchResult):
                 return answer
             target = answer
         raise RecordError("download_redirects", f"more than {MAX_REDIRECTS} redirects")
 
     async def _request(
         self, target: Target, host: Host, pool: httpcore.AsyncConnectionPool, path: Path, seconds: float
-    ) -> Got | Target:
-        """One request; what goes wrong with it becomes a RecordError or a _Passing."""
+    ) -> FetchResult | Target:
+        """Makes one request; converts failures to RecordError or _TemporaryError."""
         name = target.host
         try:
             async with asyncio.timeout(seconds):
                 return await self._get(target, host, pool, path)
-        except (RecordError, _Passing, StorageError):
+        except (RecordError, _TemporaryError, StorageError):
             raise
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             if isinstance(error.__cause__ or error.__context__, ssl.SSLError):
-                raise RecordError("download_tls", f"{name} has no certificate that can be trusted, or speaks no TLS") from error
+                raise RecordError("download_tls", f"{name} has no trusted certificate, or does not support TLS") from error
             fault = "download_no_connection", f"{name} cannot be reached"
             host.refused(*fault)
             if isinstance(error, httpcore.ConnectTimeout):
                 raise RecordError(*fault) from error
-            raise _Passing(*fault) from error
+            raise _TemporaryError(*fault) from error
         except (TimeoutError, httpcore.TimeoutException) as error:
             host.refused("download_timeout", f"{name} did not answer in time")
             raise RecordError("download_timeout", f"{name} did not answer in time") from error
         except httpcore.NetworkError as error:
-            raise _Passing("download_cut", f"{name} closed the connection before the end") from error
+            raise _TemporaryError("download_cut", f"{name} closed the connection before the end") from error
         except httpcore.ProtocolError as error:
             if str(error).lower().startswith(CUT):
-                raise _Passing("download_cut", f"{name} closed the connection before the end") from error
-            raise RecordError("download_protocol", f"the answer of {name} is not HTTP as it should be") from error
-        except Exception as error:  # a strange end that httpcore has no name for costs this URL alone, and is counted
-            raise _Passing("download_error", f"{type(error).__name__} while asking {name}") from error
+                raise _TemporaryError("download_cut", f"{name} closed the connection before the end") from error
+            raise RecordError("download_protocol", f"the response of {name} is not valid HTTP") from error
+        except Exception as error:  # any other failure affects this URL only
+            raise _TemporaryError("download_error", f"{type(error).__name__} while asking {name}") from error
 
-    async def _get(self, target: Target, host: Host, pool: httpcore.AsyncConnectionPool, path: Path) -> Got | Target:
+    async def _get(self, target: Target, host: Host, pool: httpcore.AsyncConnectionPool, path: Path) -> FetchResult | Target:
         options = self.options
         headers = [
             (b"Host", target.url.netloc),
@@ -171,17 +171,17 @@ class Fetcher:
                 host.refused(f"http_{status}", f"HTTP {status}")
                 if wait is not None and wait <= options.max_pause_seconds:
                     host.pause(wait)
-                raise _Passing(f"http_{status}", f"HTTP {status}", wait)
+                raise _TemporaryError(f"http_{status}", f"HTTP {status}", wait)
             host.answered()
-            if status in PASSING:
-                raise _Passing(f"http_{status}", f"HTTP {status}")
+            if status in TEMPORARY_STATUS:
+                raise _TemporaryError(f"http_{status}", f"HTTP {status}")
             if status in REDIRECTS:
                 await _drain(response, fields)
                 return _redirected(target, fields)
             if status != 200:
                 await _drain(response, fields)
                 raise RecordError(f"http_{status}", f"HTTP {status}")
-            _check_wish(fields.get("x-robots-tag", ""))
+            _check_robots_tag(fields.get("x-robots-tag", ""))
             _check_length(fields)
             async with contextlib.aclosing(_decoded(response, fields)) as content:
                 return await _save(content, path)
@@ -191,7 +191,7 @@ class Fetcher:
 
 
 def _fields(response: httpcore.Response) -> dict[str, str]:
-    """Headers by name in lower case; those of one name are joined by commas, as HTTP has it."""
+    """Returns headers by lower-case name; repeated headers are joined by commas, as HTTP defines."""
     fields: dict[str, str] = {}
     for raw_name, raw_value in response.headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -200,7 +200,7 @@ def _fields(response: httpcore.Response) -> dict[str, str]:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait: a number, or a date (RFC 9110, 10.2.3); None where the server says nothing that can be read."""
+    """Parses Retry-After, a number of seconds or a date (RFC 9110, 10.2.3); returns None where it cannot be parsed."""
     if value is None:
         return None
     if value.strip().isdecimal():
@@ -214,17 +214,21 @@ def _retry_after(value: str | None) -> float | None:
 def _redirected(target: Target, fields: dict[str, str]) -> Target:
     where = fields.get("location")
     if where is None:
-        raise RecordError("download_redirects", "a redirect that does not say where to")
+        raise RecordError("download_redirects", "a redirect without a location")
     try:
         return parse_url(where.encode("latin-1").decode("utf-8", "replace"), target.url)
     except RecordError as error:
         raise RecordError(error.reason, f"redirected by {target.host}: {error.message}") from error
 
 
-def _check_wish(tag: str) -> None:
-    """Whether the owner lets the image be used (X-Robots-Tag); a wish may name the robot that it is for."""
-    for wish in tag.lower().split(","):
-        robot, colon, directive = wish.rpartition(":")
+def _check_robots_tag(tag: str) -> None:
+    """Respects X-Robots-Tag, whose directives may name a robot.
+
+    Raises:
+        RecordError: `download_opted_out`, the owner does not allow this use.
+    """
+    for entry in tag.lower().split(","):
+        robot, colon, directive = entry.rpartition(":")
         if directive.strip() in NOT_FOR_TRAINING and (not colon or robot.strip() == "sightline"):
             raise RecordError("download_opted_out", f"the server says {directive.strip()!r}")
 
@@ -243,14 +247,14 @@ async def _drain(response: httpcore.Response, fields: dict[str, str]) -> None:
 
 
 async def _decoded(response: httpcore.Response, fields: dict[str, str]) -> AsyncGenerator[bytes, None]:
-    """The content; what a server compressed though it was asked not to is unpacked piece by piece, never beyond the limit."""
+    """Yields the content, decompressed in pieces where the server compressed it although `identity` was requested."""
     encoding = fields.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         async for chunk in response.aiter_stream():
             yield chunk
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise RecordError("download_encoding", f"compressed in a way that was not asked for: {encoding[:40]!r}")
+        raise RecordError("download_encoding", f"compressed with an unsupported encoding: {encoding[:40]!r}")
     inflater = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
     try:
         async for chunk in response.aiter_stream():
@@ -261,11 +265,11 @@ async def _decoded(response: httpcore.Response, fields: dict[str, str]) -> Async
     except zlib.error as error:
         raise RecordError("download_encoding", "the compressed content is damaged") from error
     if not inflater.eof:
-        raise RecordError("download_encoding", "the compressed content is cut")
+        raise RecordError("download_encoding", "the compressed content is truncated")
 
 
-async def _save(content: AsyncIterator[bytes], path: Path) -> Got:
-    """Writes content into a new file while it comes."""
+async def _save(content: AsyncIterator[bytes], path: Path) -> FetchResult:
+    """Streams content into a new file."""
     digest, size = hashlib.sha256(), 0
     with _disk(path):
         file = path.open("xb")
@@ -276,7 +280,7 @@ async def _save(content: AsyncIterator[bytes], path: Path) -> Got:
                 raise RecordError("download_too_large", f"more than {MAX_BYTES} bytes")
             digest.update(chunk)
             with _disk(path):
-                faults.hit("download.write")
+                fault_injection.hit("download.write")
                 file.write(chunk)
         with _disk(path):
             file.flush()
@@ -284,14 +288,14 @@ async def _save(content: AsyncIterator[bytes], path: Path) -> Got:
         path.unlink(missing_ok=True)
         raise
     finally:
-        with contextlib.suppress(OSError):  # what `flush` could not write, and has told
+        with contextlib.suppress(OSError):  # already reported by `flush`
             file.close()
-    return Got(digest.hexdigest(), size)
+    return FetchResult(digest.hexdigest(), size)
 
 
 @contextlib.contextmanager
 def _disk(path: Path) -> Iterator[None]:
-    """Tells the disk's refusals from those of the network."""
+    """Converts OSError of the disk to StorageError, so that it is not taken for a network failure."""
     try:
         yield
     except OSError as error:
@@ -299,5 +303,5 @@ def _disk(path: Path) -> Iterator[None]:
 
 
 def _is_lasting(reason: str) -> bool:
-    """Whether a server has said what it will say again."""
-    return reason.startswith("http_") and int(reason.removeprefix("http_")) not in PASSING
+    """Tells whether a failure is permanent: an HTTP status that a retry would give again."""
+    return reason.startswith("http_") and int(reason.removeprefix("http_")) not in TEMPORARY_STATUS

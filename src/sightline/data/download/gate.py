@@ -1,7 +1,7 @@
-"""The gate to the network: a URL is parsed once, and each connection goes to an address that was looked up and checked.
+"""Parses URLs, and opens connections only to resolved and checked addresses.
 
-The check sits where the connection is made. There is no second look-up that could give another answer (DNS rebinding), and a
-redirect passes through the same gate as the first URL. TLS still checks the name of the host, not its address.
+The address is checked where the connection is opened, so no second DNS look-up can give another address (DNS rebinding); redirects
+are checked like the first URL. TLS still verifies the host name.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _BAD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL in its parts, as they are used."""
+    """A parsed URL."""
 
     url: httpx.URL
     host: str
@@ -47,14 +47,14 @@ class Target:
 
 
 def parse_url(text: object, base: httpx.URL | None = None) -> Target:
-    """A URL that may be asked for, as far as its text tells.
+    """Parses a URL and checks that its text allows a request.
 
     Args:
         text: the URL.
-        base: what it is relative to, for a redirect.
+        base: the URL that a redirect is relative to.
 
     Raises:
-        RecordError: `bad_url` when it is none, `url_refused` when it names another scheme, a user, or an address in disguise.
+        RecordError: `bad_url` for an invalid URL; `url_refused` for another scheme, credentials, or a disguised address.
     """
     if not isinstance(text, str) or not text.strip(" \t\r\n"):
         raise RecordError("bad_url", "the URL is empty" if isinstance(text, str) or text is None else "a URL is a text")
@@ -101,10 +101,10 @@ LookUp = Callable[[str, int], list[str]]
 
 
 def look_up(host: str, port: int) -> list[str]:
-    """The addresses of a host, IPv4 first, from the resolver of the machine.
+    """Resolves a host with the system's resolver; returns its addresses, IPv4 first.
 
     Raises:
-        OSError: there is no such host, or nobody answers.
+        OSError: the host is unknown, or the resolver does not answer.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     addresses = dict.fromkeys(str(info[4][0]) for info in found)
@@ -112,11 +112,11 @@ def look_up(host: str, port: int) -> list[str]:
 
 
 class Gate(httpcore.AsyncNetworkBackend):
-    """Opens connections to checked addresses and to no others.
+    """Network backend of httpcore that connects only to checked addresses.
 
     Args:
-        options: the networks that are allowed, and the time to connect.
-        look_up: finds the addresses of a host.
+        options: allowed networks and the connection timeout.
+        look_up: resolves a host.
     """
 
     def __init__(self, options: DownloadOptions, look_up: LookUp = look_up) -> None:
@@ -136,7 +136,7 @@ class Gate(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connects to the first address of a host that answers, if all of them may be connected to.
+        """Connects to the first address of a host that answers, provided that all of its addresses are allowed.
 
         Raises:
             RecordError: `url_refused`, `download_no_host`.
@@ -159,10 +159,10 @@ class Gate(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
     async def addresses(self, host: str, port: int) -> list[Address]:
-        """The addresses of a host, each of them checked.
+        """Resolves a host and checks its addresses.
 
         Raises:
-            RecordError: `url_refused` if one of them must not be connected to; `download_no_host` if there is none.
+            RecordError: `url_refused` if an address is not allowed; `download_no_host` if there is none.
         """
         allowed = self.options.allowed
         found = await self._found(host, port)
@@ -198,7 +198,7 @@ class Gate(httpcore.AsyncNetworkBackend):
 
 
 async def _in_thread(work: Callable[[], list[str]]) -> list[str]:
-    """Waits for work in a thread that nobody waits for at exit: a resolver may hang for minutes."""
+    """Runs a function in a daemon thread and awaits its result: a resolver may hang for minutes and must not delay the exit."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[list[str]] = loop.create_future()
 

@@ -1,8 +1,7 @@
-"""Being a good guest: how many requests run at once, in all and to each host, and when a host wants to be left alone.
+"""Rate limits per host: concurrent requests, pauses, and giving up hosts that keep failing.
 
-A host that says when to come back (429, 503 with Retry-After) is not asked before that by anybody. A host that refuses, or gives
-no sign of life, many times in a row is given up: its other URLs fail at once for the same reason, instead of one after another
-for days.
+A host that answers 429 or 503 with Retry-After gets no request before that time. A host that fails many times in a row is given up:
+its remaining URLs fail at once with the same reason instead of timing out one by one.
 """
 
 import asyncio
@@ -19,15 +18,15 @@ GIVE_UP = 20  # requests in a row
 
 @dataclass(slots=True)
 class Host:
-    """What is known of a host.
+    """State of a host.
 
     Attributes:
-        slots: requests that may run.
-        not_before: time of the loop until which it is left alone.
-        failed: requests in a row that it refused or did not answer.
-        verdict: reason and detail for which it was given up.
-        users: requests that run or wait.
-        pool: its connections, while it has users; one pool for all hosts would look through all connections for every request.
+        slots: limits its concurrent requests.
+        not_before: event-loop time before which no request is sent.
+        failed: consecutive failed requests.
+        verdict: reason and detail for which it was given up; None while it is in use.
+        users: running and waiting requests.
+        pool: its connections while it has users; one pool for all hosts would look through all connections for every request.
     """
 
     slots: asyncio.Semaphore
@@ -38,22 +37,22 @@ class Host:
     pool: httpcore.AsyncConnectionPool | None = None
 
     def pause(self, seconds: float) -> None:
-        """Lets the host alone for a while."""
+        """Sends no request to the host for some seconds."""
         self.not_before = max(self.not_before, asyncio.get_running_loop().time() + seconds)
 
     def answered(self) -> None:
-        """It is alive and willing."""
+        """Resets the count of failures after a response."""
         self.failed = 0
 
     def refused(self, reason: str, detail: str) -> None:
-        """It is not; too often in a row, and that is the verdict."""
+        """Counts a failure; gives the host up after `GIVE_UP` failures in a row."""
         self.failed += 1
         if self.failed >= GIVE_UP:
             self.verdict = (reason, detail)
 
 
 class Hosts:
-    """All hosts that are asked at present, or with which there was trouble.
+    """The hosts with running requests or past failures.
 
     Args:
         options: how many requests at a time.
@@ -68,7 +67,7 @@ class Hosts:
 
     @asynccontextmanager
     async def slot(self, name: str) -> AsyncIterator[tuple[Host, httpcore.AsyncConnectionPool]]:
-        """Waits for the right to ask a host; the wait for a busy host takes nothing from the others."""
+        """Waits until a request to a host may be sent; waiting for one host does not block the others."""
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = Host(asyncio.Semaphore(self._per_host))

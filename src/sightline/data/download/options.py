@@ -1,4 +1,4 @@
-"""What a user may say about downloads, and the limits that nobody can change. Imports nothing that is optional."""
+"""Options and fixed limits of downloads. Imports no optional package."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class DownloadOptions:
     Attributes:
         connections: requests at a time.
         per_host: requests at a time to one host.
-        tries: requests for one URL where the trouble may pass: busy (408, 425, 429), 5xx, a connection that breaks.
+        tries: attempts per URL after temporary failures (408, 425, 429, 5xx, broken connections).
         seconds: from the request to the last byte, redirects included; time in the queue does not count.
         connect_seconds: to find an address, and to connect to it.
         silence_seconds: between two bytes.
         pause_seconds: before the second try; doubled for each further one, unless the server says how long.
-        max_pause_seconds: a server that asks for more patience is given up.
-        allowed: networks that may be reached though they are private, at any port.
+        max_pause_seconds: a URL whose server asks for a longer pause fails.
+        allowed: private networks that may be connected to, at any port.
     """
 
     connections: int = 64

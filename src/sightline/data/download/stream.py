@@ -1,8 +1,8 @@
-"""Records whose images are URLs in, the same records with files in place of the URLs out, in the same order.
+"""Downloads the images of records: replaces URLs by files and keeps the order of the records.
 
-An event loop in a thread of its own fetches ahead; the reader waits for the oldest record, and while it waits it looks for
-signals. Each URL is fetched once, however many records name it. `downloads.jsonl` says what became of each URL, record by record;
-it depends on the answers of the servers alone, not on time, tries or the number of connections.
+An event loop in its own thread prefetches; the consumer waits for the oldest record and polls for signals meanwhile. Each URL is
+downloaded once, however many records name it. `downloads.jsonl` has the outcome of each URL, record by record; it depends only on
+the responses of the servers, not on time, retries or the number of connections.
 """
 
 import asyncio
@@ -16,32 +16,32 @@ from pathlib import Path
 from typing import IO, Self
 
 from sightline.data.download.cache import Cache
-from sightline.data.download.fetch import Fetcher, Got
+from sightline.data.download.fetch import Fetcher, FetchResult
 from sightline.data.download.gate import Gate, LookUp, look_up, parse_url
 from sightline.data.download.options import MAX_URL, DownloadOptions
 from sightline.data.readers.base import ImageInRoot, ImageRef, Item, Skip
 from sightline.data.readers.roots import Folder
 from sightline.data.readers.web import Web
 from sightline.errors import RecordError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.storage import dump_line
 
-AHEAD = 8192  # records that wait for their images at a time
+MAX_PENDING = 8192  # records that wait for their images at a time
 POLL_SECONDS = 0.2
 CLOSE_SECONDS = 10.0
 _USER = re.compile(r"//[^/?#@\\]*(@|\\@)")
 
-Answer = concurrent.futures.Future[Got]
+Answer = concurrent.futures.Future[FetchResult]
 
 
 class Downloads:
-    """Fetches the images of records. A context.
+    """Downloads the images of records; a context manager.
 
     Args:
-        folder: where files and journal are kept between tries.
+        folder: folder of files and journal, kept between runs.
         options: limits.
-        poll: called while waiting; raises when the work must stop.
-        log: takes the lines of `downloads.jsonl`.
+        poll: called while waiting; may raise to stop the work.
+        log: receives the lines of `downloads.jsonl`.
         look_up: finds the addresses of a host.
     """
 
@@ -55,7 +55,7 @@ class Downloads:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="downloads", daemon=True)
         self._fetcher: Fetcher | None = None
-        self._flying: dict[str, asyncio.Task[Got]] = {}
+        self._flying: dict[str, asyncio.Task[FetchResult]] = {}
         self._looking = asyncio.Lock()
 
     def __enter__(self) -> Self:
@@ -70,19 +70,19 @@ class Downloads:
         self._loop.close()
         self._cache.close()
 
-    def bring(self, entries: Iterator[Item | Skip]) -> Iterator[Item | Skip]:
-        """Each entry with its images fetched, or a Skip with the reason why one of them could not be.
+    def fetch_images(self, entries: Iterator[Item | Skip]) -> Iterator[Item | Skip]:
+        """Yields each entry with its images as files, or a Skip with the reason why an image could not be downloaded.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a file cannot be written.
         """
         waiting: deque[tuple[Item | Skip, list[Answer]]] = deque()
         for entry in entries:
             waiting.append((entry, self._ask(entry)))
-            while waiting and (len(waiting) > AHEAD or all(answer.done() for answer in waiting[0][1])):
-                yield self._landed(*waiting.popleft())
+            while waiting and (len(waiting) > MAX_PENDING or all(answer.done() for answer in waiting[0][1])):
+                yield self._with_files(*waiting.popleft())
         while waiting:
-            yield self._landed(*waiting.popleft())
+            yield self._with_files(*waiting.popleft())
 
     def _ask(self, entry: Item | Skip) -> list[Answer]:
         if isinstance(entry, Skip):
@@ -90,28 +90,28 @@ class Downloads:
         urls = [ref.name for ref in entry.images if isinstance(ref, ImageInRoot) and isinstance(ref.root, Web)]
         return [asyncio.run_coroutine_threadsafe(self._get(url), self._loop) for url in urls]
 
-    def _landed(self, entry: Item | Skip, answers: list[Answer]) -> Item | Skip:
+    def _with_files(self, entry: Item | Skip, answers: list[Answer]) -> Item | Skip:
         if isinstance(entry, Skip):
             return entry
-        found = iter([self._waited_for(answer) for answer in answers])
+        found = iter([self._wait_for(answer) for answer in answers])
         images: list[ImageRef] = []
-        fault: Got | None = None
+        fault: FetchResult | None = None
         for ref in entry.images:
             if not isinstance(ref, ImageInRoot) or not isinstance(ref.root, Web):
                 images.append(ref)
                 continue
             got = next(found)
-            self._log.write(dump_line(_told(entry, ref.name, got)))
+            self._log.write(dump_line(_log_line(entry, ref.name, got)))
             if not got.reason:
                 images.append(ImageInRoot(self._files, self._cache.name(ref.name.strip())))
             else:
                 fault = fault or got
-        faults.hit("download.landed")
+        fault_injection.hit("download.landed")
         if fault is not None:
             return Skip(entry.where, entry.record.id, fault.reason, fault.detail)
         return replace(entry, images=tuple(images))
 
-    def _waited_for(self, answer: Answer) -> Got:
+    def _wait_for(self, answer: Answer) -> FetchResult:
         while True:
             self._poll()
             try:
@@ -132,11 +132,11 @@ class Downloads:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
 
-    async def _get(self, text: str) -> Got:
+    async def _get(self, text: str) -> FetchResult:
         try:
             parse_url(text)
         except RecordError as error:
-            return Got(reason=error.reason, detail=error.message)
+            return FetchResult(reason=error.reason, detail=error.message)
         url = text.strip()
         task = self._flying.get(url)
         if task is None:
@@ -144,7 +144,7 @@ class Downloads:
             task.add_done_callback(lambda _: self._flying.pop(url, None))
         return await asyncio.shield(task)
 
-    async def _fetched(self, url: str) -> Got:
+    async def _fetched(self, url: str) -> FetchResult:
         async with self._looking:
             got = self._cache.find(url)
             await asyncio.sleep(0)  # requests are served before the next file is hashed, or their time limits pass unseen
@@ -153,12 +153,12 @@ class Downloads:
             part = self._cache.part()
             got = await self._fetcher.fetch(url, part)
             self._cache.add(url, got, part)
-            faults.hit("download.fetched")
+            fault_injection.hit("download.fetched")
         return got
 
 
-def _told(entry: Item, url: str, got: Got) -> dict[str, str | int]:
-    """A line of `downloads.jsonl`; a password that stands in a URL does not get there."""
+def _log_line(entry: Item, url: str, got: FetchResult) -> dict[str, str | int]:
+    """Returns a line of `downloads.jsonl`; credentials in a URL are masked."""
     shown = _USER.sub("//***@", url[:MAX_URL])
     texts = {"id": entry.record.id, "where": entry.where, "url": shown, "outcome": got.reason or "ok", "detail": got.detail}
     clean = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}

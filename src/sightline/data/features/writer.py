@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from sightline.data.dataset import UNFINISHED, Dataset
 from sightline.data.features.store import INDEX, SCHEMA, SKIPPED, STORE, FeatureStore, RowFormat, format_bytes, sorted_index
 from sightline.errors import DataError, NumericsError, SkipLimitError, Stopped, StorageError, UsageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, logger, progress
 from sightline.runtime.signals import watch_signals
 from sightline.runtime.storage import Lock, atomic_file, publish_dir, read_json, sha256_file, sweep, write_json
@@ -368,14 +368,14 @@ class _Writer:
                 out.write(packed.tobytes())
                 rows += len(features)
                 lost.extend(failed)
-                faults.hit("features.batch")
+                fault_injection.hit("features.batch")
                 bar.step(self._images_before(shard.row + rows) - self._images_before(shard.row + rows - len(features)))
                 if signal := stopped():
                     raise Stopped(
                         f"{signal} arrived; the work so far is in {self.work}.", "Run the same command again to continue."
                     )
             assert rows == shard.rows, f"{rows} rows supplied, {shard.rows} expected"
-        faults.hit("features.shard_written")
+        fault_injection.hit("features.shard_written")
         entry = {"sha256": out.hash.hexdigest(), "bytes": out.bytes, "lost": [list(line) for line in lost]}
         write_json(self._shard_entry_path(shard), entry)
         return entry

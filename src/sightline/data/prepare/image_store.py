@@ -1,8 +1,8 @@
 """Checks images in child processes and stores the good ones under the name of their content.
 
-`check_images` runs in a child that may crash, hang or eat its memory; what it finds goes into an `ImageState`, which all records
-that name the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
-each content once, and keeps a journal, so that a prepare that was killed does not decode again what it had done.
+`check_images` runs in a child that may crash, hang or eat its memory; its result goes into an `ImageState`, which all records
+of the same file share. `ImageStore` puts the unchanged bytes under `images/ab/<sha256>.<suffix>` (a hard link where it can),
+each content once, and keeps a journal, so that a resumed run does not decode stored images again.
 """
 
 import filecmp
@@ -31,7 +31,7 @@ AHEAD = 1024  # journal lines within which an image is looked for
 
 
 class ImageFacts(NamedTuple):
-    """What a child found of a good image; width and height as shown, after the turn that EXIF's `orientation` (1 to 8) asks for."""
+    """Facts about a valid image; width and height after EXIF rotation by `orientation` (1 to 8)."""
 
     sha256: str
     width: int
@@ -53,7 +53,7 @@ def check_image(source: Path | bytes) -> ImageFacts:
 
 
 def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFailure, ...]:
-    """Several images at a time: handing over a small one costs as much as decoding it."""
+    """Checks several images per task: sending one small image to a child costs as much as decoding it."""
     found: list[ImageFacts | TaskFailure] = []
     for source in sources:
         try:
@@ -65,7 +65,7 @@ def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFa
 
 @dataclass(slots=True)
 class ImageState:
-    """The state of one image: unknown, good, or failed; and where it is stored."""
+    """State of one image: unchecked, valid, or failed; and the name under which it is stored."""
 
     key: str
     checked: ImageFacts | None = None
@@ -79,7 +79,7 @@ class ImageState:
 
 
 def image_key(source: Path | bytes) -> str:
-    """Tells whether an image is the one of an earlier look: path, size and time of change, or the hash of bytes.
+    """Returns a key that identifies an image file or bytes: path, size and modification time, or the sha256 of the bytes.
 
     Raises:
         RecordError: reason `image_missing`.
@@ -94,25 +94,25 @@ def image_key(source: Path | bytes) -> str:
 
 
 class RecentImages:
-    """The slots of the images seen lately, by key."""
+    """States of recently seen images, by key."""
 
     def __init__(self) -> None:
-        self._slots: OrderedDict[str, ImageState] = OrderedDict()
+        self._states: OrderedDict[str, ImageState] = OrderedDict()
 
     def get(self, key: str) -> ImageState:
-        """The slot of a key."""
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = self._slots[key] = ImageState(key)
-            if len(self._slots) > REMEMBERED:
-                self._slots.popitem(last=False)
+        """Returns the state of an image; a new one for an unknown key."""
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = ImageState(key)
+            if len(self._states) > REMEMBERED:
+                self._states.popitem(last=False)
         else:
-            self._slots.move_to_end(key)
-        return slot
+            self._states.move_to_end(key)
+        return state
 
 
 class ImageStore:
-    """The `images/` folder of an unfinished dataset, with the journal of what is in it. A context.
+    """The `images/` folder of an unfinished dataset, with a journal of its images; a context manager.
 
     Args:
         folder: the dataset folder to be.
@@ -121,8 +121,8 @@ class ImageStore:
 
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder = folder
-        self._landing = work / "landing"
-        self._landing.unlink(missing_ok=True)
+        self._incoming = work / "landing"
+        self._incoming.unlink(missing_ok=True)
         self._journal = JsonLines(work / JOURNAL, checksum=True, required=JOURNAL_KEYS)
         self._earlier = _Journal(work / JOURNAL)
 
@@ -133,9 +133,9 @@ class ImageStore:
         self._journal.close()
         self._earlier.close()
 
-    def recall(self, slot: ImageState) -> bool:
-        """Fills a new slot from the journal of an earlier try; False when the image must be checked."""
-        entry = self._earlier.find(slot.key)
+    def recall(self, state: ImageState) -> bool:
+        """Fills the state of an image from the journal of an earlier run; returns False where the image must be checked."""
+        entry = self._earlier.find(state.key)
         if entry is None or len(entry["checked"]) != len(ImageFacts._fields):  # of a version that noted less
             return False
         checked, name = ImageFacts(*entry["checked"]), entry["name"]
@@ -144,24 +144,24 @@ class ImageStore:
                 return False
         except OSError:
             return False
-        slot.checked, slot.stored = checked, name
+        state.checked, state.stored = checked, name
         return True
 
-    def land(self, slot: ImageState, source: Path | bytes) -> tuple[str, ImageInfo]:
-        """Stores a good image; returns its name in the dataset folder and what is known of it.
+    def store(self, state: ImageState, source: Path | bytes) -> tuple[str, ImageInfo]:
+        """Stores a valid image; returns its name in the dataset folder, and its sha256 and size.
 
         Raises:
             RecordError: reason `image_changed`: the file is not the one that was checked.
         """
-        assert slot.checked is not None
-        checked = slot.checked
-        if not slot.stored:
-            slot.stored = self._store(source, slot)
-            self._journal.write({"key": slot.key, "checked": list(checked), "name": slot.stored})
-        return slot.stored, ImageInfo(checked.sha256, checked.width, checked.height)
+        assert state.checked is not None
+        checked = state.checked
+        if not state.stored:
+            state.stored = self._store(source, state)
+            self._journal.write({"key": state.key, "checked": list(checked), "name": state.stored})
+        return state.stored, ImageInfo(checked.sha256, checked.width, checked.height)
 
     def keep_only(self, used: np.ndarray) -> int:
-        """Removes images that no record names (left over from an earlier try); returns the number of those that stay.
+        """Removes images that no record uses (left from an earlier run); returns the number of the others.
 
         Args:
             used: sorted `name_number` of every image in use.
@@ -176,33 +176,33 @@ class ImageStore:
                 file.unlink()
         return count
 
-    def _store(self, source: Path | bytes, slot: ImageState) -> str:
-        assert slot.checked is not None
-        sha256, suffix = slot.checked.sha256, slot.checked.suffix
+    def _store(self, source: Path | bytes, state: ImageState) -> str:
+        assert state.checked is not None
+        sha256, suffix = state.checked.sha256, state.checked.suffix
         try:
-            _bring(source, self._landing)
-            if isinstance(source, Path) and not _is_unchanged(source, self._landing, slot.key):
+            _link_or_copy(source, self._incoming)
+            if isinstance(source, Path) and not _is_unchanged(source, self._incoming, state.key):
                 raise RecordError("image_changed", f"{source} changed while it was read")
             for digits in (NAME_DIGITS, 64):
                 name = f"images/{sha256[:2]}/{sha256[:digits]}.{suffix}"
                 target = self.folder / name
                 if not target.exists() or sha256_file(target)[:digits] != sha256[:digits]:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    self._landing.replace(target)  # also over a torn file of a try that the power failed
+                    self._incoming.replace(target)  # also replaces a truncated file of an earlier run
                     return name
-                if filecmp.cmp(self._landing, target, shallow=False):
-                    self._landing.unlink()
+                if filecmp.cmp(self._incoming, target, shallow=False):
+                    self._incoming.unlink()
                     return name
             raise AssertionError("two files of one sha256")
         except BaseException:
-            self._landing.unlink(missing_ok=True)
+            self._incoming.unlink(missing_ok=True)
             raise
 
 
-def _bring(source: Path | bytes, target: Path) -> None:
-    """Bytes, a hard link, or where none can be made a copy, under a name that must be free.
+def _link_or_copy(source: Path | bytes, target: Path) -> None:
+    """Writes bytes, or hard-links a file, or copies it where links are not possible.
 
-    Were the name taken by a link to another image, a copy would write into that image.
+    The target must not exist: copying onto a hard link would overwrite the linked original.
     """
     if isinstance(source, Path):
         try:
@@ -218,17 +218,17 @@ def _bring(source: Path | bytes, target: Path) -> None:
                 shutil.copyfileobj(original, file, 1 << 20)
 
 
-def _is_unchanged(source: Path, landed: Path, key: str) -> bool:
-    return image_key(source) == key and landed.stat().st_size == int(key.split("|")[-2])
+def _is_unchanged(source: Path, incoming: Path, key: str) -> bool:
+    return image_key(source) == key and incoming.stat().st_size == int(key.split("|")[-2])
 
 
 def name_number(name: str) -> np.uint64:
-    """The first 16 digits of a sha256, or of a name made of one, as a number: 8 bytes an image, where a text takes 100."""
+    """Returns the first 16 digits of a sha256 (or a file name made of it) as an integer: 8 bytes per image instead of 100."""
     return np.uint64(int(name[:NAME_DIGITS], 16))
 
 
 class _Journal:
-    """The journal of an earlier try, read from front to back a stretch at a time: images come in the same order again."""
+    """The journal of an earlier run, read sequentially in a window: images come in the same order again."""
 
     def __init__(self, path: Path) -> None:
         # What lies behind the present end is written in this try.

@@ -1,9 +1,9 @@
-"""`data prepare`: any source format in, a checked dataset folder out.
+"""`data prepare`: converts any source format to a checked dataset folder.
 
-A source names records and where their images are; every image is decoded completely in a child process and stored under its
-content; what cannot be used is skipped with a reason, so that `input = ok + sum(skipped)`. The work goes on in `OUT.preparing`
-and becomes OUT by a rename at the end: OUT is complete or not there. A prepare that was stopped goes on where it was when the same
-command is given again: images that were stored are not decoded a second time.
+A reader yields records and the locations of their images. Every image is decoded completely in a child process and stored under
+its sha256; records that cannot be used are skipped with a reason, so that `input = ok + sum(skipped)`. The folder is built in
+`OUT.preparing` and renamed to OUT at the end, so OUT is complete or absent. Resumable: running the same command again continues,
+and images that were stored are not decoded again.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from sightline.data.prepare.shards import remove_unsharded, write_shards
 from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.prepare.texts import clean_text, is_null_word
-from sightline.data.prepare.writer import Written, file_entry, write_records
+from sightline.data.prepare.writer import WrittenRecords, file_entry, write_records
 from sightline.data.readers import FORMATS, ImageInRoot, Item, Skip, SourceOptions, Tally
 from sightline.data.readers.base import Format, uniform
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions, refers_to_shown, turned_box
 from sightline.data.records import check_record, record_to_json
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, progress
 from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
@@ -41,9 +41,9 @@ from sightline.runtime.storage import Lock, atomic_file, dump_line, publish_dir,
 from sightline.runtime.workers import GuardedPool, TaskFailure
 from sightline.types import Box, ImageInfo, Message, Part, Record
 
-BATCH = 8  # images that a child checks at a time
-BATCH_BYTES = 8_000_000  # of images that are handed over as bytes
-MAX_WAITING = 64  # records after which a task is sent, were it empty, to keep the stream moving
+BATCH = 8  # images per task of a child
+BATCH_BYTES = 8_000_000  # bytes of images per task, for images that are sent as bytes
+MAX_WAITING = 64  # records after which a task is sent even if it is empty, so that finished records are written
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")  # it becomes part of a folder's name
 CHECKED = "checked.jsonl"
 FETCHED = "fetched"  # folder of downloaded files, until they are images of the dataset
@@ -51,7 +51,7 @@ FETCHED = "fetched"  # folder of downloaded files, until they are images of the 
 
 @dataclass(frozen=True, slots=True)
 class PrepareOptions:
-    """What to make of a source.
+    """Options of `data prepare`.
 
     Attributes:
         out: the dataset folder to write; must not exist.
@@ -82,14 +82,19 @@ class PrepareOptions:
 
 
 def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, Any]:
-    """Makes a dataset folder; returns `dataset.json`.
+    """Makes a dataset folder; returns the content of its `dataset.json`.
+
+    Args:
+        path: the source; `-` for a generator.
+        format_name: name of the source format.
+        options: what to do.
 
     Raises:
-        UsageError: an option cannot work, or `out` exists.
+        UsageError: options contradict each other, or `out` exists.
         DataError: the source as a whole is damaged or empty.
-        SkipLimitError: too much of it had to be skipped.
-        StorageError: the disk refuses.
-        Stopped: a signal arrived; what was done is kept.
+        SkipLimitError: more records were skipped than allowed.
+        StorageError: a file cannot be written.
+        Stopped: a signal arrived; finished work is kept.
     """
     chosen = _chosen_format(path, format_name, options)
     out = options.out
@@ -99,7 +104,7 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
     try:
         with Lock(work / "lock.json"), watch_signals() as stopped:
             try:
-                summary = _Preparation(path, format_name, chosen, options, work, stopped).run()
+                summary = _PrepareRun(path, format_name, chosen, options, work, stopped).run()
             except BaseException:
                 if not any(work.glob("dataset/images/*/*")) and not any(work.glob(f"{FETCHED}/*/*")):
                     shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
@@ -144,12 +149,12 @@ class _PendingRecord:
     """A record whose images are being checked."""
 
     item: Item
-    slots: list[ImageState]
+    states: list[ImageState]
     sources: list[Path | bytes]
 
 
-class _Preparation:
-    """One run of `prepare`: the source is pulled by the pool's appetite, and outcomes leave in the source's order."""
+class _PrepareRun:
+    """One run of `prepare`: reads the source as the pool consumes it, and writes outcomes in the order of the source."""
 
     def __init__(
         self, path: Path, name: str, chosen: Format, options: PrepareOptions, work: Path, stopped: Callable[[], str]
@@ -158,10 +163,10 @@ class _Preparation:
         self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
         self.merged = 0  # records that became part of another of the same image
-        self.budget = SkipLimit(options.max_skipped, work)
+        self.skip_limit = SkipLimit(options.max_skipped, work)
         self._queue: deque[_PendingRecord | Skip] = deque()
         self._sent: deque[list[tuple[ImageState, Path | bytes]]] = deque()
-        self._slots = RecentImages()
+        self._states = RecentImages()
         self._ids: set[int] = set()
 
     def run(self) -> dict[str, Any]:
@@ -171,12 +176,12 @@ class _Preparation:
         with ImageStore(self.folder, self.work) as store:
             with atomic_file(self.work / CHECKED, "wb") as checked, atomic_file(self.folder / SKIPPED, "wb") as skipped:
                 self._check_all(store, checked, skipped)
-            self.budget.finish()
+            self.skip_limit.finish()
             self._close_tally()
             if self._is_grouped:
                 self.merged = group_by_image(self.work / CHECKED, self.tally, self._poll)
-            faults.hit("prepare.before_records")
-            num_records = self.budget.ok - self.merged
+            fault_injection.hit("prepare.before_records")
+            num_records = self.skip_limit.ok - self.merged
             written = write_records(self.folder, self.work / CHECKED, num_records, self.options.split, self._poll)
             num_images = store.keep_only(written.image_numbers)
             shards = None
@@ -189,7 +194,7 @@ class _Preparation:
         publish_dir(self.folder, self.options.out)
         return summary
 
-    def _summary(self, written: Written, num_images: int, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
+    def _summary(self, written: WrittenRecords, num_images: int, shards: list[dict[str, Any]] | None) -> dict[str, Any]:
         files = (RECORDS, INDEX, SKIPPED) if shards is None else (INDEX, IMAGE_INDEX, SKIPPED)
         files += (DOWNLOADS,) if self._is_fetched else ()
         return {
@@ -197,10 +202,10 @@ class _Preparation:
             "format": self.name,
             "source": _source_name(self.path, self.name, self.format),
             "licence": self.options.licence or self.format.licence,
-            "options": _told(self.options) | ({"group": "image"} if self._is_grouped else {}),
-            "input": self.budget.input - self.merged,
-            "ok": self.budget.ok - self.merged,
-            "skipped": dict(sorted(self.budget.skipped.items())),
+            "options": _options_to_json(self.options) | ({"group": "image"} if self._is_grouped else {}),
+            "input": self.skip_limit.input - self.merged,
+            "ok": self.skip_limit.ok - self.merged,
+            "skipped": dict(sorted(self.skip_limit.skipped.items())),
             "splits": written.splits,
             "images": num_images,
             "image_places": written.image_places,
@@ -221,13 +226,13 @@ class _Preparation:
             progress("preparing", None) as bar,
         ):
             for outcome in pool.map(self._tasks(store, entries)):
-                faults.hit("prepare.checked")
+                fault_injection.hit("prepare.checked")
                 batch = self._sent.popleft()
-                if isinstance(outcome, TaskFailure):  # one of them broke the child: find out which
+                if isinstance(outcome, TaskFailure):  # one of the images made the child fail: run them one by one
                     alone = (pool.run((source,)) for _, source in batch)
                     outcome = tuple(found if isinstance(found, TaskFailure) else found[0] for found in alone)
-                for (slot, _), found in zip(batch, outcome, strict=True):
-                    slot.failure, slot.checked = (found, None) if isinstance(found, TaskFailure) else (None, found)
+                for (state, _), found in zip(batch, outcome, strict=True):
+                    state.failure, state.checked = (found, None) if isinstance(found, TaskFailure) else (None, found)
                 self._finish_ready(store, checked, skipped, bar)
                 self._poll()
             self._finish_ready(store, checked, skipped, bar)
@@ -257,9 +262,9 @@ class _Preparation:
 
     @contextlib.contextmanager
     def _entries(self) -> Iterator[Iterator[Item | Skip]]:
-        """The source with its images at hand."""
+        """Yields the entries of the source, with downloaded images where they are URLs."""
         if not self._is_fetched:
-            yield self._drawn()
+            yield self._sampled()
             return
         from sightline.data.download.stream import Downloads
 
@@ -267,24 +272,24 @@ class _Preparation:
             atomic_file(self.folder / DOWNLOADS, "wb") as log,
             Downloads(self.work / FETCHED, self.options.download, self._poll, log) as downloads,
         ):
-            yield downloads.bring(self._drawn())
+            yield downloads.fetch_images(self._sampled())
 
-    def _drawn(self) -> Iterator[Item | Skip]:
-        """The source, or a random part of it that the seed decides."""
+    def _sampled(self) -> Iterator[Item | Skip]:
+        """Yields the entries of the source, or a random sample of them that depends on the seed."""
         source = self.options.source
         if self.options.sample is None:
             for entry in self.format.read(self.path, source, self.tally):
-                yield self._named(entry)
+                yield self._register(entry)
             return
         places = enumerate(self._with_first_place(Tally()))
         draws = ((-uniform(source.seed, "sample", place), place) for place, (first, _) in places if place == first)
         drawn = {place for _, place in heapq.nlargest(self.options.sample, draws)}
         for first, entry in self._with_first_place(self.tally):
-            self._named(entry)
+            self._register(entry)
             if first in drawn:
                 yield entry
 
-    def _named(self, entry: Item | Skip) -> Item | Skip:
+    def _register(self, entry: Item | Skip) -> Item | Skip:
         if isinstance(entry, Item):
             self.tally.use_images(entry.images)
         return entry
@@ -299,17 +304,17 @@ class _Preparation:
                 yield place, entry
 
     def _tasks(self, store: ImageStore, entries: Iterator[Item | Skip]) -> Iterator[tuple[Path | bytes, ...]]:
-        """Images to check, a few at a time; whatever needs none waits in the queue for its turn."""
+        """Yields tasks of a few images to check; records without unchecked images wait in the queue."""
         batch: list[tuple[ImageState, Path | bytes]] = []
         idle = 0
         for entry in entries:
-            waiting = entry if isinstance(entry, Skip) else self._begun(entry)
+            waiting = entry if isinstance(entry, Skip) else self._start(entry)
             self._queue.append(waiting)
             idle += 1
-            for slot, source in zip(waiting.slots, waiting.sources, strict=True) if isinstance(waiting, _PendingRecord) else ():
-                if not slot.is_known and not slot.is_sent and not store.recall(slot):
-                    slot.is_sent = True
-                    batch.append((slot, source))
+            for state, source in zip(waiting.states, waiting.sources, strict=True) if isinstance(waiting, _PendingRecord) else ():
+                if not state.is_known and not state.is_sent and not store.recall(state):
+                    state.is_sent = True
+                    batch.append((state, source))
             size = sum(len(source) for _, source in batch if isinstance(source, bytes))
             if len(batch) >= BATCH or size >= BATCH_BYTES or idle >= MAX_WAITING:
                 yield self._send(batch)
@@ -321,46 +326,46 @@ class _Preparation:
         self._sent.append(batch)
         return tuple(source for _, source in batch)
 
-    def _begun(self, item: Item) -> _PendingRecord | Skip:
-        """Everything that can be said of a record without its images."""
+    def _start(self, item: Item) -> _PendingRecord | Skip:
+        """Normalises and checks a record before its images are checked."""
         try:
             item = _normalised(item, self.options.source.text_only, self.tally)
             known = hash(item.record.id)
             if known in self._ids:
-                raise RecordError("duplicate_id", f"id {item.record.id!r} stands before already")
+                raise RecordError("duplicate_id", f"id {item.record.id!r} occurs twice")
             self._ids.add(known)
             if self.options.source.without_images:
                 return _PendingRecord(replace(item, record=name_only_record(item, self.tally), images=()), [], [])
             sources = [ref.root.fetch(ref.name) if isinstance(ref, ImageInRoot) else ref for ref in item.images]
-            slots = [self._slots.get(image_key(source)) for source in sources]
-            return _PendingRecord(item, slots, sources)
+            states = [self._states.get(image_key(source)) for source in sources]
+            return _PendingRecord(item, states, sources)
         except RecordError as error:
             return Skip(item.where, item.record.id, error.reason, error.message)
 
     def _finish_ready(self, store: ImageStore, checked: IO[bytes], skipped: IO[bytes], bar: Bar) -> None:
         while self._queue:
             head = self._queue[0]
-            if isinstance(head, _PendingRecord) and not all(slot.is_known for slot in head.slots):
+            if isinstance(head, _PendingRecord) and not all(state.is_known for state in head.states):
                 return
             self._queue.popleft()
-            outcome = head if isinstance(head, Skip) else self._finished(head, store)
+            outcome = head if isinstance(head, Skip) else self._finish(head, store)
             if isinstance(outcome, Skip):
                 skipped.write(dump_line(_skip_line(outcome)))
             else:
                 checked.write(dump_line(record_to_json(outcome)))
-            self.budget.add(outcome if isinstance(outcome, Skip) else None)
-            bar.step(1, f"{self.budget.ok} ok, {sum(self.budget.skipped.values())} skipped")
+            self.skip_limit.add(outcome if isinstance(outcome, Skip) else None)
+            bar.step(1, f"{self.skip_limit.ok} ok, {sum(self.skip_limit.skipped.values())} skipped")
 
-    def _finished(self, waiting: _PendingRecord, store: ImageStore) -> Record | Skip:
-        """The record with its images stored, or why it is skipped: one bad image drops the record."""
+    def _finish(self, waiting: _PendingRecord, store: ImageStore) -> Record | Skip:
+        """Stores the images of a record; returns the record, or a Skip where one of its images is bad."""
         item = waiting.item
         if self.options.source.without_images:
             return item.record
         try:
-            for slot in waiting.slots:
-                if slot.failure is not None:
-                    raise RecordError(slot.failure.reason, slot.failure.detail)
-            found = [slot.checked for slot in waiting.slots if slot.checked is not None]
+            for state in waiting.states:
+                if state.failure is not None:
+                    raise RecordError(state.failure.reason, state.failure.detail)
+            found = [state.checked for state in waiting.states if state.checked is not None]
             for claimed, checked in zip(item.hashes, found, strict=False):
                 if claimed != checked.sha256:
                     raise RecordError("hash_mismatch", "an image is not the one that the record was written with")
@@ -369,11 +374,11 @@ class _Preparation:
                 for claimed, checked in zip(item.sizes, found, strict=False)
             ):
                 self.tally.notes["size_differs"] += 1
-            landed = [store.land(slot, source) for slot, source in zip(waiting.slots, waiting.sources, strict=True)]
+            stored = [store.store(state, source) for state, source in zip(waiting.states, waiting.sources, strict=True)]
         except RecordError as error:
             return Skip(item.where, item.record.id, error.reason, error.message)
-        names: list[str] = [name for name, _ in landed]
-        infos: list[ImageInfo] = [info for _, info in landed]
+        names: list[str] = [name for name, _ in stored]
+        infos: list[ImageInfo] = [info for _, info in stored]
         boxes = self._boxes(item, found[0]) if found else item.record.boxes
         return replace(item.record, images=tuple(names), image_info=tuple(infos), boxes=boxes)
 
@@ -406,7 +411,7 @@ def _stored_size(facts: ImageFacts) -> tuple[int, int]:
 
 
 def _source_name(path: Path, format_name: str, chosen: Format) -> str:
-    """Never an absolute path: the same source gives the same bytes wherever it lies."""
+    """Returns the name of the source without its folder, so that the same source gives the same bytes anywhere."""
     if chosen.takes == "-":
         return format_name
     return path.resolve().name if path.exists() else str(path)
@@ -417,20 +422,20 @@ def _skip_line(skip: Skip) -> dict[str, Any]:
     return {name: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value for name, value in line.items()}
 
 
-def _told(options: PrepareOptions) -> dict[str, Any]:
-    """The options that decide what the folder holds."""
+def _options_to_json(options: PrepareOptions) -> dict[str, Any]:
+    """Returns the options that determine the content of the folder."""
     source, rule = options.source, options.split
-    told: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
+    out: dict[str, Any] = {"seed": source.seed, "map": dict(source.mapping), "text_only": source.text_only}
     if rule.shares:
-        told |= {"split": dict(rule.shares), "by": rule.by}
+        out |= {"split": dict(rule.shares), "by": rule.by}
     if source.without_images:
-        told["without_images"] = True
-    told |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
+        out["without_images"] = True
+    out |= {name: value for name, value in (("subset", source.subset), ("revision", source.revision)) if value}
     if options.sample is not None:
-        told["sample"] = options.sample
+        out["sample"] = options.sample
     if options.download.allowed:
-        told["allow_networks"] = [str(network) for network in options.download.allowed]
-    return told
+        out["allow_networks"] = [str(network) for network in options.download.allowed]
+    return out
 
 
 # Records --------------------------------------------------------------------------------------------------------------------

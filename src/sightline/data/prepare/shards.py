@@ -20,7 +20,7 @@ import numpy as np
 from sightline.data.dataset import IMAGE_INDEX, IMAGE_ROW, INDEX, INDEX_ROW, RECORDS
 from sightline.data.prepare.writer import RowWriter
 from sightline.errors import StorageError, UsageError
-from sightline.runtime import fault_injection as faults
+from sightline.runtime import fault_injection
 from sightline.runtime.logs import progress
 from sightline.runtime.storage import atomic_file, dump_line, sha256_file, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
@@ -44,8 +44,8 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """Where the members of a shard are; `records` and `images` are (offset, size) of each, in order."""
+class WrittenShard:
+    """A written shard: its hash and size, and (offset, size) of each record and image in it, in order."""
 
     sha256: str
     bytes: int
@@ -99,7 +99,7 @@ def write_shards(
     index = np.load(folder / INDEX, allow_pickle=False)
     plan = [Shard(folder, work, number, *span) for number, span in enumerate(_plan(folder, index, size))]
     (folder / "shards").mkdir(exist_ok=True)
-    _remove_strangers(folder, {shard_name(shard.number) for shard in plan})
+    _remove_unplanned(folder, {shard_name(shard.number) for shard in plan})
     entries: list[dict[str, Any]] = []
     places = int(index["images"].sum())
     pool = GuardedPool(write_shard, workers, SHARD_SECONDS)
@@ -111,7 +111,7 @@ def write_shards(
     ):
         rows, images = RowWriter(INDEX_ROW, index_file, len(index)), RowWriter(IMAGE_ROW, image_file, places)
         for shard, placed in zip(plan, pool.map(plan), strict=True):
-            faults.hit("shards.written")
+            fault_injection.hit("shards.written")
             poll()
             if isinstance(placed, TaskFailure):
                 raise StorageError(f"{folder / shard_name(shard.number)}: {placed.reason}: {placed.detail}.")
@@ -138,13 +138,13 @@ def write_shards(
 
 
 def remove_unsharded(folder: Path) -> None:
-    """Removes what the shards have taken the place of."""
+    """Removes records and image files that the shards replace."""
     (folder / RECORDS).unlink()
     shutil.rmtree(folder / "images", ignore_errors=True)
 
 
-def _remove_strangers(folder: Path, wanted: set[str]) -> None:
-    """Half-written files, and shards of an earlier try with another size."""
+def _remove_unplanned(folder: Path, wanted: set[str]) -> None:
+    """Removes incomplete files, and shards of an earlier run with another shard size."""
     sweep(folder / "shards")
     for file in (folder / "shards").iterdir():
         if file.relative_to(folder).as_posix() not in wanted:
@@ -182,7 +182,7 @@ def _lines(folder: Path, index: np.ndarray, first: int = 0, count: int | None = 
             yield file.read(int(row["size"]))
 
 
-def write_shard(task: Shard) -> Placed:
+def write_shard(task: Shard) -> WrittenShard:
     """Writes one shard, or finds it written."""
     index = np.load(task.folder / INDEX, mmap_mode="r", allow_pickle=False)
     target, note = task.folder / shard_name(task.number), task.work / f"shard-{task.number:05d}.json"
@@ -202,7 +202,7 @@ def write_shard(task: Shard) -> Placed:
             for name, old in zip(names, stored, strict=True):
                 images.append(tar.add(name, (task.folder / old).read_bytes()))
         tar.end()
-    placed = Placed(tar.hash.hexdigest(), tar.at, records, images)
+    placed = WrittenShard(tar.hash.hexdigest(), tar.at, records, images)
     write_json(note, {"source": source, "sha256": placed.sha256, "bytes": placed.bytes, "records": records, "images": images})
     return placed
 
@@ -215,13 +215,14 @@ def _source_hash(task: Shard, index: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _finished(target: Path, note: Path, source: str) -> Placed | None:
+def _finished(target: Path, note: Path, source: str) -> WrittenShard | None:
     if not note.exists() or not target.exists():
         return None
     done = json.loads(note.read_text("utf-8"))
     if done["source"] != source or sha256_file(target) != done["sha256"]:
         return None
-    return Placed(done["sha256"], done["bytes"], [tuple(row) for row in done["records"]], [tuple(row) for row in done["images"]])
+    records, images = ([(int(offset), int(size)) for offset, size in done[name]] for name in ("records", "images"))
+    return WrittenShard(done["sha256"], done["bytes"], records, images)
 
 
 class _TarWriter:

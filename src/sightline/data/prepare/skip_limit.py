@@ -1,7 +1,7 @@
-"""How many records may be skipped before work on a source is not worth going on with.
+"""The skip limit: how many records of a source may be skipped before `data prepare` stops.
 
-A few broken records are normal in any large set; many mean that a path, a column or a download is wrong, and then hours of work
-would end in a folder that nobody wants.
+A few broken records are normal in a large set; many mean that a path, a column or a download is wrong, and the result would be
+useless.
 """
 
 from collections import Counter
@@ -10,13 +10,13 @@ from pathlib import Path
 from sightline.data.readers.base import Skip
 from sightline.errors import DataError, SkipLimitError
 
-GRACE = 200  # records before the budget for skips is looked at
+GRACE = 200  # records before the share of skips is checked
 MAX_IN_A_ROW = 100
 EXAMPLES = 10
 
 
 class SkipLimit:
-    """Counts what was kept and skipped, and stops when too much is skipped.
+    """Counts kept and skipped records, and raises an error when too many are skipped.
 
     While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
     deviations), from the 200th record on; at the end the share itself decides.
@@ -53,11 +53,11 @@ class SkipLimit:
             self._stop()
 
     def finish(self) -> None:
-        """Judges the whole.
+        """Checks the totals at the end.
 
         Raises:
-            SkipLimitError: too many were skipped, or nothing is left.
-            DataError: there was nothing.
+            SkipLimitError: too many records were skipped, or none is left.
+            DataError: the source has no records.
         """
         if self.input == 0:
             raise DataError("the source has no records.")
@@ -70,7 +70,6 @@ class SkipLimit:
         examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
         ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
         raise SkipLimitError(
-            f"{lost} of {self.input} records had to be skipped, --max-skipped allows a share of {self.share:g}: "
-            f"{reasons}.{examples}\n",
-            f"Repair the source, or allow more with --max-skipped.{ids} What was done is kept in {self._where}.",
+            f"{lost} of {self.input} records were skipped, --max-skipped allows a share of {self.share:g}: {reasons}.{examples}\n",
+            f"Repair the source, or allow more with --max-skipped.{ids} Finished work is kept in {self._where}.",
         )

@@ -28,8 +28,8 @@ _ROWS = 1 << 16  # rows of an index that are held before they are written
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What `write_records` wrote."""
+class WrittenRecords:
+    """Counts and fingerprint of the records that `write_records` wrote."""
 
     splits: dict[str, int]
     image_places: int
@@ -44,7 +44,9 @@ def read_lines(path: Path) -> Iterator[Record]:
             yield record_from_json(json.loads(line))
 
 
-def write_records(work: Path, checked: Path, count: int, rule: SplitRule, poll: Callable[[], None] = lambda: None) -> Written:
+def write_records(
+    work: Path, checked: Path, count: int, rule: SplitRule, poll: Callable[[], None] = lambda: None
+) -> WrittenRecords:
     """Writes `records.jsonl` and `index.npy` in `work`.
 
     Args:
@@ -80,18 +82,18 @@ def write_records(work: Path, checked: Path, count: int, rule: SplitRule, poll: 
             if code >= MAX_SPLITS:
                 raise DataError(f"more than {MAX_SPLITS} splits, e.g. {record.split!r}.", "Is 'split' mapped to the right key?")
             splits[record.split] += 1
-            told = record_to_json(record)
-            line = dump_line(told)
+            json_record = record_to_json(record)
+            line = dump_line(json_record)
             records.write(line)
             index.add((offset, places, len(line), 0, len(record.images), code))
-            fingerprint.add(told)
+            fingerprint.add(json_record)
             for info in record.image_info:
                 numbers.add(name_number(info.sha256))
             offset += len(line)
             places += len(record.images)
         index.flush()
     ordered = {name: splits[name] for name in codes}
-    return Written(ordered, places, np.unique(numbers.rows()), fingerprint.value())
+    return WrittenRecords(ordered, places, np.unique(numbers.rows()), fingerprint.value())
 
 
 def _split_function(checked: Path, rule: SplitRule) -> Callable[[Record], str]:

@@ -249,8 +249,8 @@ class _Headers:
             raise self._damaged(what, self.at - len(header))
         # the checksum counts its own field as blanks; some old writers summed signed bytes
         body = header[:148] + b" " * 8 + header[156:]
-        told = self._number(header[148:156])
-        if told not in (sum(body), sum(byte - 256 if byte > 127 else byte for byte in body)):
+        checksum = self._number(header[148:156])
+        if checksum not in (sum(body), sum(byte - 256 if byte > 127 else byte for byte in body)):
             raise self._damaged("a header is damaged" if self.at > _BLOCK else "this is not a tar", self.at - _BLOCK)
         return header
 

@@ -1,9 +1,9 @@
-"""What every source format shares: items, skips, options, and the few decisions that must be made once.
+"""Shared by all readers of source formats: items, skips, options, and common conversions.
 
-A source is a function `read(path, options, tally)` that yields an `Item` for each record it finds and a `Skip` for each it
-cannot use; a file that is damaged as a whole raises DataError. It never opens an image: it names where the bytes are. Fields
-that a format does not use are counted in `tally.ignored` under their name, never guessed at. Files, archive members and rows that
-no record used are counted there too, under a reason, with their first names (`Tally.ignore`, `Tally.close`).
+A reader is a function `read(path, options, tally)` that yields an `Item` for each record and a `Skip` for each record that it
+cannot use; it raises DataError where a file as a whole is damaged. It opens no images but names their locations. Fields that a
+format does not use are counted in `tally.ignored` under their name. Files, archive members and rows that no record uses are
+counted there under a reason, with their first names (`Tally.ignore`, `Tally.close`).
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from sightline.types import Record
 
 DEFAULT_SPLIT = "train"
 LISTED_NAMES = 20  # names kept for each reason of `Tally.ignored`
-SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}  # one name for the held-out split, whatever the source says
+SPLIT_NAMES = {"dev": "val", "valid": "val", "validation": "val"}  # other names of the validation split
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Item:
     """A record before its images are checked and stored.
 
     Attributes:
-        record: complete but for `images` and `image_info`.
-        images: where the bytes are, in the order of the record's image places.
+        record: the record without `images` and `image_info`.
+        images: locations or bytes of the images, in the order of the record's image parts.
         where: `file:line` or `file[row]`, for messages.
-        sizes: width and height that the source claims for each image; empty when it claims none.
-        hashes: sha256 that the source claims for each image; empty when it claims none.
+        sizes: width and height that the source states for each image; empty where it states none.
+        hashes: sha256 that the source states for each image; empty where it states none.
         pixel_boxes: label and `[x, y, width, height]` in pixels of the first image, for sources that do not know its size.
         has_shown_boxes: boxes refer to the image as shown; otherwise to its stored pixels, before the turn that EXIF asks for.
     """
@@ -73,10 +73,10 @@ class Skip:
 
 @dataclass(slots=True)
 class Tally:
-    """Accounts for everything that a reader meets.
+    """Counts what a reader does not use: fields, files, archive members and rows.
 
-    A reader names the files that it reads with `use`; whoever pulls its items names their images with `use_images`, and calls
-    `close` at the end, which counts every file and archive member that nothing has named. Takes 8 bytes for each name.
+    A reader registers the files that it reads with `use`; the caller registers the images of its items with `use_images`, and
+    calls `close` at the end, which counts every unregistered file and archive member. Uses 8 bytes per name.
 
     Attributes:
         ignored: fields that nothing reads by name; files, members and rows that no record used by reason.
@@ -99,11 +99,11 @@ class Tally:
             names.append(name.encode("utf-8", "replace").decode())
 
     def use(self, *files: Path) -> None:
-        """Names files that are read."""
+        """Registers files that are read."""
         self._used.extend(hash(os.path.realpath(file)) for file in files)
 
     def use_images(self, refs: Iterable[ImageRef]) -> None:
-        """Names the images of an item."""
+        """Registers the images of an item."""
         for ref in refs:
             if isinstance(ref, ImageInRoot):
                 self._roots.setdefault(id(ref.root), ref.root)
@@ -112,8 +112,8 @@ class Tally:
                     self._folders.add(os.path.dirname(place))
 
     def close(self, folders: Iterable[Path], leave_out: Path, *, with_images: bool = True) -> None:
-        """Counts what nothing has named: in `folders` every file, in archives every member, in other folders that hold an image
-        in use the images beside it.
+        """Counts what is not registered: every file in `folders`, every member of archives, and in other folders with a used image
+        the other images.
 
         Args:
             folders: the source and `--images`, where they are folders; looked through with all that lies below.
@@ -153,11 +153,11 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """What the command line says about a source.
+    """Options of a source format.
 
     Attributes:
-        images: folder, zip or tar that image names are relative to; None for the format's own place.
-        mapping: our field -> the source's key, as in `--map caption=text`; an empty key switches the field off.
+        images: folder, zip or tar that image names are relative to; None uses the default of the format.
+        mapping: Sightline's field -> the source's key, as in `--map caption=text`; an empty key disables the field.
         subset, revision: of a data set of the Hub.
         text_only: leave images out and keep the text of captions.
         without_images: keep the names of images and look for no file.
@@ -183,11 +183,11 @@ Reader = Callable[[Path, SourceOptions, Tally], Iterator[Item | Skip]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An entry of the registry.
+    """A source format.
 
     Attributes:
-        read: the source.
-        fields: our fields that `--map` may point at another key.
+        read: its reader.
+        fields: Sightline's fields that `--map` may map to another key.
         licence: what is known of the licence of the published set.
         takes: a path that exists, a name (or path) that the reader looks up itself, or `-` for a generator.
         is_remote: images are URLs.
@@ -202,7 +202,7 @@ class Format:
     groups_by_image: bool = False
 
     def check_mapping(self, mapping: Mapping[str, str], name: str) -> None:
-        """Refuses `--map` of a field that this format does not have.
+        """Checks that this format has the fields of `--map`.
 
         Raises:
             UsageError: names the fields there are.
@@ -212,7 +212,7 @@ class Format:
                 raise UsageError(f"--map {key}=...: format {name!r} has no field {key!r}.", f"It has {', '.join(self.fields)}.")
 
 
-# Decisions made once --------------------------------------------------------------------------------------------------------
+# Common conversions ---------------------------------------------------------------------------------------------------------
 
 
 def parse_mapping(arguments: Iterable[str]) -> dict[str, str]:
@@ -268,18 +268,18 @@ def split_name(value: Any) -> str:
 
 
 def count_ignored(row: Mapping[str, Any], used: Iterable[str], tally: Tally, prefix: str = "") -> None:
-    """Counts the fields of a row that nothing reads."""
+    """Counts the fields of a row that are not used."""
     for name in row.keys() - set(used):
         tally.ignored[f"{prefix}{name}"] += 1
 
 
 def uniform(seed: int, *keys: object) -> float:
-    """A number in [0, 1) that depends on the seed and the keys alone: the same on every machine and for any order."""
+    """Returns a number in [0, 1) that depends only on the seed and the keys."""
     digest = hashlib.sha256("\0".join(map(str, (seed, *keys))).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
 def shown(value: Any) -> str:
-    """A value for a message, at most 60 characters."""
+    """Formats a value for a message, in at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

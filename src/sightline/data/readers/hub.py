@@ -50,7 +50,7 @@ def _numbered(
             yield first + place, f"{split}[{place}]", labels(row)
             place += 1
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path}: split {split!r}, row {place}: {_told(error)}.") from error
+        raise DataError(f"{path}: split {split!r}, row {place}: {_error_text(error)}.") from error
 
 
 def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[str, Any]]:
@@ -64,12 +64,12 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             tally.use(*(Path(file) for files in (builder.config.data_files or {}).values() for file in files))
             found = builder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path}: {_told(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
+        raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
     splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
     for name, rows in splits.items():
         stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
         yield str(name), stream.decode(False)
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

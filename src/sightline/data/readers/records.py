@@ -25,11 +25,11 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:
         captions = values.get("captions")
-        if isinstance(captions, list) and len(captions) > 1:  # one empty caption among several costs itself alone
-            told = [caption for caption in captions if not isinstance(caption, str) or caption.strip()]
-            if told and len(told) < len(captions):
-                values["captions"] = told
-                tally.notes["empty_caption"] += len(captions) - len(told)
+        if isinstance(captions, list) and len(captions) > 1:  # an empty caption among several is dropped
+            filled = [caption for caption in captions if not isinstance(caption, str) or caption.strip()]
+            if filled and len(filled) < len(captions):
+                values["captions"] = filled
+                tally.notes["empty_caption"] += len(captions) - len(filled)
         if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
             values["id"] = make_id(values.pop(options.mapping["id"], None), number)
         record = record_from_json(values)

@@ -1,7 +1,7 @@
-"""Where images named by a source are found: a folder, a zip or a tar. A name never leads outside of it.
+"""Roots of image names: a folder, a zip or a tar. A name cannot lead outside of its root.
 
-A root hands out a path (a regular file inside the folder, links resolved) or the bytes of an archive's member; it refuses names
-that are absolute, climb, or point elsewhere before any file is opened.
+A root returns the path of a regular file inside the folder, with links resolved, or the bytes of an archive member. Absolute names,
+names with `..`, and links that lead outside are refused before any file is opened.
 """
 
 import os

@@ -28,7 +28,7 @@ from sightline.data.readers.base import (
 from sightline.data.readers.boxes import kept_boxes, labelled_box
 from sightline.data.readers.roots import FirstOf, ImageRoot
 from sightline.data.readers.strict_json import JsonStream, json_lines, parse_json
-from sightline.data.readers.turns import TEXT_FIELDS, said
+from sightline.data.readers.turns import TEXT_FIELDS, row_text
 from sightline.errors import DataError, RecordError
 from sightline.types import Box, Record
 
@@ -109,7 +109,7 @@ class TableRow:
             RecordError: a field is missing or of the wrong form.
         """
         images = image_refs(self.get("image"), root, is_base64)
-        text = said(self.get, len(images))
+        text = row_text(self.get, len(images))
         boxes, crowd = self._boxes(tally)
         pixel_box = self.get("pixel_box")
         record = Record(
@@ -177,8 +177,8 @@ def require_columns(names: Collection[str], keys: Keys, options: SourceOptions, 
         wanted = [key for field in fields for key in all_keys(named.get(field, "")) if key]
         if not set(wanted) & set(names) and not (name == "image" and (options.text_only or not wanted)):
             alone = ", or --map image= if it is text alone" if name == "image" else ""
-            told = " or ".join(map(repr, wanted))
-            raise DataError(f"{place}: no column {told}; {has}", f"Name the column: --map {name}=COLUMN{alone}.")
+            missing = " or ".join(map(repr, wanted))
+            raise DataError(f"{place}: no column {missing}; {has}", f"Name the column: --map {name}=COLUMN{alone}.")
 
 
 def all_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:

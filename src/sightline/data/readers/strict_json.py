@@ -1,4 +1,4 @@
-"""JSON as it is specified: no NaN or infinity, no key twice, UTF-8; read as a stream, so that a file may be larger than memory.
+"""Reads strict JSON (no NaN or infinity, no duplicate keys, UTF-8) as a stream, so that a file may be larger than memory.
 
 `JsonStream` walks one document: arrays and objects are entered and their members come one at a time. `json_lines` reads a file
 of one object per line. An error names the file, line, column and position.

@@ -185,8 +185,8 @@ def _captions_of_row(row: dict[str, Any] | RecordError, group: str) -> tuple[str
     if isinstance(row, RecordError):
         return row
     try:
-        told = [row[name] for name in CAPTIONS_OF_ROWS if row.get(name) is not None]
-        return make_id(row.get(group, ""), 0), tuple(text for value in told for text in texts(value, "captions"))
+        values = [row[name] for name in CAPTIONS_OF_ROWS if row.get(name) is not None]
+        return make_id(row.get(group, ""), 0), tuple(text for value in values for text in texts(value, "captions"))
     except RecordError as error:
         return error
 
@@ -257,8 +257,8 @@ def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tall
                     yield number, f"{file.name}[{number}]", labels(row)
                     number += 1
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damaged bytes raise any of them
-        told = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: damaged at row {number}: {told}.", "Is the download complete?") from error
+        message = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: damaged at row {number}: {message}.", "Is the download complete?") from error
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""Text of a row as captions or as a conversation, from the shapes that published sets use.
+"""Reads the text of a row as captions or a conversation, in the formats of published data sets.
 
 LLaVA's turns with `<image>` marks, The Cauldron's `{user, assistant}` pairs, the chat schema, question with answers or with
-choices, captions. Each shape is known by our name of its field; `said` is the one place that turns a row into text.
+choices, captions. Each shape is known by our name of its field; `row_text` converts a row to text.
 """
 
 import re
@@ -28,11 +28,11 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a row says: captions or messages, all accepted answers, and what the choices were.
+class RowText:
+    """Text of a row: captions or messages, all accepted answers, and the choices.
 
     Attributes:
-        has_images_first: the conversation marked no place for its images, so they were put before its first question.
+        has_images_first: the conversation had no image markers, so the images were put before its first question.
     """
 
     captions: tuple[str, ...] = ()
@@ -54,12 +54,12 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in values)
 
 
-def said(get: Callable[[str], Any], num_images: int) -> Said:
+def row_text(get: Callable[[str], Any], num_images: int) -> RowText:
     """Reads the text of a row.
 
     Args:
         get: the value of one of our fields, None where the row has none.
-        num_images: images of the row; shapes without marks show them all before the first question.
+        num_images: images of the row; formats without markers put them all before the first question.
 
     Raises:
         RecordError: the row has no text (`no_text`), or a field is of the wrong form (`bad_{field}`).
@@ -69,15 +69,15 @@ def said(get: Callable[[str], Any], num_images: int) -> Said:
         if value is not None:
             messages = read(value, num_images)
             if name in ("conversations", "messages") and num_images and not any(message.num_images for message in messages):
-                return Said(messages=_with_images_first(messages, num_images), has_images_first=True)
-            return Said(messages=messages)
+                return RowText(messages=_with_images_first(messages, num_images), has_images_first=True)
+            return RowText(messages=messages)
     question = get("question")
     if question is not None:
-        return asked(question, get("choices"), get("answer"), get("hint"), num_images)
+        return question_text(question, get("choices"), get("answer"), get("hint"), num_images)
     for name in ("captions", "caption"):
         value = get(name)
         if value is not None:
-            return Said(captions=texts(value, name))
+            return RowText(captions=texts(value, name))
     raise RecordError("no_text", "the row has no caption, question or conversation")
 
 
@@ -188,7 +188,7 @@ def question_messages(question: str, answer: str, num_images: int) -> tuple[Mess
     return Message("user", (*places, Part(question.strip()))), Message("assistant", (Part(answer.strip()),))
 
 
-def asked(question: Any, choices: Any, answer: Any, hint: Any, num_images: int) -> Said:
+def question_text(question: Any, choices: Any, answer: Any, hint: Any, num_images: int) -> RowText:
     """A question with its answers, or with choices and the index of the right one.
 
     The answer that is trained on is the most frequent one, the first of them in a tie.
@@ -203,10 +203,10 @@ def asked(question: Any, choices: Any, answer: Any, hint: Any, num_images: int) 
     if choices is not None:
         return _chosen(question, choices, answer, num_images)
     answers = answer_texts(answer)
-    return Said(messages=question_messages(question, most_frequent(answers), num_images), answers=answers)
+    return RowText(messages=question_messages(question, most_frequent(answers), num_images), answers=answers)
 
 
-def _chosen(question: str, choices: Any, answer: Any, num_images: int) -> Said:
+def _chosen(question: str, choices: Any, answer: Any, num_images: int) -> RowText:
     options = texts(choices, "choices")
     if not 2 <= len(options) <= len(_LETTERS):
         raise RecordError("bad_choices", f"between 2 and {len(_LETTERS)} choices are expected, got {len(options)}")
@@ -214,7 +214,7 @@ def _chosen(question: str, choices: Any, answer: Any, num_images: int) -> Said:
         raise RecordError("bad_answer", f"the answer must be the index of one of {len(options)} choices, got {shown(answer)}")
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
     letter = _LETTERS[answer]
-    return Said(
+    return RowText(
         messages=question_messages(f"{question.strip()}\n{listed}", letter, num_images),
         answers=(letter,),
         meta={"choices": list(options), "answer_index": answer},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sightline.assembly.config.schema import ModelConfig
-from sightline.config import Tree, read_yaml, to_yaml, validate
+from sightline.config import Tree, read_yaml, to_yaml, validate_tree
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import TILINGS, AnyResConfig, CoverConfig, SplitConfig, TilingConfig, WholeConfig
 from sightline.data.images.tilings.anyres import GRIDS, best_grid
@@ -219,7 +219,7 @@ def test_every_tiling_is_in_the_registry_under_its_kind() -> None:
 def test_a_tiling_survives_its_configuration_file(tiling: TilingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("config") / "model.yaml"
     file.write_text(to_yaml(ModelConfig.model_validate({"tiling": tiling})))
-    assert validate(ModelConfig, read_yaml(file)).tiling == tiling
+    assert validate_tree(ModelConfig, read_yaml(file)).tiling == tiling
 
 
 @pytest.mark.parametrize("kind", ["anyres", "cover", "split"])
@@ -246,4 +246,4 @@ def test_a_tiling_refuses_an_encoder_that_it_cannot_cut_for(kind: str) -> None:
 )
 def test_a_wrong_section_is_refused_with_its_key(section: dict[str, object], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
-        validate(ModelConfig, Tree({"tiling": section}))
+        validate_tree(ModelConfig, Tree({"tiling": section}))

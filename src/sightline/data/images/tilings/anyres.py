@@ -1,7 +1,7 @@
 """`anyres`: LLaVA-NeXT's any resolution with spatial unpad.
 
-The image is seen twice: squashed to one tile, and as a grid of tiles. The tiles' visual tokens are put together to one map, the
-rows or columns that show nothing but padding are cut off, and a learned separator ends each row of the map.
+The encoder gets the image twice: squashed to one tile, and as a grid of tiles. The tiles' visual tokens are joined to one map, rows
+or columns that hold only padding are removed, and a learned separator ends each row of the map.
 """
 
 import math
@@ -39,9 +39,9 @@ class AnyResConfig(TiledConfig):
 
     kind: Literal["anyres"] = "anyres"
     grids: Literal["llava_next", "up_to_6x6"] | tuple[Grid, ...] = "llava_next"
-    """Grids of tiles to choose from, as `[rows, columns]`, or a named list; of equally good ones the first is taken."""
+    """Grids of tiles to choose from, as `[rows, columns]`, or a named list; among equally good ones the first is used."""
     max_tiles: int | None = Field(default=None, ge=1)
-    """Leave out grids of more tiles."""
+    """Exclude grids with more tiles."""
 
     @property
     def num_separators(self) -> int:
@@ -49,10 +49,10 @@ class AnyResConfig(TiledConfig):
 
     @property
     def choices(self) -> tuple[tuple[int, int], ...]:
-        """The grids that an image may get.
+        """The grids to choose from.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: no grid is left.
         """
         named = GRIDS[self.grids] if isinstance(self.grids, str) else self.grids
         found = tuple(grid for grid in named if self.max_tiles is None or grid[0] * grid[1] <= self.max_tiles)
@@ -67,7 +67,7 @@ class AnyResConfig(TiledConfig):
     def check_grid(self, grid: tuple[int, int]) -> None:
         if grid[0] == 1 and grid[1] > 1:
             raise ConfigError(
-                f"model.tiling 'anyres' puts the tokens of tiles together to a map; this connector gives {grid[1]} tokens without "
+                f"model.tiling 'anyres' joins the tokens of tiles to a map, but this connector gives {grid[1]} tokens without "
                 "rows and columns.",
                 "Use another tiling, or a connector that keeps the grid.",
             )
@@ -99,9 +99,9 @@ def _layout(config: AnyResConfig, width: int, height: int, grid: tuple[int, int]
 
 
 def best_grid(width: int, height: int, choices: tuple[tuple[int, int], ...], side: int) -> tuple[int, int]:
-    """The grid that keeps most of the image's pixels, and among those wastes fewest of its own.
+    """Returns the grid that keeps most of the image's pixels and, among those, wastes the fewest of its own.
 
-    In floats and with the same roundings as transformers' `select_best_resolution`, since a pixel decides between near equals.
+    Uses floats and the roundings of transformers' `select_best_resolution`, because one pixel can decide between similar grids.
     """
 
     def kept_and_unwasted(grid: tuple[int, int]) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def best_grid(width: int, height: int, choices: tuple[tuple[int, int], ...], sid
 
 
 def fitted_size(width: int, height: int, full_width: int, full_height: int) -> tuple[int, int]:
-    """Width and height of the image scaled into a canvas, rounded up (in floats, as `get_patch_output_size`)."""
+    """Returns width and height of the image scaled into a canvas, rounded up (as transformers' `get_patch_output_size`)."""
     by_width, by_height = full_width / width, full_height / height
     if by_width < by_height:
         return full_width, min(math.ceil(height * by_width), full_height)
@@ -122,7 +122,7 @@ def fitted_size(width: int, height: int, full_width: int, full_height: int) -> t
 
 
 def unpadded(token_map: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The part of a map of tokens that an image of `width x height` covers when it is centred in it, aspect kept."""
+    """Returns the part of a token map that an image of `width x height` covers when it is scaled and centred in the map."""
     rows, columns = token_map.shape
     if width * rows > columns * height:
         padding = (rows - height * columns // width) // 2

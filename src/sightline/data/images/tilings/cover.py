@@ -1,4 +1,4 @@
-"""`cover`: AlignVLM's tiles, with the grid that the image covers best."""
+"""`cover`: AlignVLM's tiling: the grid of tiles that the image covers best."""
 
 from fractions import Fraction
 from functools import lru_cache
@@ -17,15 +17,15 @@ from sightline.types import IMAGE
 class CoverConfig(TiledConfig):
     """AlignVLM (Masry et al. 2025, section 3.1): at most 9 tiles, the aspect chosen by coverage ratio, `F = concat_t F_t`.
 
-    The paper says no more. Chosen here: the coverage of a grid is the share of it that the image fills when it is scaled into
-    it, aspect kept. Of grids with equal coverage (1x1, 2x2 and 3x3, say) the smallest that does not shrink the image is taken,
-    else the largest. The image is then stretched to the whole grid, so that no token shows padding, and the tiles' tokens follow
-    each other in raster order with nothing between them.
+    The paper leaves the rest open. Here the coverage of a grid is the share of it that the image fills when it is scaled into the
+    grid with its aspect ratio kept. Of grids with equal coverage (1x1, 2x2 and 3x3, say) the smallest that does not shrink the
+    image is used, else the largest. The image is then stretched to the whole grid, so that no token holds padding, and the tiles'
+    tokens follow each other in raster order without separators.
     """
 
     kind: Literal["cover"] = "cover"
     max_tiles: int = Field(default=9, ge=1, le=64)
-    """Most tiles of a grid."""
+    """Maximum number of tiles."""
     with_global: bool = False
     """Add the image squashed to one tile, at the end, where there is more than one tile; the paper has tiles alone."""
 
@@ -50,7 +50,7 @@ def _layout(config: CoverConfig, width: int, height: int, per_crop: int) -> Layo
 
 
 def best_cover(width: int, height: int, max_tiles: int, side: int) -> tuple[int, int]:
-    """Rows and columns of the grid of at most `max_tiles` tiles that the image covers best."""
+    """Returns rows and columns of the grid of at most `max_tiles` tiles that the image covers best."""
 
     def rank(grid: tuple[int, int]) -> tuple[Fraction, bool, int]:
         holds = grid[0] * side >= height and grid[1] * side >= width
@@ -62,6 +62,6 @@ def best_cover(width: int, height: int, max_tiles: int, side: int) -> tuple[int,
 
 
 def coverage(width: int, height: int, rows: int, columns: int) -> Fraction:
-    """Share of a grid that an image fills when it is scaled into it, aspect kept; exact, so that equals are equal."""
+    """Returns the share of a grid that an image fills when it is scaled into it; exact, so that ties are detected."""
     across, down = columns * height, rows * width
     return Fraction(min(across, down), max(across, down))

@@ -1,7 +1,7 @@
-"""The image processors of whole vision-language models: how they prepare a crop, and how they tile.
+"""Reads image processors of vision-language models as a preparation of crops and a tiling.
 
-What the processors of encoders do is known to `ImagePreparation` alone; those of LLaVA-NeXT, Idefics3 and SmolVLM also cut
-images, and here their files become a preparation and a tiling whose pixels are the same bit for bit.
+`ImagePreparation` covers the processors of encoders. Those of LLaVA-NeXT, Idefics3 and SmolVLM also tile images; the preparation
+and tiling read here give the same pixels, bit for bit.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from sightline.errors import ConfigError
 
 Tiling = AnyResConfig | SplitConfig | WholeConfig
 
-# The processors of encoders that have the same defaults where a file is silent.
+# Encoder processors with the same defaults for missing keys, and the default filter.
 _LIKE = {"Idefics3": ("SiglipImageProcessor", 1), "LlavaNext": ("BlipImageProcessor", 3), "SmolVLM": ("SiglipImageProcessor", 1)}
 
 
 def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) -> tuple[ImagePreparation, Tiling]:
-    """How the image processor in a folder prepares and tiles images.
+    """Reads how the image processor in a folder prepares and tiles images.
 
     Args:
         path: a folder as `save_pretrained` writes it, or a Hub id; of an encoder or of a vision-language model.
@@ -31,7 +31,7 @@ def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) 
         draft: see the field of `ImagePreparation`.
 
     Raises:
-        ConfigError: there is no processor file, it is damaged, or its kind is not known.
+        ConfigError: there is no processor file, it is damaged, or its kind is not supported.
     """
     settings, file = read_processor_file(str(path))
     name = str(settings.get("image_processor_type")).removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
@@ -75,10 +75,10 @@ def _llava_next(settings: dict[str, Any], file: str) -> tuple[int, AnyResConfig]
 
 
 def grids_of(pinpoints: Any, side: int, file: str) -> tuple[tuple[int, int], ...]:
-    """LLaVA-NeXT's `[height, width]` in pixels as rows and columns of tiles.
+    """Converts LLaVA-NeXT's `image_grid_pinpoints` (`[height, width]` in pixels) to rows and columns of tiles.
 
     Raises:
-        ConfigError: they are no multiples of the tile.
+        ConfigError: a size is no multiple of the tile.
     """
     out = []
     for pair in pinpoints if isinstance(pinpoints, list | tuple) else [pinpoints]:

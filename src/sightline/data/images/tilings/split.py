@@ -1,4 +1,4 @@
-"""`split`: Idefics3's and SmolVLM's image splitting with tokens for row and column, and the whole image at the end."""
+"""`split`: image splitting of Idefics3 and SmolVLM, with text tokens for row and column, and the whole image last."""
 
 import math
 from functools import lru_cache
@@ -27,9 +27,9 @@ class SplitConfig(TiledConfig):
 
     kind: Literal["split"] = "split"
     longest_edge: int | None = Field(default=None, ge=1, le=MAX_SIDE)
-    """Length of the longer side before it is cut; four tiles by default, as in Idefics3 and SmolVLM2-500M."""
+    """Length in pixels of the longer side before tiling; four tiles by default, as in Idefics3 and SmolVLM2-500M."""
     splits: bool = True
-    """Without it an image is one crop, between the same tokens."""
+    """Tile images; False makes each image one crop between the same text tokens."""
 
     @property
     def longest(self) -> int:
@@ -38,7 +38,7 @@ class SplitConfig(TiledConfig):
     @property
     def tokens(self) -> tuple[str, ...]:
         most = math.ceil(scaled_size(1, 1, self.longest)[1] / self.side) if self.splits else 1
-        places = tuple(place(row, column) for row in range(most) for column in range(most)) if most > 1 else ()
+        places = tuple(tile_token(row, column) for row in range(most) for column in range(most)) if most > 1 else ()
         return (AROUND, GLOBAL, *places)
 
     def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
@@ -54,7 +54,7 @@ class SplitConfig(TiledConfig):
         return np.concatenate([cut(stretched, side), np.asarray(resized(stretched, side, side, preparation))[None]])
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of tiles; (0, 0) for an image that is one crop."""
+        """Returns rows and columns of tiles; (0, 0) for an image that is a single crop."""
         if not self.splits:
             return 0, 0
         side = self.side
@@ -72,21 +72,21 @@ class SplitConfig(TiledConfig):
 @lru_cache(maxsize=CACHED_LAYOUTS)
 def _layout(config: SplitConfig, width: int, height: int, per_crop: int) -> Layout:
     rows, columns = config.grid(width, height)
-    lines = ["".join(f"{AROUND}{place(row, column)}{IMAGE}" for column in range(columns)) + "\n" for row in range(rows)]
+    lines = ["".join(f"{AROUND}{tile_token(row, column)}{IMAGE}" for column in range(columns)) + "\n" for row in range(rows)]
     text = "".join(lines) + ("\n" if rows else "") + f"{AROUND}{GLOBAL}{IMAGE}{AROUND}"
     crops = rows * columns + 1
     return Layout(text, (per_crop,) * crops, read_only(np.arange(crops * per_crop)), crops)
 
 
-def place(row: int, column: int) -> str:
-    """The token before a tile; rows and columns count from 1."""
+def tile_token(row: int, column: int) -> str:
+    """Returns the text token before a tile; rows and columns count from 1."""
     return f"<row_{row + 1}_col_{column + 1}>"
 
 
 def scaled_size(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Width and height with the longer side at `longest`, the shorter one made even, and neither above 4096.
+    """Returns width and height with the longer side at `longest`, the shorter side even, and neither above 4096.
 
-    With the roundings of transformers' Idefics3: by floats, cut to whole pixels.
+    Rounds as transformers' Idefics3 does: floats, rounded down.
     """
     aspect = width / height
     if width >= height:
