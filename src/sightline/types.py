@@ -103,6 +103,11 @@ class Record:
     split: str = "train"
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Equal for records with the same images: their sha256 (in shards each record has its own paths), else their paths."""
+        return tuple(info.sha256 for info in self.image_info) or self.images
+
 
 # Sample ---------------------------------------------------------------------------------------------------------------------
 

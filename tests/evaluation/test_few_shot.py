@@ -4,7 +4,7 @@ import pytest
 
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import UsageError
-from sightline.evaluation.few_shot import draw_shots, pictures_of
+from sightline.evaluation.few_shot import draw_shots
 from sightline.types import Record
 from tests.data.pictures import picture, prepared, put
 
@@ -38,9 +38,9 @@ def draw(sets: tuple[Dataset, Dataset], record: Record, count: int = 3, seed: in
 def test_examples_show_other_pictures_than_the_question_and_than_each_other(sets: tuple[Dataset, Dataset]) -> None:
     """Six pictures of the pool are those of questions, by their bytes and not by their names; one stands there twice."""
     for record in sets[0].records():
-        shared = sum(pictures_of(other) == pictures_of(record) for other in sets[1].records())
+        shared = sum(other.image_keys == record.image_keys for other in sets[1].records())
         most = draw(sets, record, 12 - bool(shared))
-        shown = [hash_ for example in (record, *most) for hash_ in pictures_of(example)]
+        shown = [hash_ for example in (record, *most) for hash_ in example.image_keys]
         assert len(set(shown)) == len(shown)
         assert all(captioned(example) for example in most)
 

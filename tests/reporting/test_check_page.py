@@ -7,7 +7,7 @@ from sightline.assembly.inspect.check import CheckRequest, check_data
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.data.check import CheckOptions
 from sightline.data.check.report import DataReport
-from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
+from sightline.reporting.check_page import ExampleRecord, check_page, shown_locations
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, jpeg, png, question, record, scene, stored
 from tests.reporting.helpers import EVIL, Reader, read
@@ -91,12 +91,12 @@ def test_pictures_that_several_records_of_a_split_speak_of_are_not_shown_as_copi
     rows = [question(f"q{n}", "a.png", f"what {n}?", ["x"]) for n in range(4)]
     report, _ = made(tmp_path, rows, {"a.png": png(scene(0))})
     assert report.checked.duplicates.within["pictures"][0].repeated == 1
-    assert list(shown_spots(report)) == []
+    assert list(shown_locations(report)) == []
 
 
 def test_a_page_without_pictures_at_hand_still_says_what_it_would_show(tmp_path: Path) -> None:
     report, _ = made(tmp_path, [record("a", "a.png"), record("b", "a.png", "val")], {"a.png": png(scene(0))})
-    spots = list(shown_spots(report))
+    spots = list(shown_locations(report))
     assert spots == [(0, 0, 0), (0, 1, 0)]
     page = check_page(report, {}, [ExampleRecord(("x" * 500,), png(scene(1)))], "1.2.3")
     assert "a and b" in page

@@ -114,7 +114,7 @@ def _print(report: "DataReport", html: Path | None, listing: Path | None) -> Non
     _counts(console, "cannot be used", checked.bad.counts)
     _counts(console, "odd pictures", checked.odd.counts)
     for fault in checked.bad.first[:5]:
-        console.print(Text(f"  {fault.id or f'record {fault.spot.record}'}: {fault.reason}: {fault.detail}"), soft_wrap=True)
+        console.print(Text(f"  {fault.id or f'record {fault.location.record}'}: {fault.reason}: {fault.detail}"), soft_wrap=True)
     for make in (check_tables.spreads, check_tables.labels, check_tables.overlaps, check_tables.repeats):
         _table(console, make(report))
     if report.training is not None:

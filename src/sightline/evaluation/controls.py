@@ -1,6 +1,6 @@
-"""Controls: the same evaluation with the picture taken away or exchanged.
+"""Controls: the same evaluation with the image taken away or exchanged.
 
-`blind` shows a uniform picture of the encoder's mean colour, of the same size, in place of each image. `shuffled` gives every
+`blind` shows a uniform image of the encoder's mean colour, of the same size, in place of each image. `shuffled` gives every
 record the images of another record; a record that no other can exchange with is left out and counted as `not_exchangeable`. A model
 that looks scores lower on both; one that does not, does not.
 """
@@ -28,7 +28,7 @@ NOT_EXCHANGEABLE = "not_exchangeable"  # reason under which records without a pa
 
 
 class BlindPixelLoader:
-    """A uniform picture of the encoder's mean colour in place of every image, at the image's own size.
+    """A uniform image of the encoder's mean colour in place of every image, at the image's own size.
 
     Args:
         preparation, tiling: as those of the model.
@@ -39,17 +39,17 @@ class BlindPixelLoader:
         self.colour = tuple(round(mean / preparation.rescale) for mean in preparation.mean)
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Prepared pixels of the uniform pictures; no file is opened."""
+        """Prepared pixels of the uniform images; no file is opened."""
         sizes = [(info.width, info.height) for info in record.image_info]
-        pictures = [Image.new("RGB", size, self.colour) for size in sizes]
-        return VisualInputs(np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures]))
+        images = [Image.new("RGB", size, self.colour) for size in sizes]
+        return VisualInputs(np.concatenate([self.tiling.crops(image, self.preparation) for image in images]))
 
 
 class BlindFeatureLoader:
-    """The encoder's outputs for those uniform pictures, for a model that reads stored features.
+    """The encoder's outputs for those uniform images, for a model that reads stored features.
 
     Args:
-        blind: makes the uniform pictures.
+        blind: makes the uniform images.
         encode: from prepared crops to features, float32.
         row_format: of the store; the outputs are rounded as it would round them.
     """
@@ -64,7 +64,7 @@ class BlindFeatureLoader:
         self._known: dict[bytes, np.ndarray] = {}
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Features of the uniform pictures; equal crops are encoded once."""
+        """Features of the uniform images; equal crops are encoded once."""
         pixels = self.blind.load(dataset, record).pixels
         assert pixels is not None
         return VisualInputs(features=np.stack([self._of(crop) for crop in pixels]))
@@ -77,7 +77,7 @@ class BlindFeatureLoader:
 
 
 class MeanFeatureLoader:
-    """The mean row of an external table in place of every picture's: where no encoder is, no uniform picture can be shown.
+    """The mean row of an external table in place of every image's: where no encoder is, no uniform image can be shown.
 
     Args:
         store: the table.
@@ -108,8 +108,8 @@ def exchange_images(records: list[Record], seed: int = 0) -> list[Record]:
         if record.images:
             by_count.setdefault(len(record.images), []).append(index)
     for members in by_count.values():
-        members = _exchangeable(members, [_hashes(records[index]) for index in members], seed)
-        keys = [_hashes(records[index]) for index in members]
+        members = _exchangeable(members, [records[index].image_keys for index in members], seed)
+        keys = [records[index].image_keys for index in members]
         partner = derangement(len(keys), lambda a, b, keys=keys: keys[a] == keys[b], keyed_generator("shuffled", seed, len(keys)))
         assert partner is not None  # no key stands more often than all others together
         for place, index in enumerate(members):
@@ -132,7 +132,3 @@ def _exchangeable(members: list[int], keys: list[tuple[str, ...]], seed: int) ->
     alike = [member for member, own in zip(members, keys, strict=True) if own == key]
     left_out = set(keyed_generator("left out", seed, len(keys)).permutation(alike)[:surplus].tolist())
     return [member for member in members if member not in left_out]
-
-
-def _hashes(record: Record) -> tuple[str, ...]:
-    return tuple(info.sha256 for info in record.image_info) or record.images

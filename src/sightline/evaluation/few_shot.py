@@ -1,4 +1,4 @@
-"""Few-shot evaluation: which records of another split stand before a question, with their pictures and their answers.
+"""Few-shot evaluation: which records of another split stand before a question, with their images and their answers.
 
 The examples of a record follow from the seed and its id alone: not from the order of records, a limit, or a stop in between.
 """
@@ -14,7 +14,7 @@ from sightline.types import Record
 def draw_shots(
     record: Record, dataset: Dataset, pool: Dataset, split: str, count: int, seed: int, suits: Callable[[Record], bool]
 ) -> tuple[Record, ...]:
-    """Examples for a record, all of different pictures, and none of them the record itself or one of its pictures.
+    """Examples for a record, all of different images, and none of them the record itself or one of its images.
 
     Args:
         record: the question.
@@ -30,7 +30,7 @@ def draw_shots(
     places = pool.split_indices(split)
     generator = keyed_generator("shots", seed, record.id)
     is_same_data = pool.fingerprint == dataset.fingerprint
-    seen = set(pictures_of(record))
+    seen = set(record.image_keys)
     tried: set[int] = set()
     chosen: list[Record] = []
     while len(chosen) < count:
@@ -44,14 +44,9 @@ def draw_shots(
             continue
         tried.add(place)
         found = pool.record(int(places[place]))
-        own = set(pictures_of(found))
+        own = set(found.image_keys)
         if not suits(found) or seen & own or (is_same_data and found.id == record.id):
             continue
         seen |= own
         chosen.append(found)
     return tuple(chosen)
-
-
-def pictures_of(record: Record) -> tuple[str, ...]:
-    """What a record's pictures are known by: their hashes, or their names where no hash is known."""
-    return tuple(info.sha256 for info in record.image_info) or record.images

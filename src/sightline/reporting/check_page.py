@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sightline.data.check.duplicates import ALIKE, Duplicates, Pair
-from sightline.data.check.examine import ImagePosition
 from sightline.data.check.figures import Spread
 from sightline.data.check.report import DataReport, TrainingFigures
 from sightline.data.check.rows import RowSummary
 from sightline.data.check.run import Fault, Listed
+from sightline.data.images.reader import ImageLocation
 from sightline.reporting import check_tables, html
 from sightline.reporting.check_tables import CheckTable, percent
 from sightline.reporting.gain_page import low_texts
@@ -19,7 +19,7 @@ SHOWN_FAULTS, SHOWN_PAIRS = 24, 8
 LISTED_FAULTS = 100
 MAX_TEXT = 200
 
-Images = Mapping[ImagePosition, bytes]
+Images = Mapping[ImageLocation, bytes]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class ExampleRecord:
     picture: bytes
 
 
-def shown_spots(report: DataReport) -> Iterator[ImagePosition]:
+def shown_locations(report: DataReport) -> Iterator[ImageLocation]:
     """The images that the page shows."""
     for listed in (report.checked.bad, report.checked.odd):
         for fault in listed.first[:SHOWN_FAULTS]:
-            if fault.has_picture:
-                yield fault.spot
+            if fault.has_image:
+                yield fault.location
     for line in report.gain.lowest[:SHOWN_FAULTS] if report.gain is not None else ():
-        yield ImagePosition(line.folder, line.record, line.image)
+        yield ImageLocation(line.folder, line.record, line.image)
     for _, _, pairs in _shown_pairs(report.checked.duplicates):
         for pair in pairs:
             yield pair.a
@@ -61,7 +61,7 @@ def check_page(report: DataReport, pictures: Images, examples: Sequence[ExampleR
 
     Args:
         report: everything that was found.
-        pictures: small copies of those at `shown_spots`, as far as they can be shown.
+        pictures: small copies of those at `shown_locations`, as far as they can be shown.
         examples: records to look at.
         version: of this package.
     """
@@ -139,15 +139,15 @@ def _faults(listed: Listed, pictures: Images) -> Html:
 
 def _shown_faults(faults: Sequence[Fault], pictures: Images) -> Iterator[Html]:
     for fault in faults:
-        if fault.has_picture:
-            data = pictures.get(fault.spot)
+        if fault.has_image:
+            data = pictures.get(fault.location)
             lost = html.element("div", "cannot be shown", attributes={"class": "faint"})
             yield html.figure(lost if data is None else _picture(data, fault.id), f"{fault.id}: {fault.reason}")
 
 
 def _list(listed: Listed) -> Html:
     shown = listed.first[:LISTED_FAULTS]
-    rows = [(fault.id or f"record {fault.spot.record}", fault.split, fault.reason, fault.detail) for fault in shown]
+    rows = [(fault.id or f"record {fault.location.record}", fault.split, fault.reason, fault.detail) for fault in shown]
     more = listed.counts.total() - len(shown)
     note = html.paragraph(f"{more:,} more are not listed here; --list FILE writes them all.") if more else None
     return html.join([html.table(["id", "split", "reason", "detail"], rows), note])
@@ -177,8 +177,10 @@ def _duplicates(report: DataReport, pictures: Images) -> Html:
 
 
 def _pair(pair: Pair, kind: str, report: DataReport, pictures: Images) -> Html:
-    ids = [report.checked.name(spot) for spot in (pair.a, pair.b)]
-    shown = [_picture(pictures[spot], name) for spot, name in zip((pair.a, pair.b), ids, strict=True) if spot in pictures]
+    ids = [report.checked.name(location) for location in (pair.a, pair.b)]
+    shown = [
+        _picture(pictures[location], name) for location, name in zip((pair.a, pair.b), ids, strict=True) if location in pictures
+    ]
     how = "same file" if pair.is_exact else f"{pair.bits} bits apart, likeness {pair.similarity:.3f}"
     caption = html.join([" and ".join(ids), html.element("br"), how if kind == "pictures" else None])
     return html.figure(html.element("div", *shown, attributes={"class": "pair"}), caption)

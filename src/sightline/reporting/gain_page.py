@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sightline.data.check.examine import ImagePosition
+from sightline.data.images.reader import ImageLocation
 from sightline.reporting import html
 from sightline.reporting.html import Html, Token
 from sightline.reporting.plots import histogram
@@ -47,7 +47,7 @@ def gain_page(title: str, findings: "GainFindings") -> str:
     return html.page(title, sections, lead)
 
 
-def low_texts(gain: "GainFigures", pictures: Mapping[ImagePosition, bytes], most: int) -> Html:
+def low_texts(gain: "GainFigures", pictures: Mapping[ImageLocation, bytes], most: int) -> Html:
     """The texts that a model finds least supported by their pictures, for the page of `data check`.
 
     Args:
@@ -66,7 +66,7 @@ def low_texts(gain: "GainFigures", pictures: Mapping[ImagePosition, bytes], most
     )
     cards = []
     for line in shown:
-        data = pictures.get(ImagePosition(line.folder, line.record, line.image))
+        data = pictures.get(ImageLocation(line.folder, line.record, line.image))
         picture = None if data is None else html.image(data, line.id)
         said = _text(*_columns(line.tokens), line.gain, line.id, hot)
         body = html.element("div", html.figure(picture), html.element("div", said), attributes={"class": "beside"})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.data.check.duplicates import Index, Near, Occurrences, near_between, text_key
-from sightline.data.check.examine import ImagePosition
+from sightline.data.images.reader import ImageLocation
 from sightline.types import Message, Part, Record
 
 PLACES = 3
@@ -16,7 +16,7 @@ def index_of(things: list[tuple[int, int, int]]) -> Index:
     """An index of (key, place, record)."""
     found = Occurrences()
     for number, (key, place, record) in enumerate(things):
-        found.add(key * 2**60, place, ImagePosition(place, record, number))
+        found.add(key * 2**60, place, ImageLocation(place, record, number))
     return Index(found, PLACES)
 
 

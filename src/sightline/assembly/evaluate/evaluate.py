@@ -80,7 +80,7 @@ class Evaluation:
         """Scores query by query; `picture` says which have the same images and belong together in a bootstrap."""
         answered = {prediction.id for prediction in self.predicted.predictions}
         queries = [query for query in self.queries if query.id in answered]
-        images = ["+".join(info.sha256[:16] for info in query.record.image_info) or query.record.id for query in queries]
+        images = ["+".join(key[:16] for key in query.record.image_keys) or query.record.id for query in queries]
         return {
             "records": [query.id for query in queries],
             "picture": images,

@@ -1,25 +1,24 @@
-"""Visual gain of the texts of a data set under a model: how much the picture raises the logit of each supervised token.
+"""Visual gain of the texts of a data set under a model: how much the image raises the logit of each supervised token.
 
-It is the number that CAL weighs tokens by (`objectives/cal.py`). Asked of texts with another record's picture it shows what a text
-looks like that does not belong to its picture, which is what makes it a filter for noisy data.
+It is the number that CAL weighs tokens by (`objectives/cal.py`). Asked of texts with another record's image it shows what a text
+looks like that does not belong to its image, which is what makes it a filter for noisy data.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sightline.assembly.evaluate.answers import branch_samples
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.batches.collate import collate
+from sightline.data.check.thumbnails import shrunk
 from sightline.data.dataset import Dataset
-from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.images.reader import read_image
 from sightline.data.samples.encoding import ConversationEncoder
-from sightline.errors import DataError, RecordError, UsageError
+from sightline.errors import RecordError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
 from sightline.evaluation.probes.gain import GainExample, GainFindings, TextGain
 from sightline.objectives.cal import CAL, CALConfig
@@ -28,14 +27,14 @@ from sightline.runtime.logs import progress
 from sightline.types import Record, Sample
 
 BATCH = 8  # records at a time
-SIDE = 440  # of a picture on the page, in pixels
+SIDE = 440  # of an image on the page, in pixels
 
 
 def gains(
     bundle: ModelBundle,
     dataset: Dataset,
     records: Iterable[Record],
-    pictures: VisualInputLoader | None,
+    loader: VisualInputLoader | None,
     skipped: Counter[str],
     bf16: bool = False,
     count: int = 0,
@@ -43,18 +42,18 @@ def gains(
     """The gain of every supervised token of all texts of some records, in their order.
 
     Args:
-        made: the model, on its device and in `eval` mode.
-        dataset: holds the pictures.
-        records: those with pictures are asked.
-        pictures: fills visual slots.
+        bundle: the model, on its device and in `eval` mode.
+        dataset: holds the images.
+        records: those with images are asked.
+        loader: fills visual slots.
         skipped: records that cannot be used are counted here, by reason.
         bf16: arithmetic of the machine.
         count: number of records, for the progress bar.
 
     Raises:
-        UsageError: the model takes no pictures.
+        UsageError: the model takes no images.
     """
-    if not bundle.model.takes_images or pictures is None:
+    if not bundle.model.takes_images or loader is None:
         raise UsageError("visual gain needs a vision-language model; this one is a decoder alone.", "Name another run.")
     builder = bundle.builder()
     ready: list[tuple[Record, list[Sample]]] = []
@@ -62,7 +61,7 @@ def gains(
         for record in records:
             bar.step(1)
             try:
-                ready.append((record, _samples(bundle, dataset, record, builder, pictures)))
+                ready.append((record, _samples(bundle, dataset, record, builder, loader)))
             except RecordError as error:
                 skipped[error.reason] += 1
             if len(ready) == BATCH:
@@ -76,21 +75,21 @@ def probe_gain(
     bundle: ModelBundle,
     dataset: Dataset,
     records: Sequence[Record],
-    pictures: VisualInputLoader | None,
+    loader: VisualInputLoader | None,
     shown: int = 12,
     bf16: bool = False,
 ) -> GainFindings:
-    """Gains of the texts of some records with their own and with exchanged pictures.
+    """Gains of the texts of some records with their own and with exchanged images.
 
     Args:
-        made: the model, on its device and in `eval` mode.
-        dataset, records: what it is shown; every record has a picture.
-        pictures: fills visual slots.
+        bundle: the model, on its device and in `eval` mode.
+        dataset, records: what it is shown; every record has an image.
+        loader: fills visual slots.
         shown: records that are kept to be looked at.
         bf16: arithmetic of the machine.
 
     Raises:
-        UsageError: the model takes no pictures, or no two records can exchange theirs.
+        UsageError: the model takes no images, or no two records can exchange theirs.
     """
     exchanged = exchange_images(list(records))
     skipped, unseen = Counter[str](), Counter[str]()
@@ -98,8 +97,8 @@ def probe_gain(
         skipped[NOT_EXCHANGEABLE] = len(records) - len(exchanged)
         partnered = {record.id for record in exchanged}
         records = [record for record in records if record.id in partnered]
-    own = tuple(gains(bundle, dataset, records, pictures, skipped, bf16, len(records)))
-    foreign = tuple(gains(bundle, dataset, exchanged, pictures, unseen, bf16, len(records)))
+    own = tuple(gains(bundle, dataset, records, loader, skipped, bf16, len(records)))
+    foreign = tuple(gains(bundle, dataset, exchanged, loader, unseen, bf16, len(records)))
     return GainFindings(own, foreign, tuple(_shown(dataset, records, exchanged, own, foreign, shown)), skipped)
 
 
@@ -111,7 +110,7 @@ def _shown(
     foreign: Sequence[TextGain],
     count: int,
 ) -> Iterator[GainExample]:
-    """The first records with their own texts, and the first text of the record that was asked about their picture."""
+    """The first records with their own texts, and the first text of the record that was asked about their image."""
     by_id: dict[str, list[TextGain]] = {}
     for text in own:
         by_id.setdefault(text.record_id, []).append(text)
@@ -123,27 +122,22 @@ def _shown(
 
 
 def _small(dataset: Dataset, record: Record) -> bytes | None:
-    """The first picture as a small file; None where it is not there (features of an external table)."""
+    """The first image as a small file; None where it is not there (features of an external table)."""
     try:
-        picture = open_image(dataset.image_bytes(record, 0))
-    except (DataError, RecordError):
+        return shrunk(read_image(dataset, record), SIDE, quality=85)
+    except RecordError:
         return None
-    is_small = max(picture.size) <= SIDE
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG") if is_small else picture.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
 
 
 def _samples(
-    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, pictures: VisualInputLoader
+    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, loader: VisualInputLoader
 ) -> list[Sample]:
-    """All texts of a record as branches of one sample, or each as its own where they share no prefix with the pictures."""
+    """All texts of a record as branches of one sample, or each as its own where they share no prefix with the images."""
     layouts = builder.layouts(record)
     if not layouts:
         raise RecordError("no_image", "the record has no image")
     rows = [builder.encode_conversation(messages, layouts) for messages in builder.conversations(record)]
-    return branch_samples(rows, record.id, layouts, pictures.load(dataset, record), bundle.tokens_per_crop)
+    return branch_samples(rows, record.id, layouts, loader.load(dataset, record), bundle.tokens_per_crop)
 
 
 def _gains_of(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from sightline import __version__
 from sightline.data.check import CheckOptions, Fault, check
-from sightline.data.check.examine import ImagePosition
 from sightline.data.check.report import DataReport, LowText
 from sightline.data.check.rows import Left
 from sightline.data.check.thumbnails import make_thumbnails
 from sightline.data.dataset import Dataset
+from sightline.data.images.reader import ImageLocation
 from sightline.errors import DataError, RecordError, SkipLimitError
-from sightline.reporting.check_page import ExampleRecord, check_page, shown_spots
+from sightline.reporting.check_page import ExampleRecord, check_page, shown_locations
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger
 from sightline.runtime.storage import atomic_file, write_text
@@ -110,7 +110,7 @@ def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _fault_line(fault: Fault, request: CheckRequest) -> dict[str, Any]:
-    return {"path": str(request.folders[fault.spot.folder]), **fault.to_json()}
+    return {"path": str(request.folders[fault.location.folder]), **fault.to_json()}
 
 
 def _text_line(line: LowText, request: CheckRequest) -> dict[str, Any]:
@@ -127,14 +127,14 @@ def _skip_line(place: str, left: Left) -> dict[str, Any]:
 def _write_page(path: Path, report: DataReport, options: CheckOptions) -> None:
     datasets = report.checked.datasets
     examples = _examples(datasets[: report.checked.num_checked])
-    spots = [*(spot for spot, _ in examples), *shown_spots(report)]
-    logger.info("making thumbnails of %d images", len(set(spots)))
-    thumbnails = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
-    shown = [ExampleRecord(texts, thumbnails[spot]) for spot, texts in examples if spot in thumbnails]
+    locations = [*(location for location, _ in examples), *shown_locations(report)]
+    logger.info("making thumbnails of %d images", len(set(locations)))
+    thumbnails = make_thumbnails(datasets, locations, options.workers, options.image_seconds)
+    shown = [ExampleRecord(texts, thumbnails[location]) for location, texts in examples if location in thumbnails]
     write_text(path, check_page(report, thumbnails, shown, __version__))
 
 
-def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImagePosition, tuple[str, ...]]]:
+def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImageLocation, tuple[str, ...]]]:
     """Returns some records with images, drawn with a fixed seed, and their texts."""
     out = []
     for folder, dataset in enumerate(datasets):
@@ -147,5 +147,5 @@ def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImagePosition, tuple[st
             if record.images and count:
                 count -= 1
                 texts = record.captions or tuple(f"{message.role}: {message.text}" for message in record.messages)
-                out.append((ImagePosition(folder, index, 0), texts[:5]))
+                out.append((ImageLocation(folder, index, 0), texts[:5]))
     return out

@@ -1,8 +1,8 @@
 """What stands in a data set twice: within a split, in two splits, in another data set.
 
-Pictures are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or its whole
-conversation, are the same up to case and spaces; a conversation of short answers about pictures only where its pictures are the
-same too, for many share a question and the answer "yes". Records repeat each other when pictures and captions, or pictures and
+Images are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or its whole
+conversation, are the same up to case and spaces; a conversation of short answers about images only where its images are the
+same too, for many share a question and the answer "yes". Records repeat each other when images and captions, or images and
 questions, are equal.
 """
 
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sightline.data.check.examine import ImagePosition, ImageTable, short_key
+from sightline.data.check.examine import ImageTable, short_key
 from sightline.data.check.perceptual_hash import ALIKE, near_pairs, similarity
+from sightline.data.images.reader import ImageLocation
 from sightline.runtime.logs import logger
 from sightline.types import Record
 
 LISTED = 100  # pairs of each kind
-MAX_PAIRS = 5_000_000  # of near pictures: 80 MB
+MAX_PAIRS = 5_000_000  # of near images: 80 MB
 
 
 class FolderSplit(NamedTuple):
@@ -33,10 +34,10 @@ class FolderSplit(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two spots that hold the same, with the distance of their hashes and the likeness of their thumbnails."""
+    """Two locations that hold the same, with the distance of their hashes and the likeness of their thumbnails."""
 
-    a: ImagePosition
-    b: ImagePosition
+    a: ImageLocation
+    b: ImageLocation
     bits: int = 0
     similarity: float = 1.0
 
@@ -45,12 +46,12 @@ class Pair:
     def to_json(self, name: "Namer") -> dict[str, Any]:
         """The pair with the ids of its records, and where they stand."""
         near = {} if self.is_exact else {"bits": self.bits, "likeness": round(self.similarity, 4)}
-        ends = {side: {"id": name(spot), **spot._asdict()} for side, spot in (("a", self.a), ("b", self.b))}
+        ends = {side: {"id": name(location), **location._asdict()} for side, location in (("a", self.a), ("b", self.b))}
         return {**ends, "kind": "exact" if self.is_exact else "near", **near}
 
 
-Namer = Callable[[ImagePosition], str]
-"""From a spot to the id of its record."""
+Namer = Callable[[ImageLocation], str]
+"""From a location to the id of its record."""
 
 
 SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that many questions have
@@ -63,7 +64,7 @@ def leak_key(record: Record) -> int:
     parts = [f"{message.role} {_folded(message.text)}" for message in record.messages]
     answers = [message.text for message in record.messages if message.role == "assistant"]
     if record.images and all(len(answer.split()) <= SHORT_ANSWER for answer in answers):
-        parts += [info.sha256 for info in record.image_info] or [record.id]
+        parts += record.image_keys
     return short_key("\2" + "\0".join(parts))
 
 
@@ -85,17 +86,17 @@ def _folded(text: str) -> str:
 
 @dataclass
 class Occurrences:
-    """Where each of many things stands: a key that is equal for equal things, a place, and a spot."""
+    """Where each of many things stands: a key that is equal for equal things, a place, and a location."""
 
     keys: array = field(default_factory=lambda: array("Q"))
     places: array = field(default_factory=lambda: array("I"))
-    spots: array = field(default_factory=lambda: array("Q"))
+    locations: array = field(default_factory=lambda: array("Q"))
 
-    def add(self, key: int, place: int, spot: ImagePosition) -> None:
+    def add(self, key: int, place: int, location: ImageLocation) -> None:
         """Adds an occurrence."""
         self.keys.append(key)
         self.places.append(place)
-        self.spots.extend(spot)
+        self.locations.extend(location)
 
 
 class Index:
@@ -109,7 +110,7 @@ class Index:
     def __init__(self, found: Occurrences, num_places: int) -> None:
         self.keys, self.thing_of = np.unique(np.asarray(found.keys, dtype=np.uint64), return_inverse=True)
         self.places = np.asarray(found.places, dtype=np.int64)
-        self.spots = np.asarray(found.spots, dtype=np.int64).reshape(-1, 3)
+        self.locations = np.asarray(found.locations, dtype=np.int64).reshape(-1, 3)
         numbers = np.arange(len(self.places))[::-1]
         self.first = np.full((num_places, len(self.keys)), -1, dtype=np.int64)  # the first occurrence of a thing in a place
         self.first[self.places[numbers], self.thing_of[numbers]] = numbers
@@ -126,15 +127,15 @@ class Index:
         """How many occurrences a place has."""
         return int((self.places == place).sum())
 
-    def spot(self, place: int, thing: int) -> ImagePosition:
+    def location(self, place: int, thing: int) -> ImageLocation:
         """Where a thing stands first in a place."""
-        return ImagePosition(*self.spots[self.first[place, thing]].tolist())
+        return ImageLocation(*self.locations[self.first[place, thing]].tolist())
 
     def repeated(self, place: int) -> tuple[int, int, list[Pair]]:
         """Things that stand in several records of one place: how many things, in how many records, and some pairs."""
         here = np.flatnonzero(self.places == place)
         # Once in a record counts, however often it stands there.
-        _, chosen = np.unique(np.stack([self.thing_of[here], self.spots[here, 1]]), axis=1, return_index=True)
+        _, chosen = np.unique(np.stack([self.thing_of[here], self.locations[here, 1]]), axis=1, return_index=True)
         here = here[np.sort(chosen)]
         things, counts = np.unique(self.thing_of[here], return_counts=True)
         often = things[counts > 1]
@@ -142,7 +143,9 @@ class Index:
         listed = often[:LISTED]
         rest = here[np.isin(self.thing_of[here], listed) & (self.first[place, self.thing_of[here]] != here)]
         second = dict(zip(self.thing_of[rest][::-1].tolist(), rest[::-1].tolist(), strict=True))
-        pairs = [Pair(self.spot(place, thing), ImagePosition(*self.spots[second[thing]].tolist())) for thing in listed.tolist()]
+        pairs = [
+            Pair(self.location(place, thing), ImageLocation(*self.locations[second[thing]].tolist())) for thing in listed.tolist()
+        ]
         return len(often), int(counts[counts > 1].sum()), pairs
 
     def common(self, a: int, b: int) -> "Common":
@@ -150,7 +153,7 @@ class Index:
         both = self.has(a) & self.has(b)
         shared = np.flatnonzero(both)
         shared = shared[np.argsort(self.first[b, shared])][:LISTED]
-        pairs = [Pair(self.spot(a, thing), self.spot(b, thing)) for thing in shared.tolist()]
+        pairs = [Pair(self.location(a, thing), self.location(b, thing)) for thing in shared.tolist()]
         inside = both[self.thing_of]
         return Common(both, int((inside & (self.places == a)).sum()), int((inside & (self.places == b)).sum()), pairs)
 
@@ -164,12 +167,12 @@ class Common(NamedTuple):
     pairs: list[Pair]
 
 
-# Near pictures --------------------------------------------------------------------------------------------------------------
+# Near images --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Near:
-    """Pairs of different pictures that look alike, by their numbers in the index of pictures.
+    """Pairs of different images that look alike, by their numbers in the index of images.
 
     Attributes:
         first, second: the pairs.
@@ -188,20 +191,20 @@ _NONE = np.zeros(0, dtype=np.int64)
 NONE_NEAR = Near(_NONE, _NONE, _NONE, np.zeros(0, dtype=np.float32))
 
 
-def near_duplicates(pictures: ImageTable, index: Index, max_bits: int) -> Near:
-    """Pairs of pictures whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
+def near_duplicates(image_table: ImageTable, index: Index, max_bits: int) -> Near:
+    """Pairs of images whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
 
     Args:
-        pictures: the table of what was examined.
-        index: of the pictures by content.
+        image_table: of what was examined.
+        index: of the images by content.
         max_bits: from 0 to 16.
     """
-    keys = pictures.keys
-    rows = np.flatnonzero(~pictures.is_flat)
+    keys = image_table.keys
+    rows = np.flatnonzero(~image_table.is_flat)
     _, first_rows = np.unique(keys[rows], return_index=True)
     rows = rows[first_rows]  # one row for each content
-    logger.info("looking for near duplicates among %d pictures", len(rows))
-    hashes, thumbnails = pictures.hashes[rows], pictures.thumbnails
+    logger.info("looking for near duplicates among %d images", len(rows))
+    hashes, thumbnails = image_table.hashes[rows], image_table.thumbnails
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     total = 0
     for i, j in near_pairs(hashes, max_bits):
@@ -222,7 +225,7 @@ def near_duplicates(pictures: ImageTable, index: Index, max_bits: int) -> Near:
 def near_between(
     near: Near, index: Index, a: int, b: int
 ) -> tuple[Bool[np.ndarray, " things"], Bool[np.ndarray, " things"], list[Pair]]:
-    """Which pictures of each place look like one of the other (of the same, for `a == b`), and the nearest pairs."""
+    """Which images of each place look like one of the other (of the same, for `a == b`), and the nearest pairs."""
     of_a, of_b = (np.zeros(len(index.keys), dtype=bool) for _ in range(2))
     has_a, has_b = index.has(a), index.has(b)
     pairs: list[tuple[float, Pair]] = []
@@ -233,7 +236,7 @@ def near_between(
         of_b[other[hold]] = True
         for n in hold[np.argsort(-near.similarity[hold], kind="stable")][:LISTED].tolist():
             alike = float(near.similarity[n])
-            pair = Pair(index.spot(a, int(one[n])), index.spot(b, int(other[n])), int(near.bits[n]), alike, is_exact=False)
+            pair = Pair(index.location(a, int(one[n])), index.location(b, int(other[n])), int(near.bits[n]), alike, is_exact=False)
             pairs.append((-alike, pair))
     if a == b:
         of_a = of_b = of_a | of_b
@@ -306,7 +309,7 @@ class OverlapBetween:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Everything that stands twice: `pictures`, `texts` and `records`, each within a place and between two."""
+    """Everything that stands twice: `images`, `texts` and `records`, each within a place and between two."""
 
     within: dict[str, list[RepeatsWithin]]
     between: dict[str, list[OverlapBetween]]
@@ -328,7 +331,7 @@ class Duplicates:
 def find_duplicates(
     places: Sequence[FolderSplit],
     num_checked: int,
-    pictures: ImageTable,
+    image_table: ImageTable,
     found: "dict[str, Occurrences]",
     max_bits: int | None,
 ) -> Duplicates:
@@ -337,12 +340,12 @@ def find_duplicates(
     Args:
         places: splits of folders.
         num_checked: folders below this number are checked; the others are compared with them alone.
-        pictures: the table of what was examined.
-        found: occurrences of `pictures`, `texts` and `records`.
-        max_bits: how far hashes of near pictures may differ; None looks for equal files alone.
+        image_table: of what was examined.
+        found: occurrences of `images`, `texts` and `records`.
+        max_bits: how far hashes of near images may differ; None looks for equal files alone.
     """
     index = {kind: Index(occurrences, len(places)) for kind, occurrences in found.items()}
-    near = NONE_NEAR if max_bits is None else near_duplicates(pictures, index["pictures"], max_bits)
+    near = NONE_NEAR if max_bits is None else near_duplicates(image_table, index["pictures"], max_bits)
     within: dict[str, list[RepeatsWithin]] = {kind: [] for kind in found}
     between: dict[str, list[OverlapBetween]] = {kind: [] for kind in found}
     for a, place in enumerate(places):

@@ -207,9 +207,9 @@ class Figures:
         if answers:
             self._answers.setdefault(record.split, Counter()).update(answers)
             self._records_with_answer.setdefault(record.split, Counter()).update(set(answers))
-        if record.captions and record.image_info:
-            shown = "\0".join(info.sha256 for info in record.image_info)
-            self._caption_images.setdefault(record.split, array("Q")).extend((short_key(shown), text_key(record)))
+        if record.captions and record.images:
+            shown = short_key("\0".join(record.image_keys))
+            self._caption_images.setdefault(record.split, array("Q")).extend((shown, text_key(record)))
 
     def summary(self) -> RecordFigures:
         """All numbers."""

@@ -1,7 +1,7 @@
-"""`data check`: every record read again, every picture decoded completely, everything counted.
+"""`data check`: every record read again, every image decoded completely, everything counted.
 
-`input = ok + sum(skipped)`: a record is skipped for the first thing that makes it useless. What is merely odd (tiny pictures,
-strips, pictures of one colour) is counted beside that and stays ok, unless the limits on pictures are set.
+`input = ok + sum(skipped)`: a record is skipped for the first thing that makes it useless. What is merely odd (tiny images,
+strips, images of one colour) is counted beside that and stays ok, unless the limits on images are set.
 """
 
 from array import array
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences, find_duplicates, leak_key, text_key
-from sightline.data.check.examine import Examiner, ExamineTask, ImagePosition, ImageTable, examine_all, short_key
+from sightline.data.check.examine import Examiner, ExamineTask, ImageTable, examine_all, short_key
 from sightline.data.check.figures import ASPECTS, SIDES, Figures, RecordFigures, Spread, spread
 from sightline.data.check.perceptual_hash import NEAR_BITS
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
+from sightline.data.images.reader import ImageLocation
 from sightline.errors import DataError, RecordError
 from sightline.runtime.logs import progress
 from sightline.types import Record
@@ -36,9 +37,9 @@ class CheckOptions:
     Attributes:
         workers: child processes that decode; 0 decodes here.
         check_hash: compare every file with the hash that was stored.
-        min_side, max_aspect: pictures beyond are bad; None counts those beyond 16 pixels and 20 to 1 as odd.
-        near_bits: how many of 64 bits of near pictures may differ; None looks for equal files alone.
-        image_seconds, image_memory: limits of a child on one picture.
+        min_side, max_aspect: images beyond are bad; None counts those beyond 16 pixels and 20 to 1 as odd.
+        near_bits: how many of 64 bits of near images may differ; None looks for equal files alone.
+        image_seconds, image_memory: limits of a child on one image.
     """
 
     workers: int = 1
@@ -51,7 +52,7 @@ class CheckOptions:
 
     @property
     def limits(self) -> ImageLimits:
-        """What a picture may claim."""
+        """What an image may claim."""
         side = DEFAULT_LIMITS.min_side if self.min_side is None else self.min_side
         aspect = DEFAULT_LIMITS.max_aspect if self.max_aspect is None else self.max_aspect
         return DEFAULT_LIMITS.model_copy(update={"min_side": side, "max_aspect": aspect})
@@ -59,25 +60,25 @@ class CheckOptions:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with a record, or odd about a picture.
+    """What is wrong with a record, or odd about an image.
 
     Attributes:
-        spot: where; the picture's number is that of the first one at fault.
+        location: where; the image's number is that of the first one at fault.
         id: of the record; empty when it cannot be read.
-        has_picture: whether the fault is a picture's.
+        has_image: whether the fault is an image's.
     """
 
-    spot: ImagePosition
+    location: ImageLocation
     id: str
     split: str
     reason: str
     detail: str
-    has_picture: bool = False
+    has_image: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the list of faults; `image` is null where no picture is at fault."""
-        where = {"id": self.id, "split": self.split, "folder": self.spot.folder, "record": self.spot.record}
-        return {**where, "image": self.spot.image if self.has_picture else None, "reason": self.reason, "detail": self.detail}
+        """As it stands in the list of faults; `image` is null where no image is at fault."""
+        where = {"id": self.id, "split": self.split, "folder": self.location.folder, "record": self.location.record}
+        return {**where, "image": self.location.image if self.has_image else None, "reason": self.reason, "detail": self.detail}
 
 
 @dataclass
@@ -170,11 +171,11 @@ class CheckReport:
     Attributes:
         datasets: the folders, first those that were checked, then those they were checked against.
         num_checked: number of the former.
-        bad, odd: records that cannot be used, and pictures to look at.
+        bad, odd: records that cannot be used, and images to look at.
         bad_by_folder: the former by folder.
         damaged_files: files that are not what was written, where hashes were checked.
         figures: numbers about the records.
-        pictures: what was examined.
+        image_table: what was examined.
         duplicates: what stands twice.
         unreadable: folder and number of each record that is damaged itself.
     """
@@ -187,7 +188,7 @@ class CheckReport:
     bad_by_folder: tuple[Counter[str], ...]
     damaged_files: tuple[str, ...]
     figures: Figures
-    pictures: ImageTable
+    image_table: ImageTable
     duplicates: Duplicates
     unreadable: frozenset[tuple[int, int]]
 
@@ -223,8 +224,8 @@ class CheckReport:
     @cached_property
     def images(self) -> ImageFigures:
         """Numbers about the images of the folders that were checked."""
-        table = self.pictures
-        own = np.array([spot.folder < self.num_checked for spot in table.spots], dtype=bool)
+        table = self.image_table
+        own = np.array([location.folder < self.num_checked for location in table.locations], dtype=bool)
         good = own & (table.widths > 0)
         width, height = table.widths[good], table.heights[good]
         return ImageFigures(
@@ -263,13 +264,13 @@ class CheckReport:
             "duplicates": self.duplicates.to_json(self.name),
         }
 
-    def name(self, spot: ImagePosition) -> str:
-        """The id of a spot's record."""
-        return self.datasets[spot.folder].record(spot.record).id
+    def name(self, location: ImageLocation) -> str:
+        """The id of a location's record."""
+        return self.datasets[location.folder].record(location.record).id
 
     def _other(self, number: int) -> OtherFolder:
-        own = [row for row, spot in enumerate(self.pictures.spots) if spot.folder == number]
-        dataset, unusable = self.datasets[number], sum(row in self.pictures.failures for row in own)
+        own = [row for row, location in enumerate(self.image_table.locations) if location.folder == number]
+        dataset, unusable = self.datasets[number], sum(row in self.image_table.failures for row in own)
         return OtherFolder(str(dataset.path), len(dataset), dict(dataset.splits), len(own), unusable)
 
 
@@ -284,7 +285,7 @@ def check(
     Args:
         folders: to check.
         options: how.
-        against: other folders that should share no picture and no text with them (an evaluation set, say).
+        against: other folders that should share no image and no text with them (an evaluation set, say).
         on_fault: called with every fault, not only those that are kept.
 
     Raises:
@@ -292,29 +293,29 @@ def check(
     """
     datasets = tuple(Dataset(path) for path in (*folders, *against))
     reading = _Reading(datasets, len(folders))
-    examiner = Examiner(tuple(dataset.path for dataset in datasets), options.limits, options.check_hash)
-    pictures = examine_all(examiner, reading.tasks(), options.workers, options.image_seconds, options.image_memory)
+    examiner = Examiner(datasets, options.limits, options.check_hash)
+    image_table = examine_all(examiner, reading.tasks(), options.workers, options.image_seconds, options.image_memory)
     bad, odd = Listed(), Listed()
     by_folder = tuple(Counter[str]() for _ in folders)
-    for fault in reading.bad_records(pictures):
+    for fault in reading.bad_records(image_table):
         bad.add(fault)
-        by_folder[fault.spot.folder][fault.reason] += 1
+        by_folder[fault.location.folder][fault.reason] += 1
         on_fault(fault)
-    for fault in reading.odd_pictures(pictures):
+    for fault in reading.odd_images(image_table):
         odd.add(fault)
         on_fault(fault)
     damaged = (
         tuple(fault for dataset in datasets[: len(folders)] for fault in dataset.damaged_files()) if options.check_hash else ()
     )
-    found = {"pictures": reading.occurrences(pictures), "texts": reading.texts, "records": reading.wholes}
-    duplicates = find_duplicates(reading.places, len(folders), pictures, found, options.near_bits)
+    found = {"pictures": reading.occurrences(image_table), "texts": reading.texts, "records": reading.wholes}
+    duplicates = find_duplicates(reading.places, len(folders), image_table, found, options.near_bits)
     return CheckReport(
-        datasets, len(folders), options, bad, odd, by_folder, damaged, reading.figures, pictures, duplicates, reading.unreadable
+        datasets, len(folders), options, bad, odd, by_folder, damaged, reading.figures, image_table, duplicates, reading.unreadable
     )
 
 
 class _Reading:
-    """One pass over the records: numbers are gathered on the way, pictures that are met for the first time are handed out."""
+    """One pass over the records: numbers are gathered on the way, images that are met for the first time are handed out."""
 
     def __init__(self, datasets: tuple[Dataset, ...], num_checked: int) -> None:
         self.datasets, self.num_checked = datasets, num_checked
@@ -325,11 +326,11 @@ class _Reading:
         self._damaged: list[Fault] = []
         self._rows: dict[tuple[int, str], int] = {}
         self._next_row = 0
-        # For each picture of each record: its place, its spot, its row in the table of pictures.
-        self._at, self._spots, self._row_of = array("I"), array("Q"), array("Q")
+        # For each image of each record: its place, its location, its row in the table of images.
+        self._at, self._locations, self._row_of = array("I"), array("Q"), array("Q")
 
     def tasks(self) -> Iterator[ExamineTask]:
-        """Pictures to examine."""
+        """Images to examine."""
         with progress("checking", sum(map(len, self.datasets))) as bar:
             for folder, dataset in enumerate(self.datasets):
                 names = list(dataset.splits)
@@ -338,87 +339,89 @@ class _Reading:
                     split = names[int(dataset.index[index]["split"])]
                     record = self._read(folder, dataset, index, split, ids)
                     if record is not None:
-                        yield from self._pictures(folder, dataset, index, split, record)
-                    bar.step(1, f"{self._next_row} pictures")
+                        yield from self._image_tasks(folder, dataset, index, split, record)
+                    bar.step(1, f"{self._next_row} images")
 
     def _read(self, folder: int, dataset: Dataset, index: int, split: str, ids: set[int]) -> Record | None:
-        spot = ImagePosition(folder, index, 0)
+        location = ImageLocation(folder, index, 0)
         try:
             record = dataset.record(index)
         except DataError as error:
             reason = error.__cause__.reason if isinstance(error.__cause__, RecordError) else "record_damaged"
-            self._damaged.append(Fault(spot, "", split, reason, error.message))
+            self._damaged.append(Fault(location, "", split, reason, error.message))
             return None
         key = short_key(record.id)
         if key in ids:
-            self._damaged.append(Fault(spot, record.id, split, "duplicate_id", f"id {record.id!r} stands before already"))
+            self._damaged.append(Fault(location, record.id, split, "duplicate_id", f"id {record.id!r} stands before already"))
             return None
         ids.add(key)
         if folder < self.num_checked:
             self.figures.add(record)
         place = self._place[folder, split]
-        self.texts.add(leak_key(record), place, spot)
-        shown = "\0".join(info.sha256 for info in record.image_info)
-        self.wholes.add(short_key(f"{text_key(record)} {shown}"), place, spot)
+        self.texts.add(leak_key(record), place, location)
+        self.wholes.add(short_key("\0".join((str(text_key(record)), *record.image_keys))), place, location)
         return record
 
-    def _pictures(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[ExamineTask]:
+    def _image_tasks(self, folder: int, dataset: Dataset, index: int, split: str, record: Record) -> Iterator[ExamineTask]:
+        needed = Record("", images=record.images, image_info=record.image_info)
         for k, name in enumerate(record.images):
-            spot = ImagePosition(folder, index, k)
+            location = ImageLocation(folder, index, k)
             row = None if dataset.is_sharded else self._rows.get((folder, name))
             is_new = row is None
             if row is None:
                 row = self._next_row
                 self._next_row += 1
-                if not dataset.is_sharded:  # in shards every picture of every record is a file of its own
+                if not dataset.is_sharded:  # in shards every image of every record is a file of its own
                     self._rows[folder, name] = row
             self._at.append(self._place[folder, split])
-            self._spots.extend(spot)
+            self._locations.extend(location)
             self._row_of.append(row)
             if is_new:
-                yield ExamineTask(spot, record.images, record.image_info[k] if record.image_info else None)
+                yield ExamineTask(location, needed)
 
     @property
     def unreadable(self) -> frozenset[tuple[int, int]]:
-        """Records that are damaged themselves, not by their pictures."""
-        return frozenset((fault.spot.folder, fault.spot.record) for fault in self._damaged)
+        """Records that are damaged themselves, not by their images."""
+        return frozenset((fault.location.folder, fault.location.record) for fault in self._damaged)
 
-    def occurrences(self, pictures: ImageTable) -> Occurrences:
-        """Where each picture stands, by content."""
-        keys = pictures.keys[np.asarray(self._row_of, dtype=np.int64)]
-        return Occurrences(array("Q", keys.tobytes()), self._at, self._spots)
+    def occurrences(self, image_table: ImageTable) -> Occurrences:
+        """Where each image stands, by content."""
+        keys = image_table.keys[np.asarray(self._row_of, dtype=np.int64)]
+        return Occurrences(array("Q", keys.tobytes()), self._at, self._locations)
 
-    def bad_records(self, pictures: ImageTable) -> Iterator[Fault]:
+    def bad_records(self, image_table: ImageTable) -> Iterator[Fault]:
         """Every record of the checked folders that cannot be used, in order, with the first reason."""
-        damaged = {(fault.spot.folder, fault.spot.record): fault for fault in self._damaged}
-        for number in np.flatnonzero(np.isin(np.asarray(self._row_of), list(pictures.failures))) if pictures.failures else ():
-            spot = ImagePosition(*self._spots[3 * number : 3 * number + 3])
-            if (spot.folder, spot.record) not in damaged:
-                failure = pictures.failures[self._row_of[number]]
-                record = self.datasets[spot.folder].record(spot.record)
-                damaged[spot.folder, spot.record] = Fault(spot, record.id, record.split, failure.reason, failure.detail, True)
+        damaged = {(fault.location.folder, fault.location.record): fault for fault in self._damaged}
+        for number in np.flatnonzero(np.isin(np.asarray(self._row_of), list(image_table.failures))) if image_table.failures else ():
+            location = ImageLocation(*self._locations[3 * number : 3 * number + 3])
+            if (location.folder, location.record) not in damaged:
+                failure = image_table.failures[self._row_of[number]]
+                record = self.datasets[location.folder].record(location.record)
+                damaged[location.folder, location.record] = Fault(
+                    location, record.id, record.split, failure.reason, failure.detail, True
+                )
         for place in sorted(damaged):
             if place[0] < self.num_checked:
                 yield damaged[place]
 
-    def odd_pictures(self, pictures: ImageTable) -> Iterator[Fault]:
-        """Every picture of the checked folders that should be looked at."""
-        widths, heights = pictures.widths, pictures.heights
+    def odd_images(self, image_table: ImageTable) -> Iterator[Fault]:
+        """Every image of the checked folders that should be looked at."""
+        widths, heights = image_table.widths, image_table.heights
         short, long = np.minimum(widths, heights), np.maximum(widths, heights)
         kinds = {
             "image_tiny": (short < TINY, f"the shorter side has less than {TINY} pixels"),
             "image_strip": (long > STRIP * short, f"the sides differ by more than a factor of {STRIP:g}"),
-            "image_flat": (pictures.is_flat, "it is of one colour"),
+            "image_flat": (image_table.is_flat, "it is of one colour"),
         }
         for row in np.flatnonzero((widths > 0) & np.any([is_odd for is_odd, _ in kinds.values()], axis=0)).tolist():
-            spot = pictures.spots[row]
-            if spot.folder >= self.num_checked:
+            location = image_table.locations[row]
+            if location.folder >= self.num_checked:
                 continue
-            record = self.datasets[spot.folder].record(spot.record)
+            record = self.datasets[location.folder].record(location.record)
             for reason, (is_odd, why) in kinds.items():
                 if is_odd[row]:
                     detail = f"{widths[row]} x {heights[row]} pixels: {why}"
-                    yield Fault(spot, record.id, record.split, reason, detail, True)
+                    yield Fault(location, record.id, record.split, reason, detail, True)
 
 
 def _places(datasets: Sequence[Dataset], num_checked: int) -> tuple[FolderSplit, ...]:

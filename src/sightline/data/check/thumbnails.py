@@ -1,56 +1,61 @@
-"""Small copies of pictures for a report, made in child processes: what could not be decoded a moment ago still cannot hurt."""
+"""Small copies of images for a report, made in child processes: what could not be decoded a moment ago still cannot hurt."""
 
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
-from sightline.data.check.examine import ExamineTask, ImagePosition, image_file
+from sightline.data.check.examine import ExamineTask
 from sightline.data.dataset import Dataset
-from sightline.data.images.opener import DEFAULT_LIMITS, open_image
+from sightline.data.images.reader import ImageLocation, read_image
 from sightline.errors import DataError
 from sightline.runtime.workers import GuardedPool, TaskFailure
+from sightline.types import Record
 
 SIDE, LEAST = 176, 96
 
 
 @dataclass(frozen=True)
 class Thumbnailer:
-    """Shrinks one picture; goes to the children."""
+    """Shrinks one image; goes to the children."""
 
-    folders: tuple[Path, ...]
+    datasets: tuple[Dataset, ...]
 
     def __call__(self, task: ExamineTask) -> bytes:
-        """A JPEG of at most 176 pixels a side; a PNG where the picture is as small as that, enlarged if it is very small.
+        """A JPEG of at most 176 pixels a side; a PNG where the image is as small as that, enlarged if it is very small.
 
         Raises:
-            RecordError: the reasons of `open_image`.
+            RecordError: the reasons of `read_image`.
         """
-        picture = open_image(image_file(self.folders[task.spot.folder], task.names, task.spot.image), DEFAULT_LIMITS)
-        is_small = max(picture.size) <= SIDE
-        factor = LEAST // max(picture.size)
+        image = read_image(self.datasets[task.location.folder], task.record, task.location.image)
+        factor = LEAST // max(image.size)
         if factor > 1:
-            picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG") if is_small else picture.save(buffer, "JPEG", quality=80)
-        return buffer.getvalue()
+            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        return shrunk(image, SIDE, quality=80)
+
+
+def shrunk(image: Image.Image, side: int, quality: int) -> bytes:
+    """A JPEG of at most `side` pixels a side; a PNG where the image is as small as that."""
+    is_small = max(image.size) <= side
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG") if is_small else image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def make_thumbnails(
-    datasets: tuple[Dataset, ...], spots: Iterable[ImagePosition], workers: int, seconds: float = 60.0
-) -> dict[ImagePosition, bytes]:
-    """Small copies of the pictures at these spots; those that cannot be shown are left out."""
+    datasets: tuple[Dataset, ...], locations: Iterable[ImageLocation], workers: int, seconds: float = 60.0
+) -> dict[ImageLocation, bytes]:
+    """Small copies of the images at these locations; those that cannot be shown are left out."""
     tasks = []
-    for spot in dict.fromkeys(spots):
+    for location in dict.fromkeys(locations):
         try:
-            record = datasets[spot.folder].record(spot.record)
+            record = datasets[location.folder].record(location.record)
         except DataError:
             continue
-        if spot.image < len(record.images):
-            tasks.append(ExamineTask(spot, record.images, None))
-    with GuardedPool(Thumbnailer(tuple(dataset.path for dataset in datasets)), workers, seconds) as pool:
+        if location.image < len(record.images):
+            tasks.append(ExamineTask(location, Record("", images=record.images)))  # no image_info: changed images are shown too
+    with GuardedPool(Thumbnailer(datasets), workers, seconds) as pool:
         outcomes = list(pool.map(tasks))
-    return {task.spot: made for task, made in zip(tasks, outcomes, strict=True) if not isinstance(made, TaskFailure)}
+    return {task.location: made for task, made in zip(tasks, outcomes, strict=True) if not isinstance(made, TaskFailure)}

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
 from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.reader import read_image
 from sightline.data.images.tilings import TilingConfig
-from sightline.errors import DataError, RecordError
 from sightline.types import Record
 
 
@@ -70,20 +70,9 @@ class PixelLoader:
         return VisualInputs(pixels)
 
     def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
-        crops, draft = [], self.tiling.draft_side(self.preparation)
-        for k in range(len(record.images)):
-            try:
-                data = dataset.image_bytes(record, k)
-            except DataError as error:
-                raise RecordError("image_missing", error.message) from error
-            image = open_image(data, self.limits, draft)
-            info = record.image_info[k] if record.image_info else None
-            if draft is None and info is not None and image.size != (info.width, info.height):
-                raise RecordError(
-                    "image_changed",
-                    f"{record.images[k]} has {image.width} x {image.height} pixels and had {info.width} x {info.height}",
-                )
-            crops.append(self.tiling.crops(image, self.preparation))
+        draft = self.tiling.draft_side(self.preparation)
+        images = (read_image(dataset, record, k, self.limits, draft) for k in range(len(record.images)))
+        crops = [self.tiling.crops(image, self.preparation) for image in images]
         can_return = len(crops) == 1 and crops[0].flags.writeable  # torch needs writable arrays; views of Pillow images are not
         return crops[0] if can_return else np.concatenate(crops)
 

@@ -1,7 +1,4 @@
-"""Reads single images of data sets as prepared crops, in child processes that may crash.
-
-For jobs that process untrusted images one by one; training loads whole records (`PixelLoader`).
-"""
+"""Reads single images of data sets. Every image of a record that is opened anywhere is opened by `read_image`."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,28 +6,69 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.opener import DEFAULT_LIMITS, open_image
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import DataError, RecordError
+from sightline.types import Record
 
 
 class ImageLocation(NamedTuple):
-    """Location of an image: index of the data set, of the record in it, and of the image in the record."""
+    """Location of an image: index of the dataset folder, of the record in it, and of the image in the record."""
 
-    dataset: int
+    folder: int
     record: int
     image: int
+
+
+def read_image(
+    dataset: Dataset,
+    record: Record,
+    k: int = 0,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    draft_side: int | None = None,
+    check_hash: bool = False,
+) -> Image.Image:
+    """Opens image `k` of a record as an RGB image.
+
+    Where the record has `image_info`, the size is compared with it, unless `draft_side` lets the image be decoded smaller.
+
+    Args:
+        dataset: the data set of the record.
+        record: of which `images` and `image_info` are read.
+        k: index of the image in the record.
+        limits, draft_side: as in `open_image`.
+        check_hash: also compare the sha256 of the file with that of `image_info`.
+
+    Raises:
+        RecordError: the reasons of `open_image`; `image_missing`: the dataset has no such file; `hash_mismatch`, `image_changed`:
+            the file has another sha256, or another size in pixels, than `image_info` says.
+    """
+    try:
+        data = dataset.image_bytes(record, k)
+    except DataError as error:
+        raise RecordError("image_missing", error.message) from error
+    name, info = f"{dataset.path}: {record.images[k]}", record.image_info[k] if record.image_info else None
+    if check_hash and info is not None and hashlib.sha256(data).hexdigest() != info.sha256:
+        raise RecordError("hash_mismatch", f"{name} is not the file that was prepared")
+    image = open_image(data, limits, draft_side)
+    if draft_side is None and info is not None and image.size != (info.width, info.height):
+        known = f"{info.width} x {info.height} when it was prepared"
+        raise RecordError("image_changed", f"{name} has {image.width} x {image.height} pixels, {known}")
+    return image
 
 
 @dataclass(frozen=True)
 class CropReader:
     """Reads the crops of an image; a picklable function for a `GuardedPool`.
 
+    For jobs that process untrusted images one by one; training loads whole records (`PixelLoader`).
+
     Attributes:
-        datasets: the data sets that `ImageLocation.dataset` indexes.
+        datasets: the data sets that `ImageLocation.folder` indexes.
         preparation, tiling: how an image becomes crops.
     """
 
@@ -42,15 +80,8 @@ class CropReader:
         """Returns the prepared crops of an image.
 
         Raises:
-            RecordError: the reasons of `open_image`, `image_missing`, and `hash_mismatch`: the file is not the one that was
-                prepared.
+            RecordError: the reasons of `read_image`.
         """
-        dataset = self.datasets[location.dataset]
-        record = dataset.record(location.record)
-        try:
-            data = dataset.image_bytes(record, location.image)
-        except DataError as error:
-            raise RecordError("image_missing", error.message) from error
-        if hashlib.sha256(data).hexdigest() != record.image_info[location.image].sha256:
-            raise RecordError("hash_mismatch", f"{dataset.path}: {record.images[location.image]} is not the file that was prepared")
-        return self.tiling.crops(open_image(data, DEFAULT_LIMITS, self.tiling.draft_side(self.preparation)), self.preparation)
+        dataset, draft = self.datasets[location.folder], self.tiling.draft_side(self.preparation)
+        image = read_image(dataset, dataset.record(location.record), location.image, draft_side=draft, check_hash=True)
+        return self.tiling.crops(image, self.preparation)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sightline.data.dataset import Dataset
-from sightline.data.samples.length_table import image_keys
 from sightline.errors import ConfigError
 from sightline.runtime.keyed import derangement, keyed_generator
 from sightline.runtime.logs import logger
@@ -60,7 +59,7 @@ def with_noise(dataset: Dataset, split: str, share: float, seed: int) -> Dataset
     for index in dataset.split_indices(split).tolist():
         record = dataset.record(index)
         if record.images:
-            facts[index] = image_keys(record), hash((record.captions, record.messages))
+            facts[index] = record.image_keys, hash((record.captions, record.messages))
             groups.setdefault((len(record.images), bool(record.captions)), []).append(index)
     text_of: dict[int, int] = {}
     for kind, members in sorted(groups.items()):

@@ -316,11 +316,6 @@ def make_length_table(
     )
 
 
-def image_keys(record: Record) -> tuple[str, ...]:
-    """Returns a key that is equal for records with the same images: their sha256 (in shards every record has its own paths)."""
-    return tuple(info.sha256 for info in record.image_info) or record.images
-
-
 @dataclass
 class _Group:
     """Consecutive conversations about the same images."""
@@ -366,14 +361,14 @@ def _groups(reader: _Reader, indices: Sequence[int], share_prefix: bool, step: C
     for index in indices:
         record = reader.dataset.record(index)
         for branch, encoded, crops in reader.conversations(record):
-            joins = share_prefix and group is not None and crops > 0 and images == image_keys(record)
+            joins = share_prefix and group is not None and crops > 0 and images == record.image_keys
             if group is not None and joins:
                 group.members.append((index, branch))
                 group.conversations.append(encoded)
             else:
                 if group is not None:
                     yield group
-                group, images = _Group([(index, branch)], [encoded], crops), image_keys(record)
+                group, images = _Group([(index, branch)], [encoded], crops), record.image_keys
         step()
     if group is not None:
         yield group
