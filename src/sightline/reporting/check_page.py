@@ -19,15 +19,15 @@ SHOWN_FAULTS, SHOWN_PAIRS = 24, 8
 LISTED_FAULTS = 100
 MAX_TEXT = 200
 
-Images = Mapping[ImageLocation, bytes]
+Thumbnails = Mapping[ImageLocation, bytes]
 
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """A record to look at: its texts and its first picture."""
+    """A record to look at: its texts and its first image."""
 
     texts: tuple[str, ...]
-    picture: bytes
+    image: bytes
 
 
 def shown_locations(report: DataReport) -> Iterator[ImageLocation]:
@@ -56,27 +56,27 @@ def _shown_pairs(duplicates: Duplicates) -> Iterator[tuple[str, str, list[Pair]]
                 yield kind, f"within {repeats.place}", pairs[:SHOWN_PAIRS]
 
 
-def check_page(report: DataReport, pictures: Images, examples: Sequence[ExampleRecord], version: str) -> str:
+def check_page(report: DataReport, thumbnails: Thumbnails, examples: Sequence[ExampleRecord], version: str) -> str:
     """The page.
 
     Args:
         report: everything that was found.
-        pictures: small copies of those at `shown_locations`, as far as they can be shown.
+        thumbnails: small copies of those at `shown_locations`, as far as they can be shown.
         examples: records to look at.
         version: of this package.
     """
     checked, training, gain = report.checked, report.training, report.gain
     names = ", ".join(folder.path for folder in checked.folders)
-    bad = html.join([_count_table("reason", "records", checked.bad), _faults(checked.bad, pictures)])
-    odd = html.join([_count_table("what", "pictures", checked.odd), _faults(checked.odd, pictures)])
-    low = [] if gain is None else [Section("Texts that their pictures support least", low_texts(gain, pictures, SHOWN_FAULTS))]
+    bad = html.join([_count_table("reason", "records", checked.bad), _faults(checked.bad, thumbnails)])
+    odd = html.join([_count_table("what", "pictures", checked.odd), _faults(checked.odd, thumbnails)])
+    low = [] if gain is None else [Section("Texts that their pictures support least", low_texts(gain, thumbnails, SHOWN_FAULTS))]
     sections = [
         Section("In plain words", html.join(_remarks(report))),
         *([Section("Some records", _examples(examples))] if examples else []),
         *([Section("Records that cannot be used", bad)] if checked.bad.first else []),
         *([Section("Odd pictures", odd)] if checked.odd.first else []),
         *low,
-        Section("What stands twice", _duplicates(report, pictures)),
+        Section("What stands twice", _duplicates(report, thumbnails)),
         Section("Pictures and texts", _figures(report)),
         *([Section("Answers", _labels(report))] if checked.records.labels else []),
         *([Section("In training", _training(training))] if training is not None else []),
@@ -111,7 +111,7 @@ def _remarks(report: DataReport) -> Iterator[Html]:
 
 
 def _examples(examples: Sequence[ExampleRecord]) -> Html:
-    return html.gallery(html.figure(_picture(example.picture, ""), _lines(example.texts)) for example in examples)
+    return html.gallery(html.figure(_image(example.image, ""), _lines(example.texts)) for example in examples)
 
 
 def _lines(texts: Sequence[str]) -> Html:
@@ -122,7 +122,7 @@ def _short(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "\u2026"
 
 
-def _picture(data: bytes, alt: str) -> Html:
+def _image(data: bytes, alt: str) -> Html:
     return html.image(data, alt, width=None)
 
 
@@ -133,16 +133,16 @@ def _count_table(what: str, number: str, listed: Listed) -> Html:
     return html.table([what, Column(number, "right")], listed.counts.most_common())
 
 
-def _faults(listed: Listed, pictures: Images) -> Html:
-    return html.join([html.gallery(_shown_faults(listed.first[:SHOWN_FAULTS], pictures)), _list(listed)])
+def _faults(listed: Listed, thumbnails: Thumbnails) -> Html:
+    return html.join([html.gallery(_shown_faults(listed.first[:SHOWN_FAULTS], thumbnails)), _list(listed)])
 
 
-def _shown_faults(faults: Sequence[Fault], pictures: Images) -> Iterator[Html]:
+def _shown_faults(faults: Sequence[Fault], thumbnails: Thumbnails) -> Iterator[Html]:
     for fault in faults:
         if fault.has_image:
-            data = pictures.get(fault.location)
+            data = thumbnails.get(fault.location)
             lost = html.element("div", "cannot be shown", attributes={"class": "faint"})
-            yield html.figure(lost if data is None else _picture(data, fault.id), f"{fault.id}: {fault.reason}")
+            yield html.figure(lost if data is None else _image(data, fault.id), f"{fault.id}: {fault.reason}")
 
 
 def _list(listed: Listed) -> Html:
@@ -161,7 +161,7 @@ def _drawn(table: CheckTable) -> Html | None:
 # Duplicates -----------------------------------------------------------------------------------------------------------------
 
 
-def _duplicates(report: DataReport, pictures: Images) -> Html:
+def _duplicates(report: DataReport, thumbnails: Thumbnails) -> Html:
     found = report.checked.duplicates
     if found.near_bits is None:
         rule = "Only equal files were looked for."
@@ -171,15 +171,15 @@ def _duplicates(report: DataReport, pictures: Images) -> Html:
     parts: list[html.Node] = [html.paragraph(rule), _drawn(check_tables.overlaps(report)), _drawn(check_tables.repeats(report))]
     for kind, where, pairs in _shown_pairs(found):
         what = "Pictures" if kind == "pictures" else "Records with the same pictures and texts"
-        figures = [_pair(pair, kind, report, pictures) for pair in pairs]
+        figures = [_pair(pair, kind, report, thumbnails) for pair in pairs]
         parts += [html.element("h3", f"{what}: {where}"), html.element("div", *figures, attributes={"class": "gallery wide"})]
     return html.join(parts)
 
 
-def _pair(pair: Pair, kind: str, report: DataReport, pictures: Images) -> Html:
+def _pair(pair: Pair, kind: str, report: DataReport, thumbnails: Thumbnails) -> Html:
     ids = [report.checked.name(location) for location in (pair.a, pair.b)]
     shown = [
-        _picture(pictures[location], name) for location, name in zip((pair.a, pair.b), ids, strict=True) if location in pictures
+        _image(thumbnails[location], name) for location, name in zip((pair.a, pair.b), ids, strict=True) if location in thumbnails
     ]
     how = "same file" if pair.is_exact else f"{pair.bits} bits apart, likeness {pair.similarity:.3f}"
     caption = html.join([" and ".join(ids), html.element("br"), how if kind == "pictures" else None])

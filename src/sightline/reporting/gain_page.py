@@ -47,12 +47,12 @@ def gain_page(title: str, findings: "GainFindings") -> str:
     return html.page(title, sections, lead)
 
 
-def low_texts(gain: "GainFigures", pictures: Mapping[ImageLocation, bytes], most: int) -> Html:
+def low_texts(gain: "GainFigures", thumbnails: Mapping[ImageLocation, bytes], most: int) -> Html:
     """The texts that a model finds least supported by their pictures, for the page of `data check`.
 
     Args:
         gain: the part of the report.
-        pictures: small copies by folder, record and number of the picture.
+        thumbnails: small copies by folder, record and number of the picture.
         most: texts to show.
     """
     shown = gain.lowest[:most]
@@ -66,10 +66,10 @@ def low_texts(gain: "GainFigures", pictures: Mapping[ImageLocation, bytes], most
     )
     cards = []
     for line in shown:
-        data = pictures.get(ImageLocation(line.folder, line.record, line.image))
-        picture = None if data is None else html.image(data, line.id)
+        data = thumbnails.get(ImageLocation(line.folder, line.record, line.image))
+        figure = None if data is None else html.image(data, line.id)
         said = _text(*_columns(line.tokens), line.gain, line.id, hot)
-        body = html.element("div", html.figure(picture), html.element("div", said), attributes={"class": "beside"})
+        body = html.element("div", html.figure(figure), html.element("div", said), attributes={"class": "beside"})
         cards.append(html.element("article", body, attributes={"class": "card"}))
     return html.join([lead, _legend(hot), *cards])
 
