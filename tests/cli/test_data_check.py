@@ -98,7 +98,7 @@ def test_hashes_are_compared_where_asked(tmp_path: Path, capsys: pytest.CaptureF
     (path / "records.jsonl").write_bytes(records.replace(b"caption of r0", b"CAPTION of r0"))
     code, out, err = call(capsys, path, "--check-hash", "--json", "--max-skipped", 1)
     assert code == 2
-    assert json.loads(out)["damaged_files"] == ["records.jsonl is not what was written"]
+    assert json.loads(out)["damaged_files"] == ["records.jsonl differs from what was written"]
     assert "error[data]: the data is damaged: records.jsonl" in err
 
 

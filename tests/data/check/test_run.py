@@ -107,7 +107,7 @@ def test_records_are_validated_again(tmp_path: Path) -> None:
         (2, "r0", None),
         (3, "", None),
     ]
-    assert told["damaged_files"] == ["records.jsonl is not what was written"]
+    assert told["damaged_files"] == ["records.jsonl differs from what was written"]
     assert told["records"]["records"] == 2  # only what can be read is counted in the figures
 
 

@@ -127,11 +127,11 @@ def _skip_line(place: str, left: Left) -> dict[str, Any]:
 def _write_page(path: Path, report: DataReport, options: CheckOptions) -> None:
     datasets = report.checked.datasets
     examples = _examples(datasets[: report.checked.num_checked])
-    spots = [*(spot for spot, _ in examples), *shown_locations(report)]
-    logger.info("making thumbnails of %d images", len(set(spots)))
-    pictures = make_thumbnails(datasets, spots, options.workers, options.image_seconds)
-    shown = [ExampleRecord(texts, pictures[spot]) for spot, texts in examples if spot in pictures]
-    write_text(path, check_page(report, pictures, shown, __version__))
+    locations = [*(location for location, _ in examples), *shown_locations(report)]
+    logger.info("making thumbnails of %d images", len(set(locations)))
+    thumbnails = make_thumbnails(datasets, locations, options.workers, options.image_seconds)
+    shown = [ExampleRecord(texts, thumbnails[location]) for location, texts in examples if location in thumbnails]
+    write_text(path, check_page(report, thumbnails, shown, __version__))
 
 
 def _examples(datasets: Sequence[Dataset]) -> list[tuple[ImageLocation, tuple[str, ...]]]:
