@@ -102,7 +102,7 @@ def test_embeddings_may_be_given_instead_of_ids(kind: str) -> None:
         embed = model.get_input_embeddings()
         assert torch.equal(model(inputs_embeds=embed(text)).logits, model(input_ids=text).logits)
         merged = embed(ids)
-        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).flatten(0, 1)
+        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).pooler_output.flatten(0, 1)
         assert torch.equal(model(inputs_embeds=merged).logits, model(input_ids=ids, pixel_values=pixels).logits)
 
 
