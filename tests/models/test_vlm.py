@@ -138,8 +138,8 @@ def test_pictures_fill_their_places_in_order_and_each_changes_what_follows() -> 
     ("change", "words"),
     [
         ({"input_ids": None}, "either input_ids or inputs_embeds"),
-        ({"inputs_embeds": torch.zeros(1, 15, 32)}, "either input_ids or inputs_embeds"),
-        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 15, 32)}, "whose image tokens mark"),
+        ({"inputs_embeds": torch.zeros(1, 15, 32), "pixel_values": None}, "either input_ids or inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 15, 32)}, "0 image tokens in input_ids, but 8 visual tokens"),
         ({"pixel_values": torch.zeros(3, 3, SIDE, SIDE)}, "8 image tokens in input_ids, but 12 visual tokens"),
         ({"pixel_values": torch.zeros(1, 3, SIDE, SIDE)}, "8 image tokens in input_ids, but 4 visual tokens"),
     ],
