@@ -5,6 +5,8 @@ import io
 import os
 import pickle
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from sightline.models.connectors.mlp import MLPConfig
 from sightline.types import Message, Part, Record
 from tests.assembly.helpers import run_config
 from tests.assembly.model.helpers import noise, prompt, question
+from tests.pages import write_python
 
 TILINGS = {"whole": WholeConfig(), "anyres": AnyResConfig(), "split": SplitConfig(), "cover": CoverConfig()}
 RECORDS = [question(0), question(1, 2, text="And now?"), question(3), question(text="Who are you?")]
@@ -165,7 +168,7 @@ def test_contents_may_be_texts(template: str) -> None:
     bundle = built(WholeConfig(), template)
     processor = SightlineProcessor.of(bundle)
     messages = (Message("system", (Part("Be brief."),)), Message("user", (Part("Who?"),)))
-    expected = bundle.builder().prompt_row(messages, []).ids.tolist()
+    expected = bundle.builder().encode_prompt(messages, []).ids.tolist()
     plain = [{"role": message.role, "content": message.text} for message in messages]
     parts = [{"role": message.role, "content": [{"type": "text", "text": message.text}]} for message in messages]
     for form in (plain, parts):
@@ -236,6 +239,18 @@ def test_the_pipeline_answers_as_sightline_does(whole: tuple[ModelBundle, Path])
     found = ask(text=chat(RECORDS[0]), generate_kwargs={"max_new_tokens": 6, "do_sample": False}, return_full_text=False)
     (ours,) = generate(bundle.model, bundle.tokenizer, [prompt(bundle, RECORDS[0])], DecodingConfig(max_new_tokens=6))
     assert found[0]["generated_text"].strip() == ours.text
+
+
+def test_the_example_of_the_page_says_what_sightline_says(whole: tuple[ModelBundle, Path], tmp_path: Path) -> None:
+    bundle, folder = whole
+    (tmp_path / "model").symlink_to(folder)
+    noise(0).save(tmp_path / "photo.png")
+    script = write_python("compatibility.md", tmp_path / "example.py")
+    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    asked = prompt(bundle, question(0, text="What is this?"))
+    (ours,) = generate(bundle.model, bundle.tokenizer, [asked], DecodingConfig(max_new_tokens=8))
+    assert done.stdout.strip() == ours.text
 
 
 @pytest.mark.parametrize("collates", [False, True], ids=["default collator", "collator of its own"])

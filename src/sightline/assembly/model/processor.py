@@ -208,7 +208,7 @@ class SightlineProcessor(ProcessorMixin):
         rows, first = [], 0
         for text, count in zip(texts, places, strict=True):
             try:
-                ids = encoder.text_row(text, layouts[first : first + count]).ids
+                ids = encoder.encode_rendered(text, layouts[first : first + count]).ids
             except RecordError as error:
                 raise UsageError(f"{error.message} ({error.reason}).") from error
             first += count

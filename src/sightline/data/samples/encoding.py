@@ -136,9 +136,9 @@ class ConversationEncoder:
     def encode_prompt(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
         """Encodes the conversation so far and the header of an assistant turn, as input of `generate`."""
         self._check_text(messages)
-        return self.text_row(self.template.render(messages, prompt=True), layouts)
+        return self.encode_rendered(self.template.render(messages, prompt=True), layouts)
 
-    def text_row(self, text: str, layouts: Sequence[Layout]) -> EncodedConversation:
+    def encode_rendered(self, text: str, layouts: Sequence[Layout]) -> EncodedConversation:
         """Encodes a conversation that a chat template has rendered.
 
         Args:
