@@ -89,7 +89,7 @@ def test_embeddings_give_the_text_that_ids_give() -> None:
     assert pixels is not None
     with torch.no_grad():
         merged = model.get_input_embeddings()(ids)
-        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).flatten(0, 1)
+        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).pooler_output.flatten(0, 1)
     out = model.generate(
         inputs_embeds=merged,
         max_new_tokens=NEW,

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, ProcessorMixin, initialization
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import chat_template_utils
 
 from sightline.models import transformers_private
@@ -42,6 +44,8 @@ def gone(owner: Any, name: str, user: str) -> str:
         (PreTrainedModel, "_init_weights", "CustomModel"),
         (PreTrainedModel, "_set_gradient_checkpointing", "set_checkpointing and CustomModel"),
         (GenerationMixin, "_expand_inputs_for_generation", "CustomModel"),
+        (CONFIG_MAPPING, "_extra_content", "runtime/auto_classes.py, which registers classes before they are loaded"),
+        (PROCESSOR_MAPPING, "_extra_content", "runtime/auto_classes.py, which registers classes before they are loaded"),
         (ProcessorMixin, "get_processor_dict", "assembly/model/tokenizer.py, which reads the chat template of a processor"),
         (chat_template_utils, "render_jinja_template", "data/samples/templates.py, which renders conversations"),
     ],

@@ -102,7 +102,7 @@ def test_embeddings_may_be_given_instead_of_ids(kind: str) -> None:
         embed = model.get_input_embeddings()
         assert torch.equal(model(inputs_embeds=embed(text)).logits, model(input_ids=text).logits)
         merged = embed(ids)
-        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).flatten(0, 1)
+        merged[ids == model.config.image_token_id] = model.get_image_features(pixels).pooler_output.flatten(0, 1)
         assert torch.equal(model(inputs_embeds=merged).logits, model(input_ids=ids, pixel_values=pixels).logits)
 
 
@@ -138,8 +138,8 @@ def test_pictures_fill_their_places_in_order_and_each_changes_what_follows() -> 
     ("change", "words"),
     [
         ({"input_ids": None}, "either input_ids or inputs_embeds"),
-        ({"inputs_embeds": torch.zeros(1, 15, 32)}, "either input_ids or inputs_embeds"),
-        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 15, 32)}, "whose image tokens mark"),
+        ({"inputs_embeds": torch.zeros(1, 15, 32), "pixel_values": None}, "either input_ids or inputs_embeds"),
+        ({"input_ids": None, "inputs_embeds": torch.zeros(1, 15, 32)}, "0 image tokens in input_ids, but 8 visual tokens"),
         ({"pixel_values": torch.zeros(3, 3, SIDE, SIDE)}, "8 image tokens in input_ids, but 12 visual tokens"),
         ({"pixel_values": torch.zeros(1, 3, SIDE, SIDE)}, "8 image tokens in input_ids, but 4 visual tokens"),
     ],

@@ -7,3 +7,4 @@ from sightline.models.stored import StoredFeatures as StoredFeatures
 from sightline.models.stored import StoredFeaturesConfig as StoredFeaturesConfig
 from sightline.models.vlm import SightlineConfig as SightlineConfig
 from sightline.models.vlm import SightlineForConditionalGeneration as SightlineForConditionalGeneration
+from sightline.models.vlm import SightlineModel as SightlineModel

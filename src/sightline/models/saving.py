@@ -40,7 +40,8 @@ def save_model(
     if not isinstance(model, SightlineForConditionalGeneration):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         return
-    model.config.dtype = model.dtype  # as transformers' own `save_pretrained` writes it
+    # As transformers' own `save_pretrained` writes them.
+    model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     weight_map: dict[str, str] = {}

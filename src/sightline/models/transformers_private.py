@@ -1,7 +1,7 @@
 """All private attributes of transformers that this package uses, each behind a public name.
 
 Any minor version of transformers may rename one; tests/models/test_transformers_private.py then names the missing attribute.
-No other file of the package may use them.
+No other file of the package may use them, but for runtime/auto_classes.py, which must not import transformers.
 """
 
 from collections.abc import Callable

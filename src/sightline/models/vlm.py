@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
@@ -327,14 +328,27 @@ class SightlineForConditionalGeneration(CustomModel):
 
     # transformers' interface --------------------------------------------------------------------------------------------
 
-    def get_image_features(self, pixel_values: Float[Tensor, "N 3 h w"], **kwargs: Any) -> Float[Tensor, "N K D"]:
-        """Returns the visual tokens of images that a processor has prepared."""
-        return self.connector(self.encode_pixels(pixel_values.to(self.vision.dtype)), self.words)
+    @property
+    def base_model(self) -> "SightlineModel":
+        """The same modules without the head; shares every parameter with this model."""
+        view = self.__dict__.get("_without_head")  # not by setattr: its modules would be listed twice
+        if view is None:
+            view = self.__dict__["_without_head"] = SightlineModel.__new__(SightlineModel)
+        view.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_without_head"})
+        return view
+
+    def get_image_features(self, pixel_values: Float[Tensor, "*N 3 h w"], **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Returns the encoder outputs (`last_hidden_state`, `[N, P, E]`) and the visual tokens (`pooler_output`, `[N, K, D]`) of
+        images that a processor has prepared.
+        """
+        features_NPE = self.encode_pixels(pixel_values.flatten(0, -4).to(self.vision.dtype))
+        tokens_NKD = self.connector(features_NPE, self.words)
+        return BaseModelOutputWithPooling(last_hidden_state=features_NPE, pooler_output=tokens_NKD)  # pyrefly: ignore
 
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
-        pixel_values: Float[Tensor, "N 3 h w"] | None = None,
+        pixel_values: Float[Tensor, "*N 3 h w"] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Int[Tensor, "B T"] | None = None,
         past_key_values: Cache | None = None,
@@ -342,7 +356,8 @@ class SightlineForConditionalGeneration(CustomModel):
         labels: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        visual_sources: Int[Tensor, " M"] | None = None,
+        visual_sources: Int[Tensor, "*M"] | None = None,
+        mm_token_type_ids: Int[Tensor, "B T"] | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore (as in transformers)
     ) -> ModelOutput | tuple[Any, ...]:
@@ -350,41 +365,76 @@ class SightlineForConditionalGeneration(CustomModel):
 
         Args:
             input_ids: token ids, with one `image_token_id` per visual token.
-            pixel_values: images (or their tiles) in the order of their image tokens in `input_ids`.
+            pixel_values: images (or their tiles) in the order of their image tokens in `input_ids`: of all rows, `[N, 3, h, w]`, or
+                equally many of each row, `[B, n, 3, h, w]`.
             attention_mask, position_ids, inputs_embeds, labels, use_cache, logits_to_keep: as everywhere in transformers; labels
-                of -100 are ignored.
+                of -100 are ignored. `inputs_embeds` with `pixel_values` hold the image token's embedding at each visual slot,
+                unless `input_ids` are given beside them (tile tokens have the same embedding until they are trained).
             past_key_values, cache: keys and values of earlier tokens, under the name before or since transformers 5.24.
-            visual_sources: for each visual slot the row in the table of visual tokens; by default the crops' tokens in order.
+            visual_sources: for each visual slot the row in the table of visual tokens, `[M]`; or counted within each row, `[B, m]`,
+                with `[B, n, 3, h, w]` pixel values; by default the crops' tokens in order.
+            mm_token_type_ids: ignored; some collators pass it.
 
         Raises:
-            ValueError: neither or both of ids and embeddings are given, both cache names are given, image tokens and visual
-                tokens differ in number, or the ids hold image tokens without pixel values.
+            ValueError: neither of ids and embeddings is given, or both without pixel values; both cache names are given; image
+                tokens and visual tokens differ in number; or the ids hold image tokens without pixel values.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            if input_ids is None:
-                raise ValueError("pixel_values need input_ids, whose image tokens mark the visual slots")
-            table = self.visual_tokens(self.encode_pixels(pixel_values.to(self.vision.dtype)))
-            slots = (input_ids == self.config.image_token_id).flatten().nonzero().squeeze(1)
-            if visual_sources is None:
-                visual_sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
-            self._check_places(len(slots), len(visual_sources))
-            inputs_embeds = splice(inputs_embeds, table, slots, visual_sources)
-        elif input_ids is not None and not _is_filled(past_key_values if cache is None else cache):
-            self._check_no_images(input_ids)
+        named = _named_cache({"cache": cache, "past_key_values": past_key_values})
         return self.language(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=self._filled(input_ids, inputs_embeds, pixel_values, visual_sources, named.get(CACHE_NAME)),
             attention_mask=attention_mask,
             position_ids=position_ids,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **_named_cache({"cache": cache, "past_key_values": past_key_values}),
+            **named,
             **kwargs,
         )
+
+    def _filled(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        visual_sources: Tensor | None,
+        cache: Cache | None,
+    ) -> Float[Tensor, "B T D"]:
+        """The rows' embeddings with the visual tokens of their images; arguments as in `forward`."""
+        num_given = (input_ids is not None) + (inputs_embeds is not None)
+        if num_given == 0 or (num_given == 2 and pixel_values is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        embedding = self.get_input_embeddings()
+        if pixel_values is None:
+            if inputs_embeds is not None:
+                return inputs_embeds
+            assert input_ids is not None
+            if not _is_filled(cache):
+                self._check_no_images(input_ids)
+            return embedding(input_ids)
+        if input_ids is not None:
+            is_slot_BT = input_ids == self.config.image_token_id
+            inputs_embeds = embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        else:
+            assert inputs_embeds is not None
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            is_slot_BT = (inputs_embeds == embedding(image_token).to(inputs_embeds.dtype)).all(-1)
+        table = self.visual_tokens(self.encode_pixels(pixel_values.flatten(0, -4).to(self.vision.dtype)))
+        slots = is_slot_BT.flatten().nonzero().squeeze(1)
+        sources = self._sources(visual_sources, pixel_values)
+        if sources is None:
+            sources = torch.arange(len(table) - self.config.num_separators, device=slots.device)
+        self._check_places(len(slots), len(sources))
+        return splice(inputs_embeds, table, slots, sources)
+
+    def _sources(self, visual_sources: Tensor | None, pixel_values: Tensor) -> Int[Tensor, " M"] | None:
+        """The visual sources of all rows, counted over the crops of all rows."""
+        if visual_sources is None or visual_sources.dim() == 1:
+            return visual_sources
+        if pixel_values.dim() != 5 or len(pixel_values) != len(visual_sources):
+            raise ValueError("visual_sources of each row need pixel_values of each row: [rows, crops, 3, height, width]")
+        per_row = pixel_values.shape[1] * self.connector.tokens_per_crop
+        first_B1 = torch.arange(len(visual_sources), device=visual_sources.device)[:, None] * per_row
+        return torch.where(visual_sources >= 0, visual_sources + first_B1, visual_sources).flatten()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generates as in transformers; the cache may be given under either name, whatever the installed version calls it.
@@ -415,6 +465,8 @@ class SightlineForConditionalGeneration(CustomModel):
     def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """Repeats the crops of each row for beams: a row's crops stay together, in the order of their visual slots."""
         pixels, sources = inputs.pop("pixel_values", None), inputs.pop("visual_sources", None)
+        if pixels is not None:
+            pixels, sources = pixels.flatten(0, -4), self._sources(sources, pixels)
         if times > 1 and pixels is not None and input_ids is not None:
             order, sources = self._beam_order(input_ids, len(pixels), sources, times)
             pixels = pixels[order]
@@ -452,5 +504,43 @@ class SightlineForConditionalGeneration(CustomModel):
             )
 
 
+class SightlineModel(SightlineForConditionalGeneration):
+    """The model without its head: returns hidden states. Modules, tensor names and files are those of the model with a head."""
+
+    @property
+    def base_model(self) -> "SightlineModel":
+        return self
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return False
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        pixel_values: Float[Tensor, "*N 3 h w"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "B T"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        use_cache: bool | None = None,
+        visual_sources: Int[Tensor, "*M"] | None = None,
+        mm_token_type_ids: Int[Tensor, "B T"] | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore (as in transformers)
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Returns the decoder's last hidden states; arguments and errors as in the model with a head."""
+        named = _named_cache({"cache": cache, "past_key_values": past_key_values})
+        return self.get_decoder()(
+            inputs_embeds=self._filled(input_ids, inputs_embeds, pixel_values, visual_sources, named.get(CACHE_NAME)),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+            **named,
+            **kwargs,
+        )
+
+
 AutoConfig.register(SightlineConfig.model_type, SightlineConfig)
+AutoModel.register(SightlineConfig, SightlineModel)
 AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration)

@@ -200,7 +200,7 @@ def words_gradient(model: SightlineForConditionalGeneration) -> Tensor:
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, torch.nn.Embedding)
     embedding.weight.grad = None
-    model.get_image_features(torch.randn(2, 3, SIDE, SIDE)).square().sum().backward()
+    model.get_image_features(torch.randn(2, 3, SIDE, SIDE)).pooler_output.square().sum().backward()
     return torch.zeros_like(embedding.weight) if embedding.weight.grad is None else embedding.weight.grad
 
 
@@ -220,7 +220,7 @@ def test_words_that_are_not_live_get_none_and_mix_the_same() -> None:
     assert not words_gradient(held).any()
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        assert torch.equal(live.get_image_features(pixels), held.get_image_features(pixels))
+        assert torch.equal(live.get_image_features(pixels).pooler_output, held.get_image_features(pixels).pooler_output)
 
 
 @pytest.mark.parametrize("kind", ["gemma", "llama"])
@@ -236,9 +236,9 @@ def test_a_step_of_the_decoder_moves_the_words_that_are_mixed_and_not_w2() -> No
     w2 = align_of(model.connector).w2.weight
     before, pixels = w2.detach().clone(), torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        first = model.get_image_features(pixels)
+        first = model.get_image_features(pixels).pooler_output
         model.get_input_embeddings().weight.mul_(1.5)  # pyrefly: ignore
-        second = model.get_image_features(pixels)
+        second = model.get_image_features(pixels).pooler_output
     torch.testing.assert_close(second, 1.5 * first)
     assert torch.equal(w2, before)  # though input embeddings and head are one in this decoder
 
@@ -249,12 +249,12 @@ def test_added_tokens_are_outside_of_mean_variance_and_simplex(norm: str) -> Non
     pixels, num_words = torch.randn(1, 3, SIDE, SIDE), model.config.num_words
     assert align_of(model.connector).w2.out_features == num_words
     with torch.no_grad():
-        before = model.get_image_features(pixels)
+        before = model.get_image_features(pixels).pooler_output
         fit_vocabulary(model.language, num_words + 9)
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         weight[num_words:] = 1e3
-        assert torch.equal(model.get_image_features(pixels), before)
+        assert torch.equal(model.get_image_features(pixels).pooler_output, before)
 
 
 def test_the_objective_trains_w1_w2_gain_and_live_words() -> None:
@@ -270,9 +270,9 @@ def test_bf16_autocast_gives_nearly_the_value_of_fp32(compute: str) -> None:
     model = align_model("llama", compute=compute)
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        exact = model.get_image_features(pixels)
+        exact = model.get_image_features(pixels).pooler_output
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = model.get_image_features(pixels)
+            rough = model.get_image_features(pixels).pooler_output
     assert (rough.float() - exact).norm() < 0.05 * exact.norm()
 
 
@@ -306,14 +306,14 @@ def test_training_uses_all_words_and_no_file_remembers_the_restriction(tmp_path:
     model = align_model()
     pixels = torch.randn(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        free = model.get_image_features(pixels)
+        free = model.get_image_features(pixels).pooler_output
         model.connector.vocabulary_mixer.restrict_vocabulary([1, 2])
-        assert not torch.equal(model.get_image_features(pixels), free)
+        assert not torch.equal(model.get_image_features(pixels).pooler_output, free)
         model.save_pretrained(tmp_path)
         again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-        assert torch.equal(again.get_image_features(pixels), free)
+        assert torch.equal(again.get_image_features(pixels).pooler_output, free)
         model.connector.train()
-        assert torch.equal(model.get_image_features(pixels), free)
+        assert torch.equal(model.get_image_features(pixels).pooler_output, free)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ and when generation stops. All of it goes into the model's folder, so that a fol
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from sightline.assembly.config.schema import ModelConfig, RunConfig
 from sightline.assembly.model.blueprint import Blueprint, saved_blueprint, section_blueprint
 from sightline.assembly.model.bundle import ModelBundle as ModelBundle
 from sightline.assembly.model.pretrained import read_stock
+from sightline.assembly.model.processor import IMAGE_PROCESSOR, PROCESSOR, SightlineProcessor
 from sightline.data.samples.processing import PROCESSING as PROCESSING
 from sightline.data.samples.processing import Processing as Processing
 from sightline.data.samples.processing import is_ours
@@ -34,9 +36,6 @@ from sightline.models.vlm import PARTS, SightlineForConditionalGeneration
 from sightline.runtime.storage import write_json
 from sightline.training import lora
 from sightline.types import IMAGE
-
-PROCESSOR = "preprocessor_config.json"
-
 
 # Building ------------------------------------------------------------------------------------------------------------------------
 
@@ -220,7 +219,12 @@ def write_model(
     bundle.tokenizer.save_pretrained(folder)
     write_json(folder / PROCESSING, json.loads(bundle.processing.model_dump_json()))
     if bundle.processing.preparation is not None:
-        write_json(folder / PROCESSOR, bundle.processing.preparation.to_processor())
+        write_json(folder / IMAGE_PROCESSOR, bundle.processing.preparation.to_processor())
+        if bundle.model.connector is not None:
+            write_json(folder / PROCESSOR, SightlineProcessor.of(bundle).to_dict())
+    for file in folder.iterdir():
+        if file.stat().st_nlink == 1:  # not taken from another folder
+            shutil.copymode(folder / PROCESSING, file)  # safetensors lets nobody but the owner read its files
 
 
 def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:

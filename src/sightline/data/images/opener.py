@@ -157,6 +157,43 @@ def open_with_orientation(
         raise RecordError("image_broken", f"{kind}: {_error_text(error)}") from error
 
 
+def as_rgb(image: "Image.Image | np.ndarray") -> Image.Image:
+    """Returns an opened picture or an array as an RGB picture, by the rules of `open_image`.
+
+    Args:
+        image: a picture of any mode; or an array `[h, w]`, `[h, w, 1|3|4]` or `[1|3, h, w]`: bytes, or other numbers (as mode I or
+            F of `open_image`).
+
+    Raises:
+        RecordError: `image_broken`, `image_mode`, `image_not_finite`.
+    """
+    if isinstance(image, np.ndarray):
+        return _picture_of(image)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        clean = _to_rgb(image, bytes(24) + b"\x08")  # the file's bytes are gone: 8 bits a channel, as nearly all files have
+    except RecordError:
+        raise
+    except Exception as error:  # a picture may be decoded only now; as in open_image
+        raise RecordError("image_broken", _error_text(error)) from error
+    return clean.transpose(_TURNS[orientation]) if orientation in _TURNS else clean
+
+
+def _picture_of(values: np.ndarray) -> Image.Image:
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3, 4):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))) or 0 in values.shape:
+        raise RecordError("image_mode", f"an array of shape {list(values.shape)} is no picture; give [height, width, 3]")
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    if values.dtype != np.uint8:
+        values = _to_bytes(values)
+    return as_rgb(Image.fromarray(np.ascontiguousarray(values)))
+
+
 def inspect_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHeader:
     """Reads and checks the header without decoding.
 
@@ -244,7 +281,7 @@ def _error_text(error: BaseException) -> str:
 # After decoding -------------------------------------------------------------------------------------------------------------
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 to 8."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
@@ -253,7 +290,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return 1
 
 
-def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
+def _to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     """Converts to RGB by the table of `open_image`; the result has no metadata and no reference to the file."""
     out: Image.Image = image
     if image.mode.startswith("I;16"):
@@ -283,7 +320,7 @@ def _to_rgb(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     return out
 
 
-def _scaled_grey(image: ImageFile.ImageFile) -> Image.Image:
+def _scaled_grey(image: Image.Image) -> Image.Image:
     white = 65535
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(ExifTags.Base.BitsPerSample) == (12,):
         white = 4095
@@ -308,7 +345,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint((values.astype(np.float64) - floor) * (255 / span)).astype(np.uint8)
 
 
-def _rescale_transparent_colour(image: ImageFile.ImageFile, bit_depth: int) -> None:
+def _rescale_transparent_colour(image: Image.Image, bit_depth: int) -> None:
     """Scales the transparent colour to 8 bits as Pillow scales the pixels (2- and 4-bit grey, 16-bit colours)."""
     colour = image.info.get("transparency")
     if image.mode == "L" and isinstance(colour, int) and bit_depth < 8:

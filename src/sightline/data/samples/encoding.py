@@ -136,7 +136,18 @@ class ConversationEncoder:
     def encode_prompt(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
         """Encodes the conversation so far and the header of an assistant turn, as input of `generate`."""
         self._check_text(messages)
-        text = self.template.render(messages, prompt=True)
+        return self.encode_rendered(self.template.render(messages, prompt=True), layouts)
+
+    def encode_rendered(self, text: str, layouts: Sequence[Layout]) -> EncodedConversation:
+        """Encodes a conversation that a chat template has rendered.
+
+        Args:
+            text: holds `<image>` at the place of each image.
+            layouts: one for each image.
+
+        Raises:
+            RecordError: `placeholder_count`, places and images differ in number.
+        """
         if text.count(IMAGE) != len(layouts):
             raise RecordError("placeholder_count", f"{len(layouts)} images, {text.count(IMAGE)} places in the prompt")
         ids, _ = self._encode(_insert_layouts(text, layouts))

@@ -24,6 +24,24 @@ _DAY = (  # fixed date for templates that print today's (Llama 3.2, SmolLM3): th
     "| replace('%m', '07') | replace('%Y', '2024') }}{%- endmacro -%}"
 )
 
+_PARTS_BECOME_TEXT = (  # for templates of text-only models, which expect a plain text as content
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set said = namespace(text='') -%}"
+    "{%- if message['content'] is string -%}{%- set said.text = message['content'] -%}{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- set said.text = said.text + ('<image>' if part['type'] == 'image' else part['text']) -%}{%- endfor -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+_TEXT_BECOMES_PARTS = (  # for templates that walk over the parts of any content
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=[{'type': 'text', 'text': message['content']}])] -%}"
+    "{%- else -%}{%- set flat.messages = flat.messages + [message] -%}{%- endif -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+_NO_THOUGHTS = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}"
+
 _BOS = "{% if bos_token %}{{ bos_token }}{% endif %}"
 _CONTENT = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -131,6 +149,20 @@ class Template:
                 return ""  # many templates read the first message
             raise RecordError("template_refused", f"the chat template does not accept the conversation: {error}") from error
         return str(texts[0])
+
+    @property
+    def processor_source(self) -> str:
+        """The template for tools that render chats themselves: content is a text or a list of parts, the model does not think aloud
+        unless `enable_thinking` is given; else equal to `render`.
+        """
+        source = self.source
+        if not self.takes_parts:
+            source = _PARTS_BECOME_TEXT + source
+        elif "is string" not in source:
+            source = _TEXT_BECOMES_PARTS + source
+        if "enable_thinking" in source and _NO_THOUGHTS not in source:
+            source = _NO_THOUGHTS + source
+        return source
 
     def conversation(self, messages: Sequence[Message]) -> RenderedConversation:
         """Renders a conversation and finds its assistant turns.
