@@ -145,8 +145,8 @@ def test_what_training_would_lose_is_told(tmp_path: Path) -> None:
 def test_what_was_lost_before_and_what_changed_since_is_told(tmp_path: Path) -> None:
     rows = [record("a", "a.png"), record("b", "missing.png")]
     path = folder(tmp_path / "data", rows, {"a.png": png(scene(0))})
-    assert told(path, damaged_files=("records.jsonl is not what was written",)) == [
-        "A file of the folder was changed after it was written: records.jsonl is not what was written.",
+    assert told(path, damaged_files=("records.jsonl differs from what was written",)) == [
+        "A file of the folder was changed after it was written: records.jsonl differs from what was written.",
         f"When {path} was prepared, 1 record was left out (50 %); see its skipped.jsonl.",
     ]
 

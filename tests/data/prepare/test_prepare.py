@@ -279,7 +279,7 @@ def test_a_link_that_a_kill_left_behind_is_not_written_through(tmp_path: Path, m
     assert [(source / f"pictures/{index}.png").read_bytes() for index in range(3)] == [picture(index) for index in range(3)]
     os.link(source / "pictures/2.png", tmp_path / "taken")
     with pytest.raises(FileExistsError):
-        landing._bring(source / "pictures/0.png", tmp_path / "taken")
+        landing._link_or_copy(source / "pictures/0.png", tmp_path / "taken")
     assert (source / "pictures/2.png").read_bytes() == picture(2)
 
 

@@ -164,7 +164,7 @@ def test_a_flipped_bit_is_found_by_verify(folders: tuple[Path, Path], tmp_path: 
     data = bytearray((broken / "shards/00000.tar").read_bytes())
     data[at] ^= 1
     (broken / "shards/00000.tar").write_bytes(data)
-    with pytest.raises(DataError, match=r"00000\.tar is not what was written"):
+    with pytest.raises(DataError, match=r"00000\.tar differs from what was written"):
         open_dataset(broken).verify()
 
 
