@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny
 
-from sightline import config as files
 from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.config import (
@@ -151,7 +150,7 @@ def test_what_is_not_a_plain_mapping_is_refused_with_its_place(tmp_path: Path, t
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_NODES", 1000)
+    monkeypatch.setattr("sightline.config.MAX_NODES", 1000)
     text = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else 'x'] * 10)}]\n" for n in range(9))
     assert "more than 1000 values once aliases are expanded" in fault(tmp_path, text)
 

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from sightline.assembly.model import build as models
-from sightline.assembly.model.build import Processing
+from sightline.assembly.model.build import Processing, build_from_config, write_model
 from tests.assembly.helpers import run_config
 
 
@@ -30,9 +29,9 @@ print(time.process_time() - begin, *sorted({"torch", "transformers", "numpy", "P
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    bundle = models.build(run_config(), Processing(max_tokens=120), None)
+    bundle = build_from_config(run_config(), Processing(max_tokens=120), None)
     path = tmp_path_factory.mktemp("model")
-    models.write(bundle, path)
+    write_model(bundle, path)
     return str(path)
 
 
