@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
@@ -187,6 +188,14 @@ def test_a_processor_is_saved_pickled_and_read_again(whole: tuple[ModelBundle, P
     again = read_model(tmp_path)
     assert again.processing == whole[0].processing
     assert np.array_equal(prompt(again, RECORDS[0]).row.ids, prompt(whole[0], RECORDS[0]).row.ids)
+
+
+def test_a_folder_of_an_earlier_version_has_the_same_processor(written: tuple[ModelBundle, Path], tmp_path: Path) -> None:
+    expected = fed(AutoProcessor.from_pretrained(written[1]), RECORDS, padding=True)
+    old = shutil.copytree(written[1], tmp_path / "old", ignore=shutil.ignore_patterns("processor_config.json"))
+    found = fed(AutoProcessor.from_pretrained(old), RECORDS, padding=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 # Models -------------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
-from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.blueprint import saved_blueprint
+from sightline.assembly.model.inputs import ModelInputs
 from sightline.data.images.opener import as_rgb, open_image
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, TextRules, join_visual_indices, pad_id_of
@@ -117,9 +118,17 @@ class SightlineProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=Template(tokenizer, settings.template).processor_source)
 
     @classmethod
-    def of(cls, bundle: ModelBundle) -> "SightlineProcessor":
+    def of(cls, model: ModelInputs) -> "SightlineProcessor":
         """Returns the processor of a model that takes pictures."""
-        return cls(bundle.tokenizer, bundle.processing.model_dump(mode="json"), bundle.token_grid)
+        return cls(model.tokenizer, model.processing.model_dump(mode="json"), model.token_grid)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "SightlineProcessor":
+        """Reads the processor of a model folder; for a folder of an earlier version makes it from `sightline.json`."""
+        folder = Path(pretrained_model_name_or_path)
+        if (folder / PROCESSING).is_file() and not (folder / PROCESSOR).is_file():
+            return cls.of(saved_blueprint(str(folder)))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def image_token_ids(self) -> list[int]:
