@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, pipeline
 
-from sightline.assembly.model.build import ModelBundle, Processing, build_from_config, read_model, write_model
+from sightline.assembly.model import build as models
+from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.model.processor import SightlineProcessor
 from sightline.data.images.tilings import AnyResConfig, CoverConfig, SplitConfig, TilingConfig, WholeConfig
 from sightline.errors import UsageError
@@ -35,7 +36,9 @@ RECORDS = [question(0), question(1, 2, text="And now?"), question(3), question(t
 def built(tiling: TilingConfig, template: str = "auto") -> ModelBundle:
     config = run_config()
     section = config.model.model_copy(update={"tiling": tiling, "connector": MLPConfig(shuffle=2)})
-    bundle = build_from_config(config.model_copy(update={"model": section}), Processing(max_tokens=250, template=template), None)
+    bundle = models.build_from_config(
+        config.model_copy(update={"model": section}), Processing(max_tokens=250, template=template), None
+    )
     torch.nn.init.normal_(bundle.inner.get_input_embeddings().weight, std=0.05)  # all added tokens begin at the same mean
     bundle.module.eval()
     return bundle
@@ -45,7 +48,7 @@ def built(tiling: TilingConfig, template: str = "auto") -> ModelBundle:
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelBundle, Path]:
     bundle = built(TILINGS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
-    write_model(bundle, folder)
+    models.write_model(bundle, folder)
     return bundle, folder
 
 
@@ -53,7 +56,7 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelBundle, Path]:
     bundle = built(WholeConfig())
     folder = tmp_path_factory.mktemp("model")
-    write_model(bundle, folder)
+    models.write_model(bundle, folder)
     return bundle, folder
 
 
@@ -185,7 +188,7 @@ def test_a_processor_is_saved_pickled_and_read_again(whole: tuple[ModelBundle, P
         found = fed(processor, RECORDS[:2], padding=True)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     whole[0].inner.save_pretrained(tmp_path)
-    again = read_model(tmp_path)
+    again = models.read_model(tmp_path)
     assert again.processing == whole[0].processing
     assert np.array_equal(prompt(again, RECORDS[0]).row.ids, prompt(whole[0], RECORDS[0]).row.ids)
 
@@ -234,7 +237,7 @@ def test_the_folder_names_its_architecture_and_its_files_have_the_users_permissi
 ) -> None:
     old = os.umask(0o027)
     try:
-        write_model(whole[0], tmp_path)
+        models.write_model(whole[0], tmp_path)
     finally:
         os.umask(old)
     assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o640}
@@ -288,7 +291,7 @@ def test_the_trainer_of_transformers_trains_the_folder(whole: tuple[ModelBundle,
     assert np.isfinite(result.training_loss)
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {"connector", "language"} <= changed
-    opened = read_model(tmp_path / "checkpoint-2")
+    opened = models.read_model(tmp_path / "checkpoint-2")
     assert torch.equal(
         opened.inner.state_dict()["connector.project.linears.0.weight"], model.state_dict()["connector.project.linears.0.weight"]
     )
