@@ -214,7 +214,7 @@ def test_a_run_is_trained_evaluated_and_asked_by_command(home: Path, capsys: pyt
 
     picture = home / "set-source/7.png"
     answer = told(capsys, "generate", run, "--image", picture, "--max-new-tokens", 4, "--device", "cpu")
-    assert answer.keys() == {"text", "tokens", "seconds"}
+    assert answer.keys() == {"text", "tokens", "seconds", "checkpoint"}
     assert 1 <= answer["tokens"] <= 4
     code, out, _ = call(capsys, "generate", run, "--image", picture, "--max-new-tokens", 4, "--device", "cpu")
     assert (code, out.strip()) == (0, answer["text"])  # streamed, the same words
