@@ -53,7 +53,7 @@ def predict(
         answers: the model.
         queries: in order.
         folder: gets `predictions.jsonl` and `settings.json`.
-        settings: everything that the answers depend on; another value begins anew.
+        settings: everything that the answers depend on; with other settings all predictions are made again.
         batch_size: rows per batch; the last one is filled up with repeats.
 
     Raises:

@@ -106,7 +106,7 @@ def evaluate(
     """Predicts, scores, and writes both.
 
     Args:
-        spec: what is asked.
+        spec: task, data and options of the evaluation.
         model, checkpoint, device, threads, fallback: see `open_model`.
         out: folder of the results; inside the run by default.
 

@@ -1,4 +1,4 @@
-"""A probe from what the user names: a model, a data set, and what is asked of it."""
+"""Runs a probe on the model and the data set that the user names."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -36,7 +36,7 @@ def report_run(
     Args:
         spec: the evaluation; its own control is left aside.
         model, checkpoint, device, threads, fallback: see `evaluate`.
-        controls: what stands beside it.
+        controls: evaluations without the true image, shown next to the scores.
         out: the page.
         title: of the page; the name of the run's folder by default.
 

@@ -65,7 +65,7 @@ def refuse_other_data(
     """
     if stored is None:
         logger.warning(
-            "%s was begun by a version that stored no fingerprints of its data: whether it is the same is not known", run
+            "%s was started by a version that stored no fingerprints; whether its data is the same cannot be checked", run
         )
         return
     differ = []

@@ -136,7 +136,7 @@ class StageRun:
         assert saved is not None
         lora.restore(self.bundle.inner, saved.path / checkpoint.LORA)
         if not checkpoint.restore_optimiser(saved, optimiser, names):
-            logger.warning("%s was written without the state of the optimiser, which begins anew", saved.path.name)
+            logger.warning("%s was written without the optimiser's state; the optimiser starts from zero", saved.path.name)
 
     def _validation(self, images: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
         bundle, plan, accelerator = self.bundle, self.plan, self.accelerator

@@ -1,4 +1,4 @@
-"""Tasks: what is asked of a record, and how the answers are scored. One file each."""
+"""Tasks: the query of each record, and how the answers are scored. One file each."""
 
 from sightline.errors import UsageError
 from sightline.evaluation.tasks.base import Query as Query
