@@ -198,7 +198,7 @@ def test_a_run_without_fingerprints_goes_on_with_one_warning(
     with_state(run, 2, lambda state: state["note"].pop("data"))
     exchange_image(tmp_path / "set")
     assert train(config, run).step == 4
-    assert caplog.text.count("no fingerprints of its data") == 1
+    assert caplog.text.count("stored no fingerprints") == 1
     assert checkpoint.read(checkpoint.path_of(run, 4)).note["data"].keys() == {f"data set {tmp_path / 'set'}"}
 
 
