@@ -69,12 +69,15 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logger_stays() -> Iterator[None]:
-    """Restores what a command changes in the package's logger; recent versions of pytest do so themselves."""
+    """Gives each test the package's logger as it is imported, whatever a command in an earlier fixture or test has configured."""
     logger = logging.getLogger("sightline")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 def settings_of_torch() -> tuple[object, ...] | None:
