@@ -79,7 +79,7 @@ def refuse_other_data(
         logger.warning("%s goes on with other data, as allowed: %s", run, "; ".join(sorted(differ)))
         return
     raise ConfigError(
-        f"{run} was begun with other data; what differs now: {'; '.join(sorted(differ))}.",
+        f"{run} was started with other data; what differs now: {'; '.join(sorted(differ))}.",
         "Put the data back, choose another --out, or allow it: --allow-change data.path",
     )
 
