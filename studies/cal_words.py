@@ -107,7 +107,9 @@ def main() -> None:
     options = parser.parse_args()
     request = ProbeRequest(options.run, options.data, "gain", options.split, count=options.count, features=options.features)
     probe = open_probe(request)
-    found = probe_gain(probe.model.bundle, probe.dataset, probe.records, probe.pictures, shown=0, bf16=probe.model.runtime.bf16)
+    found = probe_gain(
+        probe.model.bundle, probe.dataset, probe.records, probe.visual_loader, shown=0, bf16=probe.model.runtime.bf16
+    )
     clamp = options.low, options.high, options.window
     own, foreign = (np.concatenate([weights_of(text, *clamp) for text in texts]).mean() for texts in (found.own, found.foreign))
     print(json.dumps({"clamp": clamp, "foreign_over_own": foreign / own, "kinds": table(found.own, *clamp)}, indent=1))

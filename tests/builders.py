@@ -8,7 +8,7 @@ change what it gets:
     encoder("dinov2")             decoder("llama")              vlm("siglip", "qwen3")          load_tokenizer("plain")
 
 Weights are drawn wide (`WIDE`), so that attention looks at few keys and a token that leaks from one sample into another moves
-everything by far more than rounding does. Pictures are `SIDE` pixels square, encoders give a grid of `GRID` rows and columns.
+everything by far more than rounding does. Images are `SIDE` pixels square, encoders give a grid of `GRID` rows and columns.
 `branch`, `sample` and `batch_of` make packed batches of random tokens; `Exact` keeps float64 models in float64 throughout.
 """
 
@@ -284,7 +284,7 @@ PREFIX = {"clip": 1, "dinov2": 1, "dinov2_registers": 5, "mobilenet_v2": 0, "sig
 
 
 def side_of(kind: str) -> int:
-    """Height and width of an encoder's pictures; a MobileNetV2 shrinks them 32 times."""
+    """Height and width of an encoder's images; a MobileNetV2 shrinks them 32 times."""
     return SIDE * 4 if kind == "mobilenet_v2" else SIDE
 
 
@@ -370,7 +370,7 @@ def vlm(
     drop_class_token: bool = True,
     num_separators: int = 0,
 ) -> SightlineForConditionalGeneration:
-    """A new vision-language model of an encoder and a decoder from their folders; 16 or 4 visual tokens a picture.
+    """A new vision-language model of an encoder and a decoder from their folders; 16 or 4 visual tokens an image.
 
     The image token is the last row of the vocabulary; `num_words` does not count it.
 
@@ -412,7 +412,7 @@ def vlm(
 
 
 def pictures(seed: int, count: int, side: int = SIDE) -> np.ndarray:
-    """Prepared pictures of noise, `[count, side, side, 3]` bytes."""
+    """Prepared images of noise, `[count, side, side, 3]` bytes."""
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
@@ -432,17 +432,17 @@ def sample(
     vocabulary: int = WORDS,
     side: int = SIDE,
 ) -> Sample:
-    """A sample of random tokens: pictures, a prompt, and one supervised text for each entry of `texts`.
+    """A sample of random tokens: images, a prompt, and one supervised text for each entry of `texts`.
 
-    A word stands before each picture, so that every target has text before it.
+    A word stands before each image, so that every target has text before it.
 
     Args:
-        seed: of tokens and pictures.
+        seed: of tokens and images.
         texts: length of each branch's supervised text.
-        num_images, tokens_per_crop: pictures at the beginning and the visual tokens of each.
-        prompt: tokens between pictures and texts.
+        num_images, tokens_per_crop: images at the beginning and the visual tokens of each.
+        prompt: tokens between images and texts.
         vocabulary: ids are drawn below it.
-        side: of the pictures.
+        side: of the images.
     """
     draw = np.random.default_rng(seed)
     ids: list[int] = []

@@ -1,6 +1,6 @@
 """Tiny stock vision-language models of transformers, in folders with tokenizer, processor and chat template as on the Hub.
 
-    stock_folder("llava")      stock("idefics3")      reference("llava_next", texts, pictures)
+    stock_folder("llava")      stock("idefics3")      reference("llava_next", texts, images)
 
 Files lie where real checkpoints have them: LLaVA's template in `chat_template.json` of old processors, LLaVA-NeXT's in
 `chat_template.jinja` beside a unified `processor_config.json`, that of Idefics3 and SmolVLM in the tokenizer.
@@ -47,7 +47,7 @@ _PARTS = (
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
 )
-VICUNA = (  # pictures first, no begin token, as llava-1.5-7b-hf
+VICUNA = (  # images first, no begin token, as llava-1.5-7b-hf
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
     + _PARTS
     + "{{ part['text'] + ' ' }}{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -165,5 +165,5 @@ def processor_of(kind: str) -> Any:
 
 
 def reference(kind: str, text: str, pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """What the processor makes of one text with `<image>` at its pictures' places."""
+    """What the processor makes of one text with `<image>` at its images' places."""
     return dict(processor_of(kind)(images=list(pictures) or None, text=text, return_tensors="pt"))

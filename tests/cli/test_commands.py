@@ -219,7 +219,7 @@ def test_a_run_is_trained_evaluated_and_asked_by_command(home: Path, capsys: pyt
     code, out, _ = call(capsys, "generate", run, "--image", picture, "--max-new-tokens", 4, "--device", "cpu")
     assert (code, out.strip()) == (0, answer["text"])  # streamed, the same words
     broken = home / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     for arguments, says in (
         (["--image", broken], "image_format"),
         (["--image", home / "none.png"], "none.png"),

@@ -67,7 +67,7 @@ def test_people_get_tables_and_warnings_in_plain_language(tmp_path: Path, capsys
     assert code == 0
     assert out.startswith("3 of 3 records can be used, 0 cannot.\nsplits: train 1, val 2\n")
     assert "[bold]yes" in out  # not taken for rich's markup
-    assert "! 50 % of the pictures of val look like one of train (1, other files)." in out
+    assert "! 50 % of the images of val look like one of train (1, other files)." in out
     stored(path, 0).write_bytes(b"broken")
     code, out, err = call(capsys, path)
     assert code == 3
@@ -83,9 +83,9 @@ def test_a_test_set_is_compared_with_training_data(tmp_path: Path, capsys: pytes
         {"x.png": png(scene(1)), "y.png": png(scene(9))},
     )
     told = asked(capsys, mine, "--against", theirs)
-    leak = next(item for item in told["duplicates"]["pictures"]["between"] if item["b"] == "bench:test" and item["a"] == "train")
+    leak = next(item for item in told["duplicates"]["images"]["between"] if item["b"] == "bench:test" and item["a"] == "train")
     assert (leak["exact"], leak["share_b"]) == (1, 0.5)
-    assert "50 % of the pictures of bench:test also stand in train (1, the same file)." in told["warnings"]
+    assert "50 % of the images of bench:test also stand in train (1, the same file)." in told["warnings"]
 
 
 def test_hashes_are_compared_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +102,7 @@ def test_hashes_are_compared_where_asked(tmp_path: Path, capsys: pytest.CaptureF
     assert "error[data]: the data is damaged: records.jsonl" in err
 
 
-def test_limits_make_odd_pictures_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_make_odd_images_bad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder(
         tmp_path / "data",
         [record("s", "s.png"), record("b", "b.png")],

@@ -16,7 +16,7 @@ SIZE = (97, 61)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """An RGB picture with edges, slopes and noise, so that no codec shrinks it to nothing."""
+    """An RGB image with edges, slopes and noise, so that no codec shrinks it to nothing."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [127 + 120 * np.sin(x / 9 + y / 17), 127 + 120 * np.cos(x / 23 - y / 7), (3 * x + 5 * y) % 256]
     noise = np.random.default_rng(seed).normal(0, 12, (height, width, 3))
@@ -24,7 +24,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The picture as a file of that format."""
+    """The image as a file of that format."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -44,7 +44,7 @@ def _without_middle(data: bytes) -> bytes:
     return data[: len(data) // 3] + data[len(data) // 3 + len(data) // 10 :]
 
 
-FATAL: dict[str, Callable[[bytes], bytes]] = {  # no picture is left: must be refused
+FATAL: dict[str, Callable[[bytes], bytes]] = {  # no image is left: must be refused
     "empty": lambda data: b"",
     "half": lambda data: data[: len(data) // 2],
     "head_zeroed": lambda data: bytes(16) + data[16:],
@@ -54,7 +54,7 @@ FATAL: dict[str, Callable[[bytes], bytes]] = {  # no picture is left: must be re
     "minus_20_bytes": lambda data: data[:-20],
     "wrong_type": lambda data: b"PK\x03\x04" + bytes(range(256)) * 8,
 }
-SILENT: dict[str, Callable[[bytes], bytes]] = {  # may leave a valid file with other pixels: refused, or a picture of some kind
+SILENT: dict[str, Callable[[bytes], bytes]] = {  # may leave a valid file with other pixels: refused, or an image of some kind
     "bit_flips": _flip_bits,
     "middle_cut_out": _without_middle,
     "tail_zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),

@@ -1,4 +1,4 @@
-"""What a child process runs in tests: the real check, but some pictures crash the decoder, hang it, or eat the memory."""
+"""What a child process runs in tests: the real check, but some images crash the decoder, hang it, or eat the memory."""
 
 import os
 import signal

@@ -20,7 +20,7 @@ def digests(count: int, seed: int = 0) -> np.ndarray:
 
 
 def wanted(count: int = 30, seed: int = 0) -> ImageSelection:
-    """Pictures of one to three crops."""
+    """Images of one to three crops."""
     crops = np.random.default_rng(seed + 1).integers(1, 4, count)
     places = np.arange(count)
     source = {"fingerprint": "f", "name": "made", "splits": ["train"]}
@@ -33,7 +33,7 @@ def numbers(of: ImageSelection, seed: int = 0) -> np.ndarray:
 
 
 class Made:
-    """Gives known features in short stretches; pictures in `lost` fail."""
+    """Gives known features in short stretches; images in `lost` fail."""
 
     def __init__(self, of: ImageSelection, lost: tuple[int, ...] = ()) -> None:
         self.of, self.lost, self.all = of, lost, numbers(of)
@@ -43,7 +43,7 @@ class Made:
         self.asked += range(first, end)
         for picture in range(first, end):
             begin = int(self.of.crops[:picture].sum())
-            failed = [MissingImage(picture, "image_broken", f"picture {picture}")] if picture in self.lost else []
+            failed = [MissingImage(picture, "image_broken", f"image {picture}")] if picture in self.lost else []
             yield self.all[begin : begin + int(self.of.crops[picture])], failed
 
 

@@ -212,7 +212,7 @@ def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
 
 
 def builder_of(kind: str, rules: TextRules | None = None, tiling: TilingConfig | None = None) -> ConversationEncoder:
-    """Makes rows as a model with this tokenizer would; 2 x 2 visual tokens a picture by default."""
+    """Makes rows as a model with this tokenizer would; 2 x 2 visual tokens an image by default."""
     tokenizer = tokenizer_of(kind)
     wanted = rules or TextRules(grid=(2, 2), tiling=tiling or WholeConfig())
     return ConversationEncoder(tokenizer, Template(tokenizer, KINDS[kind][1]), wanted)

@@ -1,4 +1,4 @@
-"""Small pictures, each of its own content, and helpers that read sources and prepared folders in tests."""
+"""Small images, each of its own content, and helpers that read sources and prepared folders in tests."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Controls do what they say: blind shows nothing of the picture, shuffled gives every record another one's."""
+"""Controls do what they say: blind shows nothing of the image, shuffled gives every record another one's."""
 
 from collections import Counter
 from pathlib import Path
@@ -34,9 +34,9 @@ PICTURES = st.lists(st.lists(st.sampled_from("abcdef"), max_size=2), min_size=1,
 
 @settings(max_examples=200, deadline=None)
 @given(PICTURES, st.integers(0, 5))
-def test_records_get_others_pictures_and_as_few_as_possible_are_left_out(drawn: list[list[str]], seed: int) -> None:
+def test_records_get_others_images_and_as_few_as_possible_are_left_out(drawn: list[list[str]], seed: int) -> None:
     records = [shown(f"r{number}", *pictures) for number, pictures in enumerate(drawn)]
-    most = {}  # records of each number of pictures that can take part
+    most = {}  # records of each number of images that can take part
     for count in (1, 2):
         keys = [hashes(record) for record in records if len(record.images) == count]
         often = max(Counter(keys).values(), default=0)
@@ -81,13 +81,13 @@ def test_the_seed_decides_who_gets_whose() -> None:
     assert len(steps) > 15
 
 
-def test_pictures_without_hashes_are_told_apart_by_name() -> None:
+def test_images_without_hashes_are_told_apart_by_name() -> None:
     bare = [Record(f"r{n}", (name,), captions=("x",)) for n, name in enumerate(("a", "a", "b", "b"))]
     assert [record.images for record in exchange_images(bare)] == [("b",), ("b",), ("a",), ("a",)]
 
 
 @pytest.mark.parametrize("tiling", [WholeConfig(), SPLIT_TILING])
-def test_the_blind_picture_depends_on_the_size_alone_and_is_the_mean_colour(tmp_path: Path, tiling: WholeConfig) -> None:
+def test_the_blind_image_depends_on_the_size_alone_and_is_the_mean_colour(tmp_path: Path, tiling: WholeConfig) -> None:
     rows = [record("a", "a.png"), record("b", "b.png"), record("wide", "wide.png")]
     pictures = {"a.png": scene(0, 64), "b.png": scene(1, 64), "wide.png": scene(2, 64).resize((64, 20))}
     dataset = Dataset(folder(tmp_path / "set", rows, {name: png(image) for name, image in pictures.items()}))

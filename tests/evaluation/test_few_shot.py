@@ -15,7 +15,7 @@ def captioned(record: Record) -> bool:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
-    """Twelve questions; and a pool in which some of their pictures stand again, under other ids and names."""
+    """Twelve questions; and a pool in which some of their images stand again, under other ids and names."""
     root = tmp_path_factory.mktemp("shots")
     for number in range(12):
         put(root / f"ask/{number}.png", picture(number))
@@ -23,8 +23,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset]:
     rows = [{"id": f"r{number}", "images": [f"{number}.png"], "captions": [f"Number {number}."]} for number in range(12)]
     put(root / "ask/records.jsonl", rows)
     rows = [{"id": f"r{number}", "images": [f"p{number}.png"], "captions": [f"Example {number}."]} for number in range(12)]
-    rows.append({"id": "twice", "images": ["p3.png"], "captions": ["The same picture once more."]})
-    rows.append({"id": "text", "captions": ["No picture."]})
+    rows.append({"id": "twice", "images": ["p3.png"], "captions": ["The same image once more."]})
+    rows.append({"id": "text", "captions": ["No image."]})
     put(root / "pool/records.jsonl", rows)
     for name in ("ask", "pool"):
         prepared("records", root / name, root / f"{name}-set")
@@ -35,8 +35,8 @@ def draw(sets: tuple[Dataset, Dataset], record: Record, count: int = 3, seed: in
     return list(draw_shots(record, sets[0], sets[1], "train", count, seed, captioned))
 
 
-def test_examples_show_other_pictures_than_the_question_and_than_each_other(sets: tuple[Dataset, Dataset]) -> None:
-    """Six pictures of the pool are those of questions, by their bytes and not by their names; one stands there twice."""
+def test_examples_show_other_images_than_the_question_and_than_each_other(sets: tuple[Dataset, Dataset]) -> None:
+    """Six images of the pool are those of questions, by their bytes and not by their names; one stands there twice."""
     for record in sets[0].records():
         shared = sum(other.image_keys == record.image_keys for other in sets[1].records())
         most = draw(sets, record, 12 - bool(shared))

@@ -31,7 +31,7 @@ def bundle() -> Iterator[ModelBundle]:
 
 
 def prompt(bundle: ModelBundle, seed: int, num_images: int, words: int) -> Prompt:
-    """A question of a number of words about pictures of noise."""
+    """A question of a number of words about images of noise."""
     builder, tiling, preparation = bundle.builder(), bundle.processing.tiling, bundle.processing.preparation
     assert preparation is not None
     text = " ".join(np.random.default_rng(seed).choice(["dog", "field", "What", "red", "ball"], words))
@@ -61,7 +61,7 @@ def test_texts_are_the_same_in_batches_of_any_size_and_width(bundle: ModelBundle
     assert said(bundle, asked[::-1]) == alone[::-1]
 
 
-def test_every_answer_is_about_its_own_pictures(bundle: ModelBundle) -> None:
+def test_every_answer_is_about_its_own_images(bundle: ModelBundle) -> None:
     one, other = prompt(bundle, 1, 1, 2), prompt(bundle, 1, 1, 2)
     other = replace(other, pixels=pictures(99, 1))
     apart = [said(bundle, [shown])[0].text for shown in (one, other)]
@@ -167,7 +167,7 @@ def test_settings_are_those_that_transformers_takes() -> None:
     assert drawn == plain | {"do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
 
 
-def test_a_text_model_answers_texts_and_refuses_pictures(bundle: ModelBundle) -> None:
+def test_a_text_model_answers_texts_and_refuses_images(bundle: ModelBundle) -> None:
     tokenizer = load_tokenizer("chatml")
     ids = np.array(tokenizer("<|im_start|>user\nWhat runs?<|im_end|>\n")["input_ids"])
     row = replace(prompt(bundle, 1, 0, 1).row, ids=ids)

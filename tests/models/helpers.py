@@ -13,7 +13,7 @@ PER_IMAGE = 4
 
 
 def prompt(model: SightlineForConditionalGeneration, seed: int, images: int, words: int = 5) -> tuple[Tensor, Tensor | None]:
-    """Ids of a row with its pictures first and a word between them, and the pictures as a processor gives them."""
+    """Ids of a row with its images first and a word between them, and the images as a processor gives them."""
     draw = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     for _ in range(images):

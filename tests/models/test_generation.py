@@ -1,4 +1,4 @@
-"""Generation through transformers: with a cache, in batches, with beams and samples, and with any number of pictures in a row."""
+"""Generation through transformers: with a cache, in batches, with beams and samples, and with any number of images in a row."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def recomputed(model: SightlineForConditionalGeneration, ids: Tensor, pixels: Te
 
 
 def batch(model: SightlineForConditionalGeneration) -> tuple[list[tuple[Tensor, Tensor | None]], dict[str, Any]]:
-    """Rows with two, no and one picture, and all of them together, padded on the left."""
+    """Rows with two, no and one image, and all of them together, padded on the left."""
     rows = [prompt(model, 1, 2), prompt(model, 2, 0, words=9), prompt(model, 3, 1)]
     ids, mask, _ = left_padded([row for row, _ in rows])
     pixels = torch.cat([images for _, images in rows if images is not None])
@@ -56,7 +56,7 @@ def test_greedy_text_is_that_of_whole_passes_for_every_row_of_a_batch(kind: str)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "gpt2", "llama", "mistral"])
-def test_beams_with_several_pictures_per_row_find_what_each_row_alone_finds(kind: str) -> None:
+def test_beams_with_several_images_per_row_find_what_each_row_alone_finds(kind: str) -> None:
     model = vlm("siglip", kind)
     rows, together = batch(model)
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6}
@@ -102,7 +102,7 @@ def test_embeddings_give_the_text_that_ids_give() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
-def test_pictures_are_encoded_once(options: dict[str, Any]) -> None:
+def test_images_are_encoded_once(options: dict[str, Any]) -> None:
     model = vlm("siglip", "llama")
     calls = []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
@@ -113,7 +113,7 @@ def test_pictures_are_encoded_once(options: dict[str, Any]) -> None:
     assert calls == [1] * 5
 
 
-# Which pictures a beam sees -------------------------------------------------------------------------------------------------------
+# Which images a beam sees -------------------------------------------------------------------------------------------------------
 
 
 def expanded(
@@ -152,12 +152,12 @@ def rows_of_slots(model: SightlineForConditionalGeneration, *counts: int) -> Ten
         ((8, 4, 0, 4), None),
         ((8, 4, 0, 4), list(range(16))),
         ((9, 4, 0, 5), [0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10, 11, -2, 12, 13, 14, 15]),  # separators among the patches
-        ((8, 8), [12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),  # any picture in any row, in any order
-        ((8, 4, 4), [0, 1, 2, 3, 12, 13, 14, 15, 0, 1, 2, 3, 8, 9, 10, 11]),  # a row skips pictures; two share one
+        ((8, 8), [12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),  # any image in any row, in any order
+        ((8, 4, 4), [0, 1, 2, 3, 12, 13, 14, 15, 0, 1, 2, 3, 8, 9, 10, 11]),  # a row skips images; two share one
         ((2, 2), [-1, -2, 4, 6]),
     ],
 )
-def test_beams_see_the_pictures_of_their_row(counts: tuple[int, ...], sources: list[int] | None, times: int) -> None:
+def test_beams_see_the_images_of_their_row(counts: tuple[int, ...], sources: list[int] | None, times: int) -> None:
     model = vlm("siglip", "llama", num_separators=2)
     pixels = torch.randn(4, 3, SIDE, SIDE)
     given = None if sources is None else torch.tensor(sources)

@@ -24,7 +24,7 @@ EVERY = [(kind, kernel) for kind in DECODERS for kernel in KERNELS if (kind, ker
 
 
 def the_samples() -> list[Sample]:
-    """Two captions of one picture; two pictures; text alone; three questions on two pictures."""
+    """Two captions of one image; two images; text alone; three questions on two images."""
     return [sample(1, [4, 2]), sample(2, [5], num_images=2), sample(3, [6], num_images=0), sample(4, [1, 3, 2], num_images=2)]
 
 
@@ -116,7 +116,7 @@ def logits(states: Tensor, head: Head) -> Tensor:
 
 
 def altered(one: Sample) -> Sample:
-    """The same layout with other words and other pictures."""
+    """The same layout with other words and other images."""
     parts = tuple(replace(part, ids=np.where(part.ids > 2, (part.ids + 17) % 290 + 3, part.ids)) for part in one.branches)
     return replace(one, branches=parts, images=None if one.images is None else 255 - one.images)
 
@@ -191,7 +191,7 @@ def test_a_mask_of_the_wrong_window_or_without_branches_is_seen() -> None:
 # Other kinds of batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_without_pictures_and_a_text_model_agree() -> None:
+def test_a_batch_without_images_and_a_text_model_agree() -> None:
     samples = [sample(3, [6], num_images=0), sample(6, [2, 5], num_images=0)]
     model = vlm("siglip", "qwen3").double()
     batch = batch_of(samples, [])
@@ -202,7 +202,7 @@ def test_a_batch_without_pictures_and_a_text_model_agree() -> None:
         assert distance(ours, model.hidden(separate(samples)).states_SD) < 1e-10
 
 
-def test_a_text_model_refuses_pictures() -> None:
+def test_a_text_model_refuses_images() -> None:
     with pytest.raises(RecordError, match="cannot take images"):
         TextModel(decoder("llama")).hidden(batch_of([sample(1, [2])]))
 
@@ -242,7 +242,7 @@ def test_learned_separators_stand_at_negative_sources_and_learn() -> None:
     with_separators = replace(one, visual_index=np.array([0, -1, 1, -2]))
     batch = batch_of([sample(2, [3])], [with_separators])
     assert batch.visual is not None
-    # Four slots of the first picture, then the second's own tokens, 4 and 5, and the separators.
+    # Four slots of the first image, then the second's own tokens, 4 and 5, and the separators.
     assert batch.visual.visual_index_M.tolist() == [0, 1, 2, 3, 4, -1, 5, -2]
     loss = NextToken()(model, batch)
     loss.total.backward()

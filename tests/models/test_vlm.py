@@ -118,7 +118,7 @@ def test_tuples_hidden_states_and_attentions_come_out_on_request() -> None:
     assert torch.equal(pair[0], out.logits)
 
 
-def test_pictures_fill_their_places_in_order_and_each_changes_what_follows() -> None:
+def test_images_fill_their_places_in_order_and_each_changes_what_follows() -> None:
     model = vlm("siglip", "llama")
     ids, pixels = prompt(model, 1, 2)
     assert pixels is not None
@@ -129,7 +129,7 @@ def test_pictures_fill_their_places_in_order_and_each_changes_what_follows() -> 
         by_source = model(input_ids=ids, pixel_values=pixels.flip(0), visual_sources=torch.tensor([4, 5, 6, 7, 0, 1, 2, 3])).logits
     assert not close(one, swapped, 1e-3)
     assert torch.equal(one, by_source)
-    begin = 1 + PER_IMAGE + 1  # where the second picture's tokens begin
+    begin = 1 + PER_IMAGE + 1  # where the second image's tokens begin
     assert torch.equal(one[:, :begin], second[:, :begin])
     assert (one[:, begin:] - second[:, begin:]).abs().amax(2).min() > 1e-3
 
@@ -338,7 +338,7 @@ def test_building_around_parts_keeps_every_weight_that_they_have() -> None:
             assert torch.equal(model.state_dict()[f"{part}.{name}"], value), name
 
 
-def test_separate_rows_and_their_pictures_may_have_any_number_of_images() -> None:
+def test_separate_rows_and_their_images_may_have_any_number_of_images() -> None:
     model = vlm("vit", "llama").double()
     rows = [prompt(model, 1, 0), prompt(model, 2, 3), prompt(model, 3, 1)]
     ids, mask, position = left_padded([row for row, _ in rows])

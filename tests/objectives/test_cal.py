@@ -25,7 +25,7 @@ IMAGE_FIRST = 4
 
 
 def image_first(seed: int, length: int) -> Sample:
-    """A picture with nothing before it, then a supervised text: its first token is predicted from the picture alone."""
+    """An image with nothing before it, then a supervised text: its first token is predicted from the image alone."""
     ids = [0] * IMAGE_FIRST + np.random.default_rng(seed).integers(3, 300, length).tolist()
     slots = range(IMAGE_FIRST)
     parts = (branch(ids, (IMAGE_FIRST, len(ids)), slots=slots),)
@@ -33,7 +33,7 @@ def image_first(seed: int, length: int) -> Sample:
 
 
 def the_samples() -> list[Sample]:
-    """Two captions that share a prefix; two pictures; no picture; a caption right behind its picture; a picture first."""
+    """Two captions that share a prefix; two images; no image; a caption right behind its image; an image first."""
     return [
         *(sample(1, [4, 2]), sample(2, [5], num_images=2), sample(3, [6], num_images=0)),
         *(sample(4, [3, 1], prompt=0), image_first(5, 4)),
@@ -263,12 +263,12 @@ def test_the_pass_on_text_alone_is_the_masked_full_length_pass_in_float64(kind: 
     assert compared.sum() > 10
     assert (blind - masked)[compared].abs().max() < 1e-10  # measured at most 1e-14
     assert (blind - seen)[compared].abs().max() > 0.1  # and the image does matter
-    expected = 3 if packed else 2  # both branches of sample 4 where they share a prefix, and the picture that comes first
+    expected = 3 if packed else 2  # both branches of sample 4 where they share a prefix, and the image that comes first
     assert int(from_image.sum()) == expected
-    assert (~counts).sum() == 6 + 1  # the text-only sample, and the token that has nothing but a picture before it
+    assert (~counts).sum() == 6 + 1  # the text-only sample, and the token that has nothing but an image before it
 
 
-def test_a_token_right_behind_a_picture_is_predicted_from_the_text_before_it() -> None:
+def test_a_token_right_behind_a_image_is_predicted_from_the_text_before_it() -> None:
     model = vlm("siglip", "llama", attention="eager").double()
     one = sample(4, [3], prompt=0)
     batch = batch_of([one])
@@ -315,11 +315,11 @@ def test_stored_logits_give_the_loss_of_computed_ones_and_nan_means_none() -> No
     assert torch.equal(computed.weight, again.weight)
 
 
-# Other pictures -------------------------------------------------------------------------------------------------------------------
+# Other images -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("contrast", ["masked", "blurred", "shuffled"])
-def test_the_other_contrasts_compare_with_the_changed_picture(contrast: Any) -> None:
+def test_the_other_contrasts_compare_with_the_changed_image(contrast: Any) -> None:
     model = vlm("siglip", "llama")
     batch = batch_of(the_samples()[:3], the_samples()[3:])
     config = CALConfig(contrast=contrast, mask_ratio=0.5, blur_sigma=30.0)
@@ -331,7 +331,7 @@ def test_the_other_contrasts_compare_with_the_changed_picture(contrast: Any) -> 
         expected = target_logits(hidden.states_SD, hidden.head, batch.supervision.target_S)
         removed, _ = CAL(CALConfig()).blind_logits(model, batch)
     assert torch.equal(blind[counts], expected[counts])
-    assert int((~counts).sum()) == 6  # the text-only sample; a token behind a picture alone is predicted from another picture
+    assert int((~counts).sum()) == 6  # the text-only sample; a token behind an image alone is predicted from another image
     assert not torch.allclose(blind[counts], removed[counts])
 
 
@@ -361,7 +361,7 @@ def test_blurring_is_a_gaussian_with_repeated_edges() -> None:
     assert difference.max() <= 0.501  # rounded to bytes
 
 
-def test_shuffling_gives_each_picture_to_the_next_and_a_lone_one_has_no_gain() -> None:
+def test_shuffling_gives_each_image_to_the_next_and_a_lone_one_has_no_gain() -> None:
     batch = batch_of([sample(1, [4])], [sample(2, [5], num_images=2)])
     changed = with_changed_images(batch, "shuffled", 0.5, 1.0)
     assert batch.visual is not None

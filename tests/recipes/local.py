@@ -70,7 +70,7 @@ def captions_folder(root: Path) -> Path:
 
 
 def instructions_folder(root: Path, name: str = "instructions", first: int = 0) -> Path:
-    """A dataset folder of conversations: with a picture, in several turns, and without one."""
+    """A dataset folder of conversations: with an image, in several turns, and without one."""
     for number, size in enumerate(SIZES):
         put(root / f"{name}/{number}.png", picture(first + number, size=size))
     rows: list[dict[str, Any]] = [
@@ -94,7 +94,7 @@ def instructions_folder(root: Path, name: str = "instructions", first: int = 0) 
 
 
 def turn(role: str, *parts: str | None) -> dict[str, Any]:
-    """A turn; None is the picture."""
+    """A turn; None is the image."""
     return {"role": role, "content": [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]}
 
 

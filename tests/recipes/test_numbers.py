@@ -80,7 +80,7 @@ REAL: dict[str, tuple[Any, Any]] = {
     "tinyvlm": (SIGLIP_BASE, SMOLLM2),
     "tinyvlm_instruct": (SIGLIP_BASE, SMOLLM2),
 }
-# Visual tokens of a crop, and of a picture of 672 x 672 pixels, counted by hand from patch sizes, shuffles and grids.
+# Visual tokens of a crop, and of an image of 672 x 672 pixels, counted by hand from patch sizes, shuffles and grids.
 TOKENS = {
     "alignvlm": (729, 4 * 729),
     "alignvlm_low_resource": (729, 729 + 54 * 55),
@@ -142,8 +142,8 @@ def test_without_merging_tinyvlm_sees_every_patch(hub: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_rows_hold_the_largest_picture_and_text(name: str, hub: Path) -> None:
-    """Pictures of every shape leave room for text in every stage."""
+def test_rows_hold_the_largest_image_and_text(name: str, hub: Path) -> None:
+    """Images of every shape leave room for text in every stage."""
     config = real(name, hub)
     blueprint = section_blueprint(config.model)
     most = 0

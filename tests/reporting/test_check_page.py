@@ -1,4 +1,4 @@
-"""The page of a check shows every finding, its pictures, and nothing that the data could make of it."""
+"""The page of a check shows every finding, its images, and nothing that the data could make of it."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def pictures_of(reader: Reader) -> int:
 
 def test_a_page_of_good_data_is_short(tmp_path: Path) -> None:
     _, reader = made(tmp_path, [record(f"r{n}", f"{n}.png") for n in range(3)], {f"{n}.png": png(scene(n)) for n in range(3)})
-    assert sections(reader) == ["in-plain-words", "some-records", "what-stands-twice", "pictures-and-texts", "folders"]
+    assert sections(reader) == ["in-plain-words", "some-records", "what-stands-twice", "images-and-texts", "folders"]
     assert "Nothing to warn of." in reader.text
     assert pictures_of(reader) == 3
     assert "caption of r0" in reader.text
@@ -48,8 +48,8 @@ def test_every_warning_fault_and_copy_is_on_the_page(tmp_path: Path) -> None:
     rows += [question(f"q{n}", "1.png", f"which {n}?", ["red", "Red"]) for n in range(3)]
     report, reader = made(tmp_path, rows, files, broken={5: b"broken"})
     assert sections(reader) == [
-        *("in-plain-words", "some-records", "records-that-cannot-be-used", "odd-pictures", "what-stands-twice"),
-        *("pictures-and-texts", "answers", "folders"),
+        *("in-plain-words", "some-records", "records-that-cannot-be-used", "odd-images", "what-stands-twice"),
+        *("images-and-texts", "answers", "folders"),
     ]
     for warning in report.warnings:
         assert warning in reader.text
@@ -87,14 +87,14 @@ def test_nothing_in_the_data_becomes_markup(tmp_path: Path) -> None:
     assert EVIL in reader.text
 
 
-def test_pictures_that_several_records_of_a_split_speak_of_are_not_shown_as_copies(tmp_path: Path) -> None:
+def test_images_that_several_records_of_a_split_speak_of_are_not_shown_as_copies(tmp_path: Path) -> None:
     rows = [question(f"q{n}", "a.png", f"what {n}?", ["x"]) for n in range(4)]
     report, _ = made(tmp_path, rows, {"a.png": png(scene(0))})
-    assert report.checked.duplicates.within["pictures"][0].repeated == 1
+    assert report.checked.duplicates.within["images"][0].repeated == 1
     assert list(shown_locations(report)) == []
 
 
-def test_a_page_without_pictures_at_hand_still_says_what_it_would_show(tmp_path: Path) -> None:
+def test_a_page_without_images_at_hand_still_says_what_it_would_show(tmp_path: Path) -> None:
     report, _ = made(tmp_path, [record("a", "a.png"), record("b", "a.png", "val")], {"a.png": png(scene(0))})
     spots = list(shown_locations(report))
     assert spots == [(0, 0, 0), (0, 1, 0)]

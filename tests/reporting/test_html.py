@@ -16,7 +16,7 @@ from tests.reporting.helpers import EVIL, read
 
 
 def pixels(markup: str) -> np.ndarray:
-    """The picture inside an <img>, as a browser would decode it."""
+    """The image inside an <img>, as a browser would decode it."""
     source = read(markup).elements[0][1]["src"]
     assert source is not None
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))).convert("RGB"))
@@ -135,7 +135,7 @@ def test_a_table_sets_numbers_to_the_right_and_refuses_ragged_rows() -> None:
         h.table(["a", "b"], [["x"]])
 
 
-def test_pictures_keep_their_pixels_if_small_and_become_jpeg_if_large() -> None:
+def test_images_keep_their_pixels_if_small_and_become_jpeg_if_large() -> None:
     small = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     assert (pixels(h.image(small, "a")) == small).all()
     assert (pixels(h.image(Image.fromarray(small), "a")) == small).all()
@@ -148,7 +148,7 @@ def test_pictures_keep_their_pixels_if_small_and_become_jpeg_if_large() -> None:
     assert (pixels(h.image(file, "c")) == np.asarray(large)).all()
 
 
-def test_a_small_picture_that_is_enlarged_stays_sharp() -> None:
+def test_a_small_image_that_is_enlarged_stays_sharp() -> None:
     small = np.zeros((8, 8, 3), np.uint8)
     assert 'class="sharp"' in h.image(small, "", width=64)
     assert "class=" not in h.image(small, "", width=4)
@@ -158,7 +158,7 @@ def test_a_small_picture_that_is_enlarged_stays_sharp() -> None:
     "wrong",
     [b"<svg onload=alert(1)>", b"", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)],
 )
-def test_what_is_no_picture_is_refused(wrong: bytes | np.ndarray) -> None:
+def test_what_is_no_image_is_refused(wrong: bytes | np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"PNG, JPEG or GIF|uint8"):
         h.image(wrong, "")
 

@@ -20,7 +20,7 @@ def report(exact: float, right: bool) -> RunReport:
         title="run",
         curves=(Curve("training loss", [1, 2], [2.0, 1.0]),),
         scores={
-            "with the picture": {"cider_d": score(0.5), "exact": score(exact)},
+            "with the image": {"cider_d": score(0.5), "exact": score(exact)},
             "blind": {"cider_d": score(0.1), "exact": score(0.0)},
         },
         infos=Caption.scores,
@@ -46,4 +46,4 @@ def test_nothing_is_called_right_or_wrong_when_no_caption_is_exact(word: str) ->
     assert f"the caption is {word}" not in page
     assert f"it is {word}" not in page
     assert "Where it comes closest" in page
-    assert "exact captions, with the picture" not in page
+    assert "exact captions, with the image" not in page

@@ -1,4 +1,4 @@
-"""Comparisons of runs, on predictions scored by hand: means, paired differences, losses, and bootstraps over pictures."""
+"""Comparisons of runs, on predictions scored by hand: means, paired differences, losses, and bootstraps over images."""
 
 import itertools
 from collections import Counter
@@ -61,7 +61,7 @@ def exact_quantiles(sums: Sequence[float], sizes: Sequence[int]) -> list[float]:
     return [next(value for mass, value in points if mass > level) for level in (0.025, 0.975)]
 
 
-def test_the_bootstrap_draws_pictures_with_all_their_records() -> None:
+def test_the_bootstrap_draws_images_with_all_their_records() -> None:
     values, cluster = [1.0, 2.0, 6.0, 0.0, 10.0], [0, 0, 0, 1, 2]
     statistic, count = mean_by_cluster(values, cluster)
     assert (count, statistic(np.array([[1, 1, 1], [2, 0, 1]])).tolist()) == (3, [19 / 5, (18 + 10) / 7])
@@ -133,7 +133,7 @@ def test_losses_are_compared_with_the_baselines() -> None:
 def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> None:
     put(tmp_path / "sweep.yaml", FILE)
     sweep = read_sweep(tmp_path / "sweep.yaml")
-    values = {  # arm, noise -> value of each of four records of three pictures at seed 0; seed 1 has 0.2 more
+    values = {  # arm, noise -> value of each of four records of three images at seed 0; seed 1 has 0.2 more
         ("ce", 0.0): [1.0, 1.0, 2.0, 2.0],
         ("ce", 0.3): [0.5, 0.5, 1.5, 1.5],
         ("cal", 0.0): [1.0, 1.0, 2.0, 2.0],
@@ -144,7 +144,7 @@ def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> Non
         scores = [value + 0.2 * run.seed for value in values[run.arm, run.cell["data.noise"]]]  # type: ignore[index]
         for key, numbers in (("photos", scores), ("photos+blind", [0.1] * 4)):
             (folder / "eval" / key).mkdir(parents=True)
-            stored = {"records": list("abcd"), "picture": list("ppqr"), "items": {"cider_d": numbers}}
+            stored = {"records": list("abcd"), "image": list("ppqr"), "items": {"cider_d": numbers}}
             storage.write_json(folder / "eval" / key / "items.json", stored)
         storage.write_json(folder / "sweep.json", {"state": "done"})
     told = write_report(sweep, tmp_path)
@@ -152,7 +152,7 @@ def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> Non
     report = storage.read_json(tmp_path / "report.json")
     assert report["missing"] == ["cal-noise0.3-s1"]
     (table,) = report["tables"]
-    assert (table["records"], table["pictures"]) == (4, 3)
+    assert (table["records"], table["images"]) == (4, 3)
     rows = {(row["arm"], row["cell"]["data.noise"]): row for row in table["rows"]}
     assert rows["ce", 0.0]["value"] == pytest.approx(1.6)
     assert rows["ce", 0.0]["per_seed"] == {"0": pytest.approx(1.5), "1": pytest.approx(1.7)}

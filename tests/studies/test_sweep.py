@@ -147,7 +147,7 @@ def test_each_evaluation_is_stored_with_predictions_scores_and_items(killed: Pat
     for item in folder.iterdir():
         stored, scores = storage.read_json(item / "items.json"), storage.read_json(item / "scores.json")
         assert stored["records"] == [line["id"] for line in storage.read_json_lines(item / "predictions.jsonl")]
-        assert len(set(stored["picture"])) == 4
+        assert len(set(stored["image"])) == 4
         assert stored["values"] == {name: score["value"] for name, score in scores["scores"].items()}
         assert all(len(values) == 4 for values in stored["items"].values())
     settings = {item.name: storage.read_json(item / "scores.json")["settings"] for item in folder.iterdir()}
@@ -199,7 +199,7 @@ def test_a_run_that_an_earlier_version_finished_is_finished(place: Path, killed:
 
 def test_other_settings_in_the_same_folder_are_refused_before_anything_is_made(place: Path, killed: Path) -> None:
     run = read(place, "train.steps=3").runs[0]
-    with pytest.raises(ConfigError, match=r"plain-s0 was begun with other settings \(train.steps: 2 -> 3\)"):
+    with pytest.raises(ConfigError, match=r"plain-s0 was started with other settings \(train.steps: 2 -> 3\)"):
         studies.make_runs([run], killed)
     assert studies.is_finished(read(place, "runtime.threads=2").runs[0], killed)  # harmless
 

@@ -154,7 +154,7 @@ def test_two_ranks_make_the_step_of_one_process_in_float64(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of five steps on eight pictures: stored contrast, then adapters."""
+    """A run of five steps on eight images: stored contrast, then adapters."""
     from tests.builders import decoder_folder, encoder_folder
 
     folder = tmp_path_factory.mktemp("ranks")

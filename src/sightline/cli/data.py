@@ -23,7 +23,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Dataset folder to write; must not exist.")],
     images: Annotated[Path | None, typer.Option(help="Folder, zip or tar that image names are relative to.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="NAME=SHARE: hold out a share of the train records.")] = None,
-    by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps a picture in one.")] = "id",
+    by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps an image in one.")] = "id",
     group: Annotated[
         Literal["image", "none"] | None,
         typer.Option(
@@ -38,9 +38,9 @@ def prepare(
     without_images: Annotated[bool, typer.Option(help="Keep the names of images and look for no files.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; all cores by default.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Of splits, samples and generators.")] = 0,
-    count: Annotated[int, typer.Option(help="Pictures that a generator makes.", min=1)] = 1000,
+    count: Annotated[int, typer.Option(help="Images that a generator makes.", min=1)] = 1000,
     level: Annotated[int, typer.Option(help="scenes: 1 one thing, 2 two with a relation, 3 many.", min=1, max=3)] = 1,
-    size: Annotated[int, typer.Option(help="scenes: side of the pictures in pixels.")] = 64,
+    size: Annotated[int, typer.Option(help="scenes: side of the images in pixels.")] = 64,
     questions: Annotated[bool, typer.Option(help="scenes: questions instead of captions.")] = False,
     novel: Annotated[bool, typer.Option(help="scenes: keep four pairs of color and shape for a split of that name.")] = False,
     max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,

@@ -31,27 +31,27 @@ def check(
     ] = None,
     check_hash: Annotated[bool, typer.Option("--check-hash", help="Compare every file with its stored hash.")] = False,
     min_side: Annotated[
-        int | None, typer.Option(min=1, help="Pictures with a shorter side are bad; by default below 16 is odd.")
+        int | None, typer.Option(min=1, help="Images with a shorter side are bad; by default below 16 is odd.")
     ] = None,
     max_aspect: Annotated[
-        float | None, typer.Option(min=1, help="Pictures that are longer for their width are bad; by default above 20 is odd.")
+        float | None, typer.Option(min=1, help="Images that are longer for their width are bad; by default above 20 is odd.")
     ] = None,
     near: Annotated[
-        int, typer.Option(min=-1, max=16, help="Bits of 64 by which pictures alike may differ; -1: same files only.")
+        int, typer.Option(min=-1, max=16, help="Bits of 64 by which images alike may differ; -1: same files only.")
     ] = 8,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of bad records above which the exit code is 3.")] = 0.01,
     gain: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A model that looks: list the texts that their pictures support least.")
+        str | None, typer.Option(metavar="RUN", help="A model that looks: list the texts that their images support least.")
     ] = None,
-    features: Annotated[str | None, typer.Option(help="A feature store for --gain, instead of the pictures.")] = None,
+    features: Annotated[str | None, typer.Option(help="A feature store for --gain, instead of the images.")] = None,
     device: Annotated[str, typer.Option(help="Of --gain: auto, cpu, cuda, mps.")] = "auto",
-    html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with images.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check dataset folders: every record read, every picture decoded, everything counted.
+    """Check dataset folders: every record read, every image decoded, everything counted.
 
       sightline data check flickr8k --against my_test_set --html check.html
 
@@ -59,7 +59,7 @@ def check(
 
       sightline data check flickr8k --recipe flickr8k_mobilenet_v2 model.vision.path=... model.language.path=...
 
-    With --gain it ranks every text by how much its picture raises its words, lowest first; --list writes all those below 0.
+    With --gain it ranks every text by how much its image raises its words, lowest first; --list writes all those below 0.
     With a configuration it also says how long the rows are, what is left out and why, how full rows get and how many steps an
     epoch has. The exit code is 3 when too much is bad: more than --max-skipped of the records, or more conversations than the
     configuration's data.max_skipped.
@@ -112,7 +112,7 @@ def _print(report: "DataReport", html: Path | None, listing: Path | None) -> Non
     console.print(Text(f"{usable:,} of {checked.input:,} records can be used, {checked.num_bad:,} cannot.", style="bold"))
     console.print(Text("splits: " + ", ".join(f"{name} {count:,}" for name, count in checked.splits.items())))
     _counts(console, "cannot be used", checked.bad.counts)
-    _counts(console, "odd pictures", checked.odd.counts)
+    _counts(console, "odd images", checked.odd.counts)
     for fault in checked.bad.first[:5]:
         console.print(Text(f"  {fault.id or f'record {fault.location.record}'}: {fault.reason}: {fault.detail}"), soft_wrap=True)
     for make in (check_tables.spreads, check_tables.labels, check_tables.overlaps, check_tables.repeats):
@@ -177,5 +177,5 @@ def _counts(console: "Console", title: str, counts: Mapping[str, int]) -> None:
     if counts:
         from rich.text import Text
 
-        told = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-        console.print(Text(f"{title}: {told}"), soft_wrap=True)
+        listing = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+        console.print(Text(f"{title}: {listing}"), soft_wrap=True)

@@ -25,7 +25,7 @@ def features(
     dtype: Annotated[Literal["bf16", "fp16", "fp32", "int8"], typer.Option(help="How numbers are stored.")] = "fp16",
     batch_size: Annotated[int, typer.Option(min=1, help="Crops per batch of the encoder.")] = 32,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; by device.")] = None,
-    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures that may be skipped.")] = 0.01,
+    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Share of images that may be skipped.")] = 0.01,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where the encoder runs.")] = None,
     external: Annotated[Path | None, typer.Option(help="Import this table (.npz, .npy, .h5) instead of encoding.")] = None,
     names: Annotated[str | None, typer.Option(help="external: key of the names; for .npy a file of names.")] = None,
@@ -35,7 +35,7 @@ def features(
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Encode the pictures of data sets once, for training and evaluation to read (data.features=OUT).
+    """Encode the images of data sets once, for training and evaluation to read (data.features=OUT).
 
       sightline data features sets/flickr8k --recipe flickr8k_mobilenet_v2 model.vision.path=models/mobilenet --out sets/features
 
@@ -114,11 +114,11 @@ def _print_stored(result: dict[str, Any]) -> None:
 
     patches, width = result["shape"]
     lines = [
-        f"{result['ok']} of {result['input']} pictures in {result['out']}: {result['rows']} x {patches} tokens x {width} in "
+        f"{result['ok']} of {result['input']} images in {result['out']}: {result['rows']} x {patches} tokens x {width} in "
         f"{result['dtype']}, {format_bytes(result['bytes'])}, {result['seconds']:g} s"
     ]
     if result["skipped"]:
         lines.append("  skipped: " + ", ".join(f"{name} {count}" for name, count in result["skipped"].items()))
-        lines.append(f"  each skipped picture is a line of {Path(result['out']) / 'skipped.jsonl'}")
+        lines.append(f"  each skipped image is a line of {Path(result['out']) / 'skipped.jsonl'}")
     lines.append(f"  use it: data.features={result['out']}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""`sightline data preview`: pictures and conversations as the model will see them, supervised tokens in colour."""
+"""`sightline data preview`: images and conversations as the model will see them, supervised tokens in colour."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +23,12 @@ def preview(
     split: Annotated[str | None, typer.Option(help="Split of the records; that of the configuration by default.")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage whose data settings hold; the first by default.")] = None,
     count: Annotated[int, typer.Option(min=1, max=1000, help="Records to draw.")] = 12,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for choosing the samples.")] = 0,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A record to show, instead of a draw; may be given again.")] = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show records as a model sees them: pictures after preparation and tiling, and every token with what is learned from it.
+    """Show records as a model sees them: images after preparation and tiling, and every token with what is learned from it.
 
     sightline data preview flickr8k --run runs/flickr --out preview.html
 
@@ -54,5 +54,5 @@ def preview(
     if as_json:
         emit(result)
     else:
-        told = f"{result['samples']} samples, {result['tokens']:,} tokens, {result['supervised']:,} of them supervised"
-        typer.echo(f"{out}: {told}" + (f"; {result['left_out']} left out" if result["left_out"] else ""))
+        summary = f"{result['samples']} samples, {result['tokens']:,} tokens, {result['supervised']:,} of them supervised"
+        typer.echo(f"{out}: {summary}" + (f"; {result['left_out']} left out" if result["left_out"] else ""))

@@ -16,7 +16,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
         Literal["blind", "shuffled"] | None,
-        typer.Option(help="blind: a uniform picture instead of each image; shuffled: another record's images."),
+        typer.Option(help="blind: a uniform image instead of each image; shuffled: another record's images."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     fallback: Annotated[
@@ -29,7 +29,7 @@ def evaluate(
     prompt: Annotated[str | None, typer.Option(help="Text beside the image; by default the task's, or that of training.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
-    features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
+    features: Annotated[str | None, typer.Option(help="A feature store to read instead of the images.")] = None,
     noise: Annotated[
         float | None,
         typer.Option(min=0.0, help="Put Gaussian noise on the visual features, this many standard deviations of them."),
@@ -38,7 +38,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Connector align: mix only so many words, those that it uses most on --words-from.")
     ] = None,
     words_from: Annotated[str, typer.Option(help="Split that the most used words are counted on.")] = "train",
-    shots: Annotated[int, typer.Option(min=0, max=64, help="Examples before each question, with pictures and answers.")] = 0,
+    shots: Annotated[int, typer.Option(min=0, max=64, help="Examples before each question, with images and answers.")] = 0,
     shots_from: Annotated[
         str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
     ] = "train",

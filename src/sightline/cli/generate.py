@@ -1,4 +1,4 @@
-"""`sightline generate`: one answer about one or several pictures."""
+"""`sightline generate`: one answer about one or several images."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,8 @@ from sightline.cli.app import Plugins, app, emit, load_plugins
 @app.command()
 def generate(
     run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be given several times.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text beside the pictures; the one of training by default.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="An image; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text beside the images; the one of training by default.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     fallback: Annotated[
         bool, typer.Option("--fallback", help="If the last checkpoint is damaged, use the newest whole one.")
@@ -28,7 +28,7 @@ def generate(
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say something about a picture.
+    """Say something about an image.
 
     sightline generate runs/flickr --image photo.jpg
     """

@@ -17,7 +17,7 @@ def probe(
         typer.Option(
             help="words: the words that each patch becomes a mixture of (connector align); "
             "noise: how far noise on the features moves the connector's outputs; "
-            "gain: how much the picture raises each token of the texts, with their own and with exchanged pictures."
+            "gain: how much the image raises each token of the texts, with their own and with exchanged images."
         ),
     ],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
@@ -28,7 +28,7 @@ def probe(
         typer.Option(min=0.0, help="Size of the noise in standard deviations of the features; may be given several times."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
-    features: Annotated[str | None, typer.Option(help="A feature store, instead of the pictures.")] = None,
+    features: Annotated[str | None, typer.Option(help="A feature store, instead of the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,

@@ -40,7 +40,7 @@ def show(
 ) -> None:
     """Print a recipe as YAML; the output is itself a valid --config.
 
-    Comments at its end say what trains in each stage and what a picture costs: parameters, operations, visual tokens. For that
+    Comments at its end say what trains in each stage and what an image costs: parameters, operations, visual tokens. For that
     the configurations of encoder and decoder are read from their folders or from the Hub's cache; nothing is downloaded, unless
     HF_HUB_OFFLINE=0 allows it.
 
@@ -78,7 +78,7 @@ def _not_known(recipe: "RunConfig", reason: str) -> list[str]:
     sources = {"from": recipe.model.from_, "vision": recipe.model.vision, "language": recipe.model.language}
     named = " ".join(f"model.{part}.path=FOLDER" for part, source in sources.items() if source is not None and source.path)
     return [
-        "Not known here: the sizes of the parts, the operations and visual tokens of a picture. They follow from configurations",
+        "Not known here: the sizes of the parts, the operations and visual tokens of an image. They follow from configurations",
         *(f"that could not be read: {line}" if number == 0 else line for number, line in enumerate(reason.splitlines())),
         f"Read them from the Hub (a few kB): HF_HUB_OFFLINE=0 sightline recipes show {recipe.recipe}",
         f"Or name local folders: sightline recipes show {recipe.recipe} {named}",

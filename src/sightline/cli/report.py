@@ -33,14 +33,14 @@ def report(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many records, drawn at random with a fixed seed.")] = None,
-    features: Annotated[str | None, typer.Option(help="A feature store to read instead of the pictures.")] = None,
+    features: Annotated[str | None, typer.Option(help="A feature store to read instead of the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a page about a run: curves, scores beside their controls, pictures where its captions are best and worst.
+    """Write a page about a run: curves, scores beside their controls, images where its captions are best and worst.
 
     What `sightline eval` has already answered with the same settings is not computed again.
 

@@ -1,1 +1,1 @@
-"""Predictions on held-out records, their scores, and controls that show whether the picture matters."""
+"""Predictions on held-out records, their scores, and controls that show whether the image matters."""

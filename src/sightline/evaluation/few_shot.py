@@ -21,7 +21,7 @@ def draw_shots(
         dataset: that it is of.
         pool, split: where the examples come from.
         count: how many.
-        seed: of the draw.
+        seed: for choosing the examples.
         suits: whether a record can be an example.
 
     Raises:

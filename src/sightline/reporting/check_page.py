@@ -1,4 +1,4 @@
-"""The page of `data check`: its report in sentences, tables, charts and pictures."""
+"""The page of `data check`: its report in sentences, tables, charts and images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,12 +46,12 @@ def shown_locations(report: DataReport) -> Iterator[ImageLocation]:
 
 def _shown_pairs(duplicates: Duplicates) -> Iterator[tuple[str, str, list[Pair]]]:
     """Kind, place and pairs; that several records of a split speak of one image is common, so only images alike count there."""
-    for kind in ("pictures", "records"):
+    for kind in ("images", "records"):
         for overlap in duplicates.between[kind]:
             if overlap.pairs:
                 yield kind, f"{overlap.a} and {overlap.b}", overlap.pairs[:SHOWN_PAIRS]
         for repeats in duplicates.within[kind]:
-            pairs = [pair for pair in repeats.pairs if kind != "pictures" or not pair.is_exact]
+            pairs = [pair for pair in repeats.pairs if kind != "images" or not pair.is_exact]
             if pairs:
                 yield kind, f"within {repeats.place}", pairs[:SHOWN_PAIRS]
 
@@ -68,16 +68,16 @@ def check_page(report: DataReport, thumbnails: Thumbnails, examples: Sequence[Ex
     checked, training, gain = report.checked, report.training, report.gain
     names = ", ".join(folder.path for folder in checked.folders)
     bad = html.join([_count_table("reason", "records", checked.bad), _faults(checked.bad, thumbnails)])
-    odd = html.join([_count_table("what", "pictures", checked.odd), _faults(checked.odd, thumbnails)])
-    low = [] if gain is None else [Section("Texts that their pictures support least", low_texts(gain, thumbnails, SHOWN_FAULTS))]
+    odd = html.join([_count_table("what", "images", checked.odd), _faults(checked.odd, thumbnails)])
+    low = [] if gain is None else [Section("Texts that their images support least", low_texts(gain, thumbnails, SHOWN_FAULTS))]
     sections = [
         Section("In plain words", html.join(_remarks(report))),
         *([Section("Some records", _examples(examples))] if examples else []),
         *([Section("Records that cannot be used", bad)] if checked.bad.first else []),
-        *([Section("Odd pictures", odd)] if checked.odd.first else []),
+        *([Section("Odd images", odd)] if checked.odd.first else []),
         *low,
         Section("What stands twice", _duplicates(report, thumbnails)),
-        Section("Pictures and texts", _figures(report)),
+        Section("Images and texts", _figures(report)),
         *([Section("Answers", _labels(report))] if checked.records.labels else []),
         *([Section("In training", _training(training))] if training is not None else []),
         Section("Folders", _folders(report), is_open=False),
@@ -91,7 +91,7 @@ def _tiles(report: DataReport) -> Html:
         "records": checked.input,
         "can be used": checked.input - checked.num_bad,
         "cannot": checked.num_bad,
-        "pictures": checked.images.files,
+        "images": checked.images.files,
     }
     for kind in ("captions", "conversations"):
         if kind in checked.records.records_with:
@@ -167,10 +167,10 @@ def _duplicates(report: DataReport, thumbnails: Thumbnails) -> Html:
         rule = "Only equal files were looked for."
     else:
         near = f"their hashes differ in at most {found.near_bits} of 64 bits and their thumbnails correlate by {ALIKE}"
-        rule = f"Pictures are alike when {near} or more."
+        rule = f"Images are alike when {near} or more."
     parts: list[html.Node] = [html.paragraph(rule), _drawn(check_tables.overlaps(report)), _drawn(check_tables.repeats(report))]
     for kind, where, pairs in _shown_pairs(found):
-        what = "Pictures" if kind == "pictures" else "Records with the same pictures and texts"
+        what = "Images" if kind == "images" else "Records with the same images and texts"
         figures = [_pair(pair, kind, report, thumbnails) for pair in pairs]
         parts += [html.element("h3", f"{what}: {where}"), html.element("div", *figures, attributes={"class": "gallery wide"})]
     return html.join(parts)
@@ -182,14 +182,14 @@ def _pair(pair: Pair, kind: str, report: DataReport, thumbnails: Thumbnails) -> 
         _image(thumbnails[location], name) for location, name in zip((pair.a, pair.b), ids, strict=True) if location in thumbnails
     ]
     how = "same file" if pair.is_exact else f"{pair.bits} bits apart, likeness {pair.similarity:.3f}"
-    caption = html.join([" and ".join(ids), html.element("br"), how if kind == "pictures" else None])
+    caption = html.join([" and ".join(ids), html.element("br"), how if kind == "images" else None])
     return html.figure(html.element("div", *shown, attributes={"class": "pair"}), caption)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------------
 
 _TITLES = {
-    "images_per_record": "pictures a record",
+    "images_per_record": "images a record",
     "captions_per_record": "captions a record",
     "caption_words": "words a caption",
     "turns_per_conversation": "turns a conversation",
@@ -201,8 +201,8 @@ _TITLES = {
 def _figures(report: DataReport) -> Html:
     images, records = report.checked.images, report.checked.records
     found = {
-        "width of the pictures in pixels": images.width,
-        "height of the pictures in pixels": images.height,
+        "width of the images in pixels": images.width,
+        "height of the images in pixels": images.height,
         "width over height": images.aspect,
         **{title: records.spreads.get(name) for name, title in _TITLES.items()},
     }

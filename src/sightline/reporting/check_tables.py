@@ -23,7 +23,7 @@ def spreads(report: DataReport) -> CheckTable:
         for name, one in found.items()
         if one is not None
     ]
-    return CheckTable("Pictures and texts", ["", "number", "least", "mean", "median", "95 %", "most"], rows)
+    return CheckTable("Images and texts", ["", "number", "least", "mean", "median", "95 %", "most"], rows)
 
 
 def labels(report: DataReport) -> CheckTable:
@@ -40,9 +40,9 @@ def overlaps(report: DataReport) -> CheckTable:
     between = report.checked.duplicates.between
     rows = [
         (f"{p.b} in {p.a}", p.exact, p.near_b, percent(p.share_b), t.total_b, percent(t.share_b), r.total_b)
-        for p, t, r in zip(between["pictures"], between["texts"], between["records"], strict=True)
+        for p, t, r in zip(between["images"], between["texts"], between["records"], strict=True)
     ]
-    heads = ["", "same file", "alike", "of pictures", "same text", "of records", "same both"]
+    heads = ["", "same file", "alike", "of images", "same text", "of records", "same both"]
     return CheckTable("Between splits and folders", heads, rows)
 
 
@@ -51,16 +51,16 @@ def repeats(report: DataReport) -> CheckTable:
     within = report.checked.duplicates.within
     rows = [
         (p.place, p.distinct, p.repeated, p.near, t.repeated, t.in_records, r.in_records - r.repeated)
-        for p, t, r in zip(within["pictures"], within["texts"], within["records"], strict=True)
+        for p, t, r in zip(within["images"], within["texts"], within["records"], strict=True)
     ]
-    title = "Within a split: pictures, those in several records, those like another; texts in several records, those records"
-    return CheckTable(title, ["", "pictures", "again", "alike", "texts again", "in records", "records again"], rows)
+    title = "Within a split: images, those in several records, those like another; texts in several records, those records"
+    return CheckTable(title, ["", "images", "again", "alike", "texts again", "in records", "records again"], rows)
 
 
 def lowest(gain: GainFigures, most: int) -> CheckTable:
     """The texts that their images support least."""
     rows = [(line.id, line.gain, " ".join(line.detail.split())[:70]) for line in gain.lowest[:most]]
-    title = f"Texts that their pictures support least, of {gain.texts:,}: mean gain; median {gain.percentiles['p50']:.2f}"
+    title = f"Texts that their images support least, of {gain.texts:,}: mean gain; median {gain.percentiles['p50']:.2f}"
     return CheckTable(title, ["", "gain", "text"], rows)
 
 
@@ -80,7 +80,7 @@ def training_tables(training: TrainingFigures) -> Iterator[CheckTable]:
         )
         for name, own in training.rows.items()
     ]
-    title = "Conversations: number, left out, lengths in tokens, share supervised, visual tokens a picture, saved by sharing"
+    title = "Conversations: number, left out, lengths in tokens, share supervised, visual tokens an image, saved by sharing"
     yield CheckTable(title, ["", "n", "out", "mean", "most", "limit", "learned", "visual", "shared"], rows)
     stages = [
         (

@@ -1,4 +1,4 @@
-"""The page of visual gain: texts with every token coloured by how much the picture raises it, own pictures beside foreign ones."""
+"""The page of visual gain: texts with every token coloured by how much the image raises it, own images beside foreign ones."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # `data check` draws `low_texts` without torch
     from sightline.data.check.report import GainFigures
     from sightline.evaluation.probes.gain import GainExample, GainFindings
 
-PICTURE_WIDTH = 176
+IMAGE_WIDTH = 176
 WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # of a bar of the histograms
 
 
@@ -24,7 +24,7 @@ def gain_page(title: str, findings: "GainFindings") -> str:
     lead = html.join(
         [
             html.paragraph(
-                "Gain is the logit of a token with the picture minus its logit without. Warm tokens are those that the picture "
+                "Gain is the logit of a token with the image minus its logit without. Warm tokens are those that the image "
                 "raises; cold ones it lowers. Rest the pointer on a token for its gain."
             ),
             _legend(hot),
@@ -37,8 +37,8 @@ def gain_page(title: str, findings: "GainFindings") -> str:
         html.Section(
             "All tokens",
             html.columns(
-                _histogram(own, edges, "their own picture", findings.marks()),
-                _histogram(foreign, edges, "a foreign picture", {}),
+                _histogram(own, edges, "their own image", findings.marks()),
+                _histogram(foreign, edges, "a foreign image", {}),
                 narrowest=26,
             ),
         ),
@@ -48,11 +48,11 @@ def gain_page(title: str, findings: "GainFindings") -> str:
 
 
 def low_texts(gain: "GainFigures", thumbnails: Mapping[ImageLocation, bytes], most: int) -> Html:
-    """The texts that a model finds least supported by their pictures, for the page of `data check`.
+    """The texts that a model finds least supported by their images, for the page of `data check`.
 
     Args:
         gain: the part of the report.
-        thumbnails: small copies by folder, record and number of the picture.
+        thumbnails: small copies by folder, record and number of the image.
         most: texts to show.
     """
     shown = gain.lowest[:most]
@@ -60,7 +60,7 @@ def low_texts(gain: "GainFigures", thumbnails: Mapping[ImageLocation, bytes], mo
     hot = scale_of(known)
     middle, tenth = (round(gain.percentiles[name], 2) + 0.0 for name in ("p50", "p10"))
     lead = html.paragraph(
-        f"The mean visual gain of the tokens of each text, as {gain.model} sees them: how much the picture raises their logits. "
+        f"The mean visual gain of the tokens of each text, as {gain.model} sees them: how much the image raises their logits. "
         f"Median {middle:.2f}, lowest tenth below {tenth:.2f}; below 0 are {gain.below_zero:,} of "
         f"{gain.texts:,} texts. The lowest stand first."
     )
@@ -118,7 +118,7 @@ def _words(findings: "GainFindings") -> Html:
 
 
 def _panel(panel: "GainExample", hot: float) -> Html:
-    shown = None if panel.image is None else html.figure(html.image(panel.image, panel.record_id, PICTURE_WIDTH))
+    shown = None if panel.image is None else html.figure(html.image(panel.image, panel.record_id, IMAGE_WIDTH))
     lines = [_text(text.pieces, text.gains, text.mean, "own text", hot) for text in panel.own]
     lines += [_text(text.pieces, text.gains, text.mean, "other text", hot) for text in panel.foreign]
     body = html.element("div", shown, html.element("div", *lines), attributes={"class": "beside"})
@@ -133,5 +133,5 @@ def _text(pieces: Sequence[str], gains: Sequence[float], mean: float, which: str
 
 def _token(piece: str, gain: float, hot: float) -> Token:
     known = gain == gain
-    told = f"gain {gain:.2f}" if known else "nothing but the picture before it"
-    return Token(piece, title=told, heat=gain / hot if known else None)
+    title = f"gain {gain:.2f}" if known else "nothing but the image before it"
+    return Token(piece, title=title, heat=gain / hot if known else None)

@@ -1,7 +1,7 @@
 """Building blocks of HTML reports: one file that needs nothing else, safe whatever stands in the data.
 
 Every block returns `Html`; any other text is escaped where it enters, so that a caption cannot become markup. Pages hold their
-styles and pictures, carry no script, and forbid the browser to load anything (Content-Security-Policy). Colours are variables
+styles and images, carry no script, and forbid the browser to load anything (Content-Security-Policy). Colours are variables
 of `page.css`, for light and dark screens.
 """
 
@@ -69,7 +69,7 @@ def _sendable(text: str) -> str:
 
 
 def revealed(text: str) -> str:
-    """Text whose invisible characters can be seen: controls as pictures, direction overrides and the like as `<U+202E>`.
+    """Text whose invisible characters can be seen: controls as symbols, direction overrides and the like as `<U+202E>`.
 
     Line breaks show as a sign before the break, so that a token that holds one is not empty.
     """
@@ -187,7 +187,7 @@ def tiles(values: Mapping[str, Node]) -> Html:
 
 
 def figure(content: Node, caption: Node = None) -> Html:
-    """A picture or chart with a caption."""
+    """An image or chart with a caption."""
     return element("figure", content, element("figcaption", caption, attributes={"dir": "auto"}) if caption is not None else None)
 
 
@@ -196,24 +196,24 @@ def gallery(figures: Iterable[Node]) -> Html:
     return element("div", *figures, attributes={"class": "gallery"})
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------------
+# Images -------------------------------------------------------------------------------------------------------------------
 
 
 def image(source: "bytes | Image.Image | UInt8[np.ndarray, 'h w 3']", alt: str, width: int | None = None) -> Html:
-    """A picture inside the page.
+    """An image inside the page.
 
     Args:
-        source: a PNG, JPEG or GIF file, a PIL picture, or pixels. Pictures of up to 128 x 128 pixels become PNG, others JPEG.
+        source: a PNG, JPEG or GIF file, a PIL image, or pixels. Images of up to 128 x 128 pixels become PNG, others JPEG.
         alt: what it shows, for those who cannot see it.
-        width: on the page in pixels; a small picture that is not given as a file keeps its pixels sharp when it is enlarged.
+        width: on the page in pixels; a small image that is not given as a file keeps its pixels sharp when it is enlarged.
 
     Raises:
-        ValueError: the bytes are of another format, or the array is no picture.
+        ValueError: the bytes are of another format, or the array is no image.
     """
     data = source if isinstance(source, bytes) else _encoded(source)
     kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
     if kind is None:
-        raise ValueError("a picture of a page is a PNG, JPEG or GIF file")
+        raise ValueError("an image of a page is a PNG, JPEG or GIF file")
     address = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
     natural = width if isinstance(source, bytes) else source.shape[1] if isinstance(source, np.ndarray) else source.width
     kind = "sharp" if width is not None and natural is not None and width > natural else ""
@@ -242,7 +242,7 @@ class Token:
 
     Attributes:
         text: what it stands for; may be empty (the middle of a character).
-        kind: `supervised` tokens are predicted, `visual` ones hold the place of picture tokens, `special` ones are markup.
+        kind: `supervised` tokens are predicted, `visual` ones hold the place of image tokens, `special` ones are markup.
         title: shown when the pointer rests on it: its id, say.
         heat: from -1 to 1, colours the token instead of its kind (a weight, a gain).
         is_markup: written from left to right whatever stands around it (`</s>` among Arabic words).

@@ -15,7 +15,7 @@ from sightline.reporting.scales import Axis as Axis
 
 WIDTH, HEIGHT = 640, 300
 COLOURS = 8  # --c0 to --c7 in page.css
-DASHES = ("", "6 3", "2 2", "8 3 2 3")  # lines of one colour are told apart by these
+DASHES = ("", "6 3", "2 2", "8 3 2 3")  # lines of one colour are distinguished by these
 _TEXT_WIDTH = 6.3  # of a character at 11 px, on average
 
 
@@ -77,7 +77,7 @@ def line_chart(
 def bar_chart(
     categories: Sequence[str], series: Sequence[Bars], y: Axis = PLAIN, title: str = "", width: int = WIDTH, height: int = HEIGHT
 ) -> Html:
-    """Bars side by side for each category, with whiskers where intervals are given; the axis begins at 0 unless it is told.
+    """Bars side by side for each category, with whiskers where intervals are given; a linear axis begins at 0.
 
     Raises:
         ValueError: a series has not one value for each category.
@@ -137,8 +137,8 @@ def histogram(
             "width": _n(max(step - 1, 0.5)),
             "height": _n(frame.bottom - top),
         }
-        told = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
-        parts.append(element("rect", told, attributes={**shape, "class": "f0"}))
+        title = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
+        parts.append(element("rect", title, attributes={**shape, "class": "f0"}))
     every = max(1, math.ceil((len(counts) + 1) * 34 / max(frame.inner_width, 1)))
     for place in range(0, len(edges), every):
         parts.append(_text(frame.left + place * step, frame.bottom + 16, short(edges[place]), "middle"))
@@ -274,12 +274,12 @@ def _curve(frame: _Frame, line: LineSeries, colour: int, place: int) -> list[Htm
     for run in _runs(line, lambda i: math.isfinite(line.y[i])):
         points = [f"{_n(frame.x(line.x[i]))} {_n(frame.y(line.y[i]))}" for i in run]
         if len(points) > 1:
-            parts.append(_path("M" + "L".join(points), f"s{colour}", dash=dash, told=line.name))
+            parts.append(_path("M" + "L".join(points), f"s{colour}", dash=dash, title=line.name))
         if line.is_marked or len(points) == 1:
             for i in run:
                 at = {"cx": _n(frame.x(line.x[i])), "cy": _n(frame.y(line.y[i])), "r": 3, "class": f"f{colour}"}
-                told = element("title", f"{line.name} {short(line.x[i])}: {short(line.y[i])}")
-                parts.append(element("circle", told, attributes=at))
+                title = element("title", f"{line.name} {short(line.x[i])}: {short(line.y[i])}")
+                parts.append(element("circle", title, attributes=at))
     return parts
 
 
@@ -303,9 +303,9 @@ def _bar(frame: _Frame, bars: Bars, place: int, left: float, size: float, colour
     zero = frame.y(0.0) if not frame.y_scale.is_log and frame.y_scale.low <= 0 <= frame.y_scale.high else frame.bottom
     top = frame.y(value)
     interval = f" ({short(bars.low[place])} to {short(bars.high[place])})" if bars.low and bars.high else ""
-    told = element("title", f"{bars.name} {category}: {short(value)}{interval}".strip())
+    title = element("title", f"{bars.name} {category}: {short(value)}{interval}".strip())
     shape = {"x": _n(left + 1), "y": _n(min(top, zero)), "width": _n(max(size - 2, 1)), "height": _n(abs(zero - top))}
-    parts = [element("rect", told, attributes={**shape, "class": f"f{colour}"})]
+    parts = [element("rect", title, attributes={**shape, "class": f"f{colour}"})]
     if interval:
         middle, low, high = _n(left + size / 2), _n(frame.y(bars.low[place])), _n(frame.y(bars.high[place]))
         parts.append(_path(f"M{middle} {low}V{high}m-4 0h8M{_n(left + size / 2 - 4)} {low}h8", "whisker"))
@@ -316,16 +316,16 @@ def _colour(line: LineSeries, place: int) -> int:
     return (place if line.colour is None else line.colour) % COLOURS
 
 
-def _path(data: str, kind: str, dash: str = "", told: str = "") -> Html:
+def _path(data: str, kind: str, dash: str = "", title: str = "") -> Html:
     return element(
-        "path", element("title", told) if told else None, attributes={"d": data, "class": kind, "stroke-dasharray": dash}
+        "path", element("title", title) if title else None, attributes={"d": data, "class": kind, "stroke-dasharray": dash}
     )
 
 
 def _text(x: float, y: float, text: str, anchor: str, turn: bool = False, full: str = "") -> Html:
     turned = f"rotate(-90 {_n(x)} {_n(y)})" if turn else ""
-    told = element("title", full) if full and full != text else None
-    return element("text", told, text, attributes={"x": _n(x), "y": _n(y), "text-anchor": anchor, "transform": turned})
+    title = element("title", full) if full and full != text else None
+    return element("text", title, text, attributes={"x": _n(x), "y": _n(y), "text-anchor": anchor, "transform": turned})
 
 
 def _shortened(text: str, room: float) -> str:

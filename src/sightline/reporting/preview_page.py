@@ -35,7 +35,7 @@ class PreviewedSample:
 
     Attributes:
         title: ids of the records.
-        crops: pictures as the encoder sees them, `[N, h, w, 3]`; None without pictures.
+        crops: images as the encoder sees them, `[N, h, w, 3]`; None without images.
         prefix: tokens that the branches share; empty where there is one branch.
         branches: the continuations.
         num_tokens: tokens that the sample takes in a packed row.
@@ -91,19 +91,19 @@ def _crops(sample: PreviewedSample) -> Html | None:
         return None
     height, width = sample.crops.shape[1:3]
     wide = min(CROP_WIDTH, max(width, LEAST_WIDTH)) if len(sample.crops) == 1 else LEAST_WIDTH
-    told = f"{len(sample.crops)} crops" if len(sample.crops) > 1 else "as the encoder sees it"
+    caption = f"{len(sample.crops)} crops" if len(sample.crops) > 1 else "as the encoder sees it"
     crops = (html.image(crop, f"crop {place}", wide) for place, crop in enumerate(sample.crops, 1))
-    return html.figure(html.element("div", *crops, attributes={"class": "pair"}), f"{told}, {width} x {height} pixels")
+    return html.figure(html.element("div", *crops, attributes={"class": "pair"}), f"{caption}, {width} x {height} pixels")
 
 
 def _counts(sample: PreviewedSample) -> Html:
     alone = sum(branch.num_tokens for branch in sample.branches)
-    told = f"{sample.num_tokens:,} tokens in a row"
+    caption = f"{sample.num_tokens:,} tokens in a row"
     if len(sample.branches) > 1:
-        told += f"; {alone:,} if each of the {len(sample.branches)} continuations had its own"
-    return html.paragraph(told, ". Beside each continuation: supervised tokens of all its tokens.")
+        caption += f"; {alone:,} if each of the {len(sample.branches)} continuations had its own"
+    return html.paragraph(caption, ". Beside each continuation: supervised tokens of all its tokens.")
 
 
-def _line(name: str, told: str, row: Sequence[Token]) -> Html:
-    label = html.element("span", name, html.element("br"), told, attributes={"class": "faint"})
+def _line(name: str, caption: str, row: Sequence[Token]) -> Html:
+    label = html.element("span", name, html.element("br"), caption, attributes={"class": "faint"})
     return html.element("div", label, html.tokens(row), attributes={"class": "line"})

@@ -1,4 +1,4 @@
-"""The report of one run: its curves, its scores beside those of the controls, pictures where it is right and where it is wrong."""
+"""The report of one run: its curves, its scores beside those of the controls, images where it is right and where it is wrong."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart
 from sightline.reporting.scales import Axis
 from sightline.runtime.storage import write_text
 
-PICTURE_WIDTH = 160
+IMAGE_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with what is true of it and what was said.
+    """One image with what is true of it and what was said.
 
     Attributes:
         image: the file's bytes (PNG, JPEG or GIF).
@@ -53,7 +53,7 @@ class RunReport:
     Attributes:
         scores: for each condition (seen, blind, ...) the scores by name, as in `eval --json`.
         infos: how the task's scores are called and shown; the first is the headline.
-        right, wrong: pictures where the caption is right, and where it is not.
+        right, wrong: images where the caption is right, and where it is not.
         facts: of the run, for the end of the page.
     """
 
@@ -110,7 +110,7 @@ def _score_table(report: RunReport) -> Html:
     names = list(next(iter(report.scores.values())))
     labels = {info.name: info.label for info in report.infos}
     rows = [[labels.get(name, name), *(_interval(scores.get(name)) for scores in report.scores.values())] for name in names]
-    return html.table(heads, rows, caption="Value and 95 % bootstrap interval over the pictures.")
+    return html.table(heads, rows, caption="Value and 95 % bootstrap interval over the images.")
 
 
 def _interval(score: Mapping[str, Any] | None) -> str:
@@ -152,4 +152,4 @@ def _panel(panel: Panel, label: str) -> Html:
     lines += [html.element("div", f"true: {truth}") for truth in panel.truths]
     lines += [html.element("div", html.element("small", f"{name}: {text or '(nothing)'}")) for name, text in panel.others.items()]
     lines.append(html.element("div", html.element("small", f"{panel.record_id}, {label} {panel.value:.2f}")))
-    return html.figure(html.image(panel.image, panel.truths[0], PICTURE_WIDTH), html.join(lines))
+    return html.figure(html.image(panel.image, panel.truths[0], IMAGE_WIDTH), html.join(lines))

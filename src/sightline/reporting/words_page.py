@@ -1,8 +1,8 @@
-"""The page of words per patch: pictures with the word that each visual token is most made of drawn over its place."""
+"""The page of words per patch: images with the word that each visual token is most made of drawn over its place."""
 
 from collections.abc import Sequence
 
-from sightline.evaluation.probes.words import Mixture, WordCrop, WordFindings, WordPicture
+from sightline.evaluation.probes.words import Mixture, WordCrop, WordFindings, WordImage
 from sightline.reporting import html
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, bar_chart
@@ -20,7 +20,7 @@ def words_page(title: str, findings: WordFindings) -> str:
     sections = [
         html.Section("Figures", html.facts(findings.figures())),
         html.Section("Most used words", _chart(findings.most_used)),
-        html.Section("Pictures", html.join(_picture(picture) for picture in findings.pictures)),
+        html.Section("Images", html.join(_image(image) for image in findings.images)),
     ]
     return html.page(title, sections, lead)
 
@@ -36,9 +36,9 @@ def _chart(most_used: Sequence[tuple[str, float]]) -> Html:
     return html.figure(chart, "Mean probability over all visual tokens.")
 
 
-def _picture(picture: WordPicture) -> Html:
-    heading = html.element("h3", picture.record_id, attributes={"dir": "auto"})
-    crops = html.element("div", *(_crop(crop, picture.record_id) for crop in picture.crops), attributes={"class": "gallery"})
+def _image(image: WordImage) -> Html:
+    heading = html.element("h3", image.record_id, attributes={"dir": "auto"})
+    crops = html.element("div", *(_crop(crop, image.record_id) for crop in image.crops), attributes={"class": "gallery"})
     return html.element("div", heading, crops, attributes={"class": "card"})
 
 
@@ -59,13 +59,13 @@ def _crop(crop: WordCrop, name: str) -> Html:
 
 def _cell(mixture: Mixture, entropy: float) -> Html:
     share = mixture[0][1] if mixture else 0.0
-    told = ", ".join(f"{html.revealed(word)} {part:.1%}" for word, part in mixture) + f"; entropy {entropy:.2f} nats"
+    title = ", ".join(f"{html.revealed(word)} {part:.1%}" for word, part in mixture) + f"; entropy {entropy:.2f} nats"
     style = (
         "overflow: hidden; display: flex; align-items: center; justify-content: center; white-space: nowrap; line-height: 1.1; "
         "font-size: .62rem; color: #fff; text-shadow: 0 0 3px #000, 0 0 2px #000; outline: 1px solid #ffffff26; "
         f"background: rgb(0 0 0 / {0.08 + 0.5 * min(share, 1.0):.2f})"
     )
-    return html.element("span", _shortest(mixture), attributes={"style": style, "title": told})
+    return html.element("span", _shortest(mixture), attributes={"style": style, "title": title})
 
 
 def _shortest(mixture: Mixture) -> str:

@@ -31,12 +31,12 @@ class Items:
 
     Attributes:
         records: ids.
-        pictures: of each record; equal ones are drawn together.
+        images: of each record; equal ones are drawn together.
         scores: values by metric, in the order of the records.
     """
 
     records: tuple[str, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     scores: Mapping[str, Sequence[float]]
 
 
@@ -47,7 +47,7 @@ class Scored:
     Attributes:
         seeds: which ones.
         values_SN: one row per seed.
-        cluster_N: number of each record's picture.
+        cluster_N: number of each record's image.
     """
 
     seeds: tuple[int, ...]
@@ -83,12 +83,12 @@ class Scored:
 
 
 def common_records(runs: Sequence[Items]) -> tuple[tuple[str, ...], Int[np.ndarray, " N"]]:
-    """Ids of the records that all runs have a score for, in the order of the first, and the number of each one's picture."""
+    """Ids of the records that all runs have a score for, in the order of the first, and the number of each one's image."""
     first = runs[0]
     shared = set(first.records).intersection(*[run.records for run in runs[1:]])
-    kept = [(record, picture) for record, picture in zip(first.records, first.pictures, strict=True) if record in shared]
+    kept = [(record, image) for record, image in zip(first.records, first.images, strict=True) if record in shared]
     numbers: dict[str, int] = {}
-    cluster = np.array([numbers.setdefault(picture, len(numbers)) for _, picture in kept], dtype=np.int64)
+    cluster = np.array([numbers.setdefault(image, len(numbers)) for _, image in kept], dtype=np.int64)
     return tuple(record for record, _ in kept), cluster
 
 

@@ -18,7 +18,7 @@ from sightline.evaluation.spec import EvalSpec
 from sightline.recipes.scenes_tiny import scenes_tiny
 from sightline.runtime.logs import logger
 
-PICTURES = 8000
+IMAGES = 8000
 BATCH = 64
 
 
@@ -57,12 +57,12 @@ def demo(out: Path, arguments: Sequence[str]) -> Demo:
     """
     scenes = out / "scenes"
     if not (scenes / "dataset.json").exists():
-        logger.info("1/3 drawing %d scenes", PICTURES)
-        prepare(Path("-"), "scenes", PrepareOptions(out=scenes, source=SourceOptions(count=PICTURES, seed=0, level=1)))
+        logger.info("1/3 drawing %d scenes", IMAGES)
+        prepare(Path("-"), "scenes", PrepareOptions(out=scenes, source=SourceOptions(count=IMAGES, seed=0, level=1)))
     config = resolve_config(scenes_tiny(), None, [f"data.path={scenes}", *arguments])
     logger.info("2/3 training")
     run = train(config, out / "run")
-    logger.info("3/3 captioning held-out pictures, with and without seeing them; writing the report")
+    logger.info("3/3 captioning held-out images, with and without seeing them; writing the report")
     spec = EvalSpec(task="caption", data=str(scenes), split="test", batch_size=BATCH, max_new_tokens=24)
     report = out / "report.html"
     found = report_run(spec, str(out / "run"), ("blind",), report, config.recipe)

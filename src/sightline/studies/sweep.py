@@ -66,7 +66,7 @@ def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
     """Makes runs in order; what is finished takes no time.
 
     Raises:
-        ConfigError: a run of that name was begun with other settings.
+        ConfigError: a run of that name was started with other settings.
         Stopped: a signal arrived; the state is saved and the same command goes on.
     """
     refuse_others(runs, out)
@@ -82,13 +82,13 @@ def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
         outcome = make_run(run, out)
         outcomes.append(outcome)
         spent = [done.seconds for done in outcomes if done.state == "done" and done.seconds]
-        left = f"; about {told(sum(spent) / len(spent) * (len(todo) - number - 1))} left" if spent else ""
-        logger.info("%s: %s after %s%s", run.name, outcome.error or outcome.state, told(outcome.seconds), left)
+        left = f"; about {readable_duration(sum(spent) / len(spent) * (len(todo) - number - 1))} left" if spent else ""
+        logger.info("%s: %s after %s%s", run.name, outcome.error or outcome.state, readable_duration(outcome.seconds), left)
     finished = [Outcome(run.name, "done") for run in runs if run not in todo]
     return finished + outcomes
 
 
-def told(seconds: float) -> str:
+def readable_duration(seconds: float) -> str:
     """`2 h 05 min`, `3 min`, `40 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -188,7 +188,7 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
 
 
 def refuse_others(runs: Sequence[PlannedRun], out: Path) -> None:
-    """Makes sure that runs which were begun have the settings that are wanted now.
+    """Makes sure that runs that were started before have the settings that are wanted now.
 
     Raises:
         ConfigError: one has others; names it and what differs.
@@ -201,13 +201,13 @@ def refuse_others(runs: Sequence[PlannedRun], out: Path) -> None:
         changed = {key: both for key, both in differences(before, run.config).items() if not may_differ(key)}
         if changed:
             raise ConfigError(
-                f"{folder_of(out, run)} was begun with other settings ({describe_changes(dict(list(changed.items())[:5]))}).",
-                "Choose another --out, give the settings that it was begun with, or remove that folder.",
+                f"{folder_of(out, run)} was started with other settings ({describe_changes(dict(list(changed.items())[:5]))}).",
+                "Choose another --out, give the settings that it was started with, or remove that folder.",
             )
 
 
 def check_data(runs: Sequence[PlannedRun]) -> None:
-    """Opens every data set that the runs name, so that a wrong path is told before the first run.
+    """Opens every data set that the runs name, so that a wrong path is an error before the first run.
 
     Raises:
         ConfigError: no data set is named.
@@ -223,7 +223,7 @@ def check_data(runs: Sequence[PlannedRun]) -> None:
 
 
 def write_note(sweep: Sweep, arguments: Sequence[str], out: Path) -> None:
-    """Notes what was asked for, so that the folder explains itself."""
+    """Stores the sweep file and the arguments in the folder."""
     note = {"file": sweep.path.name, "sweep": json.loads(sweep.config.model_dump_json()), "settings": list(arguments)}
     out.mkdir(parents=True, exist_ok=True)
     storage.write_json(out / STATE, note | {"runs": [run.name for run in sweep.runs]})
@@ -233,15 +233,15 @@ def share(words: Sequence[str], jobs: int) -> None:
     """Starts `jobs` processes of the same command, which take the runs from each other's hands, and waits for them.
 
     Raises:
-        Stopped: a signal arrived; the processes were told, and have saved.
+        Stopped: a signal arrived; the processes were stopped and have saved.
     """
     command = [sys.executable, "-m", "sightline", *words]
     with watch_signals() as stopped:
         workers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(jobs)]
-        told_them = False
+        signalled = False
         while any(worker.poll() is None for worker in workers):
-            if stopped() and not told_them:
-                told_them = True
+            if stopped() and not signalled:
+                signalled = True
                 for worker in workers:
                     worker.terminate()
             time.sleep(0.2)

@@ -55,7 +55,7 @@ class Table:
     evaluation: str
     metric: str
     records: int
-    pictures: int
+    images: int
     rows: tuple[ArmRow, ...]
     losses: tuple[dict[str, Any], ...]
 
@@ -69,7 +69,7 @@ class Table:
             "evaluation": self.evaluation,
             "metric": self.metric,
             "records": self.records,
-            "pictures": self.pictures,
+            "images": self.images,
             "rows": [_row_json(row) for row in self.rows],
             "losses": list(self.losses),
         }
@@ -178,7 +178,7 @@ def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, M
 def _items(path: Path) -> Items | None:
     try:
         stored = storage.read_json(path)
-        return Items(tuple(stored["records"]), tuple(stored["picture"]), stored["items"])
+        return Items(tuple(stored["records"]), tuple(stored["image"] if "image" in stored else stored["picture"]), stored["items"])
     except (StorageError, KeyError, TypeError):
         return None
 
@@ -210,7 +210,7 @@ def charts_of(table: Table) -> list[tuple[str, Html]]:
     out = []
     plain = _alike_rows(table)
     controls = [kind for kind in table.columns if kind in ("blind", "shuffled")]
-    series = [_bars("with the picture" if controls else "", [row.plain for row in plain])]
+    series = [_bars("with the image" if controls else "", [row.plain for row in plain])]
     series += [_bars(kind, [row.others.get(kind) for row in plain]) for kind in controls]
     width = max(640, 60 + BAR * len(plain))
     title = f"{table.evaluation} {cell_name(plain[0].cell)}".strip()
@@ -273,7 +273,7 @@ def _markdown(sweep: Sweep, tables: Sequence[Table], charts: Sequence[str], fact
     for table in tables:
         lines += ["", f"## {table.evaluation}: {table.metric}", ""]
         lines += [
-            f"{table.records} records of {table.pictures} images. Mean over seeds with a 95 % interval, which covers other images "
+            f"{table.records} records of {table.images} images. Mean over seeds with a 95 % interval, which covers other images "
             "and other seeds; with one seed, other images only. Lowest and highest seed; difference from the baseline on the same "
             "records."
         ]
@@ -292,12 +292,12 @@ def _table(table: Table, baseline: str | None, connectors: Mapping[str, Mapping[
     for row in table.rows:
         per_seed = row.plain.per_seed.values()
         size = connectors.get(row.arm)
-        told = ["", ""] if size is None else [f"{size['parameters']:,}", str(size["tokens_per_crop"])]
-        cells = [row.name, *(told if connectors else []), str(len(row.plain.seeds)), _told(row.plain.interval())]
+        size_cells = ["", ""] if size is None else [f"{size['parameters']:,}", str(size["tokens_per_crop"])]
+        cells = [row.name, *(size_cells if connectors else []), str(len(row.plain.seeds)), _interval_text(row.plain.interval())]
         cells.append(f"{min(per_seed):.3f} .. {max(per_seed):.3f}")
         if baseline is not None:
-            cells += [_told(row.minus, sign=True), f"{row.minus.p:.3f}"] if row.minus is not None else ["", ""]
-        cells += [_told(row.others[kind].interval()) if kind in row.others else "" for kind in table.columns]
+            cells += [_interval_text(row.minus, sign=True), f"{row.minus.p:.3f}"] if row.minus is not None else ["", ""]
+        cells += [_interval_text(row.others[kind].interval()) if kind in row.others else "" for kind in table.columns]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -318,10 +318,10 @@ def _loss_table(table: Table, sweep: Sweep) -> list[str]:
 
 
 def _of_json(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else _told(Interval(value["value"], value["low"], value["high"]))
+    return "" if value is None else _interval_text(Interval(value["value"], value["low"], value["high"]))
 
 
-def _told(interval: Interval | Difference | None, sign: bool = False) -> str:
+def _interval_text(interval: Interval | Difference | None, sign: bool = False) -> str:
     if interval is None:
         return ""
     form = "+.3f" if sign else ".3f"

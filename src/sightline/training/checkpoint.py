@@ -55,7 +55,7 @@ class Progress:
         epoch, epoch_step: place in the data of the stage.
         seen_tokens, seen_samples: since the beginning.
         refused: steps that the guard against non-finite steps refused.
-        skipped: samples whose pictures could not be opened.
+        skipped: samples whose images could not be opened.
         best: best validation value so far and its step.
     """
 

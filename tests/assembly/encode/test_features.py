@@ -50,7 +50,7 @@ STAGE = StageConfig(name="align", parts={"connector": "train"})
 
 @pytest.fixture(scope="module")
 def made_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures with two captions each, four of them for validation."""
+    """Twelve images with two captions each, four of them for validation."""
     folder = tmp_path_factory.mktemp("set")
     rows = []
     for n in range(COUNT):
@@ -117,7 +117,7 @@ def test_stored_numbers_are_those_of_the_encoder(tmp_path: Path, made_set: Path,
 
 
 def test_loss_with_stored_fp32_features_equals_loss_without(tmp_path: Path, made_set: Path) -> None:
-    """Bit for bit where both encode batches of one shape, here one picture each."""
+    """Bit for bit where both encode batches of one shape, here one image each."""
     store = stored(siglip(), made_set, tmp_path / "s", batch_size=1)
     settings = config(made_set)
     assembled = built(settings)
@@ -173,7 +173,7 @@ def test_evaluation_reads_the_store_under_every_control(tmp_path: Path, made_set
     assert settings["features"] == FeatureStore(store).key
 
 
-def test_the_blind_control_encodes_the_uniform_picture_once_and_rounds_as_the_store(tmp_path: Path, made_set: Path) -> None:
+def test_the_blind_control_encodes_the_uniform_image_once_and_rounds_as_the_store(tmp_path: Path, made_set: Path) -> None:
     store = stored(siglip(), made_set, tmp_path / "s", "int8")
     assembled = built(config(made_set))
     dataset = open_dataset(made_set)
@@ -205,7 +205,7 @@ def test_batch_size_and_workers_do_not_change_what_is_stored(tmp_path: Path, mad
     assert reference.key == again.key
 
 
-def test_a_picture_that_was_damaged_later_costs_itself_and_leaves_the_others_as_they_are(tmp_path: Path, made_set: Path) -> None:
+def test_a_image_that_was_damaged_later_costs_itself_and_leaves_the_others_as_they_are(tmp_path: Path, made_set: Path) -> None:
     shutil.copytree(made_set, tmp_path / "set")
     names = [record.images[0] for record in open_dataset(made_set).records()]
     (tmp_path / "set" / names[1]).unlink()
@@ -290,7 +290,7 @@ def test_an_encoder_may_train_after_the_stage_that_read_it_from_a_store(tmp_path
         open_features(str(store), read_model(tmp_path / "run/checkpoints/step-2/model"))
 
 
-def test_pictures_that_the_store_lacks_are_missed_before_the_first_step(tmp_path: Path, made_set: Path) -> None:
+def test_images_that_the_store_lacks_are_missed_before_the_first_step(tmp_path: Path, made_set: Path) -> None:
     store = stored(siglip(), made_set, tmp_path / "s", splits=("val",))
     with pytest.raises(ConfigError, match=r"lacks 8 of 8 images of .*split 'train'.*sightline data features"):
         train(config(made_set, store), tmp_path / "run")
@@ -337,7 +337,7 @@ def test_what_has_no_encoder_cannot_be_encoded(tmp_path: Path, made_set: Path) -
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A data set of names without pictures, and a store of one vector for each."""
+    """A data set of names without images, and a store of one vector for each."""
     from sightline.data.features.tables import TableKeys, import_table
 
     folder = tmp_path_factory.mktemp("table")
@@ -415,7 +415,7 @@ def test_tables_and_encoders_are_not_taken_for_each_other(tmp_path: Path, made_s
         built(config(made_set, model=MODEL.model_copy(update={"vision": VisionConfig(external=str(made_set))})))
 
 
-def test_an_encoder_is_not_sent_to_look_at_pictures_that_are_not_there(tmp_path: Path, table: tuple[Path, Path]) -> None:
+def test_an_encoder_is_not_sent_to_look_at_images_that_are_not_there(tmp_path: Path, table: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=r"prepared without its images, but this model reads pixels"):
         train(config(table[0]), tmp_path / "run")
 

@@ -10,9 +10,9 @@ COUNT = 11
 
 
 def data(path: Path, first: int = 0, more: Sequence[dict[str, Any]] = ()) -> Path:
-    """Records with a picture each; `first` says which scenes they show, `more` are further records."""
+    """Records with an image each; `first` says which scenes they show, `more` are further records."""
     rows = [record(f"r{n}", f"{n}.png", "val", [f"a dog {n}", f"the dog runs {n}"]) for n in range(COUNT)]
-    rows += [record("words", None, "val", ["no picture"]), record("t", "0.png"), *more]
+    rows += [record("words", None, "val", ["no image"]), record("t", "0.png"), *more]
     return folder(path, rows, {f"{n}.png": png(scene(first + n, 64)) for n in range(COUNT)})
 
 

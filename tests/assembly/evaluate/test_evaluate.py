@@ -1,4 +1,4 @@
-"""From a model folder and a data set to scores; batch sizes, broken pictures and kills change nothing but what they must."""
+"""From a model folder and a data set to scores; batch sizes, broken images and kills change nothing but what they must."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def plain(model: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_every_batch_size_gives_the_same_texts(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
-    assert len(set(texts(plain).values())) > 4  # the model says different things of different pictures
+    assert len(set(texts(plain).values())) > 4  # the model says different things of different images
     for size in (1, 7, 32):
         assert texts(asked(model, dataset, tmp_path / str(size), batch_size=size)) == texts(plain)
 
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluat
             assert score["value"] == pytest.approx(direct[name].value, rel=1e-12)
     items = json.loads((plain.folder / "items.json").read_text())
     assert items["records"] == [f"r{n}" for n in range(COUNT)]
-    assert len(set(items["picture"])) == COUNT
+    assert len(set(items["image"])) == COUNT
     assert items["items"]["cider_d"] == pytest.approx(list(direct["cider_d"].items), rel=1e-12)
     assert items["values"] == {name: score["value"] for name, score in told["scores"].items()}
     assert (told["prompt"], told["headline"]) == ("Look.", "cider_d")
@@ -80,18 +80,16 @@ def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluat
     assert [line["id"] for line in lines(plain.folder / "predictions.jsonl")] == [f"r{n}" for n in range(COUNT)]
 
 
-def test_blind_answers_do_not_depend_on_the_pictures(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
+def test_blind_answers_do_not_depend_on_the_images(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
     other = data(tmp_path / "other", first=50)
     blind = [texts(asked(model, path, tmp_path / path.name, control="blind")) for path in (dataset, other)]
     assert blind[0] == blind[1]
-    assert len(set(blind[0].values())) == 1  # one size of picture, one prompt: one answer
+    assert len(set(blind[0].values())) == 1  # one size of image, one prompt: one answer
     seen = texts(asked(model, other, tmp_path / "seen"))
     assert seen != texts(plain)
 
 
-def test_shuffled_answers_are_those_to_another_records_picture(
-    model: Path, dataset: Path, tmp_path: Path, plain: Evaluation
-) -> None:
+def test_shuffled_answers_are_those_to_another_records_image(model: Path, dataset: Path, tmp_path: Path, plain: Evaluation) -> None:
     done = asked(model, dataset, tmp_path / "shuffled", control="shuffled")
     records = [record for record in Dataset(dataset).records("val") if record.images]
     owner = {record.images: record.id for record in records}
@@ -104,7 +102,7 @@ def test_shuffled_answers_are_those_to_another_records_picture(
     assert done.to_json()["control"] == "shuffled"
 
 
-def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_the_shuffled_control_and_counted(
+def test_a_record_that_cannot_exchange_its_images_is_left_out_of_the_shuffled_control_and_counted(
     model: Path, dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = data(tmp_path / "set", more=[two_pictures("pair")])
@@ -120,7 +118,7 @@ def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_the_shuffled_
         asked(model, path, tmp_path / "one", control="shuffled", limit=1)
 
 
-def test_pictures_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluation) -> None:
+def test_images_that_break_are_counted_and_leave_the_others_as_they_are(model: Path, tmp_path: Path, plain: Evaluation) -> None:
     path = data(tmp_path / "set")
     stored(path, 2).write_bytes(b"broken")
     stored(path, 7).unlink()

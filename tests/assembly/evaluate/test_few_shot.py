@@ -60,7 +60,7 @@ def asked(dataset: Dataset) -> list[Record]:
 
 
 def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, folder: Path) -> None:
-    """Two examples with pictures, then the question: ids and pixels of Idefics3's processor for the same conversation."""
+    """Two examples with images, then the question: ids and pixels of Idefics3's processor for the same conversation."""
     dataset, builder = open_dataset(folder), bundle.builder("What is it?")
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)

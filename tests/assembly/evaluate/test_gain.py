@@ -92,11 +92,11 @@ def test_gain_is_the_difference_of_two_forward_passes_for_every_text(bundle: Mod
         expected = by_hand(bundle, dataset, by_id[text.record_id], text.text)
         np.testing.assert_allclose(text.gains, expected, atol=CLOSE)
         largest = max(largest, *map(abs, expected))
-    assert largest > 1  # the pictures do change the logits
+    assert largest > 1  # the images do change the logits
     assert texts[1].said == "a red ball on the beach<|im_end|>"
 
 
-def test_foreign_gain_is_that_of_the_other_picture(bundle: ModelBundle, data: Path) -> None:
+def test_foreign_gain_is_that_of_the_other_image(bundle: ModelBundle, data: Path) -> None:
     dataset = Dataset(data)
     records = list(dataset.records())
     told = probe_gain(bundle, dataset, records, pictures(bundle), shown=3)
@@ -115,7 +115,7 @@ def test_foreign_gain_is_that_of_the_other_picture(bundle: ModelBundle, data: Pa
     assert told.to_json()["separation"] == separation(told.own, told.foreign)
 
 
-def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(bundle: ModelBundle, tmp_path: Path) -> None:
+def test_a_record_that_cannot_exchange_its_images_is_left_out_of_both_sides(bundle: ModelBundle, tmp_path: Path) -> None:
     rows = [record(name, f"{n}.png") for n, name in enumerate("abc")] + [two_pictures("pair") | {"split": "train"}]
     path = folder(tmp_path / "data", rows, {f"{n}.png": png(scene(n, 64)) for n in range(3)})
     dataset = Dataset(path)
@@ -125,7 +125,7 @@ def test_a_record_that_cannot_exchange_its_pictures_is_left_out_of_both_sides(bu
     assert told.figures()["skipped records"] == "not_exchangeable 1"
 
 
-def test_a_token_with_nothing_but_the_picture_before_it_has_no_gain(data: Path) -> None:
+def test_a_token_with_nothing_but_the_image_before_it_has_no_gain(data: Path) -> None:
     built = build_from_config(run_config(), Processing(prompt="", template="plain", max_tokens=200), None)
     built.model.eval()
     built.tokenizer.bos_token = None
@@ -172,7 +172,7 @@ def test_the_command_measures_a_stock_model_and_writes_a_page(
     assert not caught.value.code
     told = json.loads(capsys.readouterr().out)
     assert (told["what"], told["split"], told["records"], told["texts"]) == ("gain", "train", 8, 12)
-    tokens = [gain for picture in told["pictures"] for text in picture["own"] for _, gain in text["tokens"] if gain is not None]
+    tokens = [gain for picture in told["images"] for text in picture["own"] for _, gain in text["tokens"] if gain is not None]
     assert len(tokens) > 10
     assert np.ptp(tokens) > 0.1
     assert 0 <= told["separation"] <= 1

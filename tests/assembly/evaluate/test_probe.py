@@ -50,7 +50,7 @@ def opened(bundle: ModelBundle) -> OpenedModel:
 
 @pytest.fixture(scope="module")
 def align(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model whose connector is `align`, with 4 visual tokens a picture."""
+    """The folder of a model whose connector is `align`, with 4 visual tokens an image."""
     path = tmp_path_factory.mktemp("align") / "model"
     write_model(built(), path)
     return path
@@ -69,7 +69,7 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     command("probe", align, "--data", data, "--what", "words", "--shown", 2, "--out", page, "--json")
     told = json.loads(capsys.readouterr().out)
     assert (told["what"], told["records"], told["tokens"], told["split"]) == ("words", 3, 12, "val")
-    assert len(told["pictures"]) == 2
+    assert len(told["images"]) == 2
 
     bundle = read_model(align)
     model = bundle.model
@@ -97,7 +97,7 @@ def test_words_of_the_command_are_the_softmax_of_the_model(
     assert told["mean_largest_probability"] == pytest.approx(float(everything.amax(1).mean()), rel=1e-4)
     assert told["gain"] == pytest.approx(2.7)
     top = bundle.tokenizer.decode([int(p[0][0].argmax())])
-    assert told["pictures"][0]["crops"][0]["words"][0][0][0] == top or "\ufffd" in top
+    assert told["images"][0]["crops"][0]["words"][0][0][0] == top or "\ufffd" in top
     assert page.read_text().count("data:image/png;base64,") == 2
 
 
@@ -119,7 +119,7 @@ def test_people_get_a_table(align: Path, data: Path, capsys: pytest.CaptureFixtu
     assert "12 of 3 records" in shown
 
 
-def test_pictures_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_opened_are_counted(align: Path, data: Path, tmp_path: Path) -> None:
     path = folder(
         tmp_path / "broken", [record(f"r{n}", f"{n}.png") for n in range(3)], {f"{n}.png": png(scene(n, 64)) for n in range(3)}
     )
@@ -139,7 +139,7 @@ def test_a_decoder_alone_is_refused(what: str, data: Path, capsys: pytest.Captur
     assert "error[" in capsys.readouterr().err
 
 
-def test_an_unknown_probe_and_a_split_without_pictures_are_refused(
+def test_an_unknown_probe_and_a_split_without_images_are_refused(
     align: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more, words in ((["--what", "wrods"], "no probe 'wrods'"), (["--what", "words", "--split", "test"], "split 'test'")):

@@ -21,7 +21,7 @@ from tests.data.check.planted import stored
 def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Left out: a record whose pictures cannot be exchanged, and for a broken picture one record seeing and another shuffled."""
+    """Left out: a record whose images cannot be exchanged, and for a broken image one record seeing and another shuffled."""
     path = data(tmp_path / "set", more=[two_pictures("pair")])
     config = run_config(path=str(path), train={"epochs": None, "steps": 1, "evaluate_samples": 0})
     run = tmp_path / "run"
@@ -53,7 +53,7 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
     assert "image_format 1, not_compared 2" in page.read_text("utf-8")
 
     nobody = {name: replace(done, predicted=Predicted([], {}), scores={}) for name, done in found.items()}
-    with pytest.raises(SkipLimitError, match="no record was answered under all of: with the picture, shuffled, blind"):
+    with pytest.raises(SkipLimitError, match="no record was answered under all of: with the image, shuffled, blind"):
         on_common_records(nobody)
     plain = {SEEN: found[SEEN], "blind": found["blind"]}
     assert on_common_records(plain) == plain

@@ -1,6 +1,6 @@
-"""`data check --gain` puts those texts first that do not belong to their pictures.
+"""`data check --gain` puts those texts first that do not belong to their images.
 
-The model that looks is made by hand, so the right order is known: a picture raises the letter of its own colour (R, G, B) by 1,
+The model that looks is made by hand, so the right order is known: an image raises the letter of its own colour (R, G, B) by 1,
 lowers the two others by 1, and changes no other token.
 """
 
@@ -55,7 +55,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def colour(number: int) -> bytes:
-    """A red, green or blue picture; each file of its own."""
+    """A red, green or blue image; each file of its own."""
     shade = [40, 40, 40]
     shade[number % 3] = 200 + number
     return png(Image.new("RGB", (24, 24), tuple(shade)))
@@ -90,17 +90,17 @@ def test_exchanged_texts_are_the_lowest_and_told_of(tmp_path: Path) -> None:
     assert [line["gain"] for line in lowest[12:]] == [0.5] * 6
     assert lowest[0]["tokens"] == [("G", -1.0), ("<|im_end|>", 0.0)]
     assert {line["split"] for line in lowest if line["id"] == "r8"} == {"val"}
-    low = [line for line in lines(tmp_path / "low.jsonl") if line["reason"] == "low_gain"]  # beside pictures of one colour
+    low = [line for line in lines(tmp_path / "low.jsonl") if line["reason"] == "low_gain"]  # beside images of one colour
     assert [(line["id"], line["gain"], line["path"]) for line in low] == [(name, -0.5, str(path)) for name in EXCHANGED]
-    assert any("17 % of the texts (3) are made less likely by their own pictures" in text for text in told["warnings"])
+    assert any("17 % of the texts (3) are made less likely by their own images" in text for text in told["warnings"])
     page = (tmp_path / "page.html").read_text()
-    section = page[page.index("Texts that their pictures support least</h2>") :].split("</section>")[0]
+    section = page[page.index("Texts that their images support least</h2>") :].split("</section>")[0]
     assert section.count("<article") == 18 == section.count("<img")
     assert section.index(">r2<") < section.index(">r5<") < section.index(">r7<") < section.index(">r0<")
 
 
 @pytest.mark.usefixtures("looks")
-def test_only_the_lowest_are_kept_and_broken_pictures_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_lowest_are_kept_and_broken_images_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_gain, "LISTED", 2)
     path = data(tmp_path / "data")
     stored(path, 2).write_bytes(b"broken")
@@ -132,5 +132,5 @@ def test_the_lowest_are_printed_for_people(tmp_path: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main(["data", "check", str(data(tmp_path / "data")), "--workers", "0", "--gain", "hand-made"])
     out = capsys.readouterr().out
-    assert "Texts that their pictures support least, of 18" in out
+    assert "Texts that their images support least, of 18" in out
     assert out.index("r2") < out.index("r5") < out.index("r7")

@@ -1,4 +1,4 @@
-"""A preview shows exactly what training makes: the same ids, the same supervised tokens, the same pictures."""
+"""A preview shows exactly what training makes: the same ids, the same supervised tokens, the same images."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_samples_are_those_of_training(tmp_path: Path) -> None:
         assert slots == len(trained.image_slots)
 
 
-def test_pictures_are_those_that_the_encoder_gets(tmp_path: Path) -> None:
+def test_images_are_those_that_the_encoder_gets(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
     view, bundle, _ = viewer(path)
     (sample,) = view.samples([0], "train")
@@ -91,7 +91,7 @@ def test_pictures_are_those_that_the_encoder_gets(tmp_path: Path) -> None:
     assert (sample.crops == expected).all()
 
 
-def test_records_about_one_picture_are_one_sample_wherever_the_draw_falls(tmp_path: Path) -> None:
+def test_records_about_one_image_are_one_sample_wherever_the_draw_falls(tmp_path: Path) -> None:
     view, _, _ = viewer(data(tmp_path / "data"))
     assert [sample.title for sample in view.samples([2], "train")] == ["q1, q2"]
     assert [sample.title for sample in view.samples([1, 2], "train")] == ["q1, q2"]

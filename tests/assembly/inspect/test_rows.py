@@ -31,7 +31,7 @@ def pictures(count: int) -> dict[str, bytes]:
 
 def data(path: Path, count: int = 12) -> Path:
     rows = [
-        record(f"r{n}", f"{n % 5}.png", captions=[f"picture {n}, the {k}. caption" for k in range(1 + n % 4)]) for n in range(count)
+        record(f"r{n}", f"{n % 5}.png", captions=[f"image {n}, the {k}. caption" for k in range(1 + n % 4)]) for n in range(count)
     ]
     rows += [question(f"q{n}", "4.png", f"question {n}?", ["yes"]) for n in range(4)]
     rows += [record("v", "0.png", "val")]
@@ -102,7 +102,7 @@ def test_each_stage_is_looked_at_and_rows_are_told_again_only_where_they_differ(
     stages = (
         StageConfig(name="align", parts={"connector": "train"}),
         StageConfig(name="same", parts={"connector": "train"}, train={"batch_size": 4}),
-        StageConfig(name="prompted", parts={"connector": "train"}, data={"prompt": "Describe the picture."}, train={"steps": 7}),
+        StageConfig(name="prompted", parts={"connector": "train"}, data={"prompt": "Describe the image."}, train={"steps": 7}),
     )
     told = report(run_config(stages, path=str(data(tmp_path / "data"))), tmp_path / "data")
     assert set(told["rows"]) == {"train", "val", "train (prompted)", "val (prompted)"}
@@ -167,7 +167,7 @@ def test_the_budget_decides_over_records_conversations_and_changed_files(tmp_pat
 def test_records_that_cannot_be_read_do_not_stop_the_rows(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
     lines = (path / "records.jsonl").read_bytes()
-    (path / "records.jsonl").write_bytes(lines.replace(b'"picture 0, the 0. caption"', b'                          "'))
+    (path / "records.jsonl").write_bytes(lines.replace(b'"image 0, the 0. caption"', b'                          "'))
     told = check_data(request(path, describe=lambda folders: config_blueprint(run_config(path=str(path))))).to_json()
     assert told["skipped"] == {"record_damaged": 1}
     assert told["training"]["rows"]["train"]["kept"] == sum(1 + n % 4 for n in range(1, 12)) + 4

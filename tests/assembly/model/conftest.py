@@ -10,7 +10,7 @@ from tests.data.pictures import picture, prepared, put
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight pictures of several sizes with two captions each."""
+    """Eight images of several sizes with two captions each."""
     root = tmp_path_factory.mktemp("captions")
     rows = []
     for number in range(8):

@@ -48,7 +48,7 @@ def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, bundle:
     assert isinstance(bundle.model, StockModel)
     pixels = bundle.model.normalise(torch.from_numpy(ours.pixels))
     reference_pixels = theirs["pixel_values"].flatten(0, -4)
-    if kind == "llava_next":  # pictures of fewer tiles are filled up
+    if kind == "llava_next":  # images of fewer tiles are filled up
         counts = [layout.num_crops for layout in bundle.builder().layouts(record)]
         reference_pixels = torch.cat([rows[:count] for rows, count in zip(theirs["pixel_values"], counts, strict=True)])
     # two orders of float32 roundings: measured 4.8e-7
@@ -66,9 +66,9 @@ def test_the_words_are_those_of_transformers_own_generate(kind: str, bundle: Mod
     assert generate(bundle.model, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0].text == expected
 
 
-def test_a_batch_of_pictures_of_any_size_says_what_each_row_says_alone(bundle: ModelBundle) -> None:
-    """Left padding, several pictures, none at all: rows do not see each other."""
-    records = [*RECORDS, question(text="No picture here.")]
+def test_a_batch_of_images_of_any_size_says_what_each_row_says_alone(bundle: ModelBundle) -> None:
+    """Left padding, several images, none at all: rows do not see each other."""
+    records = [*RECORDS, question(text="No image here.")]
     alone = [generate(bundle.model, bundle.tokenizer, [prompt(bundle, record)], GREEDY)[0] for record in records]
     together = generate(bundle.model, bundle.tokenizer, [prompt(bundle, record) for record in records], GREEDY, width=400)
     assert together == alone
@@ -83,7 +83,7 @@ def test_beams_keep_the_crops_of_their_row(bundle: ModelBundle) -> None:
 
 
 def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(kind: str) -> None:
-    """Two samples in one row, one with two pictures, against `forward` of the model itself on each."""
+    """Two samples in one row, one with two images, against `forward` of the model itself on each."""
     bundle = read_model(stock_folder(kind))
     bundle.model.double()
     records, builder = [question(0), question(1, 3)], bundle.builder()
@@ -161,7 +161,7 @@ def test_generate_answers_from_a_stock_folder(
     assert with_default["text"] == generate(bundle.model, bundle.tokenizer, [prompt(bundle, asked_default)], GREEDY)[0].text
 
 
-def test_answers_skip_a_record_whose_picture_is_gone(bundle: ModelBundle, dataset: Path, tmp_path: Path) -> None:
+def test_answers_skip_a_record_whose_image_is_gone(bundle: ModelBundle, dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "set")
     opened = open_dataset(tmp_path / "set")
     records = list(opened.records("val"))

@@ -106,17 +106,17 @@ def test_a_padded_batch_answers_as_sightline_does(written: tuple[ModelBundle, Pa
     assert len({one.text for one in ours}) > 1
 
 
-def test_pictures_may_be_given_in_any_form(whole: tuple[ModelBundle, Path], tmp_path: Path) -> None:
+def test_images_may_be_given_in_any_form(whole: tuple[ModelBundle, Path], tmp_path: Path) -> None:
     processor = AutoProcessor.from_pretrained(whole[1])
     picture = noise(3)
-    picture.save(tmp_path / "picture.png")
+    picture.save(tmp_path / "image.png")
     packed = io.BytesIO()
     picture.save(packed, "PNG")
     array = np.array(picture)
     expected = processor.image_processor(picture)["pixel_values"]
     forms = [
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
         packed.getvalue(),
         base64.b64encode(packed.getvalue()).decode(),
         {"bytes": packed.getvalue(), "path": None},
@@ -125,7 +125,7 @@ def test_pictures_may_be_given_in_any_form(whole: tuple[ModelBundle, Path], tmp_
         torch.from_numpy(array),
         (array / 255).astype(np.float32),
         picture.convert("RGBA"),
-        Image.open(tmp_path / "picture.png"),
+        Image.open(tmp_path / "image.png"),
     ]
     for form in forms:
         assert np.array_equal(processor.image_processor(form)["pixel_values"], expected), type(form)

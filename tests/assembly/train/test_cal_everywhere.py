@@ -45,13 +45,13 @@ def connector(kind: str) -> ConnectorConfig:
 
 
 def the_samples() -> list[Sample]:
-    """Two captions of a picture; two pictures; text alone; three questions on two pictures; two data sources."""
+    """Two captions of an image; two images; text alone; three questions on two images; two data sources."""
     made = [sample(1, [4, 2]), sample(2, [5], num_images=2), sample(3, [6], num_images=0), sample(4, [1, 3, 2], num_images=2)]
     return [replace(one, source=number % 2) for number, one in enumerate(made)]
 
 
 def tiled() -> list[Sample]:
-    """A picture of two tiles with a learned separator between them, and one of a single tile."""
+    """An image of two tiles with a learned separator between them, and one of a single tile."""
     wide = sample(5, [4, 3], num_images=2)
     source = wide.visual_index.copy()
     source[3] = -1  # the last visual token of the first tile gives its place to the separator

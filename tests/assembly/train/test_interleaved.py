@@ -1,4 +1,4 @@
-"""Texts with any number of pictures between them, in several turns, with every tiling: from the dataset folder to hidden states."""
+"""Texts with any number of images between them, in several turns, with every tiling: from the dataset folder to hidden states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ SIZES = {"a": (40, 30), "b": (20, 70), "c": (64, 64), "d": (90, 25), "e": (9, 8)
 
 
 def say(*parts: str | None) -> list[dict[str, str]]:
-    """Content parts; None is a picture."""
+    """Content parts; None is an image."""
     return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
 
 
@@ -135,8 +135,8 @@ def answers(found: dict[tuple[str, int, tuple[int, ...]], list[float]], record: 
     return next(values for key, values in found.items() if key[:2] == (record, turn))
 
 
-def test_packed_rows_of_many_pictures_equal_separate_rows_in_float64(bundle: ModelBundle, folder: Path) -> None:
-    """Shared prefixes, several turns, text alone and pictures of all sizes in two rows, against every branch in its own row."""
+def test_packed_rows_of_many_images_equal_separate_rows_in_float64(bundle: ModelBundle, folder: Path) -> None:
+    """Shared prefixes, several turns, text alone and images of all sizes in two rows, against every branch in its own row."""
     shared, separate = samples_of(corpus_of(bundle, folder)), samples_of(corpus_of(bundle, folder, share=False))
     assert len(shared) < len(separate) == 10
     packed = outcome(bundle, batch_of(bundle, [shared[::2], shared[1::2], []]))
@@ -148,7 +148,7 @@ def test_packed_rows_of_many_pictures_equal_separate_rows_in_float64(bundle: Mod
             np.testing.assert_allclose(values, alone[key], rtol=1e-10, err_msg=str(key))
 
 
-def test_lengths_and_crops_are_known_before_any_picture_is_opened(bundle: ModelBundle, folder: Path) -> None:
+def test_lengths_and_crops_are_known_before_any_image_is_opened(bundle: ModelBundle, folder: Path) -> None:
     corpus = corpus_of(bundle, folder)
     for unit, sample in enumerate(samples_of(corpus)):
         assert corpus.tokens[unit] == sample.num_tokens
@@ -156,7 +156,7 @@ def test_lengths_and_crops_are_known_before_any_picture_is_opened(bundle: ModelB
         assert corpus.supervised[unit] == sum(span.end - span.start for part in sample.branches for span in part.spans)
 
 
-def test_questions_about_the_same_pictures_share_them_and_no_others(bundle: ModelBundle, folder: Path) -> None:
+def test_questions_about_the_same_images_share_them_and_no_others(bundle: ModelBundle, folder: Path) -> None:
     shared = {tuple(part.record_id for part in sample.branches): sample for sample in samples_of(corpus_of(bundle, folder))}
     assert ("q1", "q2", "q3") in shared
     assert ("captions",) * 3 in shared
@@ -167,8 +167,8 @@ def test_questions_about_the_same_pictures_share_them_and_no_others(bundle: Mode
         assert len(sample.image_slots) == len(sample.visual_index)
 
 
-def test_every_slot_holds_the_token_of_its_own_picture(bundle: ModelBundle, folder: Path) -> None:
-    """Pictures encoded one by one fill the slots as the whole batch does, whatever stands before them in the row."""
+def test_every_slot_holds_the_token_of_its_own_image(bundle: ModelBundle, folder: Path) -> None:
+    """Images encoded one by one fill the slots as the whole batch does, whatever stands before them in the row."""
     model = bundle.model
     assert isinstance(model, SightlineForConditionalGeneration)
     corpus = corpus_of(bundle, folder)
@@ -187,7 +187,7 @@ def test_every_slot_holds_the_token_of_its_own_picture(bundle: ModelBundle, fold
 
 
 def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
-    """What fills the slots of each picture of a record, encoded by itself."""
+    """What fills the slots of each image of a record, encoded by itself."""
     model, out = bundle.model, []
     assert isinstance(model, SightlineForConditionalGeneration)
     for number, layout in enumerate(builder.layouts(record)):
@@ -200,8 +200,8 @@ def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, rec
     return out
 
 
-def test_a_picture_changes_nothing_before_its_place_and_everything_after(bundle: ModelBundle, folder: Path) -> None:
-    """The second picture of `two-turns` stands behind the first answer: that answer cannot know it."""
+def test_a_image_changes_nothing_before_its_place_and_everything_after(bundle: ModelBundle, folder: Path) -> None:
+    """The second image of `two-turns` stands behind the first answer: that answer cannot know it."""
     sample = next(s for s in samples_of(corpus_of(bundle, folder)) if s.branches[0].record_id == "two-turns")
     assert sample.images is not None
     layouts = bundle.builder().layouts(

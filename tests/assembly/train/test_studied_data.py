@@ -33,7 +33,7 @@ LANGUAGE = LanguageConfig(path=str(decoder_folder("llama")))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen pictures with two captions each, six of them for validation."""
+    """Sixteen images with two captions each, six of them for validation."""
     place = tmp_path_factory.mktemp("studied")
     rows = []
     for n in range(16):
@@ -115,7 +115,7 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
         assert spread == pytest.approx(0.7, rel=0.1)
 
 
-def test_few_words_are_those_that_training_pictures_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
+def test_few_words_are_those_that_training_images_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
     model, dataset = opened(align_run), open_dataset(folder)
     connector, pictures = model.connector, model.pictures()
     records = list(dataset.records("train"))

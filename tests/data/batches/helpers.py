@@ -23,7 +23,7 @@ PICTURES = {f"{index}.png": png(scene(index, 64)) for index in range(6)}
 
 
 class Sizes:
-    """Pictures that say which file they are: one crop per picture, filled with the first byte of its hash."""
+    """Images that say which file they are: one crop per image, filled with the first byte of its hash."""
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         if "gone" in record.id:
@@ -49,5 +49,5 @@ ROWS = [
     question("q2", "3.png", "Where?", ["here"]),
     record("text", None, captions=["only text"]),
     talk("talk", "4.png", "What runs?", "A dog.", "Where?", "Across the field."),
-    record("twin", "0.png", captions=["a twin of another picture"]),
+    record("twin", "0.png", captions=["a twin of another image"]),
 ]

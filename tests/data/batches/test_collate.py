@@ -25,7 +25,7 @@ Drawn = list[list[tuple[list[int], int, int]]]
 
 
 def made(drawn: Drawn) -> list[list[Sample]]:
-    """Rows of samples: texts, pictures and length of the prompt of each."""
+    """Rows of samples: texts, images and length of the prompt of each."""
     seeds = iter(range(1000))
     return [
         [
@@ -103,7 +103,7 @@ def test_every_target_stands_once_and_is_predicted_from_the_token_before_it(draw
 
 @settings(max_examples=25, deadline=None)
 @given(ROWS)
-def test_every_visual_slot_is_filled_from_its_own_samples_picture(drawn: Drawn) -> None:
+def test_every_visual_slot_is_filled_from_its_own_samples_image(drawn: Drawn) -> None:
     rows = made(drawn)
     batch = collate(rows, PAD).to_batch()
     samples = [sample for row in rows for sample in row]
@@ -131,7 +131,7 @@ def test_every_visual_slot_is_filled_from_its_own_samples_picture(drawn: Drawn) 
     assert found == expected
 
 
-def test_captions_of_one_picture_lie_behind_it_side_by_side() -> None:
+def test_captions_of_one_image_lie_behind_it_side_by_side() -> None:
     parts = (branch([5, 9, 9, 6, 1, 2], (4, 6), slots=[1, 2]), branch([5, 9, 9, 6, 3], (4, 5), slots=[1, 2]))
     shared = Sample(parts, 4, np.array([0, 1]), np.zeros((1, 2, 2, 3), np.uint8), tokens_per_crop=2)
     tokens = batch_of([shared]).tokens
@@ -149,7 +149,7 @@ def test_rows_of_one_unshared_sample_are_plain() -> None:
     assert not batch_of([drawn_sample(1, [3]), drawn_sample(2, [2])]).tokens.is_plain
 
 
-def test_separators_keep_their_numbers_and_pictures_are_counted_on() -> None:
+def test_separators_keep_their_numbers_and_images_are_counted_on() -> None:
     one = drawn_sample(1, [2], num_images=1, side=2)
     framed = replace(one, visual_index=np.array([0, -1, 1, -2]))
     visual = batch_of([one, framed]).visual

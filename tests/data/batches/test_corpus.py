@@ -48,13 +48,13 @@ def corpus_of(dataset: Dataset, units: LengthTable, draws: int | None = None) ->
     return Corpus((Source("set", dataset, units, BUILDER, len(units) if draws is None else draws),), Sizes(), 4)
 
 
-def test_several_units_are_what_each_is_alone_and_are_read_before_a_picture_is_opened(dataset: Dataset) -> None:
+def test_several_units_are_what_each_is_alone_and_are_read_before_a_image_is_opened(dataset: Dataset) -> None:
     lost = dataset.record(4).id
     events: list[str] = []
 
     class Told(Sizes):
         def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-            events.append("picture")
+            events.append("image")
             if record.id == lost:
                 raise RecordError("image_missing", "it was there once")
             return super().load(dataset, record)
@@ -70,7 +70,7 @@ def test_several_units_are_what_each_is_alone_and_are_read_before_a_picture_is_o
     wanted = [unit for unit in range(len(units)) if units.members(unit)[0][0] in {0, 4, 6, 7}]
     events.clear()
     found = corpus.samples(wanted)
-    assert "text" not in events[events.index("picture") :]
+    assert "text" not in events[events.index("image") :]
     for unit, sample in zip(wanted, found, strict=True):
         if units.members(unit)[0][0] == 4:
             assert isinstance(sample, RecordError)
@@ -124,7 +124,7 @@ def test_answers_that_are_cut_off_whole_are_nothing_to_learn(dataset: Dataset) -
     assert (len(units), units.skipped) == (0, {"no_supervised_token": 1})
 
 
-def test_neighbours_with_the_same_picture_share_it_as_long_as_a_row_holds_them(dataset: Dataset) -> None:
+def test_neighbours_with_the_same_image_share_it_as_long_as_a_row_holds_them(dataset: Dataset) -> None:
     units = table(dataset)
     assert [units.members(unit) for unit in range(len(units))] == [
         [(0, k) for k in range(5)],
@@ -132,7 +132,7 @@ def test_neighbours_with_the_same_picture_share_it_as_long_as_a_row_holds_them(d
         [(4, 0), (5, 0)],
         [(6, 0)],
         [(7, 0)],
-        [(8, 0)],  # the picture of the first record, but no neighbour of it
+        [(8, 0)],  # the image of the first record, but no neighbour of it
     ]
     alone = table(dataset, share_prefix=False)
     assert len(alone) == len(KEPT)
@@ -192,7 +192,7 @@ def test_what_was_tokenised_for_the_lengths_is_what_is_trained_on(
         assert len(pickle.dumps(units.texts)) < 1_500  # goes to workers by its name
 
 
-def test_the_pictures_of_a_unit_are_opened_each_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_images_of_a_unit_are_opened_each_time(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = corpus_of(dataset, table(dataset))
     opened = []
     monkeypatch.setattr(
@@ -203,7 +203,7 @@ def test_the_pictures_of_a_unit_are_opened_each_time(dataset: Dataset, monkeypat
     assert opened == ["five", "five"]
 
 
-def test_contrast_is_cut_by_unit_and_pictures_need_something_to_fill_them(dataset: Dataset) -> None:
+def test_contrast_is_cut_by_unit_and_images_need_something_to_fill_them(dataset: Dataset) -> None:
     units = table(dataset)
     values = np.arange(int(units.supervised.sum()), dtype=np.float32)
     corpus = Corpus((Source("set", dataset, units, BUILDER, len(units)),), Sizes(), 4, values)

@@ -129,7 +129,7 @@ def test_rows_that_do_not_divide_are_refused(dataset: Dataset) -> None:
         loader_of(dataset, replace(RULES, accumulate=3), world=2)
 
 
-def test_pictures_that_are_gone_cost_their_samples_and_are_counted(tmp_path: Path) -> None:
+def test_images_that_are_gone_cost_their_samples_and_are_counted(tmp_path: Path) -> None:
     rows = [record(f"{'gone' if n == 2 else 'r'}{n}", f"{n}.png") for n in range(4)]
     data = Dataset(folder(tmp_path / "set", rows, PICTURES))
     (step,) = read(loader_of(data))
@@ -167,7 +167,7 @@ def test_a_dead_worker_costs_one_restart_at_the_same_place(dataset: Dataset, tmp
     assert not list((tmp_path / "lives").iterdir())
 
 
-def test_a_picture_that_kills_every_worker_ends_in_words(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_image_that_kills_every_worker_ends_in_words(dataset: Dataset, tmp_path: Path) -> None:
     deadly = loader_of(dataset, pictures=Deadly(deaths(tmp_path / "lives", 9)), workers=1, timeout=30)
     with pytest.raises(DistributedError, match=r"a loader worker died twice .* loading some of the samples \[\d+"):
         read(deadly, until=deadly.steps_in_epoch(0))

@@ -12,7 +12,7 @@ from tests.data.pictures import prepared, put
 
 
 def scene(index: int, size: int = 96) -> Image.Image:
-    """One of many pictures that do not look alike."""
+    """One of many images that do not look alike."""
     return render(make_scene(seed=5, level=3, index=index), size)
 
 
@@ -42,7 +42,7 @@ def question(name: str, image: str, asked: str, answers: Sequence[str], split: s
 
 
 def folder(path: Path, rows: list[dict[str, Any]], pictures: dict[str, bytes], **options: Any) -> Path:
-    """A dataset folder made of records and picture files by `data prepare`."""
+    """A dataset folder made of records and image files by `data prepare`."""
     source = path.with_name(path.name + "-source")
     for name, data in pictures.items():
         put(source / name, data)
@@ -52,7 +52,7 @@ def folder(path: Path, rows: list[dict[str, Any]], pictures: dict[str, bytes], *
 
 
 def stored(path: Path, record_index: int) -> Path:
-    """The file of a record's first picture."""
+    """The file of a record's first image."""
     from sightline.data.dataset import Dataset
 
     return path / Dataset(path).record(record_index).images[0]

@@ -54,7 +54,7 @@ def test_what_two_places_share(things: list[tuple[int, int, int]]) -> None:
             assert all(things[pair.a.image][0] == things[pair.b.image][0] for pair in shared.pairs)
 
 
-def test_near_pictures_are_counted_in_the_places_where_they_stand() -> None:
+def test_near_images_are_counted_in_the_places_where_they_stand() -> None:
     # Keys 0 to 4; 0 and 1 look alike, 2 and 3 look alike.
     index = index_of([(0, 0, 0), (1, 1, 1), (2, 0, 2), (3, 0, 3), (4, 1, 4), (1, 2, 5)])
     near = Near(np.array([0, 2]), np.array([1, 3]), np.array([4, 2]), np.array([0.99, 0.98], dtype=np.float32))
@@ -66,7 +66,7 @@ def test_near_pictures_are_counted_in_the_places_where_they_stand() -> None:
     within, _, pairs = near_between(near, index, 0, 0)
     assert within.nonzero()[0].tolist() == [2, 3]
     assert [(pair.a.record, pair.b.record) for pair in pairs] == [(2, 3)]
-    assert not near_between(near, index, 1, 2)[0].any()  # the same picture is not near, it is equal
+    assert not near_between(near, index, 1, 2)[0].any()  # the same image is not near, it is equal
 
 
 def caption(*texts: str) -> Record:

@@ -1,4 +1,4 @@
-"""Copies look alike, different pictures do not, and no pair is missed or told twice."""
+"""Copies look alike, different images do not, and no pair is missed or told twice."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_copies_are_near_and_alike(copy: str) -> None:
         assert alike(image, changed) > ALIKE
 
 
-def test_different_pictures_are_not() -> None:
+def test_different_images_are_not() -> None:
     looks = [look(scene(index)) for index in range(60)]
     hashes = np.array([found.hash for found in looks], dtype=np.uint64)
     thumbnails = np.stack([np.frombuffer(found.thumbnail, np.uint8) for found in looks])
@@ -78,7 +78,7 @@ def test_the_same_shape_in_another_colour_is_not_alike_though_its_hash_may_be() 
     assert alike(first, second) < ALIKE
 
 
-def test_pictures_of_one_colour_are_flat_and_alike_to_none() -> None:
+def test_images_of_one_colour_are_flat_and_alike_to_none() -> None:
     plain = Image.new("RGB", (50, 40), (200, 30, 30))
     assert look(plain).is_flat
     assert not look(scene(0)).is_flat
@@ -115,6 +115,6 @@ def test_near_pairs_are_those_of_comparing_everything_each_once(max_bits: int) -
     assert len(expected) > 30
 
 
-def test_no_pictures_make_no_pairs() -> None:
+def test_no_images_make_no_pairs() -> None:
     assert list(near_pairs(np.zeros(0, np.uint64), 8)) == []
     assert list(near_pairs(np.zeros(1, np.uint64), 8)) == []

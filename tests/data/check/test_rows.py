@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
     assert found["kept"] == len(units.record) == 9
     assert found["supervised"]["sum"] == units.supervised.sum()
     assert found["supervised_share"] == pytest.approx(units.supervised.sum() / units.tokens_unshared.sum())
-    assert found["visual_tokens_per_image"]["histogram"] == {"edges": [6, 7], "counts": [3]}  # 2 x 3; a picture counts once
+    assert found["visual_tokens_per_image"]["histogram"] == {"edges": [6, 7], "counts": [3]}  # 2 x 3; an image counts once
     assert found["tokens_alone"] == units.tokens_unshared.sum()
     assert found["saved_by_sharing"] == pytest.approx(1 - units.tokens.sum() / units.tokens_unshared.sum())
 
@@ -77,7 +77,7 @@ def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
     assert asdict(measure_rows(dataset, range(len(dataset)), unlimited, LengthTableRules()).summary())["too_long"] is None
 
 
-def test_pictures_in_a_text_model_are_left_out(tmp_path: Path) -> None:
+def test_images_in_a_text_model_are_left_out(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("plain")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
     builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))

@@ -33,10 +33,10 @@ def tiny(path: Path, count: int = 4, **options: Any) -> Path:
 def test_a_whole_folder_has_nothing_to_complain_of(tmp_path: Path, shards: int | None) -> None:
     told = report(tiny(tmp_path / "data", shards=shards), check_hash=True)
     assert (told["input"], told["ok"], told["skipped"], told["splits"]) == (4, 4, {}, {"train": 4})
-    assert told["bad"] == told["odd_pictures"] == told["damaged_files"] == []
+    assert told["bad"] == told["odd_images"] == told["damaged_files"] == []
     assert told["hashes"] == "checked"
-    assert (told["pictures"]["named"], told["pictures"]["files"], told["pictures"]["distinct"]) == (4, 4, 4)
-    assert told["pictures"]["width"]["histogram"] == {"edges": [64, 128], "counts": [4]}
+    assert (told["images"]["named"], told["images"]["files"], told["images"]["distinct"]) == (4, 4, 4)
+    assert told["images"]["width"]["histogram"] == {"edges": [64, 128], "counts": [4]}
     assert told["folders"][0]["prepared"] == {"input": 4, "ok": 4, "skipped": {}}
 
 
@@ -46,7 +46,7 @@ def test_each_fault_has_its_reason_and_its_record(tmp_path: Path) -> None:
     data = stored(path, 2).read_bytes()
     stored(path, 2).write_bytes(data[: len(data) // 2])
     stored(path, 3).write_bytes(png(scene(9, 80)))  # another size than was stored
-    stored(path, 4).write_bytes(png(scene(10, 64)))  # same size, other picture
+    stored(path, 4).write_bytes(png(scene(10, 64)))  # same size, other image
     assert report(path)["skipped"] == {"image_broken": 1, "image_changed": 1, "image_missing": 1}
     told = report(path, check_hash=True)
     assert told["skipped"] == {"hash_mismatch": 3, "image_missing": 1}
@@ -66,18 +66,18 @@ def test_children_find_the_same_as_this_process(tmp_path: Path) -> None:
     assert report(path, workers=1) == report(path, workers=0)
 
 
-def test_a_broken_picture_costs_every_record_that_names_it_and_is_opened_once(tmp_path: Path) -> None:
+def test_a_broken_image_costs_every_record_that_names_it_and_is_opened_once(tmp_path: Path) -> None:
     rows = [question(f"q{index}", "a.png", f"what {index}?", ["x"]) for index in range(3)] + [record("other", "b.png")]
     path = folder(tmp_path / "data", rows, {"a.png": png(scene(0)), "b.png": png(scene(1))})
     stored(path, 0).write_bytes(b"GIF89a broken")
     told = report(path)
     assert (told["input"], told["ok"], told["skipped"]) == (4, 1, {"image_broken": 3})
     assert [fault["id"] for fault in told["bad"]] == ["q0", "q1", "q2"]
-    assert (told["pictures"]["named"], told["pictures"]["files"]) == (4, 2)
+    assert (told["images"]["named"], told["images"]["files"]) == (4, 2)
 
 
-def test_a_record_with_two_bad_pictures_is_skipped_once_for_the_first(tmp_path: Path) -> None:
-    rows = [{"id": "two", "images": ["a.png", "b.png", "c.png"], "captions": ["three pictures"]}, record("one", "c.png")]
+def test_a_record_with_two_bad_images_is_skipped_once_for_the_first(tmp_path: Path) -> None:
+    rows = [{"id": "two", "images": ["a.png", "b.png", "c.png"], "captions": ["three images"]}, record("one", "c.png")]
     path = folder(tmp_path / "data", rows, {name: png(scene(index)) for index, name in enumerate(("a.png", "b.png", "c.png"))})
     names = Dataset(path).record(0).images
     (path / names[1]).unlink()
@@ -111,7 +111,7 @@ def test_records_are_validated_again(tmp_path: Path) -> None:
     assert told["records"]["records"] == 2  # only what can be read is counted in the figures
 
 
-def test_odd_pictures_are_counted_and_stay_ok_unless_a_limit_is_set(tmp_path: Path) -> None:
+def test_odd_images_are_counted_and_stay_ok_unless_a_limit_is_set(tmp_path: Path) -> None:
     pictures = {
         "tiny.png": png(photo(9, 30)),
         "strip.png": png(photo(800, 20)),
@@ -122,7 +122,7 @@ def test_odd_pictures_are_counted_and_stay_ok_unless_a_limit_is_set(tmp_path: Pa
     told = report(path)
     assert told["ok"] == 4
     assert told["odd"] == {"image_flat": 1, "image_strip": 1, "image_tiny": 1}
-    assert {(fault["id"], fault["reason"]) for fault in told["odd_pictures"]} == {
+    assert {(fault["id"], fault["reason"]) for fault in told["odd_images"]} == {
         ("tiny.png", "image_tiny"),
         ("strip.png", "image_strip"),
         ("flat.png", "image_flat"),
@@ -149,15 +149,15 @@ def test_copies_and_leaks_are_found_within_and_between_splits(tmp_path: Path) ->
         record("v4", "7.png", "val"),
     ]
     found = report(folder(tmp_path / "data", rows, pictures))["duplicates"]
-    train, val = found["pictures"]["within"]
-    assert (train["place"], train["pictures"], train["repeated"], train["in_records"], train["near"]) == ("train", 7, 1, 2, 2)
-    assert (val["place"], val["pictures"], val["repeated"], val["near"]) == ("val", 4, 0, 0)
+    train, val = found["images"]["within"]
+    assert (train["place"], train["images"], train["repeated"], train["in_records"], train["near"]) == ("train", 7, 1, 2, 2)
+    assert (val["place"], val["images"], val["repeated"], val["near"]) == ("val", 4, 0, 0)
     assert [(pair["a"]["id"], pair["b"]["id"], pair["kind"]) for pair in train["pairs"]] == [
         ("t3", "again", "exact"),
         ("t0", "copy", "near"),
     ]
-    (between,) = found["pictures"]["between"]
-    assert (between["a"], between["b"], between["pictures_a"], between["pictures_b"]) == ("train", "val", 7, 4)
+    (between,) = found["images"]["between"]
+    assert (between["a"], between["b"], between["images_a"], between["images_b"]) == ("train", "val", 7, 4)
     assert (between["exact"], between["near_a"], between["near_b"], between["share_b"]) == (1, 1, 1, 0.5)
     assert [(pair["a"]["id"], pair["b"]["id"], pair["kind"]) for pair in between["pairs"]] == [
         ("t2", "v2", "exact"),
@@ -180,12 +180,12 @@ def test_records_that_share_a_text_are_counted_on_each_side(tmp_path: Path) -> N
     assert (texts["share_a"], texts["share_b"]) == (1.0, 0.5)
 
 
-def test_without_the_search_for_near_pictures_only_equal_files_count(tmp_path: Path) -> None:
+def test_without_the_search_for_near_images_only_equal_files_count(tmp_path: Path) -> None:
     pictures = {"a.png": png(scene(0)), "a.jpg": jpeg(scene(0)), "b.png": png(scene(0))}
     path = folder(tmp_path / "data", [record(name, name) for name in pictures], pictures)
     found = report(path, near_bits=None)["duplicates"]
     assert found["near"] is None
-    assert (found["pictures"]["within"][0]["repeated"], found["pictures"]["within"][0]["near"]) == (1, 0)
+    assert (found["images"]["within"][0]["repeated"], found["images"]["within"][0]["near"]) == (1, 0)
     assert report(path, near_bits=0)["duplicates"]["near"]["bits"] == 0
 
 
@@ -196,8 +196,8 @@ def test_another_folder_is_compared_and_not_counted(tmp_path: Path) -> None:
     stored(other, 3).write_bytes(b"broken")
     told = report(train, other)
     assert (told["input"], told["ok"]) == (5, 5)
-    assert [place["place"] for place in told["duplicates"]["pictures"]["within"]] == ["train"]
-    (between,) = told["duplicates"]["pictures"]["between"]
+    assert [place["place"] for place in told["duplicates"]["images"]["within"]] == ["train"]
+    (between,) = told["duplicates"]["images"]["between"]
     assert (between["a"], between["b"]) == ("train", "test_set:test")
     assert (between["exact"], between["near_b"]) == (1, 1)
     assert told["against"] == [{"path": str(other), "records": 4, "splits": {"test": 4}, "files": 4, "unusable": 1}]
@@ -212,17 +212,17 @@ def test_several_folders_are_checked_as_one(tmp_path: Path) -> None:
         (3, 3, {}),
         (2, 1, {"image_format": 1}),
     ]
-    (between,) = told["duplicates"]["pictures"]["between"]
+    (between,) = told["duplicates"]["images"]["between"]
     assert (between["a"], between["b"], between["exact"]) == ("a:train", "b:train", 2)
     assert told["bad"][0]["folder"] == 1
 
 
-def test_shards_are_checked_picture_by_picture(tmp_path: Path) -> None:
+def test_shards_are_checked_image_by_image(tmp_path: Path) -> None:
     rows = [record("a", "a.png"), record("b", "a.png"), record("c", "c.png")]
     path = folder(tmp_path / "data", rows, {"a.png": png(scene(0)), "c.png": png(scene(1))}, shards=100_000)
     told = report(path)
-    assert (told["ok"], told["pictures"]["named"], told["pictures"]["files"], told["pictures"]["distinct"]) == (3, 3, 3, 2)
-    assert told["duplicates"]["pictures"]["within"][0]["repeated"] == 1
+    assert (told["ok"], told["images"]["named"], told["images"]["files"], told["images"]["distinct"]) == (3, 3, 3, 2)
+    assert told["duplicates"]["images"]["within"][0]["repeated"] == 1
     shard = path / json.loads((path / "dataset.json").read_text())["shards"][0]["file"]
     data = shard.read_bytes()
     place = data.index(png(scene(1))) + 200
@@ -241,12 +241,12 @@ def test_a_torn_shard_is_named_with_what_is_left_of_it(tmp_path: Path) -> None:
         check([path], HERE)
 
 
-def test_text_alone_has_no_pictures_to_look_at(tmp_path: Path) -> None:
+def test_text_alone_has_no_images_to_look_at(tmp_path: Path) -> None:
     rows = [record(f"t{index}", None, "val" if index > 3 else "train", [f"text {index % 5}"]) for index in range(8)]
     told = report(folder(tmp_path / "data", rows, {}))
-    assert (told["ok"], told["pictures"]) == (8, {"named": 0, "files": 0, "distinct": 0})
+    assert (told["ok"], told["images"]) == (8, {"named": 0, "files": 0, "distinct": 0})
     assert told["duplicates"]["texts"]["between"][0]["exact"] == 3
-    assert "width" not in told["pictures"]
+    assert "width" not in told["images"]
 
 
 def test_many_faults_are_counted_all_listed_in_part_and_told_one_by_one(tmp_path: Path) -> None:

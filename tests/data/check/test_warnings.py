@@ -37,24 +37,24 @@ def test_each_finding_is_a_sentence(tmp_path: Path) -> None:
     found = told(path)
     assert found == [
         "1 of 10 records cannot be used (10 %): image_empty 1.",
-        "33 % of the pictures of val also stand in train (1, the same file); 33 % more look like one there (1).",
-        "1 record of train repeats another one: the same pictures and the same captions or question.",
+        "33 % of the images of val also stand in train (1, the same file); 33 % more look like one there (1).",
+        "1 record of train repeats another one: the same images and the same captions or question.",
         "33 % of the records of val (1) have the captions or the question of a record of train, word for word.",
-        "1 picture is very small (12 %).",
+        "1 image is very small (12 %).",
     ]
 
 
-def test_pictures_alike_alone_are_not_called_the_same(tmp_path: Path) -> None:
+def test_images_alike_alone_are_not_called_the_same(tmp_path: Path) -> None:
     rows = [record("a", "a.png"), record("b", "b.jpg", "val")]
     found = told(folder(tmp_path / "data", rows, {"a.png": png(scene(0)), "b.jpg": jpeg(scene(0))}))
-    assert found == ["100 % of the pictures of val look like one of train (1, other files)."]
+    assert found == ["100 % of the images of val look like one of train (1, other files)."]
 
 
 def test_a_frequent_answer_is_told_and_a_rare_one_not(tmp_path: Path) -> None:
     rows = [question(f"q{index}", "a.png", f"what {index}?", ["yes" if index < 4 else f"answer {index}"]) for index in range(10)]
     path = folder(tmp_path / "data", rows, {"a.png": png(scene(0))})
     assert told(path) == [
-        "The answer 'yes' is right for 40 % of the questions of train: so much is reached without a look at the pictures."
+        "The answer 'yes' is right for 40 % of the questions of train: so much is reached without a look at the images."
     ]
 
 
@@ -134,7 +134,7 @@ def test_what_training_would_lose_is_told(tmp_path: Path) -> None:
         "The longest conversation of train has 90 tokens; the limit is 60 (data.max_tokens).",
         "Only 2.0 % of the tokens of train are supervised; the rest is read and not learned.",
         "The rows of stage align are only 50 % full; longer rows (data.row_tokens) fill better. "
-        "20 of 50 hold as many pictures as a row may (data.row_images).",
+        "20 of 50 hold as many images as a row may (data.row_images).",
         "Training would stop: 3 of 100 conversations cannot be trained on.",
     ]
     nothing = replace(STAGE, epoch=None, why="data has no split 'train'")

@@ -50,7 +50,7 @@ Behaviour = Callable[[Visit], Awaitable[None]]
 
 
 async def _number(visit: Visit) -> None:
-    """/ok/17: a picture of its own for each number."""
+    """/ok/17: an image of its own for each number."""
     await visit.send(picture(int(visit.path.partition("?")[0].rpartition("/")[2])))
 
 
@@ -117,7 +117,7 @@ async def _cut_once(visit: Visit) -> None:
 
 
 async def _too_short(visit: Visit) -> None:
-    """States fewer bytes than it has: the picture that arrives is torn."""
+    """States fewer bytes than it has: the image that arrives is torn."""
     await visit.raw((PNG + f"Content-Length: {len(PICTURE) // 2}\r\n\r\n").encode() + PICTURE)
 
 
@@ -143,7 +143,7 @@ async def _gzip_bomb(visit: Visit) -> None:
 
 
 async def _hop(visit: Visit) -> None:
-    """/hop/3 leads to /hop/2, ..., /hop/0 is a picture."""
+    """/hop/3 leads to /hop/2, ..., /hop/0 is an image."""
     left = int(visit.path.rpartition("/")[2])
     await (visit.to(f"/hop/{left - 1}") if left else visit.send(PICTURE))
 

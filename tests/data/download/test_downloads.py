@@ -344,7 +344,7 @@ MIXED = [
 
 
 def mixed_list(server: WebServer, path: Path, count: int = 26) -> Path:
-    """Good pictures between bad ones, some URLs twice."""
+    """Good images between bad ones, some URLs twice."""
     paths = [f"slow/{number}" if number % 2 else MIXED[number // 2 % len(MIXED)] for number in range(count)]
     return write_list(path, [server.url(name) for name in [*paths, *paths[:5]]])
 

@@ -220,8 +220,8 @@ def test_tls_asks_for_the_name_of_the_host_and_takes_no_plain_answer(tmp_path: A
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=answer, args=(listener,))
         thread.start()
-        url = f"https://pictures.test:{listener.getsockname()[1]}/a.png"
+        url = f"https://images.test:{listener.getsockname()[1]}/a.png"
         got = fetched(url, lambda host, port: ["127.0.0.1"], tmp_path)
         thread.join()
     assert got.reason == "download_tls"
-    assert b"pictures.test" in hello
+    assert b"images.test" in hello

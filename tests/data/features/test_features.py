@@ -100,7 +100,7 @@ def test_what_does_not_fit_fp16_is_refused_with_the_types_that_hold_it() -> None
 
 
 @pytest.mark.parametrize("dtype", FEATURE_DTYPES)
-def test_every_picture_is_found_by_its_hash(tmp_path: Path, dtype: FeatureDtype) -> None:
+def test_every_image_is_found_by_its_hash(tmp_path: Path, dtype: FeatureDtype) -> None:
     of = wanted()
     write(tmp_path / "s", dtype, of)
     store = FeatureStore(tmp_path / "s")
@@ -124,7 +124,7 @@ def test_reading_fp16_and_fp32_copies_nothing(tmp_path: Path) -> None:
         assert not found.flags.writeable
 
 
-def test_unknown_pictures_are_missing_also_beside_known_ones(tmp_path: Path) -> None:
+def test_unknown_images_are_missing_also_beside_known_ones(tmp_path: Path) -> None:
     write(tmp_path / "s")
     store = FeatureStore(tmp_path / "s")
     near = digests(30)[0].copy()
@@ -166,7 +166,7 @@ def test_the_mean_is_that_of_all_rows(tmp_path: Path) -> None:
     row_bytes=st.integers(1, 50),
     shard_bytes=st.integers(1, 400),
 )
-def test_shards_take_whole_pictures_in_order_and_are_as_full_as_can_be(crops: list[int], row_bytes: int, shard_bytes: int) -> None:
+def test_shards_take_whole_images_in_order_and_are_as_full_as_can_be(crops: list[int], row_bytes: int, shard_bytes: int) -> None:
     spans = plan_shards(np.array(crops), row_bytes, shard_bytes)
     assert [first for first, _ in spans] == [0, *(end for _, end in spans[:-1])]
     assert spans[-1][1] == len(crops)
@@ -209,7 +209,7 @@ def test_a_signal_stops_after_a_stretch_and_keeps_what_is_done(tmp_path: Path) -
     FeatureStore(tmp_path / "s").verify()
 
 
-def test_lost_pictures_are_counted_named_and_left_out(tmp_path: Path) -> None:
+def test_lost_images_are_counted_named_and_left_out(tmp_path: Path) -> None:
     of = wanted()
     write(tmp_path / "s", "fp32", of, lost=(4, 17))
     store = FeatureStore(tmp_path / "s")
@@ -221,7 +221,7 @@ def test_lost_pictures_are_counted_named_and_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.features(hexed(of.sha256[5])), numbers(of)[first : first + of.crops[5]])
 
 
-def test_too_many_lost_pictures_stop_the_work(tmp_path: Path) -> None:
+def test_too_many_lost_images_stop_the_work(tmp_path: Path) -> None:
     with pytest.raises(SkipLimitError, match=r"2 of 30 images .*image_broken 2.*--max-skipped"):
         write(tmp_path / "s", lost=(0, 1), max_skipped=0.05)
     assert not (tmp_path / "s").exists()
@@ -257,7 +257,7 @@ def test_an_unfinished_store_of_something_else_is_not_mixed_in(tmp_path: Path, m
     write(tmp_path / "s")
 
 
-def test_nan_says_which_pictures_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_says_which_images_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_jobs, "numbers", lambda of: np.full((int(of.crops.sum()), 3, 5), np.nan, dtype=np.float32))
     with pytest.raises(NumericsError, match="images 0 to 1 of 30"):
         write(tmp_path / "s")
@@ -309,11 +309,11 @@ def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
             FeatureStore(path)
 
 
-# Which pictures -------------------------------------------------------------------------------------------------------------
+# Which images -------------------------------------------------------------------------------------------------------------
 
 
 def dataset(folder: Path, seeds: list[int], splits: list[str] | None = None) -> Path:
-    """A dataset folder with one picture a record."""
+    """A dataset folder with one image a record."""
     rows = []
     for place, seed in enumerate(seeds):
         put(folder / "in" / f"{seed}.png", picture(seed))
@@ -324,7 +324,7 @@ def dataset(folder: Path, seeds: list[int], splits: list[str] | None = None) -> 
     return folder / "set"
 
 
-def test_each_picture_is_wanted_once_in_order_of_first_appearance(tmp_path: Path) -> None:
+def test_each_image_is_wanted_once_in_order_of_first_appearance(tmp_path: Path) -> None:
     sets = [open_dataset(dataset(tmp_path / "a", [3, 1, 3, 2])), open_dataset(dataset(tmp_path / "b", [2, 9]))]
     found = select_images(sets, (), lambda info: info.width)
     names = [sets[d].record(r).image_info[k].sha256 for d, r, k in zip(found.dataset, found.record, found.image, strict=True)]
@@ -345,7 +345,7 @@ def test_splits_are_taken_where_they_are_and_must_be_somewhere(tmp_path: Path) -
         select_images(sets, ("test",), lambda info: 1)
 
 
-def test_text_alone_has_no_pictures_to_store(tmp_path: Path) -> None:
+def test_text_alone_has_no_images_to_store(tmp_path: Path) -> None:
     put(tmp_path / "in/records.jsonl", [{"id": "t", "captions": ["only text"]}])
     prepared("records", tmp_path / "in", tmp_path / "set")
     with pytest.raises(DataError, match="no images"):

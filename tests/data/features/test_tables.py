@@ -1,4 +1,4 @@
-"""Tables of features from elsewhere: each picture gets the row of its name, with the numbers that the table means."""
+"""Tables of features from elsewhere: each image gets the row of its name, with the numbers that the table means."""
 
 import io
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NAMES = ["c.jpg", "a.jpg", "spare.jpg", "b.jpg"]
 
 
 def dataset(folder: Path, names: tuple[str, ...] = ("a.jpg", "b.jpg", "c.jpg")) -> Path:
-    """Records that name pictures which are not there."""
+    """Records that name images which are not there."""
     put(folder / "in/captions.jsonl", [{"id": f"{n}", "image": name, "captions": ["x"]} for n, name in enumerate(names)])
     prepared("flickr8k", folder / "in", folder / "set", source=SourceOptions(without_images=True))
     return folder / "set"
@@ -43,7 +43,7 @@ def save(path: Path, kind: str, **columns: Any) -> Path:
 def imported(
     folder: Path, table: Path, keys: TableKeys = KEYS, names: tuple[str, ...] = ("a.jpg", "b.jpg", "c.jpg"), **options: Any
 ):
-    """The features of each of a data set's pictures, by name."""
+    """The features of each of a data set's images, by name."""
     made = open_dataset(dataset(folder, names))
     settings = {"dtype": "fp32", "max_skipped": 0.0, **options}
     import_table([made], (), table, keys, folder / "store", **settings)
@@ -53,7 +53,7 @@ def imported(
 
 @pytest.mark.parametrize("kind", ["npz", "npz_compressed", "h5"])
 @pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
-def test_rows_go_to_the_pictures_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, chunk: int) -> None:
+def test_rows_go_to_the_images_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, chunk: int) -> None:
     monkeypatch.setattr(external_tables, "CHUNK_BYTES", chunk)
     values = np.arange(20, dtype=np.float64).reshape(4, 5)
     found, store = imported(tmp_path, save(tmp_path / "t", kind, names=NAMES, feat=values))
@@ -114,7 +114,7 @@ def test_a_name_that_fits_two_rows_fits_none(tmp_path: Path) -> None:
         imported(tmp_path, table, names=("a.jpg",))
 
 
-def test_pictures_that_are_there_are_found_by_hash_or_by_the_id_of_their_record(tmp_path: Path) -> None:
+def test_images_that_are_there_are_found_by_hash_or_by_the_id_of_their_record(tmp_path: Path) -> None:
     rows = [{"id": f"id-{n}.jpg", "images": [f"{n}.png"], "captions": ["x"]} for n in range(3)]
     for n in range(3):
         put(tmp_path / f"in/{n}.png", picture(n))
@@ -129,7 +129,7 @@ def test_pictures_that_are_there_are_found_by_hash_or_by_the_id_of_their_record(
         assert [float(store.features(name).item()) for name in hashes] == [0, 1, 2]
 
 
-def test_pictures_without_a_row_are_allowed_up_to_a_share(tmp_path: Path) -> None:
+def test_images_without_a_row_are_allowed_up_to_a_share(tmp_path: Path) -> None:
     table = save(tmp_path / "t", "npz", names=["a.jpg", "c.jpg"], feat=np.zeros((2, 3)))
     with pytest.raises(SkipLimitError, match=r"1 of 3 images have no row in the table, for example 'b.jpg'"):
         imported(tmp_path / "x", table)

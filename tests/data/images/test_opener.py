@@ -1,4 +1,4 @@
-"""The image gate against damage, bombs, odd modes, and turned pictures."""
+"""The image gate against damage, bombs, odd modes, and turned images."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def reason_of(source: bytes | Path, limits: ImageLimits | None = None) -> str:
     return caught.value.reason
 
 
-# Whole pictures -------------------------------------------------------------------------------------------------------------
+# Whole images -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", READABLE)
@@ -95,7 +95,7 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
     assert np.abs(pixels - (255, 0, 0)).max() <= 3
 
 
-# Turned pictures ------------------------------------------------------------------------------------------------------------
+# Turned images ------------------------------------------------------------------------------------------------------------
 
 
 def turned(kind: str, orientation: int, **options: object) -> bytes:
@@ -105,7 +105,7 @@ def turned(kind: str, orientation: int, **options: object) -> bytes:
 
 
 def corners() -> Image.Image:
-    """A picture of which no turn or mirror image is equal to another."""
+    """An image of which no turn or mirror image is equal to another."""
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :16], pixels[:8, 16:], pixels[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     return Image.fromarray(pixels)
@@ -161,7 +161,7 @@ def test_an_unknown_turn_is_no_turn(orientation: int) -> None:
         b"Exif\0\0II\x2a\0\x08\0\0\0\xff\xff" + b"\x12\1" * 30,
     ],
 )
-def test_torn_exif_does_not_cost_the_picture(exif: bytes) -> None:
+def test_torn_exif_does_not_cost_the_image(exif: bytes) -> None:
     data = encode(corners(), "PNG", exif=exif)
     assert np.array_equal(np.asarray(open_image(data)), np.asarray(corners()))
 
@@ -170,14 +170,14 @@ def test_torn_exif_does_not_cost_the_picture(exif: bytes) -> None:
 
 
 def outcome_of(data: bytes) -> Image.Image | str:
-    """The picture, or the reason to skip it."""
+    """The image, or the reason to skip it."""
     try:
         return open_image(data)
     except RecordError as error:
         return error.reason if error.message else "without a message"
 
 
-def test_96_damaged_files_are_refused_by_reason_or_open_as_pictures() -> None:
+def test_96_damaged_files_are_refused_by_reason_or_open_as_images() -> None:
     files = list(damaged_files())
     assert len(files) == 96
     for file in files:
@@ -216,7 +216,7 @@ def test_96_damaged_files_are_refused_by_reason_or_open_as_pictures() -> None:
     ],
     ids=lambda value: None if isinstance(value, str) else "data",
 )
-def test_what_is_no_picture_is_named(data: bytes, reason: str, hint: str) -> None:
+def test_what_is_no_image_is_named(data: bytes, reason: str, hint: str) -> None:
     with pytest.raises(RecordError, match=hint) as caught:
         open_image(data)
     assert caught.value.reason == reason
@@ -238,7 +238,7 @@ def test_no_damage_escapes_as_anything_but_a_record_error(kind: str, cuts: list[
         inspect_image(bytes(data))
 
 
-def test_torn_pictures_are_refused_even_if_other_code_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torn_images_are_refused_even_if_other_code_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(UsageError, match="LOAD_TRUNCATED_IMAGES"):
         open_image(encode(photo(9, 9), "JPEG"))
@@ -300,13 +300,13 @@ def test_each_limit_can_be_set(limits: dict[str, float], reason: str) -> None:
     assert reason_of(data, validate_tree(ImageLimits, Tree(dict(limits)))) == reason
 
 
-def test_a_picture_exactly_at_the_limits_passes() -> None:
+def test_a_image_exactly_at_the_limits_passes() -> None:
     data = encode(photo(*SIZE), "PNG")
     limits = ImageLimits(max_bytes=len(data), max_pixels=97 * 61, max_aspect=97 / 61, min_side=61)
     assert open_image(data, limits).size == SIZE
 
 
-def test_small_flat_pictures_are_no_bombs() -> None:
+def test_small_flat_images_are_no_bombs() -> None:
     flat = encode(Image.new("RGB", (1000, 1000), "white"), "WEBP", lossless=True)
     assert len(flat) * 2000 < 1000 * 1000
     assert open_image(flat).size == (1000, 1000)

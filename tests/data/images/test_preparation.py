@@ -131,7 +131,7 @@ def test_the_result_is_a_fresh_array_that_may_be_written_to() -> None:
     assert np.asarray(image).any()
 
 
-def test_pictures_that_are_not_rgb_are_refused() -> None:
+def test_images_that_are_not_rgb_are_refused() -> None:
     with pytest.raises(ValueError, match="open_image"):
         ImagePreparation(resize=(8, 8)).prepare(Image.new("L", (8, 8)))
 
@@ -147,7 +147,7 @@ def test_what_a_file_leaves_out_is_what_transformers_assumes(kind: str) -> None:
     bare = ImagePreparation.from_processor({"image_processor_type": f"{kind}ImageProcessor"})
     assert bare == ImagePreparation.from_processor(theirs.to_dict())
     size = 64
-    if theirs.crop_size is not None or theirs.default_to_square:  # else pictures of different sizes come out, which is refused
+    if theirs.crop_size is not None or theirs.default_to_square:  # else images of different sizes come out, which is refused
         theirs = getattr(transformers, f"{kind}ImageProcessorPil")(size=size)
         plain = ImagePreparation.from_processor({"image_processor_type": f"{kind}ImageProcessor", "size": size})
         assert plain == ImagePreparation.from_processor(theirs.to_dict())
@@ -324,7 +324,7 @@ def test_it_survives_pickle_and_yaml() -> None:
     assert "resize: 224" in to_yaml(own)
 
 
-def test_preparing_pictures_imports_neither_torch_nor_transformers() -> None:
+def test_preparing_images_imports_neither_torch_nor_transformers() -> None:
     code = "import sightline.data.images.preparation, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

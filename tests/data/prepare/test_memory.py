@@ -1,4 +1,4 @@
-"""What is held at a time does not grow with the data: no picture, no text, only some bytes a record."""
+"""What is held at a time does not grow with the data: no image, no text, only some bytes a record."""
 
 import gc
 import tracemalloc
@@ -16,7 +16,7 @@ from tests.data.pictures import picture, prepared, put
 
 FEW, MANY = 30, 120
 SIDE, WORDS = 100, 60
-A_RECORD = 2000  # bytes; a picture has 30,000, prepared pixels 3,000, a record as an object some 3,000
+A_RECORD = 2000  # bytes; an image has 30,000, prepared pixels 3,000, a record as an object some 3,000
 
 
 def peak(work: Callable[[], object]) -> int:
@@ -48,7 +48,7 @@ def made_and_read(dataset: Path, bundle: ModelBundle) -> None:
         pass
 
 
-def test_four_times_the_records_take_some_bytes_a_record_and_no_picture_more(tmp_path: Path) -> None:
+def test_four_times_the_records_take_some_bytes_a_record_and_no_image_more(tmp_path: Path) -> None:
     bundle = build_from_config(run_config(), Processing(max_tokens=250), None)
     peaks: dict[str, list[int]] = {"prepare": [], "train": []}
     for number, count in enumerate((FEW, FEW, MANY)):  # the first time also pays for what is imported and kept

@@ -1,4 +1,4 @@
-"""`data prepare --without-images`: names of pictures stay, files are not looked for, and nobody takes them for pictures."""
+"""`data prepare --without-images`: names of images stay, files are not looked for, and nobody takes them for images."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_sentences_of_flickr8k_without_photos_come_too(tmp_path: Path) -> None:
     assert summary["splits"] == {"val": 1, "train": 1}
 
 
-def test_splits_by_picture_go_by_name(tmp_path: Path) -> None:
+def test_splits_by_image_go_by_name(tmp_path: Path) -> None:
     rows = [{"id": f"{n}", "image": f"{n // 4}.jpg", "captions": ["x"]} for n in range(80)]
     named(tmp_path, rows, split=SplitRule({"val": 0.5}, "image", 0))
     of_picture: dict[str, set[str]] = {}
@@ -65,7 +65,7 @@ def test_splits_by_picture_go_by_name(tmp_path: Path) -> None:
     assert {split for splits in of_picture.values() for split in splits} == {"train", "val"}
 
 
-def test_names_that_leave_the_folder_and_pictures_without_a_name_are_skipped(tmp_path: Path) -> None:
+def test_names_that_leave_the_folder_and_images_without_a_name_are_skipped(tmp_path: Path) -> None:
     summary = named(tmp_path, [{"image": name, "captions": ["x"]} for name in ("../a.jpg", "/etc/passwd", "ok.jpg")])
     assert summary["skipped"] == {"path_outside_root": 2}
     put(tmp_path / "csv/in.csv", "b64string_images,caption\nAAAA,text\n")

@@ -29,12 +29,12 @@ from tests.data.pictures import lines, picture, prepared, put, tree
 
 
 def records_source(folder: Path, count: int, kinds: tuple[str, ...] = ("PNG",)) -> Path:
-    """A records file with one picture each."""
+    """A records file with one image each."""
     rows = []
     for index in range(count):
         kind = kinds[index % len(kinds)]
-        put(folder / f"pictures/{index}.{kind.lower()}", picture(index, kind))
-        rows.append({"id": f"r{index}", "images": [f"pictures/{index}.{kind.lower()}"], "captions": [f"caption {index}"]})
+        put(folder / f"images/{index}.{kind.lower()}", picture(index, kind))
+        rows.append({"id": f"r{index}", "images": [f"images/{index}.{kind.lower()}"], "captions": [f"caption {index}"]})
     put(folder / "records.jsonl", rows)
     return folder
 
@@ -54,7 +54,7 @@ def test_a_folder_holds_the_records_the_unchanged_images_and_their_hashes(tmp_pa
     assert summary["splits"] == {"train": 5}
     suffixes = []
     for index, line in enumerate(lines(tmp_path / "out/records.jsonl")):
-        data = next((source / "pictures").glob(f"{index}.*")).read_bytes()
+        data = next((source / "images").glob(f"{index}.*")).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         name = line["images"][0]
         assert (tmp_path / "out" / name).read_bytes() == data
@@ -113,7 +113,7 @@ def test_text_in_any_script_and_meta_survive(tmp_path: Path) -> None:
     assert record_to_json(record) == row
 
 
-def test_generated_scenes_are_stored_as_pictures(tmp_path: Path) -> None:
+def test_generated_scenes_are_stored_as_images(tmp_path: Path) -> None:
     options = {"source": SourceOptions(count=12, seed=3, questions=True)}
     summary = prepared("scenes", Path("-"), tmp_path / "out", **options)
     assert summary["images"] == 12
@@ -135,20 +135,20 @@ def messy(folder: Path) -> Counter[str]:
     """Good records with every kind of bad one between them; returns what must be skipped."""
     records_source(folder, 6)
     put(folder / "secret.txt", "outside")
-    put(folder / "pictures/torn.png", picture(7)[:-20])
-    put(folder / "pictures/page.jpg", b"<html>404</html>")
-    put(folder / "pictures/empty.jpg", b"")
-    put(folder / "pictures/bomb.png", next(iter(bombs()))[1])
-    good = {"images": ["pictures/0.png"], "captions": ["fine"]}
+    put(folder / "images/torn.png", picture(7)[:-20])
+    put(folder / "images/page.jpg", b"<html>404</html>")
+    put(folder / "images/empty.jpg", b"")
+    put(folder / "images/bomb.png", next(iter(bombs()))[1])
+    good = {"images": ["images/0.png"], "captions": ["fine"]}
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}
     rows: list[tuple[dict[str, Any], str]] = [
-        ({**good, "id": "torn", "images": ["pictures/torn.png"]}, "image_broken"),
-        ({**good, "id": "page", "images": ["pictures/page.jpg"]}, "image_format"),
-        ({**good, "id": "empty", "images": ["pictures/empty.jpg"]}, "image_empty"),
-        ({**good, "id": "none", "images": ["pictures/none.jpg"]}, "image_missing"),
+        ({**good, "id": "torn", "images": ["images/torn.png"]}, "image_broken"),
+        ({**good, "id": "page", "images": ["images/page.jpg"]}, "image_format"),
+        ({**good, "id": "empty", "images": ["images/empty.jpg"]}, "image_empty"),
+        ({**good, "id": "none", "images": ["images/none.jpg"]}, "image_missing"),
         ({**good, "id": "climb", "images": ["../in/secret.txt"]}, "path_outside_root"),
         ({**good, "id": "abs", "images": [str(folder / "secret.txt")]}, "path_outside_root"),
-        ({**good, "id": "half", "images": ["pictures/0.png", "pictures/torn.png"]}, "image_broken"),
+        ({**good, "id": "half", "images": ["images/0.png", "images/torn.png"]}, "image_broken"),
         ({**good, "id": "r0"}, "duplicate_id"),
         ({**good, "id": "blank", "captions": ["", " \n"]}, "empty_caption"),
         ({**good, "id": "mute", "captions": []}, "no_text"),
@@ -187,7 +187,7 @@ def test_every_bad_record_is_skipped_with_its_reason_and_the_good_ones_are_untou
     assert (tmp_path / "out/index.npy").read_bytes() == (tmp_path / "reference/index.npy").read_bytes()
 
 
-def test_damaged_pictures_of_all_formats_are_each_skipped_or_kept_as_the_opener_says(tmp_path: Path) -> None:
+def test_damaged_images_of_all_formats_are_each_skipped_or_kept_as_the_opener_says(tmp_path: Path) -> None:
     rows = []
     cases = list(damaged_files())
     for index, case in enumerate(cases):
@@ -231,7 +231,7 @@ def test_text_only_needs_no_images(tmp_path: Path) -> None:
     assert [record.images for record in open_dataset(tmp_path / "out").records()] == [(), ()]
 
 
-def test_pictures_that_crash_hang_or_eat_memory_cost_themselves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_crash_hang_or_eat_memory_cost_themselves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "check_images", crashing.check_images)
     names = ["0.png", "crash.png", "1.png", "hang.png", "fat.png", "2.png", "crash-2.png", "3.png"]
     for index, name in enumerate(names):
@@ -266,21 +266,21 @@ def test_where_no_links_can_be_made_images_are_copied(tmp_path: Path, monkeypatc
     prepared("records", source, tmp_path / "out")
     stored = tmp_path / "out" / open_dataset(tmp_path / "out").record(0).images[0]
     assert stored.read_bytes() == picture(0)
-    assert not stored.samefile(source / "pictures/0.png")
+    assert not stored.samefile(source / "images/0.png")
 
 
 def test_a_link_that_a_kill_left_behind_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The half-landed image of a killed try is a hard link to a picture of the user's."""
+    """The half-landed image of a killed try is a hard link to an image of the user's."""
     source = records_source(tmp_path / "in", 3)
     work = tmp_path / "out.preparing"
     work.mkdir()
-    os.link(source / "pictures/2.png", work / "landing")
+    os.link(source / "images/2.png", work / "landing")
     prepared("records", source, tmp_path / "out")
-    assert [(source / f"pictures/{index}.png").read_bytes() for index in range(3)] == [picture(index) for index in range(3)]
-    os.link(source / "pictures/2.png", tmp_path / "taken")
+    assert [(source / f"images/{index}.png").read_bytes() for index in range(3)] == [picture(index) for index in range(3)]
+    os.link(source / "images/2.png", tmp_path / "taken")
     with pytest.raises(FileExistsError):
-        landing._link_or_copy(source / "pictures/0.png", tmp_path / "taken")
-    assert (source / "pictures/2.png").read_bytes() == picture(2)
+        landing._link_or_copy(source / "images/0.png", tmp_path / "taken")
+    assert (source / "images/2.png").read_bytes() == picture(2)
 
 
 # The budget -----------------------------------------------------------------------------------------------------------------
@@ -439,7 +439,7 @@ def test_killed_anywhere_it_leaves_no_folder_and_goes_on_to_the_same_bytes(
     monkeypatch.setattr(landing, "check_image", lambda source: decoded.append(source) or check_image(source))
     prepared("records", tmp_path / "in", tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "reference")
-    good = {tmp_path / f"in/pictures/{index}.png" for index in range(6)}
+    good = {tmp_path / f"in/images/{index}.png" for index in range(6)}
     again = good & set(decoded)
     assert not again, "images that were stored are not decoded a second time"
 
@@ -479,7 +479,7 @@ def test_a_stored_image_that_the_power_cut_tore_is_stored_again(tmp_path: Path) 
 def test_a_changed_image_is_checked_again_after_a_stop(tmp_path: Path) -> None:
     source = records_source(tmp_path / "in", 6)
     run_in_child(source, tmp_path / "out", "prepare.before_records=kill")
-    put(source / "pictures/0.png", picture(77, size=(11, 13)))
+    put(source / "images/0.png", picture(77, size=(11, 13)))
     prepared("records", source, tmp_path / "out")
     dataset = open_dataset(tmp_path / "out")
     assert dataset.image_bytes(dataset.record(0)) == picture(77, size=(11, 13))
@@ -593,7 +593,7 @@ def test_a_sample_is_random_in_order_and_the_same_every_time(tmp_path: Path) -> 
     assert prepared("records", source, tmp_path / "all", sample=5000)["input"] == 203
 
 
-def test_splits_by_image_keep_a_picture_in_one_split(tmp_path: Path) -> None:
+def test_splits_by_image_keep_a_image_in_one_split(tmp_path: Path) -> None:
     """Under two names, in records of two images, through chains of records."""
     rows = []
     for index in range(40):

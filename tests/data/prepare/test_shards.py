@@ -24,7 +24,7 @@ RECORDS = 30
 
 
 def source(folder: Path) -> Path:
-    """Records with none, one or two pictures of some 2 KB; number 20 is larger than a shard."""
+    """Records with none, one or two images of some 2 KB; number 20 is larger than a shard."""
     rows = []
     for index in range(RECORDS):
         size = (200, 90) if index == 20 else (28, 24)

@@ -57,7 +57,7 @@ def test_members_are_read_by_name_with_or_without_the_top_folder(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("name", "make"), MAKERS)
-def test_only_pictures_inside_are_handed_out(tmp_path: Path, name: str, make: Callable) -> None:
+def test_only_images_inside_are_handed_out(tmp_path: Path, name: str, make: Callable) -> None:
     members = {"a.png": b"a", "../up.png": b"up", "/etc/x.png": b"abs", "run.sh": b"#!", "b.png.exe": b"MZ"}
     root = open_root(make(tmp_path / name, members))
     assert root.fetch("a.png") == b"a"
@@ -158,7 +158,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path: Path, form: int) -> None
 
 
 def test_a_tar_cut_anywhere_is_refused_with_the_members_before_the_cut(tmp_path: Path) -> None:
-    """Whatever the cut leaves: half a header, no header, half a picture, half of the end marker."""
+    """Whatever the cut leaves: half a header, no header, half an image, half of the end marker."""
     path = make_tar(tmp_path / "x.tar", {f"{index}.png": picture(index) for index in range(6)}, tarfile.USTAR_FORMAT)
     with tarfile.open(path) as file:
         ends = [member.offset_data + member.size for member in file.getmembers()]

@@ -1,4 +1,4 @@
-"""Boxes as fractions of the picture, against values computed by hand."""
+"""Boxes as fractions of the image, against values computed by hand."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_numbers_that_are_none_give_no_box(bbox: object) -> None:
         (None, None),
     ],
 )
-def test_boxes_are_cut_to_the_picture(xyxy: tuple[float, ...] | None, kept: tuple[float, ...] | None) -> None:
+def test_boxes_are_cut_to_the_image(xyxy: tuple[float, ...] | None, kept: tuple[float, ...] | None) -> None:
     box = clipped_box("x", xyxy)
     assert (None if box is None else box.xyxy) == kept
 

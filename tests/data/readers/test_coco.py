@@ -39,7 +39,7 @@ def coco_folder(folder: Path) -> Path:
     put(folder / "annotations/instances_val2017.json", INSTANCES)
     put(folder / "annotations/person_keypoints_val2017.json", {})
     for image in IMAGES:
-        put(folder / "val2017" / str(image["file_name"]), b"picture")
+        put(folder / "val2017" / str(image["file_name"]), b"image")
     return folder
 
 

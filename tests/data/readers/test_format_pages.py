@@ -117,7 +117,7 @@ def llava(here: Path) -> None:
 
 
 def csv(here: Path) -> None:
-    rows = [f"{base64.b64encode(picture(n % 3)).decode()},caption {n % 3}" for n in range(9)]
+    rows = [f"{base64.b64encode(image(n % 3)).decode()},caption {n % 3}" for n in range(9)]
     put(here / "inputs.csv", "b64string_images,caption\n" + "\n".join(rows))
     put(here / "questions.csv", "key,file,ask,reply\nk1,1.png,How many?,3\n")
     put(here / "1.png", picture(1))
@@ -216,7 +216,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "formats/urls": urls,
     "formats/webdataset": wds,
 }
-WEB_URL = "http://pictures.test"
+WEB_URL = "http://images.test"
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         find = gate.Gate.addresses
 
         async def addresses(self: gate.Gate, host: str, port: int) -> list[Address]:
-            return [ip_address("127.0.0.1")] if host == "pictures.test" else await find(self, host, port)
+            return [ip_address("127.0.0.1")] if host == "images.test" else await find(self, host, port)
 
         connect = gate.httpcore.AnyIOBackend.connect_tcp
 

@@ -175,7 +175,7 @@ def test_scienceqa_problems_are_an_object_of_rows(tmp_path: Path) -> None:
 
 
 def test_refcocog_boxes_become_fractions_of_the_image_that_is_found(tmp_path: Path) -> None:
-    """The picture is 9 x 7; the published box is [x, y, width, height] in pixels."""
+    """The image is 9 x 7; the published box is [x, y, width, height] in pixels."""
     row = {
         "question_id": "0",
         "image": image(1),

@@ -6,7 +6,7 @@ ASKED, SAID, AGAIN, MORE, RULE = "What runs?", "A brown dog.", "Where?", "Across
 
 
 def turn(role: str, *parts: str | None) -> Message:
-    """A message; None is a picture."""
+    """A message; None is an image."""
     assert role in ("system", "user", "assistant")
     return Message(role, tuple(Part(part) for part in parts))  # pyrefly: ignore
 

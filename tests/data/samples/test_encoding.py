@@ -97,7 +97,7 @@ def test_with_header_the_turns_own_header_is_supervised_too(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_all_text_is_all_but_pictures_and_what_nothing_precedes(kind: str) -> None:
+def test_all_text_is_all_but_images_and_what_nothing_precedes(kind: str) -> None:
     row = builder_of(kind, rules(supervise="all_text")).encode_conversation(TWO_TURNS, [ONE])
     labels = {place for span in row.spans for place in range(span.start, span.end)}
     assert labels == set(range(1, len(row.ids))) - set(row.slots.tolist())
@@ -227,11 +227,11 @@ def test_every_special_token_is_refused_in_every_text(kind: str) -> None:
             assert caught.value.reason == reason
 
 
-# Pictures -----------------------------------------------------------------------------------------------------------------------
+# Images -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_pictures_take_their_slots_where_they_stand(kind: str) -> None:
+def test_images_take_their_slots_where_they_stand(kind: str) -> None:
     messages = (
         turn("user", "Left ", None, " right ", None),
         turn("assistant", SAID),
@@ -269,7 +269,7 @@ def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_pictures_and_places_must_agree(kind: str) -> None:
+def test_images_and_places_must_agree(kind: str) -> None:
     builder = builder_of(kind)
     assert refused(builder, TWO_TURNS, []) == "placeholder_count"
     assert refused(builder, TWO_TURNS, [ONE, ONE]) == "placeholder_count"
@@ -307,7 +307,7 @@ def test_rows_beyond_the_limit_are_skipped_or_cut(kind: str) -> None:
         (Record("a", images=("a",), image_info=(ImageInfo("0", 4, 4),), captions=("x",)), "image_in_text_model"),
     ],
 )
-def test_pictures_that_no_layout_can_be_made_of_are_a_records_fault(record: Record, reason: str) -> None:
+def test_images_that_no_layout_can_be_made_of_are_a_records_fault(record: Record, reason: str) -> None:
     builder = builder_of("tinyvlm", rules(tiling=None if reason == "image_in_text_model" else WHOLE))
     with pytest.raises(RecordError) as caught:
         builder.layouts(record)
@@ -341,7 +341,7 @@ def test_conversations_are_themselves_and_asked_up_to_the_last_answer() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_without_pictures_the_text_stays(kind: str) -> None:
+def test_without_images_the_text_stays(kind: str) -> None:
     record = Record("r", images=("a.png",), image_info=PICTURES["image_info"][:1], messages=TWO_TURNS)
     builder = builder_of(kind, rules(drop_images=True, prompt="Look."))
     (messages,) = builder.conversations(record)
@@ -354,14 +354,14 @@ def test_without_pictures_the_text_stays(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_captions_of_a_picture_share_what_they_have_in_common(kind: str) -> None:
+def test_captions_of_a_image_share_what_they_have_in_common(kind: str) -> None:
     builder = builder_of(kind)
     texts = ["A brown dog runs.", "A brown ball.", "Two children."]
     rows = [builder.encode_conversation((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
     prefix = shared_prefix(rows)
     assert all(row.ids[:prefix].tolist() == rows[0].ids[:prefix].tolist() for row in rows)
     assert prefix == rows[0].spans[0].start > rows[0].slots[-1]
-    # Unequal before the last picture: nothing can be shared. Unequal questions: what stands before them can.
+    # Unequal before the last image: nothing can be shared. Unequal questions: what stands before them can.
     others = [builder.encode_conversation((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
     assert shared_prefix(others) == 0
     asked = [builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]

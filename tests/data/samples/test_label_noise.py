@@ -26,7 +26,7 @@ def made(path: Path, rows: Sequence[dict[str, Any]]) -> Dataset:
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Forty pictures with two captions each, ten of them for validation; two more records without a picture."""
+    """Forty images with two captions each, ten of them for validation; two more records without an image."""
     rows: list[dict[str, Any]] = [
         {"id": f"r{n}", "images": [f"{n}.png"], "captions": [f"a {n}", f"b {n}"], "split": "val" if n >= 30 else "train"}
         for n in range(COUNT)
@@ -39,10 +39,10 @@ def changed(noisy: Dataset, clean: Dataset) -> list[int]:
     return [index for index in range(len(clean)) if noisy.record(index) != clean.record(index)]
 
 
-def test_the_share_of_records_gets_whole_texts_of_others_and_keeps_its_pictures(captions: Dataset) -> None:
+def test_the_share_of_records_gets_whole_texts_of_others_and_keeps_its_images(captions: Dataset) -> None:
     noisy = with_noise(captions, "train", 0.3, 0)
     places = changed(noisy, captions)
-    assert len(places) == 9  # of 30 with pictures
+    assert len(places) == 9  # of 30 with images
     for index in places:
         record, own = noisy.record(index), captions.record(index)
         assert (record.id, record.images, record.image_info, record.split) == (own.id, own.images, own.image_info, "train")
@@ -52,7 +52,7 @@ def test_the_share_of_records_gets_whole_texts_of_others_and_keeps_its_pictures(
     assert Counter(text for record in noisy.records() for text in record.captions) == before  # exchanged, not copied
 
 
-def test_only_the_named_split_and_only_records_with_pictures_are_touched(captions: Dataset) -> None:
+def test_only_the_named_split_and_only_records_with_images_are_touched(captions: Dataset) -> None:
     noisy = with_noise(captions, "train", 1.0, 0)
     assert [noisy.record(index).id for index in changed(noisy, captions)] == [f"r{n}" for n in range(30)]
     assert with_noise(captions, "train", 0.0, 5) is captions
@@ -70,9 +70,9 @@ def test_the_same_seed_draws_the_same_noise_and_a_larger_share_holds_the_smaller
     assert len({captions.fingerprint, noisy.fingerprint, other.fingerprint, more.fingerprint}) == 4
 
 
-def test_conversations_move_with_their_answers_and_equal_pictures_or_texts_are_no_exchange(tmp_path: Path) -> None:
+def test_conversations_move_with_their_answers_and_equal_images_or_texts_are_no_exchange(tmp_path: Path) -> None:
     rows = []
-    for n in range(24):  # two questions to each picture; every other answer is the same text
+    for n in range(24):  # two questions to each image; every other answer is the same text
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which?"}]}
         answer = "same" if n % 2 else f"thing {n}"
         turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}

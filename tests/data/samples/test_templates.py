@@ -79,7 +79,7 @@ def test_a_system_message_is_written_or_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_pictures_stand_wherever_the_messages_have_them(kind: str) -> None:
+def test_images_stand_wherever_the_messages_have_them(kind: str) -> None:
     messages = (
         turn("user", "Left ", None, " right ", None, None),
         turn("assistant", SAID),

@@ -177,7 +177,7 @@ def features(text: str) -> set[str | tuple[str, str]]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_reader_without_the_picture_cannot_tell_captions_from_negatives(level: int) -> None:
+def test_a_reader_without_the_image_cannot_tell_captions_from_negatives(level: int) -> None:
     """Naive Bayes on words and word pairs, trained on half of the pairs of a kind, chooses in each of the others."""
     pairs: dict[str, list[tuple[str, str]]] = {}
     for index in range(1200):

@@ -1,4 +1,4 @@
-"""What is said of gains: percentiles, how well they tell own from foreign pictures, and the words that need the picture."""
+"""What is said of gains: percentiles, how well they tell own from foreign images, and the words that need the image."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_json_has_no_nan_and_the_page_no_markup_of_the_data() -> None:
     shown = GainExample("<b>", None, (strange,), (strange,))
     found = GainFindings((strange,), (strange,), (shown,), {"image_format": 2})
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert told["pictures"][0]["own"][0]["tokens"] == [["<script>", None], [" </div>", 1.0], [" \u202e", -2.0]]
+    assert told["images"][0]["own"][0]["tokens"] == [["<script>", None], [" </div>", 1.0], [" \u202e", -2.0]]
     assert told["skipped"] == {"image_format": 2}
     page = gain_page("a <title>", found)
     assert "<script>" not in page

@@ -139,7 +139,7 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(tmp_path: object)
     record = Record("r7", (), ())
     stored = features(4).float().numpy()
     wanted = add_noise(torch.from_numpy(stored), 1.5, "r7").numpy()
-    dataset = object.__new__(Dataset)  # pictures that need none
+    dataset = object.__new__(Dataset)  # images that need none
     noisy = NoisyFeatureLoader(Fixed(None, stored), 1.5).load(dataset, record).features
     assert noisy is not None
     np.testing.assert_array_equal(noisy, wanted)

@@ -113,17 +113,17 @@ def test_nothing_to_look_at_is_said_without_a_division_by_zero() -> None:
     assert "No visual tokens" in words_page("nothing", found)
 
 
-def test_json_is_flat_figures_and_words_by_picture() -> None:
+def test_json_is_flat_figures_and_words_by_image() -> None:
     told = probe_words(tiny(), [seen("a", 1, -1, 1, 1)], NAMES.__getitem__).to_json()
     assert told["what"] == "words"
     assert told["threshold"] == 1e-6
     assert told["words_above_threshold"] == 4
     assert told["most_used"][0]["word"] == "dog"
-    assert told["pictures"][0]["crops"][0]["grid"] == [2, 2]
-    assert told["pictures"][0]["crops"][0]["words"][1][0][0] == "sun"
+    assert told["images"][0]["crops"][0]["grid"] == [2, 2]
+    assert told["images"][0]["crops"][0]["words"][1][0][0] == "sun"
 
 
-def test_the_page_draws_the_largest_word_of_each_token_over_the_picture_and_no_markup_of_the_data() -> None:
+def test_the_page_draws_the_largest_word_of_each_token_over_the_image_and_no_markup_of_the_data() -> None:
     names = ["dog", "<b>", " the", "sun"]
     page = words_page("words: <u>", probe_words(tiny(), [seen("<i>r", 1, -1, 1, 1, pixels=True)], names.__getitem__))
     assert page.count(">dog</span>") == 3

@@ -179,7 +179,7 @@ def test_a_new_model_of_a_recipe_has_the_head_in_w2(kind: str) -> None:
     assert isinstance(head, torch.nn.Linear)
     num_words = model.config.num_words
     assert num_words == len(load_tokenizer("chatml" if kind == "llama" else "sentencepiece"))
-    assert head.out_features > num_words  # <image> was added, and is no word that pictures are made of
+    assert head.out_features > num_words  # <image> was added, and is no word that images are made of
     assert torch.equal(mixer.w2.weight, head.weight[:num_words])
     assert torch.equal(head.weight[:num_words], decoder(kind).get_output_embeddings().weight[:num_words])
 

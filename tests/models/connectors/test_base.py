@@ -61,7 +61,7 @@ def test_every_parameter_has_a_gradient_and_features_pass_one_on(kind: str) -> N
 # Folding ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_block_is_four_neighbours_of_the_picture_and_a_strip_four_of_the_scan() -> None:
+def test_a_block_is_four_neighbours_of_the_image_and_a_strip_four_of_the_scan() -> None:
     # Patch number p carries the value p: 4 rows of 8.
     numbers = torch.arange(32.0).view(1, 32, 1)
     shape = ConnectorShape(4, 8, 1, 2, 5)
@@ -83,7 +83,7 @@ def test_tinyvlms_strips_wrap_around_rows_of_14_and_its_blocks_do_not() -> None:
     assert strips.tokens_per_crop == blocks.tokens_per_crop == 49
     assert strips.token_grid == (1, 49)
     assert blocks.token_grid == (7, 7)
-    assert strips.merged(numbers)[0, 3].tolist() == [12, 13, 14, 15]  # two rows of the picture
+    assert strips.merged(numbers)[0, 3].tolist() == [12, 13, 14, 15]  # two rows of the image
     assert blocks.merged(numbers)[0, 6].tolist() == [12, 13, 26, 27]
 
 

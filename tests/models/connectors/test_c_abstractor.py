@@ -87,7 +87,7 @@ def test_parameters_operations_and_tokens_by_hand() -> None:
 
 
 def test_what_stands_near_stays_near() -> None:
-    # A change in the picture's top left corner: a block sees one patch further, pooled or not. What is further away feels it
+    # A change in the image's top left corner: a block sees one patch further, pooled or not. What is further away feels it
     # through the squeeze alone.
     connector = made(CAbstractorConfig(num_queries=16, depth=1, hidden=8))
     seen = features(crops=1)

@@ -38,7 +38,7 @@ def test_queries_look_at_patches_and_at_each_other() -> None:
         assert_equal(connector(crop[None], unused)[0], expected)
 
 
-def test_every_picture_becomes_as_many_tokens_as_there_are_queries() -> None:
+def test_every_image_becomes_as_many_tokens_as_there_are_queries() -> None:
     connector = made(ResamplerConfig(num_queries=5, depth=1, heads=2, shuffle=2))
     assert connector.tokens_per_crop == 5
     assert connector.token_grid == (1, 5)

@@ -27,7 +27,7 @@ class ModelAnswers:
     Args:
         bundle: the model, on its device and in `eval` mode.
         dataset: holds the images.
-        pictures: fills visual slots; a control replaces them.
+        visual_loader: fills visual slots; a control replaces them.
         decoding: greedy by default.
         builder: makes prompts.
         bf16: arithmetic of the machine.
@@ -38,13 +38,13 @@ class ModelAnswers:
         self,
         bundle: ModelBundle,
         dataset: Dataset,
-        pictures: VisualInputLoader | None,
+        visual_loader: VisualInputLoader | None,
         decoding: DecodingConfig,
         builder: ConversationEncoder,
         bf16: bool,
         examples: Mapping[str, Sequence[FewShotExample]] | None = None,
     ) -> None:
-        self.bundle, self.dataset, self.pictures = bundle, dataset, pictures
+        self.bundle, self.dataset, self.visual_loader = bundle, dataset, visual_loader
         self.decoding, self.builder, self.bf16 = decoding, builder, bf16
         self.examples: Mapping[str, Sequence[FewShotExample]] = examples or {}
         self.positions = max_sequence_length(bundle.inner.config.get_text_config(decoder=True))
@@ -92,7 +92,7 @@ class ModelAnswers:
         examples, per_crop = self.examples.get(query.record.id, ()), self.bundle.tokens_per_crop
         try:
             self._encode_prompt(query)
-            return make_prompt(self.dataset, query.record, self.builder, self.pictures, per_crop, examples, query.messages)
+            return make_prompt(self.dataset, query.record, self.builder, self.visual_loader, per_crop, examples, query.messages)
         except RecordError as error:
             return error
 
@@ -125,7 +125,7 @@ class ModelAnswers:
         try:
             turns, layouts = conversation_of(query.record, query.messages, builder, examples)
             rows = [self._candidate(turns, candidate, layouts) for candidate in query.candidates]
-            inputs = visual_inputs_of(self.dataset, query.record, builder, self.pictures, examples)
+            inputs = visual_inputs_of(self.dataset, query.record, builder, self.visual_loader, examples)
         except RecordError as error:
             return error
         return branch_samples(rows, query.record.id, layouts, VisualInputs.joined(inputs), self.bundle.tokens_per_crop)

@@ -1,4 +1,4 @@
-"""One picture and one prompt in, text out: what `generate` and `chat` use."""
+"""One image and one prompt in, text out: what `generate` and `chat` use."""
 
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass
 class ChatModel:
-    """A model that talks about pictures.
+    """A model that talks about images.
 
     Attributes:
         model: the opened model.
@@ -52,7 +52,7 @@ class ChatModel:
         return self.model.bundle
 
     def opening(self, num_images: int, text: str | None) -> Message:
-        """The first turn: the pictures, then the text; without a text the prompt that the model was trained with."""
+        """The first turn: the images, then the text; without a text the prompt that the model was trained with."""
         said = self.bundle.processing.prompt if text is None else text
         parts = tuple(Part() for _ in range(num_images))
         return Message("user", (*parts, Part(said)) if said else parts)
@@ -74,7 +74,7 @@ class ChatModel:
             stream: gets pieces of text as they come.
 
         Raises:
-            UsageError: a picture or a text cannot be used.
+            UsageError: an image or a text cannot be used.
         """
         begin = time.perf_counter()
         self.model.runtime.apply()
@@ -86,14 +86,14 @@ class ChatModel:
 
     def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
         if images and not self.bundle.model.takes_images:
-            raise UsageError("this model is a decoder alone; it takes no pictures.", "Leave --image out.")
+            raise UsageError("this model is a decoder alone; it takes no images.", "Leave --image out.")
         preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
         if images and preparation is None:
             raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
         builder = self.bundle.builder()
         try:
-            pictures = [open_image(path) for path in images]
-            infos = tuple(ImageInfo("", picture.width, picture.height) for picture in pictures)
+            opened = [open_image(path) for path in images]
+            infos = tuple(ImageInfo("", image.width, image.height) for image in opened)
             record = Record("-", tuple(str(path) for path in images), infos, messages)
             layouts = builder.layouts(record)
             row = builder.encode_prompt(messages, layouts)
@@ -102,7 +102,7 @@ class ChatModel:
         limit = self.bundle.processing.max_tokens
         if len(row.ids) >= limit:
             raise UsageError(f"the prompt takes {len(row.ids)} tokens, the model was trained with at most {limit}.", "Shorten it.")
-        crops = [] if preparation is None else [VisualInputs(tiling.crops(picture, preparation)) for picture in pictures]
+        crops = [] if preparation is None else [VisualInputs(tiling.crops(image, preparation)) for image in opened]
         return prompt_of(row, layouts, crops, self.bundle.tokens_per_crop)
 
 

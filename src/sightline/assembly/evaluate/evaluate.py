@@ -77,13 +77,13 @@ class Evaluation:
         }
 
     def items_json(self) -> dict[str, Any]:
-        """Scores query by query; `picture` says which have the same images and belong together in a bootstrap."""
+        """Scores query by query; `image` says which have the same images and belong together in a bootstrap."""
         answered = {prediction.id for prediction in self.predicted.predictions}
         queries = [query for query in self.queries if query.id in answered]
         images = ["+".join(key[:16] for key in query.record.image_keys) or query.record.id for query in queries]
         return {
             "records": [query.id for query in queries],
-            "picture": images,
+            "image": images,
             "values": {name: score.value for name, score in self.scores.items()},
             "items": {name: list(score.items) for name, score in self.scores.items() if score.n == len(queries)},
         }
@@ -125,12 +125,12 @@ def evaluate(
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
     queries = _queries_of(task, records, prompt)
     asked = _queries_of(task, exchange_images(records), prompt) if spec.control == "shuffled" else queries
-    pictures = opened.pictures([(dataset, spec.split)], spec.control, spec.noise)
+    visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
     shots = shots_for(spec, opened, dataset, records, task.asks) if spec.shots else None
     examples = None if shots is None else shots.of
-    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
@@ -191,8 +191,8 @@ def shots_for(
     """
     folder, split = origin_of(spec.shots_from, spec.data)
     pool = open_dataset(folder)
-    pictures = model.pictures([(pool, split)], noise=spec.noise)
-    return draw_all(records, dataset, pool, split, spec.shots, spec.shots_seed, suits, pictures)
+    visual_loader = model.visual_loader([(pool, split)], noise=spec.noise)
+    return draw_all(records, dataset, pool, split, spec.shots, spec.shots_seed, suits, visual_loader)
 
 
 def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int) -> None:
@@ -205,7 +205,7 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
     connector = model.connector
     mixer = connector.vocabulary_mixer
     records = chosen_records(list(dataset.records(split)), has_images, WORD_RECORDS)
-    encoded = model.probed_records(dataset, records, model.pictures([(dataset, split)]), Counter())
+    encoded = model.probed_records(dataset, records, model.visual_loader([(dataset, split)]), Counter())
     mixer.restrict_vocabulary(most_used_words(connector, encoded, count))
 
 

@@ -1,4 +1,4 @@
-"""The examples that stand before the questions of an evaluation: from what the user names to records with their pictures."""
+"""The examples that stand before the questions of an evaluation: from what the user names to records with their images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Shots:
 
     Attributes:
         pool, split: where they come from.
-        count, seed: of the draw.
+        count, seed: number of examples and seed for choosing them.
         of: examples by record id, in the order in which they stand.
     """
 
@@ -53,21 +53,21 @@ def draw_all(
     count: int,
     seed: int,
     suits: Callable[[Record], bool],
-    pictures: VisualInputLoader | None,
+    visual_loader: VisualInputLoader | None,
 ) -> Shots:
     """Examples of all records.
 
     Args:
         records, dataset: the questions.
         pool, split: where examples come from.
-        count, seed: how many for each record, and of the draw.
+        count, seed: number of examples for each record, and seed for choosing them.
         suits: whether a record can be an example.
-        pictures: fills the examples' visual slots; a control of the questions' pictures leaves them alone.
+        visual_loader: fills the examples' visual slots; a control of the questions' images leaves them alone.
 
     Raises:
         UsageError: there are too few records for it.
         DataError: there is no such split.
     """
     drawn = {record.id: draw_shots(record, dataset, pool, split, count, seed, suits) for record in records}
-    of = {key: tuple(FewShotExample(pool, record, pictures) for record in found) for key, found in drawn.items()}
+    of = {key: tuple(FewShotExample(pool, record, visual_loader) for record in found) for key, found in drawn.items()}
     return Shots(pool, split, count, seed, of)

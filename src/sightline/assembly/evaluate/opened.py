@@ -49,7 +49,7 @@ class OpenedModel:
         """The arithmetic of the device as a context."""
         return torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16)
 
-    def pictures(
+    def visual_loader(
         self, splits: Sequence[tuple[Dataset, str]] = (), control: Control | None = None, noise: float | None = None
     ) -> VisualInputLoader | None:
         """What fills the visual slots of records; None for a model that takes no images.
@@ -85,15 +85,15 @@ class OpenedModel:
         return self.bundle.model.connector
 
     def probed_records(
-        self, dataset: Dataset, records: Sequence[Record], pictures: VisualInputLoader | None, skipped: Counter[str]
+        self, dataset: Dataset, records: Sequence[Record], visual_loader: VisualInputLoader | None, skipped: Counter[str]
     ) -> Iterator[ProbedRecord]:
         """Encoder outputs of each record, one by one; records that cannot be used are counted in `skipped`."""
         with progress("encoding", len(records)) as bar:
             for record in records:
                 bar.step(1)
                 try:
-                    assert pictures is not None  # probes refuse a decoder alone before
-                    inputs = pictures.load(dataset, record)
+                    assert visual_loader is not None  # probes refuse a decoder alone before
+                    inputs = visual_loader.load(dataset, record)
                 except RecordError as error:
                     skipped[error.reason] += 1
                     continue

@@ -36,7 +36,7 @@ class ProbeRequest:
         count: look at this many records, drawn with seed 0.
         shown: records that a page shows one by one.
         sigmas: sizes of noise, for `noise`.
-        features: a feature store instead of pictures.
+        features: a feature store instead of images.
         device, threads: the machine.
     """
 
@@ -60,18 +60,18 @@ class ProbeInputs:
     Attributes:
         model: on its device, in `eval` mode.
         dataset, records: what it is shown.
-        pictures: fills visual slots; None for a model of text alone.
+        visual_loader: fills visual slots; None for a model of text alone.
     """
 
     request: ProbeRequest
     model: OpenedModel
     dataset: Dataset
     records: Sequence[Record]
-    pictures: VisualInputLoader | None
+    visual_loader: VisualInputLoader | None
 
     def encoded(self, skipped: Counter[str]) -> Iterator[ProbedRecord]:
         """Encoder outputs of each record; records that cannot be used are counted in `skipped`."""
-        return self.model.probed_records(self.dataset, self.records, self.pictures, skipped)
+        return self.model.probed_records(self.dataset, self.records, self.visual_loader, skipped)
 
 
 @process_settings_restored()
@@ -93,7 +93,7 @@ def open_probe(request: ProbeRequest) -> ProbeInputs:
     dataset, records = open_records(request.data, request.split, has_images, request.count, "with an image")
     model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
     model.runtime.apply()
-    return ProbeInputs(request, model, dataset, records, model.pictures())
+    return ProbeInputs(request, model, dataset, records, model.visual_loader())
 
 
 def words(inputs: ProbeInputs) -> Findings:
@@ -106,7 +106,7 @@ def words(inputs: ProbeInputs) -> Findings:
 def gain(inputs: ProbeInputs) -> Findings:
     """`gain`: how much the image raises each token of the texts, for own and for exchanged images."""
     bundle, bf16 = inputs.model.bundle, inputs.model.runtime.bf16
-    return probe_gain(bundle, inputs.dataset, inputs.records, inputs.pictures, inputs.request.shown, bf16)
+    return probe_gain(bundle, inputs.dataset, inputs.records, inputs.visual_loader, inputs.request.shown, bf16)
 
 
 def noise(inputs: ProbeInputs) -> Findings:

@@ -1,4 +1,4 @@
-"""The report of a run: what it learned over its steps, what it says of held-out pictures, and what it says without seeing them."""
+"""The report of a run: what it learned over its steps, what it says of held-out images, and what it says without seeing them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +15,9 @@ from sightline.reporting.run_report import Curve, Panel, RunReport, write_run_re
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
 
-SEEN = "with the picture"
+SEEN = "with the image"
 NOT_COMPARED = "not_compared"
-SHOWN = 12  # pictures of each kind
+SHOWN = 12  # images of each kind
 
 
 def report_run(
@@ -61,7 +61,7 @@ def report_run(
 def on_common_records(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
     """The same evaluations, scored on the records that all of them answered, so that their scores can be compared.
 
-    A record that another condition has no answer for (its picture cannot be exchanged, the one that it got is broken) is counted as
+    A record that another condition has no answer for (its image cannot be exchanged, the one that it got is broken) is counted as
     skipped, under `not_compared`. What the folders of the evaluations hold stays as it is.
 
     Raises:

@@ -61,7 +61,7 @@ def gain_report(checked: CheckReport, request: GainRequest, on_low: Callable[[Lo
     """
     model = open_model(request.model, features=request.features, device=request.device, threads=request.threads)
     model.runtime.apply()
-    loader = model.pictures()
+    loader = model.visual_loader()
     means, below, skipped = array("d"), 0, Counter[str]()
     lowest: list[LowText] = []
     for folder, dataset in enumerate(checked.datasets[: checked.num_checked]):

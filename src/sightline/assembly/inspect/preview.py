@@ -37,7 +37,7 @@ class PreviewRequest:
         out: the page to write.
         split: of the records.
         count: how many.
-        seed: of the draw.
+        seed: for choosing the samples.
         stage: name of the stage whose data section holds; the first by default.
         ids: records to show instead of a draw.
     """

@@ -1,4 +1,4 @@
-"""The processor of a model folder for transformers: chats, texts and pictures become the inputs of the model.
+"""The processor of a model folder for transformers: chats, texts and images become the inputs of the model.
 
 Ids and pixels equal those that training and evaluation use: both are made by `ConversationEncoder`, the tiling and the image
 preparation. Importing this module registers all of Sightline's classes with the Auto classes of transformers.
@@ -34,7 +34,7 @@ INPUTS = ("input_ids", "attention_mask", "pixel_values", "visual_sources")
 
 
 class SightlineImageProcessor:
-    """Tiles, prepares and normalises pictures.
+    """Tiles, prepares and normalises images.
 
     Args:
         processing: with the tiling and the image preparation.
@@ -45,15 +45,15 @@ class SightlineImageProcessor:
 
     def __init__(self, processing: Processing, grid: tuple[int, int]) -> None:
         if processing.preparation is None:
-            raise ConfigError("this model was trained on an external table of features and has no encoder; it takes no pictures.")
+            raise ConfigError("this model was trained on an external table of features and has no encoder; it takes no images.")
         self.preparation, self.tiling, self.grid = processing.preparation, processing.tiling, grid
 
     def __call__(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
-        """Returns `pixel_values`, `[crops, 3, height, width]`, of one picture or a list of them."""
-        return BatchFeature({"pixel_values": self.pixel_values(self.pictures(images))}, tensor_type=return_tensors)
+        """Returns `pixel_values`, `[crops, 3, height, width]`, of one image or a list of them."""
+        return BatchFeature({"pixel_values": self.pixel_values(self.images(images))}, tensor_type=return_tensors)
 
-    def pictures(self, images: Any) -> list[Image.Image]:
-        """Opens pictures, in order: Pillow's, arrays, tensors, paths, addresses or base64 texts; nested lists become one.
+    def images(self, images: Any) -> list[Image.Image]:
+        """Opens images, in order: Pillow's, arrays, tensors, paths, addresses or base64 texts; nested lists become one.
 
         Raises:
             UsageError: one cannot be used; the message says which and why.
@@ -63,16 +63,16 @@ class SightlineImageProcessor:
             try:
                 found.append(_opened(image))
             except RecordError as error:
-                raise UsageError(f"image {number}: {error.message} ({error.reason}).", "Give another picture.") from error
+                raise UsageError(f"image {number}: {error.message} ({error.reason}).", "Give another image.") from error
         return found
 
-    def layouts(self, pictures: Sequence[Image.Image]) -> list[Layout]:
-        """Returns what each picture takes in the row."""
-        return [self.tiling.layout(picture.width, picture.height, self.grid) for picture in pictures]
+    def layouts(self, images: Sequence[Image.Image]) -> list[Layout]:
+        """Returns what each image takes in the row."""
+        return [self.tiling.layout(image.width, image.height, self.grid) for image in images]
 
-    def pixel_values(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Returns the crops of all pictures, normalised for the encoder, float32 `[crops, 3, height, width]`."""
-        crops = np.concatenate([self.tiling.crops(picture, self.preparation) for picture in pictures])
+    def pixel_values(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Returns the crops of all images, normalised for the encoder, float32 `[crops, 3, height, width]`."""
+        crops = np.concatenate([self.tiling.crops(image, self.preparation) for image in images])
         rules = self.preparation
         return normalise(torch.from_numpy(crops), rules.rescale, rules.mean, rules.std).contiguous().numpy()
 
@@ -88,7 +88,7 @@ class SightlineImageProcessor:
 
 
 class SightlineProcessor(ProcessorMixin):
-    """Turns chats, texts and pictures into the inputs of a vision-language model of Sightline's.
+    """Turns chats, texts and images into the inputs of a vision-language model of Sightline's.
 
     Args:
         tokenizer: that of the model.
@@ -97,8 +97,8 @@ class SightlineProcessor(ProcessorMixin):
         chat_template: another one than that of the model.
 
     Attributes:
-        image_token, image_token_id: stand for one picture in a text, and for one visual token in `input_ids`.
-        image_processor: prepares pictures.
+        image_token, image_token_id: stand for one image in a text, and for one visual token in `input_ids`.
+        image_processor: prepares images.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SightlineProcessor(ProcessorMixin):
 
     @classmethod
     def of(cls, model: ModelInputs) -> "SightlineProcessor":
-        """Returns the processor of a model that takes pictures."""
+        """Returns the processor of a model that takes images."""
         return cls(model.tokenizer, model.processing.model_dump(mode="json"), model.token_grid)
 
     @classmethod
@@ -142,7 +142,7 @@ class SightlineProcessor(ProcessorMixin):
         """Returns the inputs of the model.
 
         Args:
-            images: one or several pictures for all texts, in the order of their `<image>` markers, or a list for each text:
+            images: one or several images for all texts, in the order of their `<image>` markers, or a list for each text:
                 Pillow's, arrays, tensors, paths, addresses or base64 texts.
             text: one text or several, as a chat template has rendered them.
             options: as everywhere in transformers: `return_tensors`, `padding`, `padding_side` ("left" by default, which suits
@@ -155,7 +155,7 @@ class SightlineProcessor(ProcessorMixin):
             each slot, where a tiling does not take them in the order of the crops.
 
         Raises:
-            UsageError: a picture cannot be used, pictures and markers differ in number, or visual tokens would be cut.
+            UsageError: an image cannot be used, images and markers differ in number, or visual tokens would be cut.
             TypeError: an option is unknown.
         """
         for group in ("text_kwargs", "images_kwargs", "common_kwargs"):
@@ -182,8 +182,8 @@ class SightlineProcessor(ProcessorMixin):
             raise UsageError("add_special_tokens: the chat template writes all special tokens.", "Leave it out.")
         if images is None and text is None:
             raise UsageError("neither text nor images are given.", "Give text, images or both.")
-        pictures = [] if images is None else self.image_processor.pictures(images)
-        layouts = self.image_processor.layouts(pictures)
+        images = [] if images is None else self.image_processor.images(images)
+        layouts = self.image_processor.layouts(images)
         data: dict[str, Any] = {}
         if text is not None:
             rows = self._rows([text] if isinstance(text, str) else list(text), layouts, max_length if truncation else None)
@@ -197,8 +197,8 @@ class SightlineProcessor(ProcessorMixin):
                 data["attention_mask"] = padded([np.ones_like(row) for row in rows], 0)
             if return_mm_token_type_ids:
                 data["mm_token_type_ids"] = padded([row == self.image_token_id for row in rows], 0)
-        if pictures:
-            data["pixel_values"] = self.image_processor.pixel_values(pictures)
+        if images:
+            data["pixel_values"] = self.image_processor.pixel_values(images)
             per_crop = self.token_grid[0] * self.token_grid[1]
             sources = join_visual_indices(layouts, per_crop)
             if not np.array_equal(sources, np.arange(per_crop * len(data["pixel_values"]))):
@@ -206,7 +206,7 @@ class SightlineProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _rows(self, texts: list[str], layouts: list[Layout], limit: int | None) -> list[np.ndarray]:
-        """Token ids of each text; the pictures are shared out by the markers."""
+        """Token ids of each text; the images are shared out by the markers."""
         places = [text.count(IMAGE) for text in texts]
         if sum(places) != len(layouts):
             raise UsageError(
@@ -246,7 +246,7 @@ class SightlineProcessor(ProcessorMixin):
 
 
 def _flat(images: Any) -> list[Any]:
-    """Pictures of nested lists in order; None where a text has none."""
+    """Images of nested lists in order; None where a text has none."""
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flat(part)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
@@ -255,7 +255,7 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _opened(image: Any) -> Image.Image:
-    if isinstance(image, Mapping):  # as data sets store pictures
+    if isinstance(image, Mapping):  # as data sets store images
         image = image["bytes"] if image.get("bytes") is not None else image["path"]
     if isinstance(image, Image.Image | np.ndarray):
         return as_rgb(image)
@@ -267,7 +267,7 @@ def _opened(image: Any) -> Image.Image:
         return _opened_path(os.fspath(image))
     if isinstance(image, str):
         return as_rgb(load_image(image))
-    raise RecordError("image_format", f"a {type(image).__name__} is no picture")
+    raise RecordError("image_format", f"a {type(image).__name__} is no image")
 
 
 def _opened_path(path: str) -> Image.Image:

@@ -138,8 +138,8 @@ class ImageCost:
 
     def to_json(self) -> dict[str, Any]:
         flops, encoder = self.connector.flops * self.crops, self.encoder_flops * self.crops
-        picture = {"size": list(EXAMPLE), "crops": self.crops, "tokens": self.tokens, "flops": flops, "encoder_flops": encoder}
-        return self.connector.to_json() | {"picture": picture}
+        image = {"size": list(EXAMPLE), "crops": self.crops, "tokens": self.tokens, "flops": flops, "encoder_flops": encoder}
+        return self.connector.to_json() | {"image": image}
 
     def lines(self) -> list[str]:
         """Returns the costs as text."""

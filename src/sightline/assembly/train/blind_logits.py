@@ -101,7 +101,7 @@ def _logits_of(rows: Rows, corpus: Corpus, bundle: ModelBundle, accelerator: Acc
     samples = [[corpus.text(unit) for unit in row] for row in rows]
     batch = collate(samples, bundle.pad_id).to_batch().to(accelerator.device)
     text = text_only(batch)
-    # In a packed row several samples stand side by side, so the mask is needed even where no picture was.
+    # In a packed row several samples stand side by side, so the mask is needed even where no image was.
     with torch.no_grad(), accelerator.autocast():
         hidden = bundle.model.hidden(text)
         values = target_logits(hidden.states_SD, hidden.head, text.supervision.target_S)

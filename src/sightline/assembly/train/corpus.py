@@ -1,4 +1,4 @@
-"""From the `data` section of a stage to a corpus: data sets opened, lengths known, pictures ready to be filled in."""
+"""From the `data` section of a stage to a corpus: data sets opened, lengths known, images ready to be filled in."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +18,13 @@ from sightline.models.language import check_packable
 CACHE = ".cache"
 
 
-def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoader | None) -> Corpus:
+def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None) -> Corpus:
     """The training units of a stage.
 
     Args:
         bundle: the model.
         data: the stage's section.
-        pictures: fills visual slots.
+        visual_loader: fills visual slots.
 
     Raises:
         ConfigError: weights and epochs of a mixture are mixed, or the decoder cannot keep packed samples apart.
@@ -35,10 +35,10 @@ def build_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoa
     configs = sources_of(data)
     opened = [_source(bundle, data, source) for source in configs]
     if not data.drop_images:
-        check_covered(pictures, [(open_dataset(config.path), config.split) for config in configs])
+        check_covered(visual_loader, [(open_dataset(config.path), config.split) for config in configs])
     chosen = zip(opened, *samples_of_stage(data, [source.table for source in opened]), strict=True)
     sources = tuple(replace(source, table=units, samples_per_epoch=draws) for source, units, draws in chosen)
-    return Corpus(sources, pictures, bundle.tokens_per_crop)
+    return Corpus(sources, visual_loader, bundle.tokens_per_crop)
 
 
 def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Source:
@@ -61,7 +61,7 @@ def visual_input_loader(bundle: ModelBundle, data: DataConfig) -> VisualInputLoa
     return loader_of(bundle, data.features, "--config CONFIG", data.keep_pixels * 1_000_000)
 
 
-def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInputLoader | None, limit: int) -> Corpus | None:
+def validation_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None, limit: int) -> Corpus | None:
     """Units of the validation split, at most `limit` of them, the same ones each time; None where there is no such split."""
     if data.validation_split is None or limit == 0:
         return None
@@ -77,5 +77,5 @@ def validation_corpus(bundle: ModelBundle, data: DataConfig, pictures: VisualInp
         units = opened.table.limited(share)
         sources.append(replace(opened, table=units, samples_per_epoch=len(units)))
     if not data.drop_images:
-        check_covered(pictures, [(source.dataset, data.validation_split) for source in sources])
-    return Corpus(tuple(sources), pictures, bundle.tokens_per_crop)
+        check_covered(visual_loader, [(source.dataset, data.validation_split) for source in sources])
+    return Corpus(tuple(sources), visual_loader, bundle.tokens_per_crop)

@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def claimed(run: Path) -> Iterator[None]:
-    """Locks a run folder; an error before the first step leaves the place as it was, unless more was begun there."""
+    """Locks a run folder; an error before the first step leaves the folder as it was, unless it holds other files."""
     folders = [folder for folder in (run, *run.parents) if not os.path.exists(folder)]  # unlike Path.exists, never an error
     try:
         with storage.Lock(run / LOCK):
@@ -49,7 +49,7 @@ def claimed(run: Path) -> Iterator[None]:
                     _take_back(run, new)
                 raise
     except SightlineError:
-        with contextlib.suppress(OSError):  # one that is not empty stays: something was begun, or another process holds the lock
+        with contextlib.suppress(OSError):  # one that is not empty stays: it holds files, or another process holds the lock
             for folder in folders:
                 folder.rmdir()
         raise

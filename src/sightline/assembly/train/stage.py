@@ -51,8 +51,8 @@ class StageRun:
         bundle, plan = self.bundle, self.plan
         self.folder.restore_random()  # so that new adapters are the same whether the stage before ended in this process or another
         stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
-        images = visual_input_loader(bundle, plan.data)
-        corpus = self._corpus(images)
+        visual_loader = visual_input_loader(bundle, plan.data)
+        corpus = self._corpus(visual_loader)
         loader = self._loader(corpus)
         schedule = stage_schedule(plan, loader.plan)
         at = _within_epoch(at, loader)
@@ -82,7 +82,7 @@ class StageRun:
                 schedule=schedule,
                 log=self.log,
                 save=save,
-                evaluate=self._validation(images),
+                evaluate=self._validation(visual_loader),
                 stop=stopped,
                 guard=guard,
                 log_values=lambda: summary.log_values(bundle),
@@ -99,9 +99,9 @@ class StageRun:
         self.accelerator.free_memory()
         return at
 
-    def _corpus(self, images: VisualInputLoader | None) -> Corpus:
+    def _corpus(self, visual_loader: VisualInputLoader | None) -> Corpus:
         bundle, plan = self.bundle, self.plan
-        corpus = build_corpus(bundle, plan.data, images)
+        corpus = build_corpus(bundle, plan.data, visual_loader)
         if not plan.objective.stores_blind_logits or plan.parts.get("language", "frozen") != "frozen":
             return corpus
         bundle.module.eval()
@@ -138,9 +138,9 @@ class StageRun:
         if not checkpoint.restore_optimiser(saved, optimiser, names):
             logger.warning("%s was written without the optimiser's state; the optimiser starts from zero", saved.path.name)
 
-    def _validation(self, images: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
+    def _validation(self, visual_loader: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
         bundle, plan, accelerator = self.bundle, self.plan, self.accelerator
-        corpus = validation_corpus(bundle, plan.data, images, plan.train.evaluate_samples)
+        corpus = validation_corpus(bundle, plan.data, visual_loader, plan.train.evaluate_samples)
         if corpus is None:
             return None
         rank, world, count = accelerator.process_index, accelerator.num_processes, plan.train.generate_samples

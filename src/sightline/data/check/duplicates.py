@@ -269,7 +269,7 @@ class RepeatsWithin:
     def to_json(self, kind: str, name: Namer) -> dict[str, Any]:
         what = "distinct" if kind == "records" else kind
         counts = {what: self.distinct, "repeated": self.repeated, "in_records": self.in_records}
-        near = {"near": self.near} if kind == "pictures" else {}
+        near = {"near": self.near} if kind == "images" else {}
         return {"place": self.place, **counts, **near, "pairs": [pair.to_json(name) for pair in self.pairs]}
 
 
@@ -298,8 +298,8 @@ class OverlapBetween:
     pairs: list[Pair]
 
     def to_json(self, kind: str, name: Namer) -> dict[str, Any]:
-        if kind == "pictures":
-            counts = {"pictures_a": self.total_a, "pictures_b": self.total_b, "exact": self.exact}
+        if kind == "images":
+            counts = {"images_a": self.total_a, "images_b": self.total_b, "exact": self.exact}
             counts |= {"near_a": self.near_a, "near_b": self.near_b}
         else:
             counts = {"exact": self.exact, "records_a": self.total_a, "records_b": self.total_b}
@@ -345,7 +345,7 @@ def find_duplicates(
         max_bits: how far hashes of near images may differ; None looks for equal files alone.
     """
     index = {kind: Index(occurrences, len(places)) for kind, occurrences in found.items()}
-    near = NONE_NEAR if max_bits is None else near_duplicates(image_table, index["pictures"], max_bits)
+    near = NONE_NEAR if max_bits is None else near_duplicates(image_table, index["images"], max_bits)
     within: dict[str, list[RepeatsWithin]] = {kind: [] for kind in found}
     between: dict[str, list[OverlapBetween]] = {kind: [] for kind in found}
     for a, place in enumerate(places):
@@ -362,7 +362,7 @@ def find_duplicates(
 def _within(kind: str, index: Index, near: Near, place: int, name: str) -> RepeatsWithin:
     repeated, records, pairs = index.repeated(place)
     num_alike = 0
-    if kind == "pictures":
+    if kind == "images":
         alike, _, near_ones = near_between(near, index, place, place)
         num_alike, pairs = int(alike.sum()), [*pairs, *near_ones]
     return RepeatsWithin(name, index.count(place), repeated, records, num_alike, pairs)
@@ -371,7 +371,7 @@ def _within(kind: str, index: Index, near: Near, place: int, name: str) -> Repea
 def _between(kind: str, index: Index, near: Near, a: int, b: int, names: tuple[str, str]) -> OverlapBetween:
     shared = index.common(a, b)
     exact = int(shared.both.sum())
-    if kind != "pictures":
+    if kind != "images":
         inside = shared.inside_a, shared.inside_b
         shares = inside[0] / max(index.total(a), 1), inside[1] / max(index.total(b), 1)
         return OverlapBetween(*names, exact, *inside, 0, 0, *shares, shared.pairs)

@@ -246,8 +246,8 @@ class Figures:
 def _answers_of(record: Record) -> list[str]:
     """What is to be answered: the most frequent of a question's answers, or every short turn of the assistant."""
     if record.answers:
-        told = Counter(_folded(answer) for answer in record.answers)
-        return [told.most_common(1)[0][0]]
+        counts = Counter(_folded(answer) for answer in record.answers)
+        return [counts.most_common(1)[0][0]]
     said = (_folded(message.text) for message in record.messages if message.role == "assistant")
     return [text for text in said if 0 < len(text.split()) <= SHORT_ANSWER]
 

@@ -1,4 +1,4 @@
-"""What a picture looks like in 64 bits, and which of many pictures look alike.
+"""What an image looks like in 64 bits, and which of many images look alike.
 
 The hash is that of the signs of low frequencies (a "pHash"): a re-encoded, resized or brightened copy differs in a few bits.
 Shapes, charts and documents resemble each other in so few bits, so a pair counts only when small thumbnails agree, too.
@@ -15,12 +15,12 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from PIL import Image
 
 SIDE, FREQUENCIES = 32, 8
-THUMBNAIL = 16  # side; 768 bytes a picture
+THUMBNAIL = 16  # side; 768 bytes an image
 NEAR_BITS, MAX_BITS = 8, 16
-ALIKE = 0.97  # likeness of thumbnails above which two pictures are the same
+ALIKE = 0.97  # likeness of thumbnails above which two images are the same
 HEAVY, AGREES, GAIN = 0.1, 0.9, 1.25  # see `likeness`
-FLAT = 1.0  # levels of grey; a picture whose deviation is below shows nothing that could be compared
-GREY_SHARE = 0.02  # of a thumbnail's variance that is colour; below, the picture is grey
+FLAT = 1.0  # levels of grey; an image whose deviation is below shows nothing that could be compared
+GREY_SHARE = 0.02  # of a thumbnail's variance that is colour; below, the image is grey
 CHUNK = 4096  # pairs of thumbnails compared at a time, 13 MB in fp32
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
@@ -35,7 +35,7 @@ _COSINES = _cosines()
 
 
 class Look(NamedTuple):
-    """A picture's hash, its thumbnail (`16 x 16` RGB bytes), and whether it is of one colour, so that both mean nothing."""
+    """An image's hash, its thumbnail (`16 x 16` RGB bytes), and whether it is of one colour, so that both mean nothing."""
 
     hash: int
     thumbnail: bytes
@@ -43,9 +43,9 @@ class Look(NamedTuple):
 
 
 def look(image: Image.Image) -> Look:
-    """Hash and thumbnail of an RGB picture.
+    """Hash and thumbnail of an RGB image.
 
-    The picture is shrunk to 32 x 32; of the cosine transform of its luminance the frequencies 1 to 8 in each direction are kept
+    The image is shrunk to 32 x 32; of the cosine transform of its luminance the frequencies 1 to 8 in each direction are kept
     (DCT-II, no constant term); a bit is set where a coefficient exceeds the median of the 64. Bit 0 is the lowest frequency.
     """
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
@@ -66,10 +66,10 @@ def near_pairs(
     """All pairs `i < j` whose hashes differ in at most `max_bits` bits, each once, a stretch at a time.
 
     The 64 bits are cut into `max_bits + 1` bands: two hashes that differ in no more bits agree in one band at least, so only
-    pictures that share the value of a band are compared. 100,000 photos take some seconds, not 5 billion comparisons.
+    images that share the value of a band are compared. 100,000 photos take some seconds, not 5 billion comparisons.
 
     Args:
-        hashes: of the pictures.
+        hashes: of the images.
         max_bits: from 0 to 16.
     """
     borders = np.linspace(0, 64, max_bits + 2).round().astype(int)
@@ -97,8 +97,8 @@ def similarity(a: UInt8[np.ndarray, "pairs 768"], b: UInt8[np.ndarray, "pairs 76
     """How alike thumbnails are: the correlation of their pixels after each channel's mean is taken off.
 
     A channel that holds a tenth of a thumbnail's variance and disagrees (below 0.9) counts alone, so that a red thing is not taken
-    for a black one. A grey picture is compared with the grey of the other one, whose contrast may differ by a quarter. Two
-    pictures of one colour have likeness 0.
+    for a black one. A grey image is compared with the grey of the other one, whose contrast may differ by a quarter. Two
+    images of one colour have likeness 0.
     """
     out = np.empty(len(a), dtype=np.float32)
     for at in range(0, len(a), CHUNK):

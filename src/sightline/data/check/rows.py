@@ -207,7 +207,7 @@ def measure_rows(
         dataset: holds the records.
         indices: of the records, in order.
         builder: makes rows.
-        rules: how conversations of one picture are grouped.
+        rules: how conversations of one image are grouped.
         on_skip: called with each conversation that is left out.
     """
     figures = RowFigures(builder, on_skip)

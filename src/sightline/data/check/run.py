@@ -257,9 +257,9 @@ class CheckReport:
             "bad": [fault.to_json() for fault in self.bad.first],
             "bad_left_out": self.bad.left_out,
             "odd": dict(sorted(self.odd.counts.items())),
-            "odd_pictures": [fault.to_json() for fault in self.odd.first],
+            "odd_images": [fault.to_json() for fault in self.odd.first],
             "odd_left_out": self.odd.left_out,
-            "pictures": {key: value for key, value in asdict(self.images).items() if value is not None},
+            "images": {key: value for key, value in asdict(self.images).items() if value is not None},
             "records": self.records.to_json(),
             "duplicates": self.duplicates.to_json(self.name),
         }
@@ -307,7 +307,7 @@ def check(
     damaged = (
         tuple(fault for dataset in datasets[: len(folders)] for fault in dataset.damaged_files()) if options.check_hash else ()
     )
-    found = {"pictures": reading.occurrences(image_table), "texts": reading.texts, "records": reading.wholes}
+    found = {"images": reading.occurrences(image_table), "texts": reading.texts, "records": reading.wholes}
     duplicates = find_duplicates(reading.places, len(folders), image_table, found, options.near_bits)
     return CheckReport(
         datasets, len(folders), options, bad, odd, by_folder, damaged, reading.figures, image_table, duplicates, reading.unreadable

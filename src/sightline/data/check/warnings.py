@@ -43,47 +43,47 @@ def _records(report: "DataReport") -> Iterator[str]:
         lost = sum(folder.prepared.get("skipped", {}).values())
         if lost:
             share = _percent(lost, folder.prepared["input"])
-            told = _several(lost, "record was", "records were")
-            yield f"When {folder.path} was prepared, {told} left out ({share}); see its skipped.jsonl."
+            subject = _several(lost, "record was", "records were")
+            yield f"When {folder.path} was prepared, {subject} left out ({share}); see its skipped.jsonl."
     for other in checked.against:
         if other.unusable:
-            told = _several(other.unusable, "picture", "pictures")
-            yield f"{told} of {other.path} cannot be opened; it was not compared by its looks."
+            subject = _several(other.unusable, "image", "images")
+            yield f"{subject} of {other.path} cannot be opened; it was not compared by its looks."
 
 
 def _duplicates(report: "DataReport") -> Iterator[str]:
     found = report.checked.duplicates
-    for item in found.between["pictures"]:
+    for item in found.between["images"]:
         exact, near, whole = item.exact, item.near_b, item.total_b
         if exact:
             more = f"; {_percent(near, whole)} more look like one there ({near:,})" if near else ""
-            told = f"{_percent(exact, whole)} of the pictures of {item.b} also stand in {item.a}"
-            yield f"{told} ({exact:,}, the same file{'' if exact == 1 else 's'}){more}."
+            subject = f"{_percent(exact, whole)} of the images of {item.b} also stand in {item.a}"
+            yield f"{subject} ({exact:,}, the same file{'' if exact == 1 else 's'}){more}."
         elif near:
-            yield f"{_percent(near, whole)} of the pictures of {item.b} look like one of {item.a} ({near:,}, other files)."
+            yield f"{_percent(near, whole)} of the images of {item.b} look like one of {item.a} ({near:,}, other files)."
     for item in found.within["records"]:
         extra = item.in_records - item.repeated
         if extra:
-            told = _several(extra, f"record of {item.place} repeats", f"records of {item.place} repeat")
-            yield f"{told} another one: the same pictures and the same captions or question."
-    for item in found.within["pictures"]:
+            subject = _several(extra, f"record of {item.place} repeats", f"records of {item.place} repeat")
+            yield f"{subject} another one: the same images and the same captions or question."
+    for item in found.within["images"]:
         if item.near:
             share = _percent(item.near, item.distinct)
-            yield f"{item.near:,} pictures of {item.place} ({share}) look like another one there (other files)."
+            yield f"{item.near:,} images of {item.place} ({share}) look like another one there (other files)."
     for item in found.between["texts"]:
         if item.share_b >= LEAKED_TEXTS:
-            told = f"{100 * item.share_b:.0f} % of the records of {item.b} ({item.total_b:,})"
-            yield f"{told} have the captions or the question of a record of {item.a}, word for word."
+            subject = f"{100 * item.share_b:.0f} % of the records of {item.b} ({item.total_b:,})"
+            yield f"{subject} have the captions or the question of a record of {item.a}, word for word."
     if not found.is_whole:
-        yield "There are so many pictures alike that the search for them was stopped; the numbers of near duplicates are too small."
+        yield "There are so many images alike that the search for them was stopped; the numbers of near duplicates are too small."
 
 
 def _captions(report: "DataReport") -> Iterator[str]:
     for split, found in report.checked.records.images_of_captions.items():
         if found.in_records > SAME_IMAGE * found.records:
-            told = _several(found.repeated, "image", "images")
+            subject = _several(found.repeated, "image", "images")
             yield (
-                f"{told} of {split} stand{'s' if found.repeated == 1 else ''} in {found.in_records:,} records of captions "
+                f"{subject} of {split} stand{'s' if found.repeated == 1 else ''} in {found.in_records:,} records of captions "
                 f"(up to {found.most:,} each): each caption is scored without the others as references, and figures do not "
                 "compare with published ones. Prepare the set again with --group image."
             )
@@ -92,15 +92,15 @@ def _captions(report: "DataReport") -> Iterator[str]:
 def _labels(report: "DataReport") -> Iterator[str]:
     for split, most in report.checked.records.majority.items():
         if most.share >= GUESSED and most.in_records > 1:
-            told = f"The answer {most.answer!r} is right for {100 * most.share:.0f} % of the questions of {split}"
-            yield f"{told}: so much is reached without a look at the pictures."
+            subject = f"The answer {most.answer!r} is right for {100 * most.share:.0f} % of the questions of {split}"
+            yield f"{subject}: so much is reached without a look at the images."
 
 
 def _odd(report: "DataReport") -> Iterator[str]:
     words = {"image_flat": "of one colour", "image_strip": "very long and narrow", "image_tiny": "very small"}
     for reason, count in _by_count(report.checked.odd.counts):
-        told = _several(count, "picture is", "pictures are")
-        yield f"{told} {words[reason]} ({_percent(count, report.checked.images.files)})."
+        subject = _several(count, "image is", "images are")
+        yield f"{subject} {words[reason]} ({_percent(count, report.checked.images.files)})."
 
 
 def _training(report: "DataReport") -> Iterator[str]:
@@ -123,10 +123,10 @@ def _training(report: "DataReport") -> Iterator[str]:
         if epoch is None:
             yield f"Stage {stage.name} has nothing to train on: {stage.why}."
         elif stage.pack and epoch.fill < POOR_FILL and epoch.rows > FEW_ROWS:
-            told = f"The rows of stage {stage.name} are only {100 * epoch.fill:.0f} % full"
+            subject = f"The rows of stage {stage.name} are only {100 * epoch.fill:.0f} % full"
             images = epoch.rows_full_of_images
-            why = f" {images:,} of {epoch.rows:,} hold as many pictures as a row may (data.row_images)." if images else ""
-            yield f"{told}; longer rows (data.row_tokens) fill better.{why}"
+            why = f" {images:,} of {epoch.rows:,} hold as many images as a row may (data.row_images)." if images else ""
+            yield f"{subject}; longer rows (data.row_tokens) fill better.{why}"
         if stage.refused:
             yield f"Training would stop: {stage.refused}"
         if not stage.ends_answers:
@@ -136,8 +136,8 @@ def _training(report: "DataReport") -> Iterator[str]:
 def _gain(report: "DataReport") -> Iterator[str]:
     gain = report.gain
     if gain is not None and gain.below_zero:
-        told = f"{_percent(gain.below_zero, gain.texts)} of the texts ({gain.below_zero:,}) are made less likely"
-        yield f"{told} by their own pictures, as {gain.model} sees them: look at the lowest of them."
+        subject = f"{_percent(gain.below_zero, gain.texts)} of the texts ({gain.below_zero:,}) are made less likely"
+        yield f"{subject} by their own images, as {gain.model} sees them: look at the lowest of them."
 
 
 def _by_count(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:

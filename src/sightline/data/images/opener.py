@@ -119,7 +119,7 @@ def open_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS, draft
             `image_too_large` (bytes), `image_format` (none of the six), `image_too_small`, `image_too_many_pixels`,
             `image_aspect`, `image_bomb` (pixels per byte), `image_broken`, `image_memory`,
             `image_mode`, `image_not_finite`.
-        UsageError: other code told Pillow to load truncated files.
+        UsageError: other code set Pillow to load truncated files.
     """
     return open_with_orientation(source, limits, draft_side)[0]
 
@@ -158,35 +158,35 @@ def open_with_orientation(
 
 
 def as_rgb(image: "Image.Image | np.ndarray") -> Image.Image:
-    """Returns an opened picture or an array as an RGB picture, by the rules of `open_image`.
+    """Returns an opened image or an array as an RGB image, by the rules of `open_image`.
 
     Args:
-        image: a picture of any mode; or an array `[h, w]`, `[h, w, 1|3|4]` or `[1|3, h, w]`: bytes, or other numbers (as mode I or
+        image: an image of any mode; or an array `[h, w]`, `[h, w, 1|3|4]` or `[1|3, h, w]`: bytes, or other numbers (as mode I or
             F of `open_image`).
 
     Raises:
         RecordError: `image_broken`, `image_mode`, `image_not_finite`.
     """
     if isinstance(image, np.ndarray):
-        return _picture_of(image)
+        return _image_of(image)
     try:
         image.load()
         orientation = _orientation(image)
         clean = _to_rgb(image, bytes(24) + b"\x08")  # the file's bytes are gone: 8 bits a channel, as nearly all files have
     except RecordError:
         raise
-    except Exception as error:  # a picture may be decoded only now; as in open_image
+    except Exception as error:  # an image may be decoded only now; as in open_image
         raise RecordError("image_broken", _error_text(error)) from error
     return clean.transpose(_TURNS[orientation]) if orientation in _TURNS else clean
 
 
-def _picture_of(values: np.ndarray) -> Image.Image:
+def _image_of(values: np.ndarray) -> Image.Image:
     if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3, 4):
         values = values.transpose(1, 2, 0)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))) or 0 in values.shape:
-        raise RecordError("image_mode", f"an array of shape {list(values.shape)} is no picture; give [height, width, 3]")
+        raise RecordError("image_mode", f"an array of shape {list(values.shape)} is no image; give [height, width, 3]")
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
     if values.dtype != np.uint8:

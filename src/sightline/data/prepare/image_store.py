@@ -24,7 +24,7 @@ from sightline.runtime.workers import TaskFailure
 from sightline.types import ImageInfo
 
 SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
-NAME_DIGITS = 16  # of sha256; two different images of one name are told apart by their whole hash
+NAME_DIGITS = 16  # of sha256; two different images of one name are distinguished by their whole hash
 REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that names them
 JOURNAL, JOURNAL_KEYS = "journal.jsonl", ("key", "checked", "name")
 AHEAD = 1024  # journal lines within which an image is looked for

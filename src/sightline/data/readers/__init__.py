@@ -35,6 +35,6 @@ FORMATS: dict[str, Format] = {
     "sroie": _table("sroie", "MIT"),
     "textcaps": _table("textcaps", "CC BY 4.0"),
     "textvqa": _table("textvqa", "CC BY 4.0"),
-    "urls": Format(urls.read, tuple(sorted(urls.KEYS)), "each picture has its own", is_remote=True),
+    "urls": Format(urls.read, tuple(sorted(urls.KEYS)), "each image has its own", is_remote=True),
     "webdataset": Format(webdataset.read, tuple(webdataset.KEYS), groups_by_image=True),
 }

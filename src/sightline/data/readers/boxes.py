@@ -65,7 +65,7 @@ def turned_box(xyxy: Sequence[float], orientation: int) -> tuple[float, float, f
 
 
 def refers_to_shown(stated: tuple[int, int] | None, shown_size: tuple[int, int], orientation: int) -> bool:
-    """Whether the width and height that a source states are those of the image after its turn; False where that cannot be told."""
+    """Whether the width and height that a source states are those of the image after its turn; False where that cannot be known."""
     if orientation < 5 or stated is None or stated[0] == stated[1]:
         return False
     return (stated[0] > stated[1]) == (shown_size[0] > shown_size[1])

@@ -76,11 +76,11 @@ def _suffix(member: Member) -> str:
 
 def _cut(key: str, members: list[Member]) -> Iterator[tuple[str, list[Member]]]:
     """The samples that members of one key are: one, unless their names have dots or repeat."""
-    pictures = {_stem(member) for member in members if has_image_suffix(member.name)}
+    images = {_stem(member) for member in members if has_image_suffix(member.name)}
     others = [_stem(member) for member in members if not has_image_suffix(member.name)]
     texts = [_stem(member) for member in members if _suffix(member) in TEXT_SUFFIXES]
-    has_dots = any(stem != key and stem in pictures for stem in others)
-    if has_dots or (not pictures and key not in texts and len(set(texts)) > 1):
+    has_dots = any(stem != key and stem in images for stem in others)
+    if has_dots or (not images and key not in texts and len(set(texts)) > 1):
         for stem, group in groupby(members, _stem):
             yield from _unrepeated(stem, list(group))
     else:

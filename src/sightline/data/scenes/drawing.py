@@ -13,7 +13,7 @@ from sightline.data.scenes.world import SIGN_CELLS, SIGN_FRAME, Background, Scen
 from sightline.errors import UsageError
 
 SAMPLES = 4  # along each side of a pixel
-MIN_SIZE, MAX_SIZE = 32, 1024  # below, shapes cannot be told apart; above, the polygon test would leave 64 bits
+MIN_SIZE, MAX_SIZE = 32, 1024  # below, shapes cannot be distinguished; above, the polygon test would leave 64 bits
 MIN_SIZE_WITH_SIGN = 64  # below, the dots of a letter are smaller than a pixel
 BOARD, INK = (252, 252, 252), (40, 40, 40)
 
@@ -86,8 +86,8 @@ def check_size(size: int, has_sign: bool) -> None:
     """
     smallest = MIN_SIZE_WITH_SIGN if has_sign else MIN_SIZE
     if not smallest <= size <= MAX_SIZE:
-        reason = " Letters cannot be read in smaller pictures." if has_sign else ""
-        raise UsageError(f"Picture size is {size}.", f"Choose {smallest} to {MAX_SIZE}.{reason}")
+        reason = " Letters cannot be read in smaller images." if has_sign else ""
+        raise UsageError(f"Image size is {size}.", f"Choose {smallest} to {MAX_SIZE}.{reason}")
 
 
 def _background(background: Background, size: int) -> np.ndarray:

@@ -193,7 +193,7 @@ def _many_captions(scene: Scene, draws: Draws) -> list[SceneCaption]:
     others = [
         SceneCaption(Reads(scene.sign.text), draws.below(len(_READS))),
         SceneCaption(Counted(phrase, sum(map(phrase.matches, scene.things))), draws.below(len(_COUNTED))),
-        *(relations + retold)[:2],  # always four, so that which of them are told does not hang on what there is
+        *(relations + retold)[:2],  # always four, so that the order of draws does not depend on the scene
     ]
     return [SceneCaption(inventory, 0), *draws.shuffled(others), *retold]
 
@@ -225,7 +225,7 @@ _CANONICAL_RELATIONS = ("left of", "above", "inside")
 _TRIALS = 12  # redraws before a kind is given up for a scene
 
 
-def negatives(scene: Scene, told: Sequence[SceneCaption], avoid: Collection[tuple[str, str]] = ()) -> list[Negative]:
+def negatives(scene: Scene, scene_captions: Sequence[SceneCaption], avoid: Collection[tuple[str, str]] = ()) -> list[Negative]:
     """One false sentence of each kind that the captions allow.
 
     It is made from the first caption that has such a part, so at levels 1 and 2 from the canonical one. Counts are changed in
@@ -233,26 +233,26 @@ def negatives(scene: Scene, told: Sequence[SceneCaption], avoid: Collection[tupl
     inventories whose groups are of one size came first.
 
     Args:
-        told: captions of the scene, as `captions` gives them.
+        scene_captions: captions of the scene, as `captions` gives them.
         avoid: (color, shape) pairs that no sentence may name, because they are kept for another split.
     """
     draws = scene.draws(Stream.NEGATIVES)
-    found = [_negative(scene, told, kind, draws, avoid) for kind in NEGATIVE_KINDS]
+    found = [_negative(scene, scene_captions, kind, draws, avoid) for kind in NEGATIVE_KINDS]
     return [negative for negative in found if negative is not None]
 
 
 def _negative(
-    scene: Scene, told: Sequence[SceneCaption], kind: str, draws: Draws, avoid: Collection[tuple[str, str]]
+    scene: Scene, scene_captions: Sequence[SceneCaption], kind: str, draws: Draws, avoid: Collection[tuple[str, str]]
 ) -> Negative | None:
-    order = list(range(len(told)))
+    order = list(range(len(scene_captions)))
     if kind == "change_count":
-        order.sort(key=lambda number: not isinstance(told[number].statement, Counted))
+        order.sort(key=lambda number: not isinstance(scene_captions[number].statement, Counted))
     for number in order:
         for _ in range(_TRIALS):
-            statement = _changed(told[number], kind, draws, scene.level)
+            statement = _changed(scene_captions[number], kind, draws, scene.level)
             if statement is None:
                 break
-            changed = SceneCaption(statement, told[number].template)
+            changed = SceneCaption(statement, scene_captions[number].template)
             is_false = is_usual(changed, scene.level) and truth(statement, scene) is False
             if is_false and not pairs_named(statement) & set(avoid):
                 return Negative(changed, kind, number)

@@ -102,7 +102,7 @@ def _unit_edges(shape: str, angle: int) -> np.ndarray:
 def edges(shape: str, angle: int, radius: float, x: float, y: float) -> np.ndarray:
     """The edges of a thing, int64 [edges, 4], as x and y of both ends, in units of 1/65536 of the image's side.
 
-    They close one contour or two; what lies inside is told by the even-odd rule.
+    They close one contour or two; what lies inside follows from the even-odd rule.
     """
     center = [round(x * UNIT), round(y * UNIT)] * 2
     return ((_unit_edges(shape, angle) * round(radius * UNIT) + UNIT // 2) >> 16) + np.array(center, dtype=np.int64)

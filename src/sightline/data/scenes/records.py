@@ -67,8 +67,8 @@ def generate(
         if ask:
             records = question_records(scene, questions(scene, avoid), split)
         else:
-            told = captions(scene, num_captions)
-            records = [caption_record(scene, told, negatives(scene, told, avoid), split)]
+            scene_captions = captions(scene, num_captions)
+            records = [caption_record(scene, scene_captions, negatives(scene, scene_captions, avoid), split)]
         image = render(scene, size)
         for record in records:
             yield record, image
@@ -95,7 +95,7 @@ def scene_id(scene: Scene) -> str:
     return f"scenes-{scene.seed}-{scene.level}-{scene.index:06d}"
 
 
-def caption_record(scene: Scene, told: list[SceneCaption], false: list[Negative], split: str) -> Record:
+def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list[Negative], split: str) -> Record:
     """A record with captions, boxes and hard negatives.
 
     Its meta has `level`, `seed`, `index`, `objects`, `sign`, `canonical`, and, with one entry for each negative,
@@ -104,13 +104,13 @@ def caption_record(scene: Scene, told: list[SceneCaption], false: list[Negative]
     return Record(
         id=scene_id(scene),
         images=(f"{scene_id(scene)}.png",),
-        captions=tuple(caption.text for caption in told),
+        captions=tuple(caption.text for caption in scene_captions),
         boxes=boxes(scene),
         negatives=tuple(negative.caption.text for negative in false),
         split=split,
         meta={
             **_description(scene),
-            "canonical": told[0].text,
+            "canonical": scene_captions[0].text,
             "negative_kinds": [negative.kind for negative in false],
             "negative_of": [negative.of for negative in false],
         },

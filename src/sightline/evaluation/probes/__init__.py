@@ -1,4 +1,4 @@
-"""Probes: what a model does with a picture before it says anything. One file each.
+"""Probes: what a model does with an image before it says anything. One file each.
 
 These need no more than the connector and what comes in; `sightline.assembly.evaluate.probe` opens models and data for them.
 """

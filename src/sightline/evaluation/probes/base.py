@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ProbedRecord:
-    """The pictures of a record as they reach the connector.
+    """The images of a record as they reach the connector.
 
     Attributes:
         record_id: of the record.

@@ -1,8 +1,8 @@
-"""`gain`: how much the picture raises the logit of each supervised token of a text, for own and for foreign pictures.
+"""`gain`: how much the image raises the logit of each supervised token of a text, for own and for foreign images.
 
 The gain is the number that CAL weighs tokens by: `z(t_s | image, t_<s) - z(t_s | t_<s)`. Summed up here: percentiles, by which
-a clamp is chosen; the words that owe most and least to the picture; and how well a text's mean gain tells its own picture from
-another record's, which says whether the gain can find texts that do not belong to their pictures.
+a clamp is chosen; the words that owe most and least to the image; and how well a text's mean gain tells its own image from
+another record's, which says whether the gain can find texts that do not belong to their images.
 """
 
 import re
@@ -25,7 +25,7 @@ class TextGain:
         record_id: of the record.
         text: the conversation's number in the record (a caption).
         pieces: what each supervised token stands for.
-        gains: gain of each of them; NaN where nothing but the picture precedes the token.
+        gains: gain of each of them; NaN where nothing but the image precedes the token.
     """
 
     record_id: str
@@ -69,7 +69,7 @@ class TextGain:
 
 @dataclass(frozen=True)
 class GainExample:
-    """A record to be shown: its picture as a file, its own texts, and a text of another record that was asked of this picture."""
+    """A record to be shown: its image as a file, its own texts, and a text of another record that was asked of this image."""
 
     record_id: str
     image: bytes | None
@@ -89,8 +89,8 @@ class GainFindings:
     """Gains of the texts of some records.
 
     Attributes:
-        own: texts with their own pictures.
-        foreign: the same texts with pictures of other records, in the same order as far as these could be opened.
+        own: texts with their own images.
+        foreign: the same texts with images of other records, in the same order as far as these could be opened.
         shown: records to look at.
         skipped: records that could not be used, by reason.
     """
@@ -111,7 +111,7 @@ class GainFindings:
             "separation": separation(self.own, self.foreign),
             "higher_with_own": higher_with_own(self.own, self.foreign),
             "words": [{"word": word, "gain": gain, "times": times} for word, gain, times in (*most, *least)],
-            "pictures": [shown.to_json() for shown in self.shown],
+            "images": [shown.to_json() for shown in self.shown],
             "skipped": dict(self.skipped),
         }
 
@@ -120,12 +120,12 @@ class GainFindings:
         skipped = ", ".join(f"{reason} {count}" for reason, count in self.skipped.items())
         return {
             "texts": f"{len(self.own):,} of {len({text.record_id for text in self.own}):,} records, {own['tokens']:,} tokens",
-            "mean gain of a token": f"{own['mean']:.3f}, with foreign pictures {foreign['mean']:.3f}",
+            "mean gain of a token": f"{own['mean']:.3f}, with foreign images {foreign['mean']:.3f}",
             "median": f"{round(own['percentiles']['p50'], 3) + 0.0:.3f}",
             "90th percentile": f"{own['percentiles']['p90']:.3f} (a clamp for this model: objective.high)",
             "tokens above 1": f"{own['share_above_1']:.1%}, above 5 {own['share_above_5']:.1%}",
             "tells own from foreign": f"{separation(self.own, self.foreign):.3f} (area under ROC; 0.5 is chance)",
-            "higher with own picture": f"{higher_with_own(self.own, self.foreign):.1%} of the texts",
+            "higher with own image": f"{higher_with_own(self.own, self.foreign):.1%} of the texts",
             **({"skipped records": skipped} if skipped else {}),
         }
 
@@ -148,7 +148,7 @@ class GainFindings:
             "median gain": f"{round(marks['median'], 2) + 0.0:.2f}",
             "90th percentile": f"{marks['90 %']:.2f}",
             "tells own from foreign": f"{separation(self.own, self.foreign):.3f}",
-            "higher with own picture": f"{higher_with_own(self.own, self.foreign):.0%}",
+            "higher with own image": f"{higher_with_own(self.own, self.foreign):.0%}",
         }
 
     def marks(self) -> dict[str, float]:
@@ -176,7 +176,7 @@ def percentiles(gains: Iterable[float], shares: Sequence[float]) -> dict[str, fl
 
 
 def separation(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
-    """Chance that a text's mean gain is higher with its own picture than another text's with a foreign one (area under ROC)."""
+    """Chance that a text's mean gain is higher with its own image than another text's with a foreign one (area under ROC)."""
     own, foreign = np.array([text.mean for text in true]), np.sort([text.mean for text in noisy])
     if not len(own) or not len(foreign):
         return 0.5
@@ -185,7 +185,7 @@ def separation(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
 
 
 def higher_with_own(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
-    """Share of the texts whose mean gain is higher with their own picture than with the foreign one; equal ones count half."""
+    """Share of the texts whose mean gain is higher with their own image than with the foreign one; equal ones count half."""
     other = {(text.record_id, text.text): text.mean for text in noisy}
     pairs = [(text.mean, other[key]) for text in true if (key := (text.record_id, text.text)) in other]
     if not pairs:

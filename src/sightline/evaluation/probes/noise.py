@@ -33,25 +33,25 @@ def add_noise(features_NPE: Float[Tensor, "N P E"], sigma: float, key: str) -> F
 
 
 class NoisyFeatureLoader:
-    """The features of pictures with noise, as `add_noise` draws it, for an evaluation.
+    """The features of images with noise, as `add_noise` draws it, for an evaluation.
 
     Args:
-        pictures: gives pixels or features.
+        visual_loader: gives pixels or features.
         sigma: of the noise, in units of the features' standard deviation.
-        encode: from prepared crops to features, float32; needed where `pictures` gives pixels.
+        encode: from prepared crops to features, float32; needed where `images` gives pixels.
     """
 
     def __init__(
         self,
-        pictures: VisualInputLoader,
+        visual_loader: VisualInputLoader,
         sigma: float,
         encode: Callable[[UInt8[np.ndarray, "N h w 3"]], Float[np.ndarray, "N P E"]] | None = None,
     ) -> None:
-        self.pictures, self.sigma, self.encode = pictures, sigma, encode
+        self.visual_loader, self.sigma, self.encode = visual_loader, sigma, encode
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Noisy features of a record's pictures."""
-        inputs = self.pictures.load(dataset, record)
+        """Noisy features of a record's images."""
+        inputs = self.visual_loader.load(dataset, record)
         features = inputs.features
         if features is None:
             assert inputs.pixels is not None

@@ -27,7 +27,7 @@ Mixture = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class WordCrop:
-    """One crop of a picture.
+    """One crop of an image.
 
     Attributes:
         grid: rows and columns of visual tokens; one row where they are no grid.
@@ -43,7 +43,7 @@ class WordCrop:
 
 
 @dataclass(frozen=True)
-class WordPicture:
+class WordImage:
     """The crops of a record."""
 
     record_id: str
@@ -71,7 +71,7 @@ class WordFindings:
         for_99: fewest words that hold 99 % of the mean mixture.
         most_used: words of the largest mean probability, with it.
         values: of the connector, such as its gain.
-        pictures: top words of each visual token of some records.
+        images: top words of each visual token of some records.
         skipped: records that could not be used, by reason.
     """
 
@@ -86,7 +86,7 @@ class WordFindings:
     for_99: int
     most_used: tuple[tuple[str, float], ...]
     values: dict[str, float]
-    pictures: tuple[WordPicture, ...]
+    images: tuple[WordImage, ...]
     skipped: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class WordFindings:
             "used_words": self.used,
             "words_for_99_percent": self.for_99,
             "most_used": [{"word": word, "share": share} for word, share in self.most_used],
-            "pictures": [picture.to_json() for picture in self.pictures],
+            "images": [image.to_json() for image in self.images],
             "skipped": self.skipped,
         }
 
@@ -145,12 +145,12 @@ def probe_words(
         ConfigError: the connector mixes no words.
     """
     total = _Total()
-    pictures: list[WordPicture] = []
+    images: list[WordImage] = []
     for record in seen:
         found = distribution_of(connector, record)
         total.add(found)
-        if len(pictures) < shown:
-            pictures.append(_picture(record, found, connector, text_of))
+        if len(images) < shown:
+            images.append(_image(record, found, connector, text_of))
     mean_V = total.mean()
     order = mean_V.argsort(descending=True, stable=True)
     mass = mean_V[order].cumsum(0)
@@ -166,7 +166,7 @@ def probe_words(
         for_99=int((mass < 0.99 * mass[-1]).sum()) + 1 if total.tokens else 0,
         most_used=tuple((text_of(int(word)), float(mean_V[word])) for word in order[:MOST_USED]) if total.tokens else (),
         values=connector.log_values(),
-        pictures=tuple(pictures),
+        images=tuple(images),
         skipped=skipped or {},
     )
 
@@ -219,7 +219,7 @@ class _Total:
         return torch.zeros(1, dtype=torch.float64) if self._sum_V is None else self._sum_V / max(self.tokens, 1)
 
 
-def _picture(record: ProbedRecord, found: WordDistribution, connector: Connector, text_of: Callable[[int], str]) -> WordPicture:
+def _image(record: ProbedRecord, found: WordDistribution, connector: Connector, text_of: Callable[[int], str]) -> WordImage:
     per_crop = connector.tokens_per_crop
     words, shares = found.word_NT.tolist(), found.probability_NT.tolist()
     named = [
@@ -231,4 +231,4 @@ def _picture(record: ProbedRecord, found: WordDistribution, connector: Connector
         own = slice(number * per_crop, (number + 1) * per_crop)
         pixels = None if record.pixels_NHWC is None else record.pixels_NHWC[number]
         crops.append(WordCrop(connector.token_grid, tuple(named[own]), tuple(found.entropy_N[own].tolist()), pixels))
-    return WordPicture(record.record_id, tuple(crops))
+    return WordImage(record.record_id, tuple(crops))

@@ -51,7 +51,7 @@ EDGES = [
 
 
 def sizes(count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Sizes of pictures: those at the edges and random ones of up to 1:20."""
+    """Sizes of images: those at the edges and random ones of up to 1:20."""
     draw = np.random.default_rng(seed)
     pairs = (tuple(int(side) for side in draw.integers(1, 200, 2)) for _ in range(10 * count))
     return [*EDGES, *[(w, h) for w, h in pairs if max(w, h) <= 20 * min(w, h)]][:count]
@@ -173,7 +173,7 @@ def test_split_crops_are_those_of_idefics3_and_smolvlm_bit_for_bit(family: Any, 
         assert tiling.grid(width, height) == (found["rows"][0][0], found["cols"][0][0])
 
 
-def test_a_picture_that_is_not_split_is_that_of_idefics3(tmp_path: Path) -> None:
+def test_a_image_that_is_not_split_is_that_of_idefics3(tmp_path: Path) -> None:
     processor = Idefics3ImageProcessorPil(
         size={"longest_edge": 4 * SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
     )
@@ -185,7 +185,7 @@ def test_a_picture_that_is_not_split_is_that_of_idefics3(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("splits", [True, False])
 def test_split_rows_are_the_ids_of_idefics3s_processor(tokenizer: Any, splits: bool) -> None:
-    """Several pictures of any size between texts; the line breaks around them may merge to one token and must do so alike."""
+    """Several images of any size between texts; the line breaks around them may merge to one token and must do so alike."""
     images = Idefics3ImageProcessorPil(
         size={"longest_edge": 3 * SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=splits
     )

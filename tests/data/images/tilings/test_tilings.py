@@ -1,4 +1,4 @@
-"""Tilings keep their promise: what they state of a picture's size is what its crops are."""
+"""Tilings keep their promise: what they state of an image's size is what its crops are."""
 
 import itertools
 import math
@@ -43,7 +43,7 @@ grids = st.tuples(st.integers(2, 4), st.integers(2, 4))
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """A picture in which every pixel tells where it is."""
+    """An image in which every pixel tells where it is."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8))
 
@@ -92,7 +92,7 @@ def test_tilings_with_other_settings_have_other_keys() -> None:
 # anyres -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_anyres_of_a_wide_picture_by_hand() -> None:
+def test_anyres_of_a_wide_image_by_hand() -> None:
     """40 x 20 pixels in tiles of 12: the grid 1 x 2 (24 x 12) keeps 288 pixels, 2 x 2 keeps as many and wastes more."""
     layout = AnyResConfig(tile=12).layout(40, 20, (2, 2))
     base, first, second = range(4), [4, 5, 8, 9], [6, 7, 10, 11]
@@ -107,7 +107,7 @@ def test_anyres_cuts_off_what_shows_padding_alone() -> None:
 
 
 def brute_force_tokens(width: int, height: int, grid: tuple[int, int], tiles: tuple[int, int]) -> int:
-    """Token count from LLaVA-NeXT's definition, in exact fractions: centred picture, equal cuts on both sides."""
+    """Token count from LLaVA-NeXT's definition, in exact fractions: centred image, equal cuts on both sides."""
     rows, columns = tiles[0] * grid[0], tiles[1] * grid[1]
     scale = min(Fraction(columns, width), Fraction(rows, height))
     seen_rows, seen_columns = math.floor(height * scale), math.floor(width * scale)
@@ -131,7 +131,7 @@ def test_a_limit_of_tiles_leaves_out_the_larger_grids() -> None:
         AnyResConfig(grids=((2, 2),), max_tiles=3).fitted(SIDE, SIDE)
 
 
-def test_a_picture_that_is_smaller_than_a_tile_is_not_cut() -> None:
+def test_a_image_that_is_smaller_than_a_tile_is_not_cut() -> None:
     assert best_grid(10, 10, GRIDS["up_to_6x6"], SIDE) == (1, 1)
 
 
@@ -157,7 +157,7 @@ def test_anyres_refuses_tokens_without_rows_and_columns() -> None:
         ((120, 80), (2, 3)),
     ],
 )
-def test_cover_takes_the_grid_of_the_pictures_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_cover_takes_the_grid_of_the_images_shape(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert best_cover(*size, 9, SIDE) == expected
 
 
@@ -175,7 +175,7 @@ def test_no_other_grid_is_covered_better(size: tuple[int, int], max_tiles: int) 
     assert covered(*best) == max(covered(*pair) for pair in pairs)
 
 
-def test_the_tiles_of_a_cover_put_together_are_the_stretched_picture() -> None:
+def test_the_tiles_of_a_cover_put_together_are_the_stretched_image() -> None:
     tiling, image = CoverConfig(tile=SIDE, with_global=True), picture(120, 80)
     crops = tiling.crops(image, PREPARATION)
     whole = np.asarray(image.resize((3 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC))
@@ -183,7 +183,7 @@ def test_the_tiles_of_a_cover_put_together_are_the_stretched_picture() -> None:
         np.testing.assert_array_equal(crops[number], whole[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE])
     np.testing.assert_array_equal(crops[6], np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
     assert tiling.layout(120, 80, (2, 2)).num_crops == 7
-    assert tiling.layout(10, 10, (2, 2)).num_crops == 1  # a picture of one tile is not seen twice
+    assert tiling.layout(10, 10, (2, 2)).num_crops == 1  # an image of one tile is not seen twice
     assert CoverConfig(tile=SIDE).layout(120, 80, (2, 2)).num_crops == 6
 
 
