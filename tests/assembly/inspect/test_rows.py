@@ -138,7 +138,9 @@ def test_conversations_that_are_left_out_are_told_and_refuse_as_training_would(t
     found = training_report(check([path], HERE), config_blueprint(config), lambda place, left: told.append((place, left)))
     assert [(place, left.id, left.conversation, left.reason) for place, left in told] == [("train", "long", 0, "too_long")]
     (stage,) = found.stages
-    assert stage.refused.startswith("1 of 3 conversations of split 'train' cannot be trained on (too_long 1).")
+    assert stage.refused.startswith(
+        "1 of 3 conversations of split 'train' cannot be trained on (too_long 1), data.max_skipped allows a share of 0.01."
+    )
     made = build_from_config(config, Processing(max_tokens=120), None)
     with pytest.raises(SkipLimitError) as caught:
         build_corpus(made, stage_plan(config, 0).data, None)
@@ -167,7 +169,7 @@ def test_the_budget_decides_over_records_conversations_and_changed_files(tmp_pat
 def test_records_that_cannot_be_read_do_not_stop_the_rows(tmp_path: Path) -> None:
     path = data(tmp_path / "data")
     lines = (path / "records.jsonl").read_bytes()
-    (path / "records.jsonl").write_bytes(lines.replace(b'"image 0, the 0. caption"', b'                          "'))
+    (path / "records.jsonl").write_bytes(lines.replace(b'"image 0, the 0. caption"', b'                        "'))
     told = check_data(request(path, describe=lambda folders: config_blueprint(run_config(path=str(path))))).to_json()
     assert told["skipped"] == {"record_damaged": 1}
     assert told["training"]["rows"]["train"]["kept"] == sum(1 + n % 4 for n in range(1, 12)) + 4

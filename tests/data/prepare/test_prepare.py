@@ -18,10 +18,10 @@ from sightline.data.dataset import open_dataset
 from sightline.data.prepare import image_store as landing
 from sightline.data.prepare import run as prepare
 from sightline.data.prepare.run import PrepareOptions
-from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.readers import Skip, SourceOptions
 from sightline.data.records import record_to_json
+from sightline.data.skip_limit import SkipLimit
 from sightline.errors import DataError, SkipLimitError, StorageError, UsageError
 from tests.data import crashing
 from tests.data.broken_images import bombs, damaged_files

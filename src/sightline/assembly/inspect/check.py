@@ -16,6 +16,7 @@ from sightline.data.check.rows import Left
 from sightline.data.check.thumbnails import make_thumbnails
 from sightline.data.dataset import Dataset
 from sightline.data.images.reader import ImageLocation
+from sightline.data.skip_limit import check_skip_limit
 from sightline.errors import DataError, RecordError, SkipLimitError
 from sightline.reporting.check_page import ExampleRecord, check_page, shown_locations
 from sightline.runtime.keyed import keyed_generator
@@ -87,11 +88,8 @@ def judge(report: DataReport, max_skipped: float) -> None:
     checked = report.checked
     if checked.damaged_files:
         raise DataError(f"the data is damaged: {'; '.join(checked.damaged_files[:10])}.", "Prepare it again.")
-    if checked.num_bad > max_skipped * checked.input:
-        raise SkipLimitError(
-            f"{checked.num_bad} of {checked.input} records cannot be used, --max-skipped allows a share of {max_skipped:g}.",
-            "Prepare the data again, or allow more with --max-skipped.",
-        )
+    remedy = "Prepare the data again, or allow more with --max-skipped."
+    check_skip_limit(checked.num_bad, checked.input, max_skipped, "records cannot be used", remedy)
     for stage in report.training.stages if report.training is not None else ():
         if stage.refused:
             raise SkipLimitError(f"stage {stage.name}: {stage.refused}")

@@ -15,7 +15,7 @@ from sightline.data.check.report import StageFigures, TrainingFigures
 from sightline.data.check.rows import ConversationLengths, Left, RowFigures, RowSummary, epoch_figures, measure_rows
 from sightline.data.dataset import Dataset
 from sightline.data.samples.label_noise import with_noise
-from sightline.data.samples.length_table import LengthTableRules, SampleTotals, check_skip_limit
+from sightline.data.samples.length_table import LengthTableRules, SampleTotals, check_trainable
 from sightline.errors import SkipLimitError
 
 OnSkip = Callable[[str, Left], None]
@@ -131,7 +131,7 @@ def _stage(stage: StageConfig, plan: StagePlan, measured: _RowMeasurements) -> S
     try:
         for source, own in zip(sources, figures, strict=True):
             assert own.table is not None
-            check_skip_limit(own.table, data.max_skipped, source.split)
+            check_trainable(own.table, data.max_skipped, source.split)
     except SkipLimitError as error:
         out = replace(out, refused=str(error))
     if not all(own.table for own in figures):

@@ -18,7 +18,8 @@ import numpy as np
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureDtype, RowFormat
 from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, select_images, write_store
-from sightline.errors import DataError, SkipLimitError, UsageError
+from sightline.data.skip_limit import check_skip_limit
+from sightline.errors import DataError, UsageError
 from sightline.runtime.logs import logger
 from sightline.runtime.optional import require
 from sightline.runtime.storage import sha256_file
@@ -176,13 +177,11 @@ def _check_found(
         return
     record = datasets[int(selection.dataset[lost[0]])].record(int(selection.record[lost[0]]))
     name = record.images[int(selection.image[lost[0]])]
-    what = f"{len(lost)} of {len(selection)} images have no row in the table, for example {name!r} of record {record.id!r}"
-    if len(lost) > max_skipped * len(selection) or len(lost) == len(selection):
-        raise SkipLimitError(
-            f"{what}; the table's first name is {names[0]!r}, --max-skipped allows a share of {max_skipped:g}.",
-            "Names must agree: prepare the data set with --without-images (keeps its image names), or with --map id=KEY.",
-        )
-    logger.warning("%s; training and evaluation skip the records that need them", what)
+    what = f"images have no row in the table, for example {name!r} of record {record.id!r}"
+    remedy = "Names must agree: prepare the data set with --without-images (keeps its image names), or with --map id=KEY."
+    allowed = max_skipped if len(lost) < len(selection) else 0.0
+    check_skip_limit(len(lost), len(selection), allowed, f"{what}; the table's first name is {names[0]!r}", remedy)
+    logger.warning("%d of %d %s; training and evaluation skip the records that need them", len(lost), len(selection), what)
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------------

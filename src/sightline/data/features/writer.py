@@ -20,7 +20,8 @@ from jaxtyping import Float, Int, UInt8
 
 from sightline.data.dataset import UNFINISHED, Dataset
 from sightline.data.features.store import INDEX, SCHEMA, SKIPPED, STORE, FeatureStore, RowFormat, format_bytes, sorted_index
-from sightline.errors import DataError, NumericsError, SkipLimitError, Stopped, StorageError, UsageError
+from sightline.data.skip_limit import check_skip_limit, reasons_text
+from sightline.errors import DataError, NumericsError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, logger, progress
 from sightline.runtime.signals import watch_signals
@@ -397,13 +398,10 @@ class _Writer:
         return int(np.searchsorted(self.first_row, row, side="right")) - 1
 
     def _check_skip_limit(self, lost: Sequence[MissingImage]) -> None:
-        if len(lost) > self.max_skipped * len(self.selection):
-            reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(item.reason for item in lost).most_common(5))
-            raise SkipLimitError(
-                f"{len(lost)} of {len(self.selection)} images have no features ({reasons}), --max-skipped allows a share of "
-                f"{self.max_skipped:g}; for example: {lost[0].detail}.",
-                f"Repair the data set, or allow more. Finished shards are kept in {self.work}.",
-            )
+        example = f"; for example: {lost[0].detail}" if lost else ""
+        what = f"images have no features ({reasons_text(Counter(item.reason for item in lost))}){example}"
+        remedy = f"Repair the data set, or allow more with --max-skipped. Finished shards are kept in {self.work}."
+        check_skip_limit(len(lost), len(self.selection), self.max_skipped, what, remedy)
 
     def _finish(
         self, identity: Mapping[str, str], entries: Sequence[dict[str, Any]], lost: Sequence[MissingImage]

@@ -1,7 +1,8 @@
-"""Reads single images of data sets. Every image of a record that is opened anywhere is opened by `read_image`."""
+"""Reads single images: those of records with `read_image`, those of a source that is being prepared with `check_image`."""
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,20 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sightline.data.dataset import Dataset
-from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
+from sightline.data.images.opener import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    inspect_image,
+    open_image,
+    open_with_orientation,
+    read_image_file,
+)
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import DataError, RecordError
 from sightline.types import Record
+
+SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
 
 
 class ImageLocation(NamedTuple):
@@ -59,6 +69,31 @@ def read_image(
         known = f"{info.width} x {info.height} when it was prepared"
         raise RecordError("image_changed", f"{name} has {image.width} x {image.height} pixels, {known}")
     return image
+
+
+class ImageFacts(NamedTuple):
+    """Facts about a valid image; width and height after EXIF rotation by `orientation` (1 to 8)."""
+
+    sha256: str
+    width: int
+    height: int
+    suffix: str
+    orientation: int
+
+
+def check_image(source: Path | bytes) -> ImageFacts:
+    """Decodes an image of a source format completely and returns what a record stores about it.
+
+    Args:
+        source: a file, or its bytes.
+
+    Raises:
+        RecordError: the reasons of `open_image`.
+    """
+    data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
+    kind = inspect_image(data, DEFAULT_LIMITS).format
+    image, orientation = open_with_orientation(data, DEFAULT_LIMITS)
+    return ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height, SUFFIXES[kind], orientation)
 
 
 @dataclass(frozen=True)

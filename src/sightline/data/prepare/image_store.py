@@ -13,43 +13,20 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sightline.data.images.opener import DEFAULT_LIMITS, inspect_image, open_with_orientation, read_image_file
+from sightline.data.images.reader import ImageFacts, check_image
 from sightline.errors import RecordError
 from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
 from sightline.runtime.workers import TaskFailure
 from sightline.types import ImageInfo
 
-SUFFIXES = {"BMP": "bmp", "GIF": "gif", "JPEG": "jpg", "PNG": "png", "TIFF": "tif", "WEBP": "webp"}
 NAME_DIGITS = 16  # of sha256; two different images of one name are distinguished by their whole hash
 REMEMBERED = 1 << 16  # files whose outcome is kept for the next record that names them
 JOURNAL, JOURNAL_KEYS = "journal.jsonl", ("key", "checked", "name")
 AHEAD = 1024  # journal lines within which an image is looked for
-
-
-class ImageFacts(NamedTuple):
-    """Facts about a valid image; width and height after EXIF rotation by `orientation` (1 to 8)."""
-
-    sha256: str
-    width: int
-    height: int
-    suffix: str
-    orientation: int
-
-
-def check_image(source: Path | bytes) -> ImageFacts:
-    """Decodes an image completely.
-
-    Raises:
-        RecordError: the reasons of `open_image`.
-    """
-    data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
-    kind = inspect_image(data, DEFAULT_LIMITS).format
-    image, orientation = open_with_orientation(data, DEFAULT_LIMITS)
-    return ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height, SUFFIXES[kind], orientation)
 
 
 def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFailure, ...]:

@@ -24,7 +24,6 @@ from sightline.data.prepare.grouping import group_by_image
 from sightline.data.prepare.image_store import ImageFacts, ImageState, ImageStore, RecentImages, check_images, image_key
 from sightline.data.prepare.name_only import name_only_record
 from sightline.data.prepare.shards import remove_unsharded, write_shards
-from sightline.data.prepare.skip_limit import SkipLimit
 from sightline.data.prepare.splitting import SplitRule
 from sightline.data.prepare.texts import clean_text, is_null_word
 from sightline.data.prepare.writer import WrittenRecords, file_entry, write_records
@@ -32,6 +31,7 @@ from sightline.data.readers import FORMATS, ImageInRoot, Item, Skip, SourceOptio
 from sightline.data.readers.base import Format, uniform
 from sightline.data.readers.boxes import kept_boxes, pixel_fractions, refers_to_shown, turned_box
 from sightline.data.records import check_record, record_to_json
+from sightline.data.skip_limit import SkipLimit
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, progress

@@ -22,6 +22,7 @@ from sightline.data.dataset import Dataset
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, TextEncoding, shared_prefix
 from sightline.data.samples.token_table import TokenTable, TokenWriter, starts
+from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import DataError, RecordError, SkipLimitError, StorageError
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger, progress
@@ -210,7 +211,7 @@ def load_length_table(
     else:
         key = table_key(dataset, split, builder, rules)
         table = _read_or_write(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
-    check_skip_limit(table, rules.max_skipped, split)
+    check_trainable(table, rules.max_skipped, split)
     return table
 
 
@@ -247,23 +248,20 @@ def _make_with_texts(
     return table, writer.begin
 
 
-def check_skip_limit(table: LengthTable, max_skipped: float, split: str) -> None:
+def check_trainable(table: LengthTable, max_skipped: float, split: str) -> None:
     """Checks the share of conversations that cannot be trained on.
 
     Raises:
         SkipLimitError: it exceeds `max_skipped`, or no conversation is left.
     """
-    lost, kept = sum(table.skipped.values()), len(table.record)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(table.skipped.items(), key=lambda item: -item[1]))
+    lost, kept, reasons = sum(table.skipped.values()), len(table.record), reasons_text(table.skipped)
     if not kept:
         raise SkipLimitError(
             f"nothing of split {split!r} can be trained on ({reasons or 'it is empty'}).", "See `sightline data check`."
         )
-    if lost > max_skipped * (lost + kept):
-        raise SkipLimitError(
-            f"{lost} of {lost + kept} conversations of split {split!r} cannot be trained on ({reasons}).",
-            "See `sightline data check`, or allow more with data.max_skipped.",
-        )
+    what = f"conversations of split {split!r} cannot be trained on ({reasons})"
+    remedy = "See `sightline data check`, or allow more with data.max_skipped."
+    check_skip_limit(lost, lost + kept, max_skipped, what, remedy, "data.max_skipped")
     if lost:
         logger.info("%s: %d of %d conversations left out (%s)", split, lost, lost + kept, reasons)
 

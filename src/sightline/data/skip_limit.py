@@ -1,10 +1,11 @@
-"""The skip limit: how many records of a source may be skipped before `data prepare` stops.
+"""The skip limit: how much of a data set may be skipped before a command stops.
 
 A few broken records are normal in a large set; many mean that a path, a column or a download is wrong, and the result would be
 useless.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from sightline.data.readers.base import Skip
@@ -15,8 +16,31 @@ MAX_IN_A_ROW = 100
 EXAMPLES = 10
 
 
+def reasons_text(skipped: Mapping[str, int], most: int = 5) -> str:
+    """Returns `image_broken 3, too_long 1`, the most frequent reasons first."""
+    return ", ".join(f"{reason} {count}" for reason, count in Counter(skipped).most_common(most))
+
+
+def check_skip_limit(lost: int, total: int, share: float, what: str, remedy: str, setting: str = "--max-skipped") -> None:
+    """Stops where too much of a data set cannot be used.
+
+    Args:
+        lost: number of things that were skipped.
+        total: number of things, skipped ones included.
+        share: largest share of them that may be skipped.
+        what: what is wrong with them and why, such as "conversations of split 'train' cannot be trained on (too_long 3)".
+        remedy: what to do about it.
+        setting: option or configuration key that sets `share`.
+
+    Raises:
+        SkipLimitError: more than `share` of them were skipped.
+    """
+    if lost > share * total:
+        raise SkipLimitError(f"{lost} of {total} {what}, {setting} allows a share of {share:g}.", remedy)
+
+
 class SkipLimit:
-    """Counts kept and skipped records, and raises an error when too many are skipped.
+    """Counts the records that `data prepare` keeps and skips, and raises an error when too many are skipped.
 
     While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
     deviations), from the 200th record on; at the end the share itself decides.
@@ -66,10 +90,10 @@ class SkipLimit:
 
     def _stop(self) -> None:
         lost = sum(self.skipped.values())
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common(5))
         examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
         ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
         raise SkipLimitError(
-            f"{lost} of {self.input} records were skipped, --max-skipped allows a share of {self.share:g}: {reasons}.{examples}\n",
+            f"{lost} of {self.input} records were skipped, --max-skipped allows a share of {self.share:g}: "
+            f"{reasons_text(self.skipped)}.{examples}\n",
             f"Repair the source, or allow more with --max-skipped.{ids} Finished work is kept in {self._where}.",
         )
