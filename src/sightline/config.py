@@ -332,7 +332,7 @@ def _short_json(value: Any) -> str:
 
 
 def _locate(model: type[BaseModel], loc: tuple[str | int, ...], data: Any) -> tuple[Path_, list[str]]:
-    """The path of a pydantic location, and the valid names at its last step."""
+    """Returns the path of a pydantic location, and the valid names at its last step."""
     path: list[str | int] = []
     choices: list[str] = []
     kinds: tuple[Any, ...] = (model,)
@@ -357,7 +357,7 @@ def _at(data: Any, step: str | int) -> Any:
 
 
 def _annotation(field: FieldInfo, value: Any) -> Any:
-    """The type of a field; where a registry chooses it, the class that the value names."""
+    """Returns the type of a field; where a registry chooses it, the class that the value names."""
     chosen = [item.class_of(value) for item in field.metadata if isinstance(item, KindRegistry)]
     return chosen[0] if chosen and chosen[0] is not None else field.annotation
 

@@ -131,7 +131,7 @@ class KindRegistry(Registry[Model]):
         return core_schema.no_info_before_validator_function(self._validated, handler(source))
 
     def _validated(self, values: object) -> object:
-        """An instance of the class that the values choose; an error has the place of a field of that class."""
+        """Returns an instance of the class that the values choose; an error has the place of a field of that class."""
         if not isinstance(values, Mapping):
             return values  # an instance, or what the field refuses
         if "kind" not in values:
@@ -151,7 +151,7 @@ class KindRegistry(Registry[Model]):
 
 
 def suggestion(name: str, choices: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest valid one, or all."""
+    """Returns the end of a message about an unknown name: the nearest valid name, or all of them."""
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?" if len(choices) < 2 else f"; did you mean {near[0]!r}? (known: {', '.join(choices)})"

@@ -222,7 +222,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _unchanged(line: str, value: Any, path: Path, number: int) -> Any:
-    """The value of a line, if the checksum that `eval` writes into `predictions.jsonl` is not there or fits."""
+    """Returns the value of a line, if the checksum that `eval` writes into `predictions.jsonl` is not there or fits."""
     if isinstance(value, dict) and not checksum_fits(line.encode(), value):
         raise DataError(
             f"{path}, line {number}: its checksum 'crc32' does not fit, so it was changed after it was written.",

@@ -69,7 +69,7 @@ def minimum_detectable_difference(
 def _detection(
     num_items: int, num_seeds: int, spread: DifferenceSpread, level: float
 ) -> tuple[float, Callable[[float], float]] | None:
-    """Standard error, and the probability to detect a difference; None where nothing varies."""
+    """Returns standard error, and the probability to detect a difference; None where nothing varies."""
     by_items = spread.items**2 / num_items
     by_seeds = (spread.seeds**2 + spread.interaction**2 / num_items) / num_seeds
     error = math.sqrt(by_items + by_seeds)

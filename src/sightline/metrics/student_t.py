@@ -66,7 +66,7 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
-    """I_x(a, b) by its continued fraction (Abramowitz & Stegun 26.5.8); `rest` is 1 - x, given since it may be lost in x."""
+    """Computes I_x(a, b) by its continued fraction (Abramowitz & Stegun 26.5.8); `rest` is 1 - x, which x may have lost."""
     if x <= 0 or rest <= 0:
         return 0.0 if x <= 0 else 1.0
     if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly, the other tail's converges fast
@@ -76,7 +76,7 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
 
 
 def _fraction(a: float, b: float, x: float) -> float:
-    """The continued fraction of `_incomplete_beta`, evaluated from the front (modified Lentz)."""
+    """Returns the continued fraction of `_incomplete_beta`, evaluated from the front (modified Lentz)."""
     tiny = 1e-300
     numerator, denominator = 1.0, 1 / (1 - (a + b) * x / (a + 1) or tiny)
     value = denominator

@@ -73,7 +73,7 @@ class CustomModel(PreTrainedModel, GenerationMixin):
         raise NotImplementedError
 
     def checkpointing_enabled(self) -> None:
-        """Is called after gradient checkpointing was turned on."""
+        """Runs after gradient checkpointing was enabled."""
 
     def expand_own_inputs(self, times: int, input_ids: Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """Removes the inputs that only this model has from `inputs` and returns them for rows repeated `times` times (beams)."""

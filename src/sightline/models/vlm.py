@@ -399,7 +399,7 @@ class SightlineForConditionalGeneration(CustomModel):
         visual_sources: Tensor | None,
         cache: Cache | None,
     ) -> Float[Tensor, "B T D"]:
-        """The rows' embeddings with the visual tokens of their images; arguments as in `forward`."""
+        """Returns the rows' embeddings with the visual tokens of their images; arguments as in `forward`."""
         num_given = (input_ids is not None) + (inputs_embeds is not None)
         if num_given == 0 or (num_given == 2 and pixel_values is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -427,7 +427,7 @@ class SightlineForConditionalGeneration(CustomModel):
         return splice(inputs_embeds, table, slots, sources)
 
     def _sources(self, visual_sources: Tensor | None, pixel_values: Tensor) -> Int[Tensor, " M"] | None:
-        """The visual sources of all rows, counted over the crops of all rows."""
+        """Returns the visual sources of all rows, counted over the crops of all rows."""
         if visual_sources is None or visual_sources.dim() == 1:
             return visual_sources
         if pixel_values.dim() != 5 or len(pixel_values) != len(visual_sources):

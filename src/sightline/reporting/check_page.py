@@ -31,7 +31,7 @@ class ExampleRecord:
 
 
 def shown_locations(report: DataReport) -> Iterator[ImageLocation]:
-    """The images that the page shows."""
+    """Yields the images that the page shows."""
     for listed in (report.checked.bad, report.checked.odd):
         for fault in listed.first[:SHOWN_FAULTS]:
             if fault.has_image:
@@ -45,7 +45,7 @@ def shown_locations(report: DataReport) -> Iterator[ImageLocation]:
 
 
 def _shown_pairs(duplicates: Duplicates) -> Iterator[tuple[str, str, list[Pair]]]:
-    """Kind, place and pairs; that several records of a split speak of one image is common, so only images alike count there."""
+    """Yields kind, place and pairs; within a split, records of one image are usual and only similar images count."""
     for kind in ("images", "records"):
         for overlap in duplicates.between[kind]:
             if overlap.pairs:
@@ -57,7 +57,7 @@ def _shown_pairs(duplicates: Duplicates) -> Iterator[tuple[str, str, list[Pair]]
 
 
 def check_page(report: DataReport, thumbnails: Thumbnails, examples: Sequence[ExampleRecord], version: str) -> str:
-    """The page.
+    """Returns the HTML page.
 
     Args:
         report: everything that was found.

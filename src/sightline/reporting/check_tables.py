@@ -15,7 +15,7 @@ class CheckTable(NamedTuple):
 
 
 def spreads(report: DataReport) -> CheckTable:
-    """Sizes of images and lengths of texts."""
+    """Returns the table of sizes of images and lengths of texts."""
     images = report.checked.images
     found = {"width": images.width, "height": images.height, "aspect": images.aspect, **report.checked.records.spreads}
     rows = [
@@ -27,7 +27,7 @@ def spreads(report: DataReport) -> CheckTable:
 
 
 def labels(report: DataReport) -> CheckTable:
-    """The most frequent answer of each split."""
+    """Returns the most frequent answer of each split."""
     rows = [
         (split, own.records, own.distinct, own.majority, percent(own.majority_share))
         for split, own in report.checked.records.labels.items()
@@ -36,7 +36,7 @@ def labels(report: DataReport) -> CheckTable:
 
 
 def overlaps(report: DataReport) -> CheckTable:
-    """What splits and folders have in common."""
+    """Returns the table of things that splits and folders have in common."""
     between = report.checked.duplicates.between
     rows = [
         (f"{p.b} in {p.a}", p.exact, p.near_b, percent(p.share_b), t.total_b, percent(t.share_b), r.total_b)
@@ -47,7 +47,7 @@ def overlaps(report: DataReport) -> CheckTable:
 
 
 def repeats(report: DataReport) -> CheckTable:
-    """What stands several times within a split."""
+    """Returns the table of things that a split holds several times."""
     within = report.checked.duplicates.within
     rows = [
         (p.place, p.distinct, p.repeated, p.near, t.repeated, t.in_records, r.in_records - r.repeated)
@@ -58,7 +58,7 @@ def repeats(report: DataReport) -> CheckTable:
 
 
 def lowest(gain: GainFigures, most: int) -> CheckTable:
-    """The texts that their images support least."""
+    """Returns the texts that their images support least."""
     rows = [(line.id, line.gain, " ".join(line.detail.split())[:70]) for line in gain.lowest[:most]]
     title = f"Texts that their images support least, of {gain.texts:,}: mean gain; median {gain.percentiles['p50']:.2f}"
     return CheckTable(title, ["", "gain", "text"], rows)
@@ -103,5 +103,5 @@ def training_tables(training: TrainingFigures) -> Iterator[CheckTable]:
 
 
 def percent(share: float) -> str:
-    """A share of 1."""
+    """Formats a share of 1 as percent."""
     return f"{100 * share:.1f} %"

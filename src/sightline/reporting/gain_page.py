@@ -18,7 +18,7 @@ WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # of a bar of the histograms
 
 
 def gain_page(title: str, findings: "GainFindings") -> str:
-    """The page as text."""
+    """Returns the HTML page."""
     own, foreign = ([gain for text in texts for gain in text.known] for texts in (findings.own, findings.foreign))
     hot = scale_of(own)
     lead = html.join(
@@ -48,7 +48,7 @@ def gain_page(title: str, findings: "GainFindings") -> str:
 
 
 def low_texts(gain: "GainFigures", thumbnails: Mapping[ImageLocation, bytes], most: int) -> Html:
-    """The texts that a model finds least supported by their images, for the page of `data check`.
+    """Returns the texts that a model finds least supported by their images, for the page of `data check`.
 
     Args:
         gain: the part of the report.
@@ -79,7 +79,7 @@ def _columns(tokens: Sequence[tuple[str, float | None]]) -> tuple[list[str], lis
 
 
 def scale_of(gains: Sequence[float]) -> float:
-    """The gain at which a token is fully coloured: the 95th percentile of the sizes, so that one page uses its colours."""
+    """Returns the gain at which a token is fully coloured: the 95th percentile of the sizes, so that one page uses its colours."""
     sizes = sorted(abs(gain) for gain in gains)
     return max(sizes[int(0.95 * (len(sizes) - 1))], 0.1) if sizes else 1.0
 
@@ -90,7 +90,7 @@ def _legend(hot: float) -> Html:
 
 
 def _edges(hot: float) -> list[float]:
-    """Round edges from once below to somewhat above the full colour."""
+    """Returns round edges from below 0 to somewhat above the full colour."""
     width = next((width for width in WIDTHS if hot / width <= 12), hot / 12)
     below, above = math.ceil(hot / width), math.ceil(1.5 * hot / width)
     return [place * width for place in range(-below, above + 1)]

@@ -45,7 +45,7 @@ Node = Html | str | int | float | None
 
 
 def escape(value: Node) -> Html:
-    """A node as markup: text is escaped, numbers get thousands separators, None is empty."""
+    """Returns a node as markup: text is escaped, numbers get thousands separators, None is empty."""
     if isinstance(value, Html):
         return value
     return Html(html.escape(_sendable(_written(value)), quote=True))
@@ -64,12 +64,12 @@ def _written(value: str | int | float | None) -> str:
 
 
 def _sendable(text: str) -> str:
-    """Text that UTF-8 and HTML can hold: halves of surrogate pairs and NUL become visible escapes."""
+    """Returns text that UTF-8 and HTML can hold: halves of surrogate pairs and NUL become visible escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\u2400")
 
 
 def revealed(text: str) -> str:
-    """Text whose invisible characters can be seen: controls as symbols, direction overrides and the like as `<U+202E>`.
+    """Returns text whose invisible characters can be seen: controls as symbols, direction overrides and the like as `<U+202E>`.
 
     Line breaks show as a sign before the break, so that a token that holds one is not empty.
     """
@@ -94,7 +94,7 @@ def join(nodes: Iterable[Node], between: str = "") -> Html:
 
 
 def element(name: str, *children: Node, attributes: Mapping[str, str | int | float] | None = None) -> Html:
-    """An element with its children.
+    """Returns an element with its children.
 
     Args:
         name: of the element.
@@ -107,17 +107,17 @@ def element(name: str, *children: Node, attributes: Mapping[str, str | int | flo
 
 
 def paragraph(*children: Node) -> Html:
-    """A paragraph; its direction follows its first strong letter."""
+    """Returns a paragraph; its direction follows its first strong letter."""
     return element("p", *children, attributes={"dir": "auto"})
 
 
 def note(text: Node, tone: Tone = "note") -> Html:
-    """A line that stands out: something good, something bad, or something to know."""
+    """Returns a line that stands out: something good, something bad, or something to know."""
     return element("p", text, attributes={"class": f"note {tone}"})
 
 
 def code(text: str) -> Html:
-    """A command or another text to be taken word for word."""
+    """Returns a command or another text to be taken word for word."""
     return element("pre", element("code", text))
 
 
@@ -144,7 +144,7 @@ class Column:
 
 
 def table(heads: Sequence[Column | str], rows: Iterable[Sequence[Node]], caption: str = "") -> Html:
-    """A table.
+    """Returns a table.
 
     Args:
         heads: columns; a text is a column that is set to the left.
@@ -181,13 +181,13 @@ def facts(values: Mapping[str, Node]) -> Html:
 
 
 def tiles(values: Mapping[str, Node]) -> Html:
-    """A few figures in large print, each with its name below."""
+    """Returns a few figures in large print, each with its name below."""
     made = (element("div", element("strong", value), element("span", name)) for name, value in values.items())
     return element("div", *made, attributes={"class": "tiles"})
 
 
 def figure(content: Node, caption: Node = None) -> Html:
-    """An image or chart with a caption."""
+    """Returns an image or chart with a caption."""
     return element("figure", content, element("figcaption", caption, attributes={"dir": "auto"}) if caption is not None else None)
 
 
@@ -200,7 +200,7 @@ def gallery(figures: Iterable[Node]) -> Html:
 
 
 def image(source: "bytes | Image.Image | UInt8[np.ndarray, 'h w 3']", alt: str, width: int | None = None) -> Html:
-    """An image inside the page.
+    """Returns an image inside the page.
 
     Args:
         source: a PNG, JPEG or GIF file, a PIL image, or pixels. Images of up to 128 x 128 pixels become PNG, others JPEG.
@@ -258,7 +258,7 @@ class Token:
 
 
 def tokens(row: Iterable[Token]) -> Html:
-    """A text token by token.
+    """Returns a text token by token.
 
     Spans are plain inline text, so that right-to-left scripts and joined letters show as they should; neighbours differ in shade.
     """
@@ -278,7 +278,7 @@ def _token(token: Token, place: int) -> Html:
 
 
 def legend(entries: Mapping[str, TokenKind]) -> Html:
-    """What the colours of tokens mean."""
+    """Returns the legend of the colours of tokens."""
     shown = (element("span", name, attributes={"class": f"token {kind} even"}) for name, kind in entries.items())
     return element("p", join(shown, " "), attributes={"class": "legend"})
 
@@ -302,7 +302,7 @@ class Section:
 
 
 def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Node = None) -> str:
-    """A whole HTML file.
+    """Returns a whole HTML file.
 
     Args:
         title: of the page.
@@ -341,7 +341,7 @@ def _section(section: Section, name: str) -> Html:
 
 
 def _anchors(titles: Sequence[str]) -> list[str]:
-    """A name for each heading: its words, and a number where two would be alike."""
+    """Returns a name for each heading: its words, and a number where two would be alike."""
     names: list[str] = []
     for place, title in enumerate(titles):
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
@@ -351,5 +351,5 @@ def _anchors(titles: Sequence[str]) -> list[str]:
 
 @cache
 def style_sheet() -> str:
-    """The style of all pages, `page.css`."""
+    """Returns the style of all pages, `page.css`."""
     return resources.files("sightline.reporting").joinpath("page.css").read_text("utf-8")

@@ -7,7 +7,7 @@ from sightline.reporting.scales import Axis
 
 
 def noise_page(title: str, findings: NoiseFindings) -> str:
-    """The page as text."""
+    """Returns the HTML page."""
     sigmas = [row.sigma for row in findings.rows]
     line = LineSeries("clean to noisy", sigmas, [row.relative for row in findings.rows], is_marked=True)
     chart = line_chart(

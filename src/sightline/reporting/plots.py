@@ -151,7 +151,7 @@ def histogram(
 
 
 def standalone(chart: Html) -> str:
-    """A chart as an SVG file that needs no page."""
+    """Returns a chart as an SVG file that needs no page."""
     style = element("style", Html(_palette()))
     return '<?xml version="1.0" encoding="utf-8"?>\n' + chart.replace(">", f' xmlns="http://www.w3.org/2000/svg">{style}', 1) + "\n"
 
@@ -249,7 +249,7 @@ class _Frame:
 
 
 def _visible(line: LineSeries, x: Axis, y: Axis) -> LineSeries:
-    """The line with the points that can be drawn, thinned to the width of a chart."""
+    """Returns the line with the points that can be drawn, thinned to the width of a chart."""
     holds = [place for place, value in enumerate(line.x) if math.isfinite(value) and (value > 0 or not x.is_log)]
 
     def drawable(values: Sequence[float]) -> list[float]:
@@ -284,7 +284,7 @@ def _curve(frame: _Frame, line: LineSeries, colour: int, place: int) -> list[Htm
 
 
 def _runs(line: LineSeries, holds: Callable[[int], bool]) -> list[list[int]]:
-    """Neighbouring points that hold, in one piece each."""
+    """Returns neighbouring points that hold, in one piece each."""
     runs: list[list[int]] = []
     for i in range(len(line.x)):
         if not holds(i):
@@ -334,11 +334,11 @@ def _shortened(text: str, room: float) -> str:
 
 
 def _n(value: float) -> str:
-    """A coordinate with a tenth of a pixel."""
+    """Returns a coordinate with a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def _palette() -> str:
-    """The colours of `page.css` and the classes of a chart."""
+    """Returns the colours of `page.css` and the classes of a chart."""
     style = style_sheet()
     return style[: style.index("* {")] + style[style.index(".chart") : style.index("@media print")]

@@ -51,7 +51,7 @@ class PreviewedSample:
 
 
 def preview_page(title: str, facts: dict[str, html.Node], shown: Sequence[PreviewedSample], version: str) -> str:
-    """The page.
+    """Returns the HTML page.
 
     Args:
         title: of the page.

@@ -72,7 +72,7 @@ def write_run_report(path: Path, report: RunReport) -> None:
 
 
 def run_report_page(report: RunReport) -> str:
-    """The page as text."""
+    """Returns the HTML page."""
     sections = [html.Section("Scores", html.join([_headline(report), _score_table(report), _score_chart(report)]))]
     if any(curve.steps for curve in report.curves):
         sections.append(html.Section("Loss", html.figure(_curves(report))))
@@ -96,7 +96,7 @@ def _headline(report: RunReport) -> Html:
 
 
 def _shown(report: RunReport, infos: Iterable[ScoreInfo]) -> list[ScoreInfo]:
-    """Those that every condition has and that are not 0 throughout."""
+    """Returns those that every condition has and that are not 0 throughout."""
     found = report.scores.values()
     return [
         info

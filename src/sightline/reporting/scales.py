@@ -26,7 +26,7 @@ PLAIN = Axis()
 
 
 def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Round numbers between two ends: steps of 1, 2 or 5 times a power of ten, about `count` of them."""
+    """Returns round numbers between two ends: steps of 1, 2 or 5 times a power of ten, about `count` of them."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
     raw = (high - low) / max(count - 1, 1)
@@ -72,7 +72,7 @@ class Scale:
 
 
 def make_scale(values: Sequence[float], axis: Axis) -> Scale:
-    """The scale of an axis for these values."""
+    """Returns the scale of an axis for these values."""
     found = [value for value in values if math.isfinite(value) and (value > 0 or not axis.is_log)]
     low = axis.low if axis.low is not None else min(found, default=1.0 if axis.is_log else 0.0)
     high = axis.high if axis.high is not None else max(found, default=1.0)
@@ -103,7 +103,7 @@ def _log_scale(low: float, high: float, axis: Axis) -> Scale:
 
 
 def between(edges: Sequence[float], value: float) -> float:
-    """Where a value stands among edges that are drawn at equal distances."""
+    """Returns the position of a value among edges that are drawn at equal distances."""
     if value <= edges[0]:
         return 0.0
     for place, (low, high) in enumerate(pairwise(edges)):
@@ -113,7 +113,7 @@ def between(edges: Sequence[float], value: float) -> float:
 
 
 def short(value: float) -> str:
-    """A value for people: 0.25, 1,200, 30k, 2e-05."""
+    """Returns a value for people: 0.25, 1,200, 30k, 2e-05."""
     if value == 0:
         return "0"
     if abs(value) >= 1e15 or abs(value) < 1e-4:

@@ -12,7 +12,7 @@ LETTERS = 9  # of a word that is drawn; the pointer shows it whole
 
 
 def words_page(title: str, findings: WordFindings) -> str:
-    """The page as text."""
+    """Returns the HTML page."""
     lead = html.paragraph(
         "Each visual token of this model is a mixture of the decoder's word embeddings. The largest word of each is drawn at its "
         "place; the darker its ground, the larger its share. Rest the pointer on it for the others."

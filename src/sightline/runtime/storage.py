@@ -1,4 +1,4 @@
-"""The one writer. Every artefact reaches the disk through `atomic_file`, `atomic_dir` or `JsonLines`.
+"""Writes files atomically. Every artefact reaches the disk through `atomic_file`, `atomic_dir` or `JsonLines`.
 
 A directory is written under a temporary name beside its target, each file is synced, a manifest with size and sha256 of every
 file is synced after them, and only then does a rename publish it. A directory is valid when its manifest is complete and the
@@ -39,13 +39,13 @@ _FAILURES = (OSError, SafetensorError)  # safetensors has an error of its own fo
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file's bytes."""
+    """Returns the hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """A path from data, under `root`.
+    """Joins a path that comes from data to `root`.
 
     Raises:
         DataError: it is absolute, climbs out of `root` (by `..` or a link), or is no regular file.
@@ -69,7 +69,7 @@ def safe_join(root: Path, relative: str) -> Path:
 
 
 def _is_plain_file(root: str, parts: Sequence[str]) -> bool:
-    """Whether a regular file lies there and nothing on the way from the root is a link, so that it cannot lead out of it.
+    """Returns whether a regular file lies there and nothing on the way from the root is a link, so that it cannot lead out of it.
 
     Asks the system once a part, where resolving both paths asks for every part of their whole length.
     """
@@ -111,7 +111,7 @@ def _refused(path: Path, error: Exception, remedy: str = "Free space or choose a
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under `path` complete or not at all; an existing one is replaced.
+    """Yields a file that appears under `path` complete or not at all; an existing one is replaced.
 
     Raises:
         StorageError: the disk refuses (full, read-only, no such folder); the old file is intact.
@@ -136,7 +136,7 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder for what is not complete yet; `sweep` removes such files."""
+    """Returns a name in the same folder for what is not complete yet; `sweep` removes such files."""
     short = os.fsdecode(os.fsencode(path.name)[-200:])  # a name has at most 255 bytes
     return path.with_name(f"{_TEMPORARY}{os.getpid()}-{short}")
 
@@ -156,7 +156,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def atomic_dir(
     path: str | Path, known: Mapping[str, str] | None = None, note: Mapping[str, Any] | None = None, replace: bool = False
 ) -> Iterator[Path]:
-    """A directory that appears under `path` complete, with a manifest, or not at all.
+    """Yields a directory that appears under `path` complete, with a manifest, or not at all.
 
     Args:
         path: must not exist, unless it is to be replaced.
@@ -222,7 +222,7 @@ def publish_dir(temporary: Path, path: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a directory.
+    """Reads the manifest of a directory.
 
     Raises:
         StorageError: it is missing or torn.
@@ -279,7 +279,7 @@ def _fault_of(file: Path, entry: Mapping[str, Any]) -> str:
 
 
 def has_all_files(path: Path) -> bool:
-    """Whether a directory has a manifest and every file in it has its size; hashes are left to `verify_dir`."""
+    """Returns whether a directory has a manifest and every file in it has its size; hashes are left to `verify_dir`."""
     try:
         entries = read_manifest(path)["files"]
         return all((path / name).stat().st_size == entry["size"] for name, entry in entries.items())
@@ -303,7 +303,7 @@ def remove(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file that one of these functions wrote.
+    """Reads a JSON file that one of these functions wrote.
 
     Raises:
         StorageError: it is missing or torn.
@@ -315,7 +315,7 @@ def read_json(path: Path) -> Any:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system allows it, else a copy."""
+    """Makes a hard link where the file system allows it, else a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -465,7 +465,7 @@ def whole_lines(
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a line file; see `whole_lines`."""
+    """Reads all whole lines of a line file; see `whole_lines`."""
     return [value for _, value in whole_lines(path)]
 
 
@@ -547,7 +547,7 @@ class Lock:
         self._lock.release()
 
     def _acquire(self) -> bool:
-        """Whether the operating system grants the lock; False where the file system has none."""
+        """Takes the lock and returns whether it was granted; False where the file system has no locks."""
         try:
             self._lock.acquire()
         except Timeout:
@@ -582,7 +582,7 @@ class Lock:
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process began (clock ticks since boot), so that a reused process id is not mistaken for its former owner."""
+    """Returns the start time of a process in clock ticks since boot: a reused process id has another one."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
@@ -590,7 +590,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def dump_line(value: dict[str, Any]) -> bytes:
-    """A JSON line without spaces; NaN is refused.
+    """Returns a JSON line without spaces; NaN is refused.
 
     Raises:
         ValueError: a number is not finite, or a text has half a surrogate pair.

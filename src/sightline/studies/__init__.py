@@ -1,1 +1,1 @@
-"""Many runs as one piece of work: computed here, drawn by `sightline.reporting`."""
+"""Studies of many runs: sweeps, comparisons and the demo. Their pages are drawn by `sightline.reporting`."""

@@ -55,7 +55,7 @@ class Scored:
     cluster_N: Int[np.ndarray, " N"]
 
     def of(self, seeds: Sequence[int]) -> "Scored":
-        """The same with some of its seeds."""
+        """Returns the same arm with some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         return Scored(tuple(seeds), self.values_SN[rows], self.cluster_N)
 
@@ -83,7 +83,7 @@ class Scored:
 
 
 def common_records(runs: Sequence[Items]) -> tuple[tuple[str, ...], Int[np.ndarray, " N"]]:
-    """Ids of the records that all runs have a score for, in the order of the first, and the number of each one's image."""
+    """Returns ids of the records that all runs have a score for, in the order of the first, and the number of each one's image."""
     first = runs[0]
     shared = set(first.records).intersection(*[run.records for run in runs[1:]])
     kept = [(record, image) for record, image in zip(first.records, first.images, strict=True) if record in shared]
@@ -93,7 +93,7 @@ def common_records(runs: Sequence[Items]) -> tuple[tuple[str, ...], Int[np.ndarr
 
 
 def scored(by_seed: Mapping[int, Items], metric: str, records: Sequence[str], cluster_N: Int[np.ndarray, " N"]) -> Scored | None:
-    """The seeds of an arm side by side; None where none has the metric."""
+    """Returns the seeds of an arm side by side; None where none has the metric."""
     seeds = tuple(seed for seed in sorted(by_seed) if metric in by_seed[seed].scores)
     if not seeds or not len(records):
         return None

@@ -165,7 +165,7 @@ class PlannedRun:
     asked: tuple[Asked, ...]
 
     def spec_of(self, asked: Asked) -> EvalSpec:
-        """One of the evaluations, with what it takes from the run's configuration filled in."""
+        """Returns one of the evaluations, with what it takes from the run's configuration filled in."""
         last = stage_plan(self.config, len(self.config.stages) - 1).data
         shared = asked.config.model_dump(include=set(QuestionConfig.model_fields))
         data = asked.config.data or sources_of(last)[0].path
@@ -181,7 +181,7 @@ class Sweep:
     runs: tuple[PlannedRun, ...]
 
     def chosen(self, only: str | None, limit: int | None) -> tuple[PlannedRun, ...]:
-        """The runs whose name fits a pattern (`align*`), the first `limit` of them.
+        """Returns the runs whose name fits a pattern (`align*`), the first `limit` of them.
 
         Raises:
             UsageError: the pattern fits none.
@@ -232,12 +232,12 @@ def read_sweep(path: str | Path, arguments: Sequence[str] = ()) -> Sweep:
 
 
 def run_name(arm: str, cell: Mapping[str, Value], seed: int) -> str:
-    """`align-noise0.3-s0`: the arm, its cell, its seed."""
+    """Names a run by its arm, cell and seed: `align-noise0.3-s0`."""
     return "-".join([arm, *[f"{key.rpartition('.')[2]}{_short(value)}" for key, value in cell.items()], f"s{seed}"])
 
 
 def cell_name(cell: Mapping[str, Value]) -> str:
-    """`noise=0.3`: a cell for people."""
+    """Names a cell for people: `noise=0.3`."""
     return ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in cell.items())
 
 
@@ -247,7 +247,7 @@ def _short(value: Value) -> str:
 
 
 def asked_of(evaluations: Sequence[EvaluationConfig], arm: str, connector: str) -> tuple[Asked, ...]:
-    """The evaluations of an arm with a kind of connector, the plain ones with their controls first."""
+    """Returns the evaluations of an arm with a kind of connector, the plain ones with their controls first."""
     own = [item for item in evaluations if _fits(arm, item.arms)]
     out = []
     for item in own:

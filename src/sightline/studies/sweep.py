@@ -58,7 +58,7 @@ class Outcome:
 
 
 def folder_of(out: Path, run: PlannedRun) -> Path:
-    """The folder of a run."""
+    """Returns the folder of a run."""
     return out / RUNS / run.name
 
 
@@ -89,7 +89,7 @@ def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
 
 
 def readable_duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min`, `40 s`."""
+    """Formats a duration: `2 h 05 min`, `3 min`, `40 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -146,7 +146,7 @@ def _ask(run: PlannedRun, asked: Asked, folder: Path, weights: str) -> None:
 
 
 def _is_evaluated(spec: EvalSpec, out: Path, weights: str) -> bool:
-    """Whether an evaluation is done; one whose files are damaged is not."""
+    """Returns whether an evaluation is done; one whose files are damaged is not."""
     try:
         stored, _ = storage.read_json(out / SCORES), storage.read_json(out / ITEMS)
         return stored.get("settings", {}).get("model") == weights and _is_same(spec, stored.get("spec"))
@@ -155,7 +155,7 @@ def _is_evaluated(spec: EvalSpec, out: Path, weights: str) -> bool:
 
 
 def _is_same(spec: EvalSpec, stored: Any) -> bool:
-    """Whether a stored evaluation is `spec`; options that an older version lacked have their defaults."""
+    """Returns whether a stored evaluation is `spec`; options that an older version lacked have their defaults."""
     try:
         return EvalSpec.model_validate_json(json.dumps(stored)) == spec
     except ValueError:
@@ -166,14 +166,14 @@ def _is_same(spec: EvalSpec, stored: Any) -> bool:
 
 
 def weights_of(folder: Path) -> str:
-    """Hash of the weights that a run ended with, as its last checkpoint's manifest has it; empty where there is none."""
+    """Returns hash of the weights that a run ended with, as its last checkpoint's manifest has it; empty where there is none."""
     steps = checkpoint.steps(folder)
     path = checkpoint.path_of(folder, steps[-1]) if steps else None
     return checkpoint.weights_sha256(storage.read_manifest(path)) if path is not None and storage.has_all_files(path) else ""
 
 
 def is_finished(run: PlannedRun, out: Path) -> bool:
-    """Whether a run and all its evaluations are done: noted as such, the weights as they were, nothing new asked."""
+    """Returns whether a run and all its evaluations are done: noted as such, the weights as they were, nothing new asked."""
     folder = folder_of(out, run)
     try:
         note = storage.read_json(folder / STATE)

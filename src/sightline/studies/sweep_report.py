@@ -94,7 +94,7 @@ def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
 
 
 def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Parameters and visual tokens of each arm's connector, where the arms differ in it and encoder and decoder are at hand."""
+    """Returns parameters and visual tokens of each arm's connector, where the arms differ in it."""
     configs = {run.arm: run.config for run in reversed(sweep.runs)}
     if len({config.model.connector.model_dump_json() for config in configs.values()}) == 1:
         return {}
@@ -116,7 +116,7 @@ def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
 
 def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Table]:
-    """A table for each metric that the sweep compares and the runs have."""
+    """Returns a table for each metric that the sweep compares and the runs have."""
     found: dict[Place, dict[str, dict[int, Items]]] = {}
     cells: dict[Place, Mapping[str, Value]] = {}
     for run in sweep.runs:
@@ -156,7 +156,7 @@ def _row(place: Place, cell: Mapping[str, Value], kinds: Mapping[str, Scored], b
 
 
 def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, Mapping[str, Value]]) -> list[dict[str, Any]]:
-    """What each arm loses from the reference cell, beside what the baseline loses."""
+    """Returns what each arm loses from the reference cell, beside what the baseline loses."""
     reference, baseline = sweep.config.compare.reference, sweep.config.compare.baseline
     out = []
     for (arm, name), cell_scores in plain.items() if reference else ():
@@ -226,7 +226,7 @@ def charts_of(table: Table) -> list[tuple[str, Html]]:
 
 
 def _alike_rows(table: Table) -> list[ArmRow]:
-    """The rows of one cell: that without varied settings, else the one with most arms."""
+    """Returns the rows of one cell: that without varied settings, else the one with most arms."""
     cells: dict[str, list[ArmRow]] = {}
     for row in table.rows:
         cells.setdefault(cell_name(row.cell), []).append(row)

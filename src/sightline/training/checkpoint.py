@@ -97,7 +97,7 @@ class Saved:
 
 
 def folder(run: Path) -> Path:
-    """Where a run's checkpoints lie."""
+    """Returns the folder of a run's checkpoints."""
     return run / "checkpoints"
 
 
@@ -109,7 +109,7 @@ def steps(run: Path) -> list[int]:
 
 
 def set_aside(run: Path) -> list[tuple[int, str]]:
-    """Step and name of each directory that `newest` found damaged and renamed."""
+    """Returns step and name of each directory that `newest` found damaged and renamed."""
     found = [(_SET_ASIDE.match(item.name), item.name) for item in folder(run).glob("corrupt-step-*")]
     return sorted((int(match[1]), name) for match, name in found if match)
 
@@ -176,7 +176,7 @@ def _read_state(file: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, A
 
 
 def newest(run: Path) -> Saved | None:
-    """The newest valid checkpoint of a run; None when the run has none at all.
+    """Returns the newest valid checkpoint of a run; None when the run has none at all.
 
     One that is not valid is renamed to `corrupt-step-N` with a warning, and the one before it is taken.
 
@@ -391,7 +391,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
 
 
 def _manifests(run: Path) -> list[tuple[Path, dict[str, dict[str, Any]]]]:
-    """Every checkpoint whose manifest can be read, in rising order, with the entries of its files."""
+    """Returns every checkpoint whose manifest can be read, in rising order, with the entries of its files."""
     found = []
     for step in steps(run):
         with contextlib.suppress(StorageError):
@@ -425,7 +425,7 @@ def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dic
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
-    """The state of an optimiser by `parameter/field`, as it is kept: a parameter in pieces has its state in pieces."""
+    """Returns the state of an optimiser by `parameter/field`, as it is kept: a parameter in pieces has its state in pieces."""
     return {
         f"{name}/{key}": value for parameter, name in names.items() for key, value in optimiser.state.get(parameter, {}).items()
     }
@@ -440,7 +440,7 @@ def prune(run: Path, keep: int, protected: set[int]) -> None:
 
 
 def weights_sha256(manifest: dict[str, Any]) -> str:
-    """One hash over the weight files of a checkpoint."""
+    """Returns one hash over the weight files of a checkpoint."""
     files = manifest["files"]
     lines = [
         f"{name} {files[name]['sha256']}" for name in sorted(files) if name.endswith(".safetensors") and name.startswith(MODEL)

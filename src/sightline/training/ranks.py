@@ -71,7 +71,7 @@ def exchange_errors_named(world: int) -> Iterator[None]:
 
 
 def is_of_exchange(error: RuntimeError) -> bool:
-    """Whether an error comes from the exchange between processes: by its class, by where it was raised, or by its words."""
+    """Returns whether an error comes from the exchange between processes: by its class, by where it was raised, or by its words."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
     frames = (frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -25,7 +25,7 @@ def differences(before: RunConfig, now: RunConfig) -> dict[tuple[str, ...], tupl
 
 
 def describe_changes(changed: Mapping[tuple[str, ...], tuple[Any, Any]]) -> str:
-    """Key, old and new value of each difference, for a message."""
+    """Returns key, old and new value of each difference, for a message."""
     return "; ".join(f"{'.'.join(key)}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
 
 

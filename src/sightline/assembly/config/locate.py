@@ -25,23 +25,23 @@ class CheckpointChoice:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """As `eval --json` and `generate --json` print it; `rebuilt` only where something was."""
+        """Returns the value that `eval --json` and `generate --json` print; `rebuilt` only where a file was rebuilt."""
         rebuilt = {"rebuilt": list(self.saved.rebuilt)} if self.saved.rebuilt else {}
         return {"step": self.saved.step, "path": str(self.saved.path), "reason": self.reason, **rebuilt}
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a folder holds checkpoints of a run."""
+    """Returns whether a folder holds checkpoints of a run."""
     return checkpoint.folder(Path(path)).is_dir()
 
 
 def model_folder(path: str | Path, which: str = "last") -> Path:
-    """The model folder of a run's checkpoint; any other folder is returned as it is. See `find_model`."""
+    """Returns the model folder of a run's checkpoint; any other folder is returned as it is. See `find_model`."""
     return find_model(path, which)[0]
 
 
 def find_model(path: str | Path, which: str = "last", fallback: bool = False) -> tuple[Path, CheckpointChoice | None]:
-    """The model folder of a run's checkpoint, and which checkpoint that is; any other folder is returned as it is.
+    """Returns the model folder of a run's checkpoint, and which checkpoint that is; any other folder is returned as it is.
 
     Args:
         path: a run folder, optionally `RUN@STAGE`; or a model folder.
@@ -63,7 +63,7 @@ def find_model(path: str | Path, which: str = "last", fallback: bool = False) ->
 
 
 def run_of(path: str | Path) -> Path:
-    """The run folder of `RUN` or `RUN@STAGE`.
+    """Returns the run folder of `RUN` or `RUN@STAGE`.
 
     Raises:
         UsageError: it is no run.
@@ -77,7 +77,7 @@ def run_of(path: str | Path) -> Path:
 
 
 def find_checkpoint(run: Path, which: str, fallback: bool = False) -> CheckpointChoice:
-    """A checkpoint of a run by name, its hashes checked; see `find_model`."""
+    """Returns a checkpoint of a run by name, its hashes checked; see `find_model`."""
     steps = checkpoint.steps(run)
     if not steps:
         raise UsageError(f"{run} has no complete checkpoint yet.", "Train it first.")

@@ -91,7 +91,7 @@ def _rank(line: LowText) -> tuple[float, int, int, int]:
 def _lines(
     model: OpenedModel, folder: int, dataset: Dataset, loader: VisualInputLoader | None, skipped: Counter[str]
 ) -> Iterator[LowText]:
-    """One line per text of a folder."""
+    """Yields one line per text of a folder."""
     place: dict[str, tuple[int, str]] = {}
 
     def records() -> Iterator[Record]:

@@ -221,7 +221,7 @@ def section_blueprint(section: ModelConfig, processing: Processing | None = None
 def _tokenizer(
     decoder: LanguageConfig, texts: Iterable[str] | None, added: Sequence[str]
 ) -> tuple[PreTrainedTokenizerBase | None, int, int]:
-    """The tokenizer, its entries before tokens are added, and its entries with them."""
+    """Returns the tokenizer, its entries before tokens are added, and its entries with them."""
     tokenizer = build_tokenizer(decoder, texts)
     if tokenizer is None:
         assert isinstance(decoder.tokenizer, TokenizerConfig)  # any other is loaded
@@ -232,7 +232,7 @@ def _tokenizer(
 
 
 def _text_config(section: ModelConfig, vocabulary: int) -> PreTrainedConfig:
-    """The decoder's configuration as its folder has it, or of a new decoder with `vocabulary` entries.
+    """Returns the decoder's configuration as its folder has it, or of a new decoder with `vocabulary` entries.
 
     Raises:
         ConfigError: it is no causal language model.
@@ -286,7 +286,7 @@ def _external(path: str, section: ModelConfig) -> tuple[PreTrainedConfig, None, 
 
 
 def _encoder_shape(choice: VisionConfig, config: PreTrainedConfig, preparation: ImagePreparation) -> EncoderShape:
-    """What comes out of an encoder, found on the meta device."""
+    """Computes the output shape of an encoder on the meta device."""
     size = (preparation.height, preparation.width)
     try:
         with torch.device("meta"):
@@ -345,7 +345,7 @@ def saved_blueprint(folder: str) -> Blueprint:
 
 
 def _stock_blueprint(path: str) -> Blueprint:
-    """A stock vision-language model, with the connector of ours that computes the same."""
+    """Returns a stock vision-language model, with the connector of ours that computes the same."""
     tokenizer, processing = pretrained.stock_inputs(path)
     whole = FromConfig(path=path, parts=("vision", "connector", "language", "tiling"))
     sizes = section_blueprint(ModelConfig(from_=whole), processing)

@@ -114,7 +114,7 @@ def build_model(
 
 
 def _decoder(section: ModelConfig, blueprint: Blueprint, attention: str, donor: PreTrainedModel | None) -> PreTrainedModel:
-    """The decoder with a row of the vocabulary for each token of the tokenizer."""
+    """Returns the decoder with a row of the vocabulary for each token of the tokenizer."""
     assert section.language is not None
     if donor is not None and section.takes("language"):
         decoder = composites.language_of(donor)

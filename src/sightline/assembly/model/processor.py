@@ -206,7 +206,7 @@ class SightlineProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _rows(self, texts: list[str], layouts: list[Layout], limit: int | None) -> list[np.ndarray]:
-        """Token ids of each text; the images are shared out by the markers."""
+        """Returns token ids of each text; the images are shared out by the markers."""
         places = [text.count(IMAGE) for text in texts]
         if sum(places) != len(layouts):
             raise UsageError(
@@ -246,7 +246,7 @@ class SightlineProcessor(ProcessorMixin):
 
 
 def _flat(images: Any) -> list[Any]:
-    """Images of nested lists in order; None where a text has none."""
+    """Returns images of nested lists in order; None where a text has none."""
     if isinstance(images, list | tuple):
         return [image for part in images for image in _flat(part)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
@@ -280,7 +280,7 @@ def _opened_path(path: str) -> Image.Image:
 
 
 def _padded_length(rows: list[np.ndarray], padding: bool | str, max_length: int | None, multiple: int | None) -> int:
-    """Length that rows are filled up to; 0 without padding."""
+    """Returns length that rows are filled up to; 0 without padding."""
     if padding in (False, "do_not_pad"):
         return 0
     if padding == "max_length" and max_length is None:

@@ -105,13 +105,13 @@ def summarise(config: RunConfig) -> RunSummary:
 
 
 def _table(blueprint: Blueprint, plan: StagePlan) -> tuple[PartSummary, ...]:
-    """The table of a stage as training makes it."""
+    """Returns the table of a stage as training makes it."""
     train, model = plan.train, build_model(blueprint, init_device="meta")
     return stages.apply(model, plan.name, plan.parts, train.lr, train.weight_decay, train.decay_all).table
 
 
 def _rates(section: ModelConfig, plan: StagePlan) -> tuple[PartSummary, ...]:
-    """The same without sizes."""
+    """Returns the rates without sizes."""
     rules = plan.parts
     return tuple(
         stages.part_summary(part, stages.resolve_rule(rules.get(part, "frozen"), plan.train.lr)) for part in section.part_names
@@ -177,7 +177,7 @@ def _cost(blueprint: Blueprint) -> ImageCost | None:
 
 
 def _encoder_flops(config: PreTrainedConfig, preparation: ImagePreparation) -> int:
-    """Operations of an encoder's forward pass of one crop; a multiply-add counts as two."""
+    """Returns operations of an encoder's forward pass of one crop; a multiply-add counts as two."""
     try:
         with torch.device("meta"):
             return _flops(vision.from_config(config, "eager"), preparation)

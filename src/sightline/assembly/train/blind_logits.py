@@ -26,7 +26,7 @@ ROW_TOKENS, ROWS = 2048, 4
 
 
 def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelerator, cache: Path) -> Corpus:
-    """The corpus with its blind logits, from `cache` or computed and stored there; a damaged file is made again.
+    """Returns the corpus with its blind logits, from `cache` or computed and stored there; a damaged file is made again.
 
     Args:
         corpus: the units of a stage.
@@ -47,7 +47,7 @@ def with_blind_logits(corpus: Corpus, bundle: ModelBundle, accelerator: Accelera
 
 
 def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
-    """What the logits depend on: the decoder's weights, and the texts of all units."""
+    """Returns a hash of what the logits depend on: the decoder's weights, and the texts of all samples."""
     digest = hashlib.sha256()
     for name, value in bundle.inner.state_dict().items():
         if "language" in name:
@@ -60,7 +60,7 @@ def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
 
 
 def _read(cache: Path, key: str, count: int) -> np.ndarray | None:
-    """The stored logits, `count` of them; None where they are of other texts or another decoder, or cannot be read."""
+    """Returns the stored logits, `count` of them; None where they are of other texts or another decoder, or cannot be read."""
     if not cache.exists():
         return None
     try:

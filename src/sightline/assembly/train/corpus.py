@@ -1,4 +1,4 @@
-"""From the `data` section of a stage to a corpus: data sets opened, lengths known, images ready to be filled in."""
+"""Opens the data sets of a stage and returns their samples, with known lengths and a loader of visual inputs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ CACHE = ".cache"
 
 
 def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None) -> Corpus:
-    """The training units of a stage.
+    """Opens the data sets of a stage and returns their samples.
 
     Args:
         bundle: the model.
@@ -42,7 +42,7 @@ def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInp
 
 
 def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Source:
-    """All samples of a source, each drawn once an epoch."""
+    """Returns all samples of a source, each drawn once an epoch."""
     dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
     builder = bundle.stage_builder(data, prompt)
@@ -53,7 +53,7 @@ def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Sour
 
 
 def visual_input_loader(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | None:
-    """What fills the visual slots of a stage.
+    """Returns the loader that fills the visual slots of a stage.
 
     Raises:
         ConfigError: `data.features` names a store that does not belong to the model.

@@ -110,7 +110,7 @@ def _of_store(path: str) -> dict[str, str]:
 
 
 def _files_hash(files: Iterator[Path]) -> str:
-    """One hash over the names and sizes of files, and over their contents where those are not too many bytes."""
+    """Returns one hash over the names and sizes of files, and over their contents where those are not too many bytes."""
     sizes = sorted((file, file.stat().st_size) for file in files)
     has_contents = sum(size for _, size in sizes) <= CONTENT_BYTES
     digest = hashlib.sha256()

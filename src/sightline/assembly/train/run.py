@@ -44,7 +44,7 @@ class TrainResult:
     rebuilt: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As `train --json` prints it."""
+        """Returns the value that `train --json` prints."""
         return {
             "run": str(self.run),
             "step": self.step,
@@ -89,7 +89,7 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Tra
 def _train(
     config: RunConfig, folder: RunFolder, accelerator: Accelerator, stopped: Callable[[], str], allow_change: Sequence[str]
 ) -> TrainResult:
-    """One rank's part of a run."""
+    """Runs one rank's part of a training."""
     at = folder.open(allow_change)
     bundle = _model(config, folder, accelerator)
     guard = optim.NonFiniteGuard()
@@ -112,7 +112,7 @@ def own_weights(module: nn.Module) -> None:
 
 
 def _model(config: RunConfig, folder: RunFolder, accelerator: Accelerator) -> ModelBundle:
-    """The model of the last checkpoint, or a new one."""
+    """Returns the model of the last checkpoint, or a new one."""
     seeds.seed_all(config.train.seed)
     if folder.saved is not None:
         bundle = read_model(folder.saved.path / checkpoint.MODEL, config.runtime.attention)

@@ -170,7 +170,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def metrics(self, step: int) -> Iterator["MetricsLog"]:
-        """The log of the run, without lines of steps after `step`."""
+        """Yields the log of the run, without lines of steps after `step`."""
         self._log = log = MetricsLog(self.path / METRICS, step, self._accelerator, self.config)
         try:
             yield log
@@ -245,7 +245,7 @@ class RunFolder:
 def place_to_go_on(
     saved: Saved, before: RunConfig, config: RunConfig, changed: Mapping[tuple[str, ...], tuple[Any, Any]]
 ) -> Progress:
-    """Where a run goes on: where it stands, or, if it is finished and more of its last stage is wanted, within that stage.
+    """Returns where a run continues: at its last step, or within its last stage if that is finished and made longer.
 
     Args:
         saved: the newest checkpoint.

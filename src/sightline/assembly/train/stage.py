@@ -121,7 +121,7 @@ class StageRun:
         )
 
     def _shared(self, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
-        """The model as the ranks share it, and the stage over the parameters that it then has."""
+        """Returns the model as the ranks share it, and the stage over the parameters that it then has."""
         module, objective = self.bundle.module, self.plan.objective.build()
         rule = stages.resolve_rule(self.plan.parts.get("language", "frozen"), self.plan.train.lr)
         # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
@@ -187,7 +187,7 @@ class StageRun:
 
 
 def stage_schedule(plan: StagePlan, epochs: EpochPlan) -> loop.StageSchedule:
-    """The lengths of a stage in steps.
+    """Returns the lengths of a stage in steps.
 
     Raises:
         ConfigError: an epoch has no step.
@@ -200,7 +200,7 @@ def stage_schedule(plan: StagePlan, epochs: EpochPlan) -> loop.StageSchedule:
 
 
 def _within_epoch(at: Progress, loader: Loader) -> Progress:
-    """The same place with steps beyond the end of an epoch counted in the following ones."""
+    """Returns the same position with steps beyond the end of an epoch counted in the following ones."""
     while at.epoch_step > loader.steps_in_epoch(at.epoch):
         at = replace(at, epoch=at.epoch + 1, epoch_step=at.epoch_step - loader.steps_in_epoch(at.epoch))
     return at

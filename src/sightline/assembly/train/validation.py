@@ -41,7 +41,7 @@ class Validation:
     captions: Callable[[], list[dict[str, str]]] | None = None
 
     def __call__(self, at: Progress) -> dict[str, Any]:
-        """`validation_loss` (mean over the weight of all samples), `value` (its negative), and `generated`."""
+        """Returns `validation_loss` (mean over the weight of all samples), `value` (its negative), and `generated`."""
         sums = StepTotals()
         for batch in self.batches():
             batch = batch.to(self.accelerator.device)

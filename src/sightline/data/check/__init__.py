@@ -1,4 +1,4 @@
-"""`data check`: is the data whole, what stands in it twice, what is in it, and what does a configuration make of it?
+"""`data check`: damaged files, duplicates, statistics of images and texts, and the rows that a configuration makes of them.
 
 Reading order: `perceptual_hash` (what an image looks like), `examine` (every image, in children), `figures` (numbers),
 `duplicates`, `run` (the check), `rows` (under a configuration), `warnings` (in plain words), `report` (all of it), `thumbnails`.

@@ -1,4 +1,4 @@
-"""What stands in a data set twice: within a split, in two splits, in another data set.
+"""Finds duplicate images, texts and records within a split, between two splits, and in another data set.
 
 Images are equal by their sha256, or near by their looks. Texts are equal when all captions of a record, or its whole
 conversation, are the same up to case and spaces; a conversation of short answers about images only where its images are the
@@ -44,7 +44,7 @@ class Pair:
     is_exact: bool = True
 
     def to_json(self, name: "Namer") -> dict[str, Any]:
-        """The pair with the ids of its records, and where they stand."""
+        """Returns the pair with the ids of its records, and where they stand."""
         near = {} if self.is_exact else {"bits": self.bits, "likeness": round(self.similarity, 4)}
         ends = {side: {"id": name(location), **location._asdict()} for side, location in (("a", self.a), ("b", self.b))}
         return {**ends, "kind": "exact" if self.is_exact else "near", **near}
@@ -58,7 +58,7 @@ SHORT_ANSWER = 5  # words up to which a turn of the assistant is an answer that 
 
 
 def leak_key(record: Record) -> int:
-    """Equal for records of which one gives the text of the other away: the same set of captions, or the same conversation."""
+    """Returns a key that is equal for records with the same set of captions, or with the same conversation."""
     if not record.messages:
         return text_key(record)
     parts = [f"{message.role} {_folded(message.text)}" for message in record.messages]
@@ -69,7 +69,7 @@ def leak_key(record: Record) -> int:
 
 
 def text_key(record: Record) -> int:
-    """Equal for records with the same set of captions, or the same questions."""
+    """Returns a key that is equal for records with the same set of captions, or with the same questions."""
     if record.captions:
         return short_key("\0".join(sorted({_folded(caption) for caption in record.captions})))
     asked = [message.text for message in record.messages if message.role == "user"]
@@ -116,23 +116,23 @@ class Index:
         self.first[self.places[numbers], self.thing_of[numbers]] = numbers
 
     def has(self, place: int) -> Bool[np.ndarray, " things"]:
-        """Which things stand in a place."""
+        """Returns the things that a place has."""
         return self.first[place] >= 0
 
     def count(self, place: int) -> int:
-        """How many different things stand in a place."""
+        """Returns the number of different things in a place."""
         return int(self.has(place).sum())
 
     def total(self, place: int) -> int:
-        """How many occurrences a place has."""
+        """Returns the number of occurrences in a place."""
         return int((self.places == place).sum())
 
     def location(self, place: int, thing: int) -> ImageLocation:
-        """Where a thing stands first in a place."""
+        """Returns the first location of a thing in a place."""
         return ImageLocation(*self.locations[self.first[place, thing]].tolist())
 
     def repeated(self, place: int) -> tuple[int, int, list[Pair]]:
-        """Things that stand in several records of one place: how many things, in how many records, and some pairs."""
+        """Returns things that stand in several records of one place: how many things, in how many records, and some pairs."""
         here = np.flatnonzero(self.places == place)
         # Once in a record counts, however often it stands there.
         _, chosen = np.unique(np.stack([self.thing_of[here], self.locations[here, 1]]), axis=1, return_index=True)
@@ -149,7 +149,7 @@ class Index:
         return len(often), int(counts[counts > 1].sum()), pairs
 
     def common(self, a: int, b: int) -> "Common":
-        """Things that stand in both of two places."""
+        """Returns things that stand in both of two places."""
         both = self.has(a) & self.has(b)
         shared = np.flatnonzero(both)
         shared = shared[np.argsort(self.first[b, shared])][:LISTED]
@@ -192,7 +192,7 @@ NONE_NEAR = Near(_NONE, _NONE, _NONE, np.zeros(0, dtype=np.float32))
 
 
 def near_duplicates(image_table: ImageTable, index: Index, max_bits: int) -> Near:
-    """Pairs of images whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
+    """Returns pairs of images whose hashes differ in at most `max_bits` bits and whose thumbnails agree.
 
     Args:
         image_table: of what was examined.
@@ -225,7 +225,7 @@ def near_duplicates(image_table: ImageTable, index: Index, max_bits: int) -> Nea
 def near_between(
     near: Near, index: Index, a: int, b: int
 ) -> tuple[Bool[np.ndarray, " things"], Bool[np.ndarray, " things"], list[Pair]]:
-    """Which images of each place look like one of the other (of the same, for `a == b`), and the nearest pairs."""
+    """Returns which images of each place look like one of the other (of the same, for `a == b`), and the nearest pairs."""
     of_a, of_b = (np.zeros(len(index.keys), dtype=bool) for _ in range(2))
     has_a, has_b = index.has(a), index.has(b)
     pairs: list[tuple[float, Pair]] = []

@@ -1,4 +1,4 @@
-"""Decodes every image of dataset folders in child processes, and keeps what each looks like.
+"""Decodes every image of dataset folders in child processes, and keeps size, perceptual hash and thumbnail of each.
 
 An image that several records name is decoded once. What comes out is a table: size, hash, thumbnail, or why there is none.
 """
@@ -151,5 +151,5 @@ def examine_all(examiner: Examiner, tasks: Iterable[ExamineTask], workers: int, 
 
 
 def short_key(name: str) -> int:
-    """64 bits that stand for a hash, or for any other text."""
+    """Returns 64 bits that stand for a hash, or for any other text."""
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -101,7 +101,7 @@ class RecordFigures:
     images_of_captions: dict[str, ImageRepeats]
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers in one object."""
+        """Returns all numbers in one object."""
         out = asdict(self)
         spreads = out.pop("spreads")
         kept = {key: value for key, value in out.items() if value or key in ("records", "records_with")}
@@ -152,7 +152,7 @@ def _round_edges(values: np.ndarray) -> np.ndarray:
 
 
 def _fitting(values: np.ndarray, edges: Sequence[float]) -> np.ndarray:
-    """The edges around the values; the last bin is extended over what lies beyond."""
+    """Returns the edges around the values; the last bin is extended over what lies beyond."""
     borders = np.asarray(edges, dtype=np.float64)
     low, high = values.min(), values.max()
     first = max(int(np.searchsorted(borders, low, side="right")) - 1, 0)
@@ -212,7 +212,7 @@ class Figures:
             self._caption_images.setdefault(record.split, array("Q")).extend((shown, text_key(record)))
 
     def summary(self) -> RecordFigures:
-        """All numbers."""
+        """Returns all numbers."""
         spreads = {
             "images_per_record": spread(self._images),
             "captions_per_record": spread(self._captions),
@@ -244,7 +244,7 @@ class Figures:
 
 
 def _answers_of(record: Record) -> list[str]:
-    """What is to be answered: the most frequent of a question's answers, or every short turn of the assistant."""
+    """Returns the most frequent of a question's answers, or every short turn of the assistant."""
     if record.answers:
         counts = Counter(_folded(answer) for answer in record.answers)
         return [counts.most_common(1)[0][0]]

@@ -1,4 +1,4 @@
-"""What an image looks like in 64 bits, and which of many images look alike.
+"""Perceptual hashes of 64 bits, and near-duplicate images by them.
 
 The hash is that of the signs of low frequencies (a "pHash"): a re-encoded, resized or brightened copy differs in a few bits.
 Shapes, charts and documents resemble each other in so few bits, so a pair counts only when small thumbnails agree, too.
@@ -43,7 +43,7 @@ class Look(NamedTuple):
 
 
 def look(image: Image.Image) -> Look:
-    """Hash and thumbnail of an RGB image.
+    """Returns hash and thumbnail of an RGB image.
 
     The image is shrunk to 32 x 32; of the cosine transform of its luminance the frequencies 1 to 8 in each direction are kept
     (DCT-II, no constant term); a bit is set where a coefficient exceeds the median of the 64. Bit 0 is the lowest frequency.
@@ -63,7 +63,7 @@ def look(image: Image.Image) -> Look:
 def near_pairs(
     hashes: UInt64[np.ndarray, " n"], max_bits: int
 ) -> Iterator[tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]]:
-    """All pairs `i < j` whose hashes differ in at most `max_bits` bits, each once, a stretch at a time.
+    """Yields all pairs `i < j` whose hashes differ in at most `max_bits` bits, each once, a stretch at a time.
 
     The 64 bits are cut into `max_bits + 1` bands: two hashes that differ in no more bits agree in one band at least, so only
     images that share the value of a band are compared. 100,000 photos take some seconds, not 5 billion comparisons.
@@ -94,7 +94,7 @@ def near_pairs(
 
 
 def similarity(a: UInt8[np.ndarray, "pairs 768"], b: UInt8[np.ndarray, "pairs 768"]) -> Float[np.ndarray, " pairs"]:
-    """How alike thumbnails are: the correlation of their pixels after each channel's mean is taken off.
+    """Returns the correlation of thumbnails' pixels after each channel's mean is subtracted.
 
     A channel that holds a tenth of a thumbnail's variance and disagrees (below 0.9) counts alone, so that a red thing is not taken
     for a black one. A grey image is compared with the grey of the other one, whose contrast may differ by a quarter. Two

@@ -1,4 +1,4 @@
-"""The outcome of `data check` as one value: the check of the folders, what training makes of them, what a model says of them."""
+"""The result of `data check` as one value: the folders, the training samples made of them, and the visual gain of their texts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -119,6 +119,6 @@ class DataReport:
         return warnings_of(self)
 
     def to_json(self) -> dict[str, Any]:
-        """As `data check --json` prints it."""
+        """Returns the value that `data check --json` prints."""
         parts = {name: asdict(part) for name, part in (("training", self.training), ("gain", self.gain)) if part is not None}
         return {**self.checked.to_json(), **parts, "warnings": self.warnings}

@@ -1,4 +1,4 @@
-"""What a data set becomes under a configuration: lengths in tokens, what is supervised, what is left out, how rows fill.
+"""Measures a data set under a configuration: lengths in tokens, supervised tokens, skipped conversations, fill of rows.
 
 Everything is counted by the code that trains: the same builder, the same length table, the same epoch plan.
 """
@@ -169,7 +169,7 @@ class RowFigures:
             self.longest = LongestConversation(length, record_id)
 
     def summary(self) -> RowSummary:
-        """The numbers, once the length table is made."""
+        """Returns the figures after the length table was made."""
         assert self.table is not None
         kept, left = len(self._supervised), self.skipped.total()
         alone, shared = int(self.table.tokens_unshared.sum()), int(self.table.tokens.sum())
@@ -229,7 +229,7 @@ class ConversationLengths:
 
     @classmethod
     def of(cls, tables: Sequence[LengthTable], kept_lengths: Sequence[Sequence[int]]) -> "ConversationLengths":
-        """Those of several data sets, one after the other.
+        """Joins the lengths of several data sets, in order.
 
         Args:
             tables: the samples of each data set.
@@ -239,13 +239,13 @@ class ConversationLengths:
         return cls(np.concatenate(alone), starts(np.concatenate([np.diff(table.begin) for table in tables]).tolist()))
 
     def of_samples(self, order: Int[np.ndarray, " draws"]) -> Int[np.ndarray, " conversations"]:
-        """Length of every conversation of some samples."""
+        """Returns length of every conversation of some samples."""
         spans = [self.alone[self.begin[sample] : self.begin[sample + 1]] for sample in order.tolist()]
         return np.concatenate(spans) if spans else np.zeros(0, dtype=np.int64)
 
 
 def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> EpochFigures:
-    """Rows, fill rate and steps of the first epoch, beside what padded batches of single conversations would take.
+    """Returns rows, fill rate and steps of the first epoch, beside what padded batches of single conversations would take.
 
     Args:
         plan: the rows of an epoch.
@@ -277,5 +277,5 @@ def epoch_figures(plan: EpochPlan, conversations: ConversationLengths) -> EpochF
 
 
 def padded(lengths: Int[np.ndarray, " n"], batch: int) -> int:
-    """Token places of batches that are padded to their longest row."""
+    """Returns token places of batches that are padded to their longest row."""
     return sum(int(part.max()) * len(part) for at in range(0, len(lengths), batch) if len(part := lengths[at : at + batch]))

@@ -1,4 +1,4 @@
-"""`data check`: every record read again, every image decoded completely, everything counted.
+"""Reads every record of dataset folders again, decodes every image completely, and counts what is found.
 
 `input = ok + sum(skipped)`: a record is skipped for the first thing that makes it useless. What is merely odd (tiny images,
 strips, images of one colour) is counted beside that and stays ok, unless the limits on images are set.
@@ -76,7 +76,7 @@ class Fault:
     has_image: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the list of faults; `image` is null where no image is at fault."""
+        """Returns the entry of the list of faults; `image` is null where no image is at fault."""
         where = {"id": self.id, "split": self.split, "folder": self.location.folder, "record": self.location.record}
         return {**where, "image": self.location.image if self.has_image else None, "reason": self.reason, "detail": self.detail}
 
@@ -120,7 +120,7 @@ class FolderFigures:
 
     @classmethod
     def of(cls, dataset: Dataset, bad: Counter[str]) -> "FolderFigures":
-        """Those of a folder with so many bad records."""
+        """Returns the figures of a folder with `num_bad` bad records."""
         summary = dataset.summary
         return cls(
             path=str(dataset.path),
@@ -244,7 +244,7 @@ class CheckReport:
         return self.figures.summary()
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain data: what `--json` prints."""
+        """Returns the report as plain data: what `--json` prints."""
         return {
             "input": self.input,
             "ok": self.input - self.num_bad,
@@ -265,7 +265,7 @@ class CheckReport:
         }
 
     def name(self, location: ImageLocation) -> str:
-        """The id of a location's record."""
+        """Returns the id of a location's record."""
         return self.datasets[location.folder].record(location.record).id
 
     def _other(self, number: int) -> OtherFolder:
@@ -330,7 +330,7 @@ class _Reading:
         self._at, self._locations, self._row_of = array("I"), array("Q"), array("Q")
 
     def tasks(self) -> Iterator[ExamineTask]:
-        """Images to examine."""
+        """Yields images to examine."""
         with progress("checking", sum(map(len, self.datasets))) as bar:
             for folder, dataset in enumerate(self.datasets):
                 names = list(dataset.splits)
@@ -385,12 +385,12 @@ class _Reading:
         return frozenset((fault.location.folder, fault.location.record) for fault in self._damaged)
 
     def occurrences(self, image_table: ImageTable) -> Occurrences:
-        """Where each image stands, by content."""
+        """Returns the locations of each image, by its content."""
         keys = image_table.keys[np.asarray(self._row_of, dtype=np.int64)]
         return Occurrences(array("Q", keys.tobytes()), self._at, self._locations)
 
     def bad_records(self, image_table: ImageTable) -> Iterator[Fault]:
-        """Every record of the checked folders that cannot be used, in order, with the first reason."""
+        """Yields every record of the checked folders that cannot be used, in order, with the first reason."""
         damaged = {(fault.location.folder, fault.location.record): fault for fault in self._damaged}
         for number in np.flatnonzero(np.isin(np.asarray(self._row_of), list(image_table.failures))) if image_table.failures else ():
             location = ImageLocation(*self._locations[3 * number : 3 * number + 3])
@@ -405,7 +405,7 @@ class _Reading:
                 yield damaged[place]
 
     def odd_images(self, image_table: ImageTable) -> Iterator[Fault]:
-        """Every image of the checked folders that should be looked at."""
+        """Yields every image of the checked folders that should be looked at."""
         widths, heights = image_table.widths, image_table.heights
         short, long = np.minimum(widths, heights), np.maximum(widths, heights)
         kinds = {
@@ -425,7 +425,7 @@ class _Reading:
 
 
 def _places(datasets: Sequence[Dataset], num_checked: int) -> tuple[FolderSplit, ...]:
-    """The splits of all folders; their names say the folder where there is more than one."""
+    """Returns the splits of all folders; their names say the folder where there is more than one."""
     short = [dataset.path.resolve().name for dataset in datasets]
     names = [name if short.count(name) == 1 else str(dataset.path) for name, dataset in zip(short, datasets, strict=True)]
     plain = num_checked == 1

@@ -1,4 +1,4 @@
-"""Small copies of images for a report, made in child processes: what could not be decoded a moment ago still cannot hurt."""
+"""Makes thumbnails for a report in child processes, so that a damaged image cannot end the command."""
 
 import io
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class Thumbnailer:
     datasets: tuple[Dataset, ...]
 
     def __call__(self, task: ExamineTask) -> bytes:
-        """A JPEG of at most 176 pixels a side; a PNG where the image is as small as that, enlarged if it is very small.
+        """Returns a JPEG of at most 176 pixels a side; a PNG where the image is as small as that, enlarged if it is very small.
 
         Raises:
             RecordError: the reasons of `read_image`.
@@ -36,7 +36,7 @@ class Thumbnailer:
 
 
 def shrunk(image: Image.Image, side: int, quality: int) -> bytes:
-    """A JPEG of at most `side` pixels a side; a PNG where the image is as small as that."""
+    """Returns a JPEG of at most `side` pixels a side; a PNG where the image is as small as that."""
     is_small = max(image.size) <= side
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -47,7 +47,7 @@ def shrunk(image: Image.Image, side: int, quality: int) -> bytes:
 def make_thumbnails(
     datasets: tuple[Dataset, ...], locations: Iterable[ImageLocation], workers: int, seconds: float = 60.0
 ) -> dict[ImageLocation, bytes]:
-    """Small copies of the images at these locations; those that cannot be shown are left out."""
+    """Returns small copies of the images at these locations; those that cannot be shown are left out."""
     tasks = []
     for location in dict.fromkeys(locations):
         try:

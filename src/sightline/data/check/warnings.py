@@ -1,4 +1,4 @@
-"""From the numbers of a check to sentences: what a person should know before training on this data."""
+"""Writes the warnings of `data check`: sentences about what to repair before training on the data."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -18,7 +18,7 @@ FEW_ROWS = 8  # so few are never full
 
 
 def warnings_of(report: "DataReport") -> list[str]:
-    """The sentences of a report, the gravest first."""
+    """Returns the sentences of a report, the gravest first."""
     found = (
         _records(report),
         _captions(report),
@@ -149,7 +149,7 @@ def _several(count: int, one: str, many: str) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    """A share with as many digits as tell it from 0 and from 100 %."""
+    """Returns a share with as many digits as tell it from 0 and from 100 %."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 0.1:
         return "less than 0.1 %"

@@ -1,4 +1,4 @@
-"""Downloads of images: what may be fetched, from where, how much of it and for how long. The engine is imported when it runs."""
+"""Downloads images, with limits on addresses, bytes and time. The HTTP client is imported when a download runs."""
 
 from sightline.data.download.options import DownloadOptions as DownloadOptions
 from sightline.data.download.options import parse_networks as parse_networks

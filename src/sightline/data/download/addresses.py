@@ -42,7 +42,7 @@ PUBLIC_IPV6 = ip_network("2000::/3")  # all that is given to networks of the int
 
 
 def refusal(address: Address, allowed: Iterable[Network]) -> str:
-    """Why an address must not be connected to; empty when it may."""
+    """Returns why an address must not be connected to; empty when it may."""
     inner = unwrapped(address)
     if any(address in network or inner in network for network in allowed):
         return ""
@@ -55,13 +55,13 @@ def refusal(address: Address, allowed: Iterable[Network]) -> str:
 
 
 def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
-    """Whether an address lies in a network that the user allowed, where every port may be used."""
+    """Returns whether an address lies in a network that the user allowed, where every port may be used."""
     inner = unwrapped(address)
     return any(address in network or inner in network for network in allowed)
 
 
 def unwrapped(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address stands for, or the address itself."""
+    """Returns the IPv4 address that an IPv6 address stands for, or the address itself."""
     if any(address in wrapper for wrapper in WRAPPERS):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address

@@ -154,7 +154,7 @@ class FeatureStore:
         self._maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns number of images."""
         return len(self._index)
 
     def __reduce__(self) -> tuple[type["FeatureStore"], tuple[Path]]:

@@ -75,7 +75,7 @@ def group_by_image(checked: Path, tally: Tally, poll: Callable[[], None] = lambd
 
 
 def _row(record: dict[str, Any], number: int, offset: int) -> tuple[int, int, int, int]:
-    """Key of the records to join with this one, place in the file, image and split; a key of its own where it joins with none."""
+    """Returns the key of the records to join with this one (its own if none), place in the file, image and split."""
     if not record.get("captions") or not record.get("image_info") or record.get("answers"):
         return number, offset, number, 0
     identity = {name: value for name, value in record.items() if name not in _MAY_DIFFER}

@@ -15,12 +15,12 @@ from sightline.types import ImageInfo, Record
 
 
 def name_only_key(name: str) -> str:
-    """What stands for the sha256 of an image that is known by name alone."""
+    """Returns the key that replaces the sha256 of an image that is known by name only."""
     return hashlib.sha256(b"name:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def name_only_record(item: Item, tally: Tally) -> Record:
-    """The record of an item with the names of its images; sizes are those that the source claims, else 1 x 1.
+    """Returns the record of an item with the names of its images; sizes are those that the source claims, else 1 x 1.
 
     Raises:
         RecordError: `image_without_name`: the image lies in the source itself; or the reasons of `check_record`.

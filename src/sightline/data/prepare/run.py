@@ -383,7 +383,7 @@ class _PrepareRun:
         return replace(item.record, images=tuple(names), image_info=tuple(infos), boxes=boxes)
 
     def _boxes(self, item: Item, facts: ImageFacts) -> tuple[Box, ...]:
-        """The boxes of an item as fractions of its first image as shown."""
+        """Returns the boxes of an item as fractions of its first image as shown."""
         size = _stored_size(facts)
         boxes = item.record.boxes
         boxes += kept_boxes([(label, pixel_fractions(box, size), False) for label, box in item.pixel_boxes], self.tally)[0]
@@ -398,7 +398,7 @@ class _PrepareRun:
 
 
 def _image_names(item: Item) -> int:
-    """Equal for items with images of the same names or bytes."""
+    """Returns a hash that is equal for items with images of the same names or bytes."""
     return hash(tuple(ref.name if isinstance(ref, ImageInRoot) else hashlib.sha256(ref).digest() for ref in item.images))
 
 
@@ -442,7 +442,7 @@ def _options_to_json(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
-    """The item with a record that may be kept if its images are good.
+    """Returns the item with a record that may be kept if its images are good.
 
     Raises:
         RecordError: see `docs/data.md` for the reasons.
@@ -474,7 +474,7 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
 
 
 def _cleaned(record: Record, tally: Tally) -> Record:
-    """The record with the rule of `texts.clean_text` applied to all of its texts."""
+    """Returns the record with the rule of `texts.clean_text` applied to all of its texts."""
 
     def clean(text: str) -> str:
         cleaned = clean_text(text)

@@ -54,7 +54,7 @@ class WrittenShard:
 
 
 def parse_size(text: str) -> int:
-    """`500M`, `1G` or `1GiB` as bytes.
+    """Returns `500M`, `1G` or `1GiB` as bytes.
 
     Raises:
         UsageError: not a size, or out of range.
@@ -67,12 +67,12 @@ def parse_size(text: str) -> int:
 
 
 def shard_name(number: int) -> str:
-    """Name of a shard in the dataset folder."""
+    """Returns name of a shard in the dataset folder."""
     return f"shards/{number:05d}.tar"
 
 
 def member_key(number: int) -> str:
-    """Name, without what follows its first dot, of a record's members."""
+    """Returns name, without what follows its first dot, of a record's members."""
     return f"{number:0{KEY_DIGITS}d}"
 
 
@@ -152,7 +152,7 @@ def _remove_unplanned(folder: Path, wanted: set[str]) -> None:
 
 
 def _plan(folder: Path, index: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
-    """First record and number of records of each shard: as many as surely fit."""
+    """Yields first record and number of records of each shard: as many as surely fit."""
     first, used = 0, len(END)
     sizes: dict[str, int] = {}
     for number, line in enumerate(_lines(folder, index)):
@@ -170,7 +170,7 @@ def _plan(folder: Path, index: np.ndarray, size: int) -> Iterator[tuple[int, int
 
 
 def _padded(size: int) -> int:
-    """Bytes that a member takes in a tar."""
+    """Returns bytes that a member takes in a tar."""
     return BLOCK + -(-size // BLOCK) * BLOCK
 
 
@@ -208,7 +208,7 @@ def write_shard(task: Shard) -> WrittenShard:
 
 
 def _source_hash(task: Shard, index: np.ndarray) -> str:
-    """Of the lines that a shard is made of; they hold the hashes of the images."""
+    """Returns the hash of a shard's lines; they hold the hashes of its images."""
     digest = hashlib.sha256()
     for line in _lines(task.folder, index, task.first, task.count):
         digest.update(line)

@@ -33,7 +33,7 @@ class SplitRule:
             raise UsageError("--split train=...: what is not drawn for another split stays in train.")
 
     def draw(self, key: str) -> str:
-        """The split of a key."""
+        """Returns the split of a key."""
         place = uniform(self.seed, "split", key)
         for name, share in self.shares.items():
             if place < share:
@@ -57,7 +57,7 @@ class ImageGroups:
                 self._parent[root] = first
 
     def key(self, sha256: str) -> str:
-        """The name of an image's group; an image that was never joined names its own."""
+        """Returns the name of an image's group; an image that was never joined names its own."""
         root = sha256
         while (parent := self._parent.get(root, root)) != root:
             root = parent
@@ -67,7 +67,7 @@ class ImageGroups:
 
 
 def parse_shares(arguments: Sequence[str]) -> dict[str, float]:
-    """`val=0.1` arguments as shares by name.
+    """Returns `val=0.1` arguments as shares by name.
 
     Raises:
         UsageError: one is not of this form, or a name comes twice.

@@ -18,7 +18,7 @@ _VISIBLE = re.compile(
 
 
 def clean_text(text: str) -> str:
-    """The text without control and zero-width characters; empty when nothing visible is left of a text that had any of them."""
+    """Removes control and zero-width characters; the result is empty when nothing visible is left."""
     if text.isascii() and text.isprintable():
         return text
     cleaned = _REMOVED.sub("", text)
@@ -26,5 +26,5 @@ def clean_text(text: str) -> str:
 
 
 def is_null_word(caption: str) -> bool:
-    """Whether a caption is a word for a missing one."""
+    """Returns whether a caption is a word for a missing one."""
     return caption.strip().casefold() in NULL_WORDS

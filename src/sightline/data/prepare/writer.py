@@ -38,7 +38,7 @@ class WrittenRecords:
 
 
 def read_lines(path: Path) -> Iterator[Record]:
-    """Records of a file that `dump_line` wrote."""
+    """Yields records of a file that `dump_line` wrote."""
     with path.open("rb") as file:
         for line in file:
             yield record_from_json(json.loads(line))
@@ -157,11 +157,11 @@ class RowWriter:
             self._blocks.append(block)
 
     def rows(self) -> np.ndarray:
-        """All rows that were gathered."""
+        """Returns all rows that were gathered."""
         self.flush()
         return np.concatenate(self._blocks)
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Size and hash of a file, as `dataset.json` states them."""
+    """Returns size and hash of a file, as `dataset.json` states them."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -52,7 +52,7 @@ class _Archive:
         self._top = tops.pop() if len(tops) == 1 and all("/" in name for name in self._count) else ""
 
     def find(self, name: str) -> str | None:
-        """The archive's own name of a member, None when it has none."""
+        """Returns the archive's own name of a member, None when it has none."""
         plain = os.path.normpath(name)
         return next((known for known in (name, plain, self._top + plain) if known in self._count), None)
 
@@ -65,7 +65,7 @@ class _Archive:
             yield f"{self._real}/{name}", f"{self.path.name}/{name}"
 
     def locate(self, name: str) -> str:
-        """The archive's own name of a member.
+        """Returns the archive's own name of a member.
 
         Raises:
             RecordError: reasons `path_outside_root`, `image_missing`, `image_suffix`, `image_ambiguous`.
@@ -169,7 +169,7 @@ class TarRoot(_ArchiveRoot):
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[int]:
-    """A descriptor for `read_member`."""
+    """Opens a tar for `read_member` and returns its descriptor."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -178,7 +178,7 @@ def open_tar(path: Path) -> Iterator[int]:
 
 
 def read_member(descriptor: int, member: Member) -> bytes:
-    """The content of a member of an open tar.
+    """Reads the content of a member of an open tar.
 
     Raises:
         RecordError: reason `image_too_large`.
@@ -190,7 +190,7 @@ def read_member(descriptor: int, member: Member) -> bytes:
 
 
 def tar_members(path: Path, on_irregular: Callable[[str], None] = lambda name: None) -> Iterator[Member]:
-    """The regular members of an uncompressed tar (ustar, pax or GNU), in order.
+    """Yields the regular members of an uncompressed tar (ustar, pax or GNU), in order.
 
     Folders are left out; links and devices too, and are named to `on_irregular`.
 
@@ -239,7 +239,7 @@ class _Headers:
             name, length = "", None
 
     def _block(self) -> bytes | None:
-        """The next header; None at the end marker."""
+        """Reads the next header; returns None at the end marker."""
         header = self._read(_BLOCK)
         if header == bytes(_BLOCK):
             self._check_end()
@@ -255,7 +255,7 @@ class _Headers:
         return header
 
     def _check_end(self) -> None:
-        """The end of an archive is zeros to the end of the file."""
+        """Checks that the archive ends with zeros to the end of the file."""
         zeros = self.at - _BLOCK
         while data := self._read(_SCAN):
             if rest := data.lstrip(b"\0"):
@@ -282,7 +282,7 @@ class _Headers:
         return data
 
     def _pax(self, data: bytes) -> dict[bytes, bytes]:
-        """Records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record."""
+        """Parses records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record."""
         fields: dict[bytes, bytes] = {}
         at = 0
         while at < len(data) and data[at : at + 1] != b"\0":
@@ -304,7 +304,7 @@ class _Headers:
         return name[:MAX_NAME].decode("utf-8", "surrogateescape")
 
     def _number(self, field: bytes) -> int:
-        """Octal digits, or (GNU) a large number in base 256."""
+        """Parses octal digits, or (GNU) a large number in base 256."""
         if field[0] == 0x80:
             return int.from_bytes(field[1:], "big")
         digits = field.strip(b" \0")
@@ -321,7 +321,7 @@ class _Headers:
 
 
 def open_root(path: Path) -> ImageRoot:
-    """The images under `path`: a folder, a zip, or an uncompressed tar.
+    """Returns the images under `path`: a folder, a zip, or an uncompressed tar.
 
     Raises:
         UsageError: it is neither.

@@ -216,7 +216,7 @@ class Format:
 
 
 def parse_mapping(arguments: Iterable[str]) -> dict[str, str]:
-    """`field=key` arguments as our field -> the source's key.
+    """Returns `field=key` arguments as our field -> the source's key.
 
     Raises:
         UsageError: one is not of this form, or a field comes twice.
@@ -231,7 +231,7 @@ def parse_mapping(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def refuse_mapping(options: SourceOptions, what: str) -> None:
-    """For files whose names are fixed.
+    """Refuses `--map` for formats whose file names are fixed.
 
     Raises:
         UsageError: `--map` was given.
@@ -242,7 +242,7 @@ def refuse_mapping(options: SourceOptions, what: str) -> None:
 
 
 def make_id(value: Any, row: int) -> str:
-    """A record's id: the source's own when it is a text or a whole number, else its place in the source.
+    """Returns a record's id: the source's own when it is a text or a whole number, else its place in the source.
 
     Raises:
         RecordError: reason `bad_id`.
@@ -255,7 +255,7 @@ def make_id(value: Any, row: int) -> str:
 
 
 def split_name(value: Any) -> str:
-    """The split a source names; "dev", "valid" and "validation" are called "val", none at all "train".
+    """Returns the split a source names; "dev", "valid" and "validation" are called "val", none at all "train".
 
     Raises:
         RecordError: reason `bad_split`.

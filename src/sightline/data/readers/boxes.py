@@ -19,7 +19,7 @@ Found = tuple[str, list[float] | None, bool]  # label; left, top, right, bottom 
 
 
 def pixel_fractions(bbox: object, size: tuple[int, int] | None) -> list[float] | None:
-    """`[x, y, width, height]` in pixels as left, top, right, bottom in fractions; None when that cannot be said."""
+    """Returns `[x, y, width, height]` in pixels as left, top, right, bottom in fractions; None when that cannot be said."""
     if size is None or not isinstance(bbox, list) or len(bbox) != 4 or not _numbers(*bbox):
         return None
     width, height = size
@@ -27,7 +27,7 @@ def pixel_fractions(bbox: object, size: tuple[int, int] | None) -> list[float] |
 
 
 def labelled_box(item: Any) -> Found:
-    """An object of a row: `{"category", "bbox_xywh_frac", "crowd"}`, or `{"text", "box_xyxy_frac"}`.
+    """Returns an object of a row: `{"category", "bbox_xywh_frac", "crowd"}`, or `{"text", "box_xyxy_frac"}`.
 
     Raises:
         RecordError: reason `bad_boxes`.
@@ -41,12 +41,12 @@ def labelled_box(item: Any) -> Found:
 
 
 def _numbers(*values: object) -> bool:
-    """Finite, and not of hundreds of digits, which would not become a float."""
+    """Returns whether all are finite numbers that fit a float; JSON allows hundreds of digits."""
     return all(isinstance(value, int | float) and -1e9 < value < 1e9 for value in values)
 
 
 def turned_box(xyxy: Sequence[float], orientation: int) -> tuple[float, float, float, float]:
-    """A box in fractions of the stored image as fractions of the image as shown.
+    """Returns a box in fractions of the stored image as fractions of the image as shown.
 
     Args:
         xyxy: left, top, right, bottom.
@@ -65,14 +65,14 @@ def turned_box(xyxy: Sequence[float], orientation: int) -> tuple[float, float, f
 
 
 def refers_to_shown(stated: tuple[int, int] | None, shown_size: tuple[int, int], orientation: int) -> bool:
-    """Whether the width and height that a source states are those of the image after its turn; False where that cannot be known."""
+    """Returns whether the size that a source states is that of the turned image; False where that cannot be known."""
     if orientation < 5 or stated is None or stated[0] == stated[1]:
         return False
     return (stated[0] > stated[1]) == (shown_size[0] > shown_size[1])
 
 
 def kept_boxes(found: Sequence[Found], tally: Tally) -> tuple[tuple[Box, ...], dict[str, list[int]]]:
-    """The boxes that are left after cutting, and `{"crowd": [places]}` where there are crowds."""
+    """Returns the boxes that are left after cutting, and `{"crowd": [places]}` where there are crowds."""
     boxes: list[Box] = []
     crowd: list[int] = []
     for label, xyxy, is_crowd in found:
@@ -87,7 +87,7 @@ def kept_boxes(found: Sequence[Found], tally: Tally) -> tuple[tuple[Box, ...], d
 
 
 def clipped_box(label: str, xyxy: Sequence[float] | None) -> Box | None:
-    """A box cut to the image; None when nothing of it is left, or its numbers are none."""
+    """Returns a box cut to the image; None when nothing of it is left, or its numbers are none."""
     if xyxy is None or not all(math.isfinite(value) for value in xyxy):
         return None
     left, top, right, bottom = (min(max(round(float(value), 6), 0.0), 1.0) for value in xyxy)

@@ -112,7 +112,7 @@ def _json(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | S
 
 
 def _is_karpathy(path: Path) -> bool:
-    """Images come with their sentences, instead of a list of annotations."""
+    """Returns whether images come with their sentences (Karpathy's files) instead of a list of annotations."""
     with JsonStream(path) as stream:
         if stream.peek() != "{":
             raise DataError(f"{path}: an object with 'images' is expected, as in COCO's annotation files.")

@@ -79,7 +79,7 @@ class CsvRows:
             number += 1
 
     def _values(self, fields: Sequence[str]) -> dict[str, Any]:
-        """An empty cell is an absent field, but for the image and the caption, whose emptiness is worth a reason."""
+        """Drops empty cells; an empty image or caption is kept, so that its record is skipped with a reason."""
         named = zip(self.header, fields, strict=True)
         return {name: value for name, value in named if value or name in (self.header[self._image], "caption")}
 
@@ -87,7 +87,7 @@ class CsvRows:
         return self._pushed.popleft() if self._pushed else next(self._lines, None)
 
     def _row(self, first: TextLine) -> tuple[list[str], RecordError | None]:
-        """The fields of the row that begins with a line, or what is wrong; then the lines after the first are given back."""
+        """Returns the fields of the row that begins with a line, or what is wrong and the lines after the first."""
         if first.fault is not None:
             return [], first.fault
         taken = [first]
@@ -116,7 +116,7 @@ class CsvRows:
             yield line.text + "\n"
 
     def _is_row(self, text: str) -> bool:
-        """Whether a line within a quoted field is a whole row: as many fields as the header, and an image in its place."""
+        """Returns whether a line within a quoted field is a whole row: as many fields as the header, and an image in its place."""
         try:
             fields = next(csv.reader([text], delimiter=self._delimiter, strict=True), [])
         except csv.Error:

@@ -63,7 +63,7 @@ Caption = tuple[str, int, str]  # name of the photo, number of the caption, capt
 def _by_photo(
     file: Path, rows: "Iterator[tuple[int, Caption | RecordError]]", options: SourceOptions, tally: Tally
 ) -> Iterator[Item | Skip]:
-    """One item per photo, in the order of the file; its captions may lie anywhere in it."""
+    """Yields one item per photo, in the order of the file; its captions may lie anywhere in it."""
     refuse_mapping(options, f"{file.name} and its split files")
     root = image_root(options, file.parent, *PLACES)
     tally.use(file, *(file.parent / name for name in SPLIT_FILES.values()))

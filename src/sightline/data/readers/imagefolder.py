@@ -91,7 +91,7 @@ def _without_metadata(path: Path, options: SourceOptions, tally: Tally) -> Itera
 
 
 def _class_of(path: Path, name: str) -> str:
-    """The folder that names what an image shows; empty where it lies in none, or in one named after a split, a shard or images."""
+    """Returns the folder that names an image's class; empty for folders named after a split, a shard or images."""
     file = path / name
     folder = file.parent.name
     return "" if file.parent == path or SPLIT_WORD.fullmatch(folder) or NO_CLASS.fullmatch(folder) else folder

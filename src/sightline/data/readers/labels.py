@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def named_labels(features: Mapping[str, Any]) -> "Callable[[Row], Row | RecordError]":
-    """A function that replaces the numbers of `ClassLabel` columns (also in lists) by names; -1 means no label.
+    """Returns a function that replaces the numbers of `ClassLabel` columns (also in lists) by names; -1 is no label.
 
     Args:
         features: column types as `Features.to_dict` writes them.
@@ -27,7 +27,7 @@ def named_labels(features: Mapping[str, Any]) -> "Callable[[Row], Row | RecordEr
 
 
 def _names(kind: Any) -> list[str]:
-    """The class names of a column, empty when it is no class label."""
+    """Returns the class names of a column, empty when it is no class label."""
     if isinstance(kind, list):
         return _names(kind[0]) if kind else []
     if not isinstance(kind, Mapping):

@@ -16,12 +16,12 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a name ends like that of an image."""
+    """Returns whether a name ends like that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of a path begins with a dot or is macOS's `__MACOSX`: no data, but what a system keeps beside it."""
+    """Returns whether a part of a path begins with a dot or is macOS's `__MACOSX`: system files, not data."""
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
@@ -29,7 +29,7 @@ class ImageRoot(Protocol):
     """Finds images by name."""
 
     def fetch(self, name: str) -> Path | bytes:
-        """The image's file, or its bytes.
+        """Returns the path of an image's file, or its bytes.
 
         Raises:
             RecordError: reasons `path_outside_root`, `image_missing`, `image_not_a_file`.
@@ -37,20 +37,20 @@ class ImageRoot(Protocol):
         ...
 
     def locations(self, name: str) -> tuple[str, ...]:
-        """Where an image of that name would lie: paths of files, or `archive/member`. Nothing is opened."""
+        """Returns where an image of that name would lie: paths of files, or `archive/member`. Nothing is opened."""
         ...
 
     def parts(self) -> Sequence["ImageRoot"]:
-        """The roots that this one looks into: itself, unless it is made of others."""
+        """Returns the roots that this one looks into: itself, unless it is made of others."""
         ...
 
     def members(self) -> Iterator[tuple[str, str]]:
-        """Location and name of each member of an archive; nothing for a folder."""
+        """Returns location and name of each member of an archive; nothing for a folder."""
         ...
 
 
 def check_name(name: str) -> PurePosixPath:
-    """A relative path without a climb.
+    """Checks that a path is relative and stays within its root.
 
     Raises:
         RecordError: reason `path_outside_root`.

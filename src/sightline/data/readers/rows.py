@@ -56,7 +56,7 @@ class TableRow:
         self._used: set[str] = set()
 
     def get(self, name: str) -> Any:
-        """The value of our field; None when the row lacks it or it is switched off."""
+        """Returns the value of our field; None when the row lacks it or it is switched off."""
         keys = self.keys.get(name, "")
         value = None
         for key in all_keys(keys):
@@ -76,7 +76,7 @@ class TableRow:
         return value if None in found.values() else template.format_map(found)
 
     def id(self, number: int, fallback: str | None = None) -> str:
-        """The row's id, or else `fallback`, or else its number; `--map id=` numbers all rows.
+        """Returns the row's id, or else `fallback`, or else its number; `--map id=` numbers all rows.
 
         Raises:
             RecordError: reason `bad_id`.
@@ -95,7 +95,7 @@ class TableRow:
         fallback_id: str | None = None,
         split: str = "",
     ) -> Item:
-        """The row as an item; keys that nothing asked for are counted as ignored.
+        """Returns the row as an item; keys that nothing asked for are counted as ignored.
 
         Args:
             number: place of the row in the source.
@@ -182,7 +182,7 @@ def require_columns(names: Collection[str], keys: Keys, options: SourceOptions, 
 
 
 def all_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The keys that a field may have."""
+    """Returns the keys that a field may have."""
     return (keys,) if isinstance(keys, str) else keys
 
 
@@ -190,7 +190,7 @@ def all_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find_file(path: Path, names: Sequence[str], suffixes: Sequence[str], tally: Tally) -> Path:
-    """The file that `path` means: itself, or in a folder the first of `names`, or else the only one with such a suffix.
+    """Returns the file that `path` means: itself, or in a folder the first of `names`, or else the only one with such a suffix.
 
     Raises:
         DataError: there is none, or more than one.
@@ -217,7 +217,7 @@ def _found_file(path: Path, names: Sequence[str], suffixes: Sequence[str]) -> Pa
 
 
 def json_rows(path: Path, tally: Tally, member: str = "") -> Iterator[Numbered]:
-    """The rows of a JSON array, of a member of a JSON object that is an array, or of JSON lines (by the suffix).
+    """Yields the rows of a JSON array, of a member of a JSON object that is an array, or of JSON lines (by the suffix).
 
     Args:
         path: the file.
@@ -312,7 +312,7 @@ def add_side_file(values: dict[str, Any], name: str, data: bytes) -> None:
 
 
 def image_root(options: SourceOptions, folder: Path, *others: str) -> ImageRoot:
-    """`--images`, or else `folder` and then those of `others` (relative to it) that exist."""
+    """Returns `--images`, or else `folder` and then those of `others` (relative to it) that exist."""
     if options.images is not None:
         return open_root(options.images)
     places = [folder, *(folder / name for name in others)]
@@ -320,7 +320,7 @@ def image_root(options: SourceOptions, folder: Path, *others: str) -> ImageRoot:
 
 
 def image_refs(value: Any, root: ImageRoot, is_base64: bool = False) -> tuple[ImageRef, ...]:
-    """The images that a row names or holds: a path, bytes, `{"bytes", "path"}` as in the `datasets` library, or a list of them.
+    """Returns the images of a row: a path, bytes, `{"bytes", "path"}` as in the `datasets` library, or a list of them.
 
     Raises:
         RecordError: reasons `image_empty` (empty), `bad_image` (another type), `bad_base64`.

@@ -58,7 +58,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_co
 
 
 def parse_json(text: str) -> Any:
-    """One JSON value.
+    """Parses one JSON value.
 
     Raises:
         RecordError: reasons `bad_json`, with what is wrong and the column where that is known.
@@ -103,7 +103,7 @@ class TextLine:
 
 
 def text_lines(path: Path) -> Iterator[TextLine]:
-    """The lines of a UTF-8 file, without their ends; a byte order mark is dropped.
+    """Yields the lines of a UTF-8 file without their ends; a byte order mark is dropped.
 
     A line that is longer than 64 MB or not UTF-8 comes with a fault (`line_too_long`, `bad_utf8`) and no text.
 
@@ -138,7 +138,7 @@ def _decoded(line: bytes, number: int) -> TextLine:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | RecordError]]:
-    """Line numbers and objects of a JSONL file; a line that is no object comes as the RecordError that says why.
+    """Yields line numbers and objects of a JSONL file; for a line that is no object, the RecordError that says why.
 
     Empty lines are passed over.
 
@@ -191,7 +191,7 @@ class JsonStream:
         self._file.close()
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Returns the next character that is not white space; empty at the end."""
         while True:
             self._at = _SPACE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._buffer):
@@ -200,7 +200,7 @@ class JsonStream:
                 return ""
 
     def value(self) -> Any:
-        """The next value as a whole."""
+        """Returns the next value as a whole."""
         self.peek()
         while True:
             try:

@@ -48,7 +48,7 @@ class Preset:
     group: str = ""
 
     def reader(self) -> Reader:
-        """The preset as a source."""
+        """Returns the reader of the preset."""
 
         def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
             return read_table(path, self, options, tally)
@@ -153,7 +153,7 @@ def _file_items(file: Path, preset: Preset, options: SourceOptions, tally: Tally
 
 
 def _columns(preset: Preset, options: SourceOptions) -> set[str]:
-    """Every column that may be read."""
+    """Returns every column that may be read."""
     named: Keys = {"split": "split", **preset.keys, **options.mapping}
     wanted = {key for keys in named.values() for key in all_keys(keys)}
     for template in preset.templates.values():
@@ -162,7 +162,7 @@ def _columns(preset: Preset, options: SourceOptions) -> set[str]:
 
 
 def _grouped(rows: Callable[[], Iterator[Numbered]], group: str, tally: Tally) -> Iterator[Numbered]:
-    """The first row of each group, with the captions of all its rows; read twice, so that only captions are held."""
+    """Yields the first row of each group, with the captions of all its rows; read twice, so that only captions are held."""
     captions: dict[str, dict[str, None]] = {}
     for _, _, row in rows():
         found = _captions_of_row(row, group)
@@ -181,7 +181,7 @@ def _grouped(rows: Callable[[], Iterator[Numbered]], group: str, tally: Tally) -
 
 
 def _captions_of_row(row: dict[str, Any] | RecordError, group: str) -> tuple[str, tuple[str, ...]] | RecordError:
-    """The group of a row and its captions, or what is wrong with it."""
+    """Returns the group of a row and its captions, or what is wrong with it."""
     if isinstance(row, RecordError):
         return row
     try:
@@ -195,7 +195,7 @@ def _captions_of_row(row: dict[str, Any] | RecordError, group: str) -> tuple[str
 
 
 def table_files(path: Path, patterns: Iterable[str], tally: Tally) -> list[Path]:
-    """The file itself, or those of a folder that the first fruitful pattern finds, sorted; hidden ones are left out.
+    """Returns the file itself, or those of a folder that the first fruitful pattern finds, sorted; hidden ones are left out.
 
     Raises:
         DataError: there is none.
@@ -212,7 +212,7 @@ def table_files(path: Path, patterns: Iterable[str], tally: Tally) -> list[Path]
 
 
 def split_of_file(file: Path, root: Path) -> str:
-    """The split that a file's name says, or that of a folder between `root` and the file; empty when none does."""
+    """Returns the split that a file's name says, or that of a folder between `root` and the file; empty when none does."""
     folders = file.relative_to(root).parts[:-1]
     if (match := SPLIT_WORD.search(file.stem)) is not None:
         return match[1].lower()
@@ -220,7 +220,7 @@ def split_of_file(file: Path, root: Path) -> str:
 
 
 def table_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Numbered]:
-    """Rows of a json, jsonl, csv, tsv or parquet file; of parquet only the columns that are used, the rest counted as ignored.
+    """Yields rows of a json, jsonl, csv, tsv or parquet file; unused columns of parquet are counted, not read.
 
     Raises:
         DataError: the file is damaged as a whole, or its columns are not those of the preset.
@@ -236,7 +236,7 @@ def table_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally)
 
 
 def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tally) -> Iterator[Numbered]:
-    """Rows of a parquet file, a few at a time.
+    """Yields rows of a parquet file, a few at a time.
 
     Raises:
         DataError: it is cut or damaged (with the number of the row), or its columns are not those of the preset.
@@ -262,7 +262,7 @@ def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tall
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
-    """Column types as the `datasets` library writes them into a parquet file; empty without."""
+    """Returns column types as the `datasets` library writes them into a parquet file; empty without."""
     try:
         found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError):

@@ -43,7 +43,7 @@ class RowText:
 
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
-    """A text or a list of texts, without the white space around them.
+    """Returns a text or a list of texts, without the white space around them.
 
     Raises:
         RecordError: reason `bad_{name}`.
@@ -85,7 +85,7 @@ def row_text(get: Callable[[str], Any], num_images: int) -> RowText:
 
 
 def conversation(turns: Any, num_images: int) -> tuple[Message, ...]:
-    """LLaVA's turns, with `<image>` anywhere in any of them; its line break belongs to the mark.
+    """Returns LLaVA's turns, with `<image>` anywhere in any of them; its line break belongs to the mark.
 
     Raises:
         RecordError: reason `bad_conversations`.
@@ -103,7 +103,7 @@ def _turn(turn: Any) -> Message:
 
 
 def marked_parts(text: str) -> tuple[Part, ...]:
-    """A text with `<image>` marks as parts."""
+    """Returns a text with `<image>` marks as parts."""
     parts: list[Part] = []
     for index, piece in enumerate(_MARK.split(text)):
         if index:
@@ -114,7 +114,7 @@ def marked_parts(text: str) -> tuple[Part, ...]:
 
 
 def chat(messages: Any, num_images: int) -> tuple[Message, ...]:
-    """The chat schema of transformers, as in our records; texts may hold `<image>` marks where no part is an image.
+    """Returns the chat schema of transformers, as in our records; texts may hold `<image>` marks where no part is an image.
 
     Raises:
         RecordError: reason `bad_messages`, or `places_without_image` and the like.
@@ -135,7 +135,7 @@ def _has_image_part(message: Any) -> bool:
 
 
 def _with_images_first(messages: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
-    """The messages with all images before the first turn of the user, as loaders of LLaVA's data do where no mark says where."""
+    """Puts all images before the first turn of the user, as loaders of LLaVA's data do for rows without marks."""
     first = next((place for place, message in enumerate(messages) if message.role == "user"), None)
     if first is None:
         raise RecordError("images_without_place", f"{num_images} images, and no turn of the user to show them in")
@@ -144,7 +144,7 @@ def _with_images_first(messages: tuple[Message, ...], num_images: int) -> tuple[
 
 
 def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:
-    """The Cauldron's list of `{"user", "assistant", "source"}`, the images before the first question.
+    """Returns the Cauldron's list of `{"user", "assistant", "source"}`, the images before the first question.
 
     Raises:
         RecordError: reason `bad_texts`.
@@ -162,7 +162,7 @@ def pairs(turns: Any, num_images: int) -> tuple[Message, ...]:
 
 
 def named_fields(fields: Any, num_images: int) -> tuple[Message, ...]:
-    """Named values that can be read in an image (a receipt's total), each asked for: "What is the total?".
+    """Returns named values that can be read in an image (a receipt's total), each asked for: "What is the total?".
 
     Raises:
         RecordError: reason `bad_fields`.
@@ -183,13 +183,13 @@ def named_fields(fields: Any, num_images: int) -> tuple[Message, ...]:
 
 
 def question_messages(question: str, answer: str, num_images: int) -> tuple[Message, Message]:
-    """A question about images and its answer as a conversation: the images first."""
+    """Returns a question about images and its answer as a conversation: the images first."""
     places = (Part(),) * num_images
     return Message("user", (*places, Part(question.strip()))), Message("assistant", (Part(answer.strip()),))
 
 
 def question_text(question: Any, choices: Any, answer: Any, hint: Any, num_images: int) -> RowText:
-    """A question with its answers, or with choices and the index of the right one.
+    """Returns a question with its answers, or with choices and the index of the right one.
 
     The answer that is trained on is the most frequent one, the first of them in a tie.
 
@@ -247,5 +247,5 @@ def _answer_text(value: Any) -> str:
 
 
 def most_frequent(answers: Sequence[str]) -> str:
-    """The answer given most often, the first of them in a tie."""
+    """Returns the answer given most often, the first of them in a tie."""
     return Counter(answers).most_common(1)[0][0]

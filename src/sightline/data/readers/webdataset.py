@@ -60,13 +60,13 @@ def _samples(file: Path, first: int, tally: Tally) -> Iterator[Numbered]:
 
 
 def _key(member: Member) -> str:
-    """The name up to the first dot of its last part, as webdataset cuts it."""
+    """Returns the name up to the first dot of its last part, as webdataset cuts it."""
     folder, name = os.path.split(member.name)
     return os.path.join(folder, name.partition(".")[0])
 
 
 def _stem(member: Member) -> str:
-    """The name up to its last dot."""
+    """Returns the name up to its last dot."""
     return os.path.splitext(member.name)[0]
 
 
@@ -75,7 +75,7 @@ def _suffix(member: Member) -> str:
 
 
 def _cut(key: str, members: list[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """The samples that members of one key are: one, unless their names have dots or repeat."""
+    """Yields the samples that members of one key are: one, unless their names have dots or repeat."""
     images = {_stem(member) for member in members if has_image_suffix(member.name)}
     others = [_stem(member) for member in members if not has_image_suffix(member.name)]
     texts = [_stem(member) for member in members if _suffix(member) in TEXT_SUFFIXES]

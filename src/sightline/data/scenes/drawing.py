@@ -59,7 +59,7 @@ _DOTS = {
 
 
 def render(scene: Scene, size: int = 64, noise: bool = True) -> Image.Image:
-    """The image of a scene, `size` x `size`, RGB.
+    """Draws a scene as an RGB image of `size` x `size` pixels.
 
     Args:
         noise: False leaves out the grain, for tests and figures.
@@ -91,7 +91,7 @@ def check_size(size: int, has_sign: bool) -> None:
 
 
 def _background(background: Background, size: int) -> np.ndarray:
-    """[size, size, 3] int32: the tint, brightened by up to half of `across` and `down` at the borders."""
+    """Returns int32 [size, size, 3]: the tint, brightened by up to half of `across` and `down` at the borders."""
     steps = 2 * np.arange(size, dtype=np.int32) + 1 - size
     light = (background.across * steps[None, :] + background.down * steps[:, None]) // (2 * size)
     return light[:, :, None] + np.array(background.rgb, dtype=np.int32)
@@ -114,7 +114,7 @@ def _blend(window: np.ndarray, cover: np.ndarray, rgb: tuple[int, int, int]) -> 
 
 
 def _cover(outline: np.ndarray, size: int, window: tuple[int, int, int, int]) -> np.ndarray:
-    """How many of the 16 samples of each pixel of a window lie inside a polygon.
+    """Returns how many of the 16 samples of each pixel of a window lie inside a polygon.
 
     A row of samples crosses the edges at exact places; from each crossing on, inside and outside change. In units in which
     samples lie on odd multiples of 65536 and corners on multiples of 8 x size, numbers stay below 2^60 up to size 1024.
@@ -143,7 +143,7 @@ def _gathered(samples: np.ndarray) -> np.ndarray:
 
 
 def _paint_sign(pixels: np.ndarray, sign: Sign) -> None:
-    """Board, border and letters; a cell is 1/64 of the side, so that sizes that 64 divides show them without blur."""
+    """Draws board, border and letters; a cell is 1/64 of the side: sizes that 64 divides show them without blur."""
     size = pixels.shape[0]
     width, height = sign.cells
     ink = np.zeros((height, width), dtype=bool)
@@ -160,12 +160,12 @@ def _paint_sign(pixels: np.ndarray, sign: Sign) -> None:
 
 
 def _cells(first: int, last: int, size: int) -> np.ndarray:
-    """The sign cell in which each sample from pixel `first` to before pixel `last` lies."""
+    """Returns the sign cell in which each sample from pixel `first` to before pixel `last` lies."""
     return (2 * np.arange(first * SAMPLES, last * SAMPLES) + 1) * SIGN_CELLS // (2 * SAMPLES * size)
 
 
 def letters(text: str) -> np.ndarray:
-    """A text of capitals and digits as dots: bool [7, 6 * length - 1]."""
+    """Returns a text of capitals and digits as dots: bool [7, 6 * length - 1]."""
     rows = [[int(pair, 16) for pair in _DOTS[letter].split()] for letter in text]
     dots = [[[bool(bits >> (4 - column) & 1) for column in range(5)] + [False] for bits in letter] for letter in rows]
     return np.concatenate([np.array(letter) for letter in dots], axis=1)[:, :-1]

@@ -1,4 +1,4 @@
-"""Puts statements into words: captions that are true, and hard negatives that are false.
+"""Writes statements as sentences: true captions, and false ones as hard negatives.
 
 A negative is a caption's own sentence with one part changed, in the same template, and obeys every habit of the captions
 (`is_usual`): the text alone does not give it away. That is why the draws of `world` are uniform where a negative redraws:
@@ -116,24 +116,24 @@ class Negative:
 
 
 def named(phrase: Phrase) -> str:
-    """`small red circle`; `shape` where none is named."""
+    """Names the attributes: `small red circle`; `shape` where no shape is named."""
     return " ".join(word for word in (phrase.size, phrase.color, phrase.shape or "shape") if word)
 
 
 def a(phrase: Phrase) -> str:
-    """`a small red circle`, `an orange star`."""
+    """Names a thing with its article: `a small red circle`, `an orange star`."""
     name = named(phrase)
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def plural(phrase: Phrase) -> str:
-    """`small red circles`, `shapes`."""
+    """Names things in the plural: `small red circles`, `shapes`."""
     shape = _PLURALS.get(phrase.shape, f"{phrase.shape}s")
     return " ".join(word for word in (phrase.size, phrase.color, shape) if word)
 
 
 def counted(phrase: Phrase, count: int) -> str:
-    """`one red circle`, `two red circles`."""
+    """Names a number of things: `one red circle`, `two red circles`."""
     return f"{NUMBER_WORDS[count]} {named(phrase) if count == 1 else plural(phrase)}"
 
 
@@ -141,7 +141,7 @@ def counted(phrase: Phrase, count: int) -> str:
 
 
 def captions(scene: Scene, count: int = 3) -> list[SceneCaption]:
-    """The canonical caption, then up to `count - 1` others, all different and all true.
+    """Returns the canonical caption, then up to `count - 1` others, all different and all true.
 
     Level 1: size, color, shape and place of the thing. Level 2: both things and their relation; canonical is `left of`, `above`
     or `inside`. Level 3: canonical is the inventory, sorted by color and shape; others tell a relation, a count, the text.
@@ -204,7 +204,7 @@ def _groups(scene: Scene) -> tuple[Counted, ...]:
 
 
 def _some_relations(scene: Scene, draws: Draws) -> list[Related]:
-    """Up to two plain relations between things of different color or shape, with or without their sizes."""
+    """Returns up to two plain relations between things of different color or shape, with or without their sizes."""
     plain = [
         (one, relation, other)
         for one in scene.things
@@ -226,7 +226,7 @@ _TRIALS = 12  # redraws before a kind is given up for a scene
 
 
 def negatives(scene: Scene, scene_captions: Sequence[SceneCaption], avoid: Collection[tuple[str, str]] = ()) -> list[Negative]:
-    """One false sentence of each kind that the captions allow.
+    """Returns one false sentence of each kind that the captions allow.
 
     It is made from the first caption that has such a part, so at levels 1 and 2 from the canonical one. Counts are changed in
     the caption that tells one count, if there is one: whether that is so does not depend on the count, as it would if
@@ -262,7 +262,7 @@ def _negative(
 
 
 def is_usual(caption: SceneCaption, level: int) -> bool:
-    """Whether a true caption of that level could have this form; negatives that could not are dropped."""
+    """Returns whether a true caption of that level could have this form; negatives that could not are dropped."""
     match caption.statement:
         case Related(first, relation, second):
             inner, outer = (first, second) if relation == "inside" else (second, first)
@@ -280,7 +280,7 @@ def is_usual(caption: SceneCaption, level: int) -> bool:
 
 
 def pairs_named(statement: Statement) -> set[tuple[str, str]]:
-    """The (color, shape) pairs that a statement names."""
+    """Returns the (color, shape) pairs that a statement names."""
     match statement:
         case ThingAt(phrase) | Counted(phrase):
             phrases = [phrase]
@@ -294,7 +294,7 @@ def pairs_named(statement: Statement) -> set[tuple[str, str]]:
 
 
 def _changed(caption: SceneCaption, kind: str, draws: Draws, level: int) -> Statement | None:
-    """One random change of a kind; None when the statement has nothing of that kind."""
+    """Returns one random change of a kind; None when the statement has nothing of that kind."""
     may_resize = level < 3  # small and large are equally frequent, the other size is not the likelier one
     match caption.statement, kind:
         case ThingAt(phrase, place), "replace_attribute" | "replace_object":

@@ -57,7 +57,7 @@ MAX_TURN = {"circle": 0, "cross": 8, "ring": 0, "square": 8, "star": 15, "triang
 
 @lru_cache(maxsize=512)
 def unit_outline(shape: str, angle: int) -> tuple[tuple[Contour, ...], tuple[int, int], tuple[int, int]]:
-    """A turned outline in units of 1/65536 of its radius.
+    """Returns a turned outline in units of 1/65536 of its radius.
 
     Returns:
         Its contours (even-odd filled), half the width and height of its box, and its middle (the center of the largest circle
@@ -80,14 +80,14 @@ def _scaled(value: int, radius: int) -> int:
 
 @lru_cache(maxsize=4096)
 def extents(shape: str, angle: int, radius: float) -> tuple[float, float]:
-    """Half the width and height of the box of a thing, as fractions of the image."""
+    """Returns half the width and height of the box of a thing, as fractions of the image."""
     _, half, _ = unit_outline(shape, angle)
     units = round(radius * UNIT)
     return _scaled(half[0], units) / UNIT, _scaled(half[1], units) / UNIT
 
 
 def middle(shape: str, angle: int, radius: float) -> tuple[float, float]:
-    """Where the largest circle inside a thing has its center, relative to the center of its box, on the grid of 1/4096."""
+    """Returns where the largest circle inside a thing has its center, relative to the center of its box, on the grid of 1/4096."""
     _, _, offset = unit_outline(shape, angle)
     return round(offset[0] * radius / 16) / 4096, round(offset[1] * radius / 16) / 4096
 
@@ -100,7 +100,7 @@ def _unit_edges(shape: str, angle: int) -> np.ndarray:
 
 
 def edges(shape: str, angle: int, radius: float, x: float, y: float) -> np.ndarray:
-    """The edges of a thing, int64 [edges, 4], as x and y of both ends, in units of 1/65536 of the image's side.
+    """Returns the edges of a thing, int64 [edges, 4], as x and y of both ends, in units of 1/65536 of the image's side.
 
     They close one contour or two; what lies inside follows from the even-odd rule.
     """

@@ -39,7 +39,7 @@ class Question:
 
 
 def questions(scene: Scene, avoid: Collection[tuple[str, str]] = ()) -> list[Question]:
-    """One question of each kind that the scene allows.
+    """Returns one question of each kind that the scene allows.
 
     Args:
         avoid: (color, shape) pairs that no question may name, because they are kept for another split.
@@ -59,7 +59,7 @@ def questions(scene: Scene, avoid: Collection[tuple[str, str]] = ()) -> list[Que
 
 
 def _only(scene: Scene, thing: Thing, draws: Draws, hidden: str = "") -> Phrase | None:
-    """A phrase that names this thing and no other one, without the attribute `hidden`."""
+    """Returns a phrase that names this thing and no other one, without the attribute `hidden`."""
     whole = Phrase(thing.shape, thing.color, thing.size)
     shorter = [replace(whole, size="", color=""), replace(whole, size=""), replace(whole, color=""), whole]
     if hidden == "shape":
@@ -101,7 +101,7 @@ def _position(scene: Scene, draws: Draws) -> Question:
 
 
 def _count(scene: Scene, draws: Draws) -> Question:
-    """First the answer, among those that some phrase gives, then the phrase."""
+    """Chooses the answer among those that some phrase gives, then the phrase."""
     phrases = [Phrase(shape) for shape in SHAPES] + [Phrase("", color) for color in COLORS]
     phrases += [Phrase(shape, color) for color, shape in sorted(scene.pairs)]
     by_count: dict[int, list[Phrase]] = {}
@@ -112,7 +112,7 @@ def _count(scene: Scene, draws: Draws) -> Question:
 
 
 def _relation(scene: Scene, draws: Draws) -> list[Question]:
-    """Where one thing is from another one, and whether a relation holds."""
+    """Asks where a thing is from another one, and whether a relation holds."""
     plain = [
         (one, relation, other)
         for one in scene.things

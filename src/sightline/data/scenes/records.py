@@ -75,7 +75,7 @@ def generate(
 
 
 def split_of(index: int, val: float = 0.1, test: float = 0.1) -> str:
-    """The split of an index: a hash of it (the finaliser of SplitMix64) against the two shares.
+    """Returns the split of an index: a hash of it (the finaliser of SplitMix64) against the two shares.
 
     Raises:
         UsageError: a share is negative, or both exceed 1.
@@ -91,12 +91,12 @@ def split_of(index: int, val: float = 0.1, test: float = 0.1) -> str:
 
 
 def scene_id(scene: Scene) -> str:
-    """`scenes-SEED-LEVEL-INDEX`: unique over all series."""
+    """Returns `scenes-SEED-LEVEL-INDEX`, which is unique over all series."""
     return f"scenes-{scene.seed}-{scene.level}-{scene.index:06d}"
 
 
 def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list[Negative], split: str) -> Record:
-    """A record with captions, boxes and hard negatives.
+    """Returns a record with captions, boxes and hard negatives.
 
     Its meta has `level`, `seed`, `index`, `objects`, `sign`, `canonical`, and, with one entry for each negative,
     `negative_kinds` and `negative_of` (the number of the caption that it is a false version of).
@@ -118,7 +118,7 @@ def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list
 
 
 def question_records(scene: Scene, asked: list[Question], split: str) -> list[Record]:
-    """A record for each question: the image and the question, then the preferred answer; `answers` has all accepted ones."""
+    """Returns a record for each question with its preferred answer; `answers` has all accepted ones."""
     return [
         Record(
             id=f"{scene_id(scene)}-{question.kind}",
@@ -137,7 +137,7 @@ def question_records(scene: Scene, asked: list[Question], split: str) -> list[Re
 
 
 def boxes(scene: Scene) -> tuple[Box, ...]:
-    """One box for each thing, labelled with size, color and shape, and one for the sign."""
+    """Returns one box for each thing, labelled with size, color and shape, and one for the sign."""
     found = [Box(named(Phrase(thing.shape, thing.color, thing.size)), thing.box) for thing in scene.things]
     return (*found, Box("sign", scene.sign.box)) if scene.sign is not None else tuple(found)
 

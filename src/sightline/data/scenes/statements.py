@@ -1,4 +1,4 @@
-"""What can be said of a scene, and whether it is true.
+"""Statements about a scene, and whether each is true.
 
 A statement is a small structure, not a text; `sightline.data.scenes.language` puts it into words. `truth` answers True or False
 only where a person who sees the image would not hesitate, and None where the image is too close to call (a thing both
@@ -36,7 +36,7 @@ class Phrase:
     size: str = ""
 
     def matches(self, thing: Thing) -> bool:
-        """Whether the thing can be called that."""
+        """Returns whether the thing can be called that."""
         return (
             self.shape in ("", thing.shape) and self.color in ("", thing.color) and self.size in ("", thing.size)
         )  # "" in ("", x) holds
@@ -86,7 +86,7 @@ Statement = ThingAt | Related | Counted | Reads | Inventory
 
 
 def truth(statement: Statement, scene: Scene) -> bool | None:
-    """Whether the statement plainly holds in the scene (True), plainly does not (False), or is too close to call (None)."""
+    """Returns whether the statement plainly holds in the scene (True), plainly does not (False), or is too close to call (None)."""
     match statement:
         case ThingAt(phrase, place):
             return _any(_is_at(thing, place) for thing in scene.things if phrase.matches(thing))
@@ -107,12 +107,12 @@ def truth(statement: Statement, scene: Scene) -> bool | None:
 
 
 def is_true(statement: Statement, scene: Scene) -> bool:
-    """Whether the statement plainly holds."""
+    """Returns whether the statement plainly holds."""
     return truth(statement, scene) is True
 
 
 def plain_relation(one: Thing, other: Thing) -> str | None:
-    """The relation in which `one` plainly is to `other`, if there is one; there are never two."""
+    """Returns the relation in which `one` plainly is to `other`, if there is one; there are never two."""
     box, other_box = one.box, other.box
     if _contains(other_box, box):
         return "inside"
@@ -129,7 +129,7 @@ def plain_relation(one: Thing, other: Thing) -> str | None:
 
 
 def related(one: Thing, relation: str, other: Thing) -> bool | None:
-    """Whether `one` is `relation` `other`: True, False, or None where it is too close to call."""
+    """Returns whether `one` is `relation` `other`: True, False, or None where it is too close to call."""
     plain = plain_relation(one, other)
     if plain == relation:
         return True
@@ -143,7 +143,7 @@ def related(one: Thing, relation: str, other: Thing) -> bool | None:
 
 
 def place_of(thing: Thing) -> str | None:
-    """The name of the place where a thing plainly is, if there is one."""
+    """Returns the name of the place where a thing plainly is, if there is one."""
     return next((place for place in PLACES if _is_at(thing, place)), None)
 
 
@@ -158,7 +158,7 @@ def _is_at(thing: Thing, place: str) -> bool | None:
 
 
 def _any(answers: Iterable[bool | None]) -> bool | None:
-    """True if one is True, False if all are False (or there are none), else None."""
+    """Returns True if one is True, False if all are False (or there are none), else None."""
     known: bool | None = False
     for answer in answers:
         if answer:

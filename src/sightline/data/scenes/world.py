@@ -1,4 +1,4 @@
-"""What is in an image: things with shape, color, size and place, and at level 3 a sign to read.
+"""The contents of a scene: things with shape, color, size and place, and at level 3 a sign to read.
 
 `make_scene(seed, level, index)` draws everything from a Philox stream keyed by the three numbers, by whole-number arithmetic
 on the raw stream, so that a scene is the same on every machine and in every order of making. Lengths are fractions of the
@@ -85,22 +85,22 @@ class Draws:
         self._raw: list[int] = []
 
     def below(self, bound: int) -> int:
-        """A whole number in [0, bound)."""
+        """Draws a whole number in [0, bound)."""
         if not self._raw:
             self._raw = self._philox.random_raw(32).tolist()[::-1]
         return ((self._raw.pop() >> 32) * bound) >> 32
 
     def fraction(self, low: float, high: float) -> float:
-        """A multiple of 1/4096 in [low, high], both rounded to that grid."""
+        """Draws a multiple of 1/4096 in [low, high], both rounded to that grid."""
         first, last = round(low * GRID), round(high * GRID)
         return (first + self.below(last - first + 1)) / GRID
 
     def choice(self, items: Sequence[T]) -> T:
-        """One of the items."""
+        """Draws one of the items."""
         return items[self.below(len(items))]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """The items in random order (Fisher-Yates)."""
+        """Returns the items in random order (Fisher-Yates)."""
         out = list(items)
         for last in range(len(out) - 1, 0, -1):
             other = self.below(last + 1)
@@ -108,7 +108,7 @@ class Draws:
         return out
 
     def bytes(self, count: int) -> np.ndarray:
-        """`count` bytes as uint8, in the same order on every platform."""
+        """Draws `count` bytes as uint8, in the same order on every platform."""
         return self._philox.random_raw(-(-count // 8)).astype("<u8").view(np.uint8)[:count]
 
 
@@ -196,12 +196,12 @@ class Scene:
         return frozenset((thing.color, thing.shape) for thing in self.things)
 
     def draws(self, stream: Stream) -> Draws:
-        """The stream of random numbers of this scene that is kept for one purpose."""
+        """Returns the stream of random numbers of this scene that is kept for one purpose."""
         return Draws(self.seed, self.level, self.index, stream)
 
 
 def make_scene(seed: int, level: int, index: int) -> Scene:
-    """Scene `index` of the series (`seed`, `level`).
+    """Returns scene `index` of the series (`seed`, `level`).
 
     Args:
         seed: 0 or more, below 2^64.
@@ -258,7 +258,7 @@ def _look(draws: Draws, shape: str, color: str, size: str, band: tuple[float, fl
 
 
 def _pairs(draws: Draws, count: int) -> list[tuple[str, str]]:
-    """`count` different (color, shape) pairs."""
+    """Returns `count` different (color, shape) pairs."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
         pair = (draws.choice(tuple(COLORS)), draws.choice(SHAPES))
@@ -268,7 +268,7 @@ def _pairs(draws: Draws, count: int) -> list[tuple[str, str]]:
 
 
 def _placed_thing(draws: Draws) -> Thing:
-    """Level 1: size, color, shape and place, all independent and uniform."""
+    """Makes the thing of level 1: size, color, shape and place, all independent and uniform."""
     (color, shape), size = _pairs(draws, 1)[0], draws.choice(SIZES)
     column, row = draws.choice(tuple(PLACES.values()))
     look = _look(draws, shape, color, size, RADIUS[1][size])
@@ -281,7 +281,7 @@ def _center(draws: Draws, band: int, half: float) -> float:
 
 
 def _related_things(draws: Draws) -> list[Thing]:
-    """Level 2: two different things side by side, one above the other, or one inside the other.
+    """Makes the things of level 2: side by side, one above the other, or one inside the other.
 
     A small thing is as often inside a large one of another color as it is left of such a one, or above, and so on: the names do
     not tell the relation. Left of, with these sizes and two colors, are 1/8 * 42/47 of the scenes side by side or one above the
@@ -324,7 +324,7 @@ def _nested_things(draws: Draws, pairs: list[tuple[str, str]]) -> list[Thing]:
 
 
 def _many_things(draws: Draws) -> tuple[list[Thing], Sign]:
-    """Level 3: a sign, then things from large to small wherever they are free of the others."""
+    """Makes the things of level 3: a sign, then things from large to small at free places."""
     total, alike = 3 + draws.below(MAX_COUNT - 2), 1 + draws.below(3)
     pairs = _pairs(draws, total - alike + 1)
     pairs = pairs[:1] * (alike - 1) + pairs
@@ -344,7 +344,7 @@ def _many_things(draws: Draws) -> tuple[list[Thing], Sign]:
 
 
 def _scattered(draws: Draws, looks: Sequence[_Look], sign: Sign) -> list[Thing]:
-    """The things at free places; empty when one of them found none in 60 trials."""
+    """Returns the things at free places; empty when one of them found none in 60 trials."""
     boxes, things = [sign.box], []
     for look in looks:
         for _ in range(60):

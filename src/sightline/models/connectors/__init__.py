@@ -40,7 +40,7 @@ AnyConnector = Annotated[SerializeAsAny[ConnectorConfig], CONNECTORS]
 
 
 def connector_from(values: Mapping[str, Any]) -> ConnectorConfig:
-    """The connector that a model folder's configuration names.
+    """Returns the connector that a model folder's configuration names.
 
     Raises:
         ConfigError: there is no such kind, it is of a plug-in that this command does not name, or a value does not fit.

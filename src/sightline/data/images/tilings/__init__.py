@@ -1,4 +1,4 @@
-"""How an image becomes crops for the encoder and slots in the row: the one truth of the visual-token count. One file each."""
+"""How an image becomes crops for the encoder and slots in the row: the only place that counts visual tokens. One file each."""
 
 from typing import Annotated
 

@@ -52,7 +52,7 @@ def read_processor(path: str | Path, fit: Fit = "encoder", draft: bool = False) 
 
 
 def _idefics3(settings: dict[str, Any], file: str) -> tuple[int, SplitConfig]:
-    """Side of a tile, and the tiling."""
+    """Returns side of a tile, and the tiling."""
     if settings.get("do_resize", True) is not True:
         raise ConfigError(f"{file}: 'do_resize' is off, so crops would have any size.", "Use another model.")
     side = _edge(settings, "max_image_size", "longest_edge", 364, file)
