@@ -198,10 +198,16 @@ class TrainConfig(Config):
     evaluate_samples: int = Field(default=64, ge=0)
     """Samples of the validation split per in-loop validation; 0 for none."""
     generate_samples: int = Field(default=4, ge=0)
-    """For how many of them generated text is logged."""
+    """For how many of them text is generated and logged."""
+    best: Literal["loss", "score"] = "loss"
+    """Which checkpoint is the best: of the lowest validation loss, or of the best score of the generated texts."""
+    best_task: str = "caption"
+    """Task whose headline score counts with `best: score`."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "TrainConfig":
+        if self.best == "score" and not (self.generate_samples and self.evaluate_samples):
+            raise ValueError("best='score' needs texts to score: give 'evaluate_samples' and 'generate_samples', about 200 each")
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give either 'steps' or 'epochs'")
         if self.batch_size is not None and self.batch_tokens is not None:

@@ -7,13 +7,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from sightline.assembly.config.epochs import batch_rules, stage_steps
+from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import StagePlan
 from sightline.assembly.model import summary
 from sightline.assembly.model.build import ModelBundle, state_of
 from sightline.assembly.train.blind_logits import with_blind_logits
 from sightline.assembly.train.corpus import build_corpus, validation_corpus, visual_input_loader
 from sightline.assembly.train.run_folder import MetricsLog, RunFolder
-from sightline.assembly.train.validation import Validation, captions, validation_batches
+from sightline.assembly.train.validation import Validation, check_scored, generated_texts, validation_batches
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
 from sightline.data.batches.plan import EpochPlan
@@ -21,6 +22,7 @@ from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.length_table import SampleTotals
 from sightline.data.samples.templates import NO_CLOSING_TOKEN
 from sightline.errors import ConfigError
+from sightline.evaluation.tasks import task_by_name
 from sightline.objectives.next_token import NextToken
 from sightline.reporting.card import Card
 from sightline.runtime.logs import logger
@@ -90,7 +92,7 @@ class StageRun:
             ),
             at,
         )
-        at = replace(ended, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0)
+        at = replace(ended, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0, best=self._carried(ended.best))
         self.folder.write_card(self._card(stage, corpus, at))
         if not self.is_last:
             lora.fold(bundle.module)
@@ -98,6 +100,15 @@ class StageRun:
         lora.fold(bundle.module)
         self.accelerator.free_memory()
         return at
+
+    def _carried(self, best: tuple[float, int] | None) -> tuple[float, int] | None:
+        """The best checkpoint so far, unless the next stage goes by another value: a loss and a score cannot be compared."""
+        if self.is_last:
+            return best
+        names = [stage.name for stage in self.folder.config.stages]
+        following = stage_plan(self.folder.config, names.index(self.plan.name) + 1).train
+        own = self.plan.train
+        return best if (own.best, own.best_task) == (following.best, following.best_task) else None
 
     def _corpus(self, visual_loader: VisualInputLoader | None) -> Corpus:
         bundle, plan = self.bundle, self.plan
@@ -144,12 +155,16 @@ class StageRun:
         if corpus is None:
             return None
         rank, world, count = accelerator.process_index, accelerator.num_processes, plan.train.generate_samples
+        task = task_by_name(plan.train.best_task, resamples=1) if plan.train.best == "score" else None
+        if task is not None:
+            check_scored(task, corpus, plan.data.drop_images)
         return Validation(
             accelerator,
             bundle.module,
             NextToken(),
             lambda: validation_batches(corpus, bundle.pad_id, rank, world),
-            (lambda: captions(corpus, bundle, count, accelerator)) if count else None,
+            (lambda: generated_texts(corpus, bundle, count, accelerator, task)) if count else None,
+            task,
         )
 
     def _report(self, stage: stages.Stage, corpus: Corpus, loader: Loader, schedule: loop.StageSchedule) -> None:

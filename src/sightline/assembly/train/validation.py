@@ -1,25 +1,37 @@
-"""In-loop validation: the loss on the same samples each time, and captions of a few of them for the log."""
+"""In-loop validation: the loss on the same samples each time, generated texts of some of them, and their score if it counts."""
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sightline.assembly.model.build import ModelBundle
 from sightline.data.batches.collate import collate
-from sightline.data.batches.corpus import Corpus
-from sightline.data.samples.prompts import make_prompt
-from sightline.errors import RecordError
+from sightline.data.batches.corpus import Corpus, Source
+from sightline.data.samples.prompts import Prompt, make_prompt
+from sightline.errors import ConfigError, RecordError
+from sightline.evaluation.tasks import Query, Task
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.training.checkpoint import Progress
 from sightline.training.meters import StepTotals
-from sightline.types import Batch, Sample, TrainingBatch
+from sightline.types import Batch, Prediction, Sample, TrainingBatch
 
 ROWS = 8  # samples per batch; fixed, so that the value does not depend on the training batch
+MAX_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text generated in validation, and the query that it answers."""
+
+    query: Query
+    text: str
 
 
 @dataclass(frozen=True)
@@ -31,17 +43,24 @@ class Validation:
         model: gives hidden states.
         objective: the loss that is reported; not that of training, so that runs can be compared.
         batches: makes the batches of this rank, on the CPU, anew for each call.
-        captions: makes captions for the log on the first rank; None for none.
+        generated: generates texts for the log on the first rank; None for none.
+        task: its headline score of the generated texts decides which checkpoint is the best; None for the lowest loss.
     """
 
     accelerator: Accelerator
     model: nn.Module
     objective: Objective
     batches: Callable[[], Iterable[TrainingBatch]]
-    captions: Callable[[], list[dict[str, str]]] | None = None
+    generated: Callable[[], list[Generated]] | None = None
+    task: Task | None = None
 
     def __call__(self, at: Progress) -> dict[str, Any]:
-        """Returns `validation_loss` (mean over the weight of all samples), `value` (its negative), and `generated`."""
+        """Returns the values for the log.
+
+        Returns:
+            `validation_loss` (mean over the weight of all samples), `generated` (texts by record, on the first rank),
+            `validation_score` with a task, and `value`: what the best checkpoint has most of.
+        """
         sums = StepTotals()
         for batch in self.batches():
             batch = batch.to(self.accelerator.device)
@@ -51,9 +70,23 @@ class Validation:
             sums.weight += float(loss.weight)
         mean = sums.reduced(self.accelerator).mean
         out: dict[str, Any] = {"validation_loss": mean, "value": -mean}
-        if self.accelerator.is_main_process and self.captions is not None:
-            out["generated"] = self.captions()
+        texts = self.generated() if self.accelerator.is_main_process and self.generated is not None else []
+        if texts:
+            out["generated"] = [{"id": made.query.record.id, "text": made.text} for made in texts]
+        if self.task is not None:
+            score = self._headline(self.task, texts)
+            out |= {"validation_score": {self.task.headline.name: score}}
+            out["value"] = score if self.task.headline.higher_is_better else -score
         return out
+
+    def _headline(self, task: Task, texts: Sequence[Generated]) -> float:
+        """Scores the texts of the first rank; all ranks return its value."""
+        shared = [0.0]
+        if self.accelerator.is_main_process:
+            queries = [made.query for made in texts]
+            scores = task.score(queries, [Prediction(made.query.id, made.text) for made in texts])
+            shared = [scores[task.headline.name].value]
+        return broadcast_object_list(shared)[0]
 
 
 def validation_batches(corpus: Corpus, pad_id: int, rank: int, world: int) -> Iterator[Batch]:
@@ -64,16 +97,61 @@ def validation_batches(corpus: Corpus, pad_id: int, rank: int, world: int) -> It
         yield collate([[sample] for sample in samples if isinstance(sample, Sample)], pad_id).to_batch()
 
 
-def captions(corpus: Corpus, bundle: ModelBundle, count: int, accelerator: Accelerator) -> list[dict[str, str]]:
-    """Generates texts for the first samples of a corpus."""
+def check_scored(task: Task, corpus: Corpus, drops_images: bool) -> None:
+    """Checks that the headline score of a task can be had of texts generated for validation samples.
+
+    Raises:
+        ConfigError: the stage sees no images, the task asks for something other than text, or it asks nothing about these samples.
+    """
+    remedy = "Set train.best=loss for this stage."
+    if drops_images or corpus.visual_inputs is None:
+        raise ConfigError("train.best=score scores texts about images, and this stage trains on text alone.", remedy)
+    queries = [query for _, query in _queries(corpus, len(corpus.tokens), task)]
+    if not queries:
+        raise ConfigError(f"train.best=score: task {task.name!r} asks nothing about the validation samples.", remedy)
+    if odd := {query.form for query in queries} - {"generate"}:
+        raise ConfigError(f"train.best=score needs generated texts; task {task.name!r} asks for {', '.join(odd)}.", remedy)
+
+
+def generated_texts(
+    corpus: Corpus, bundle: ModelBundle, count: int, accelerator: Accelerator, task: Task | None = None
+) -> list[Generated]:
+    """Generates texts greedily for the first samples of a corpus.
+
+    Args:
+        corpus: of the validation split.
+        bundle: the model.
+        count: number of samples; several samples of one record are asked once.
+        accelerator: arithmetic of the machine.
+        task: asks the queries; without one each record is continued as in training.
+    """
+    prompts: list[tuple[Query, Prompt]] = []
+    for source, query in _queries(corpus, count, task):
+        with contextlib.suppress(RecordError):
+            args = (source.dataset, query.record, source.builder, corpus.visual_inputs, bundle.tokens_per_crop, ())
+            prompts.append((query, make_prompt(*args, query.messages)))
+    width = max((len(prompt.row.ids) for _, prompt in prompts), default=0)
+    decoding = DecodingConfig(max_new_tokens=MAX_NEW_TOKENS)
     out = []
-    for unit in range(min(count, len(corpus.tokens))):
-        try:
-            source, record = corpus.first_member(unit)
-            prompt = make_prompt(source.dataset, record, source.builder, corpus.visual_inputs, bundle.tokens_per_crop)
-        except RecordError:
-            continue
+    for begin in range(0, len(prompts), ROWS):
+        batch = prompts[begin : begin + ROWS]
         with accelerator.autocast(), torch.no_grad():
-            text = generate(bundle.model, bundle.tokenizer, [prompt], DecodingConfig(max_new_tokens=32))[0]
-        out.append({"id": record.id, "text": text.text})
+            texts = generate(bundle.model, bundle.tokenizer, [prompt for _, prompt in batch], decoding, width)
+        out += [Generated(query, text.text) for (query, _), text in zip(batch, texts, strict=True)]
     return out
+
+
+def _queries(corpus: Corpus, count: int, task: Task | None) -> Iterator[tuple[Source, Query]]:
+    """Yields what is asked about the records of the first samples, each record once."""
+    seen = set()
+    for sample in range(min(count, len(corpus.tokens))):
+        source, record = corpus.first_member(sample)
+        if (source.name, record.id) in seen:
+            continue
+        seen.add((source.name, record.id))
+        prompt = source.builder.rules.prompt
+        if task is None:
+            yield source, Query(record.id, record, source.builder.prompt_messages(record))
+        elif task.asks(record):
+            for query in task.queries(record, prompt if task.prompt is None else task.prompt):
+                yield source, query
