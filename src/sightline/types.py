@@ -411,17 +411,26 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric with its bootstrap interval and the values per item that it is made of."""
+    """A metric with its bootstrap interval and the values per item that it is made of.
+
+    Attributes:
+        scorer: name and version of the scorer; the version changes when the same answers would get another value.
+        unparsed: share of the answers that the scorer could not read, which count as wrong; None where a score reads no answers.
+        num_items: number of items of a score that has no value per item, such as a ratio of counts.
+    """
 
     name: str
     value: float
     low: float
     high: float
     items: tuple[float, ...] = ()
+    scorer: str = ""
+    unparsed: float | None = None
+    num_items: int | None = None
 
     @property
     def n(self) -> int:
-        return len(self.items)
+        return len(self.items) if self.num_items is None else self.num_items
 
     def to_json(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}

@@ -11,7 +11,7 @@ from sightline.cli.app import Plugins, app, emit, load_plugins
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
-    task: Annotated[str, typer.Option(help="What is asked: caption.")],
+    task: Annotated[str, typer.Option(help="What is asked: caption, vqa, choice, yes_no, grounding, or a plug-in's MODULE:Class.")],
     data: Annotated[str, typer.Option(help="A dataset folder.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
@@ -26,7 +26,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Evaluate only this many records, drawn at random with a fixed seed.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text beside the image; by default the task's, or that of training.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Text beside the image, or a template with {question}; by default the task's, or that of training."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the images.")] = None,
@@ -88,10 +91,11 @@ def evaluate(
     from rich.table import Table
 
     table = Table(title=f"{task} on {data} ({split}{', ' + control if control else ''})")
-    for column in ("score", "value", "95 % interval", "n"):
+    for column in ("score", "value", "95 % interval", "n", "unparsed"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in done.scores.items():
-        table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n))
+        unparsed = "" if score.unparsed is None else f"{score.unparsed:.1%}"
+        table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n), unparsed)
     Console().print(table)
     typer.echo(f"prompt: {done.prompt or 'none'}")
     if done.checkpoint is not None:

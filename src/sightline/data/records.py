@@ -1,6 +1,8 @@
 """Converts records to JSON and back, and checks them; errors name the field that is wrong."""
 
 import math
+import string
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from sightline.errors import RecordError
 from sightline.types import Box, ImageInfo, Message, Part, Record
 
+LETTERS = string.ascii_uppercase  # of choices
 RECORD_FIELDS = frozenset(item.name for item in fields(Record))
 
 
@@ -46,6 +49,11 @@ def prompt_messages(record: Record, prompt: str) -> tuple[Message, ...]:
     if prompt:
         parts = (*parts, Part(prompt))
     return (Message("user", parts),) if parts else ()
+
+
+def listed_choices(choices: Sequence[str]) -> str:
+    """Lists choices with letters, one a line: `A. cat`."""
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def record_from_json(line: Any) -> Record:

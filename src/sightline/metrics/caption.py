@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 
 from sightline.metrics.ngrams import NGrams, Words, as_words, count_ngrams
 from sightline.metrics.ptb import tokenize_all
-from sightline.metrics.statistics import Statistic, bootstrap, mean_of
+from sightline.metrics.scores import score_of
+from sightline.metrics.statistics import Statistic
 from sightline.runtime.logs import logger
 from sightline.types import Score
 
+SCORER = "captions 1"
 MAX_ORDER = 4
 FEW_IMAGES = 100  # with fewer, document frequencies are too coarse to compare CIDEr-D with published values
 CAPTION_METRICS = ("bleu", "cider", "rouge")
@@ -62,26 +64,21 @@ def score_captions(
         raise ValueError(f"{len(candidates)} candidates and {len(references)} lists of references; each item needs both")
     candidate_tokens = tokenize_all(candidates)
     reference_tokens = _tokenize_groups(references)
+    unparsed = sum(not tokens for tokens in candidate_tokens) / len(candidates)
     scores: dict[str, Score] = {}
     if "bleu" in metrics:
         statistics = bleu(candidate_tokens, reference_tokens)
         items = statistics.per_item()
         for order in range(MAX_ORDER):
-            scores[f"bleu_{order + 1}"] = _score(
-                f"bleu_{order + 1}", statistics.corpus(order + 1), items[:, order], resamples, seed
-            )
+            name, corpus = f"bleu_{order + 1}", statistics.corpus(order + 1)
+            scores[name] = score_of(name, items[:, order].tolist(), SCORER, unparsed, corpus, resamples, seed)
     if "rouge" in metrics:
         values = rouge_l(candidate_tokens, reference_tokens)
-        scores["rouge_l"] = _score("rouge_l", mean_of(values), values, resamples, seed)
+        scores["rouge_l"] = score_of("rouge_l", values.tolist(), SCORER, unparsed, resamples=resamples, seed=seed)
     if "cider" in metrics:
         values = cider_d(candidate_tokens, reference_tokens, None if frequencies is None else _tokenize_groups(frequencies))
-        scores["cider_d"] = _score("cider_d", mean_of(values), values, resamples, seed)
+        scores["cider_d"] = score_of("cider_d", values.tolist(), SCORER, unparsed, resamples=resamples, seed=seed)
     return scores
-
-
-def _score(name: str, statistic: Statistic, items: Float[np.ndarray, " N"], resamples: int, seed: int) -> Score:
-    interval = bootstrap(statistic, len(items), resamples=resamples, seed=seed)
-    return Score(name, interval.value, interval.low, interval.high, tuple(items.tolist()))
 
 
 def _tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[list[str]]]:

@@ -10,9 +10,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from sightline.metrics.statistics import bootstrap, mean_of
+from sightline.metrics.scores import score_of
 from sightline.types import Score
 
+SCORER = "answers 1"
 MIN_VQA_ANSWERS = 4  # with fewer, leave-one-out cannot give a prediction the full score
 
 _ANLS_THRESHOLD = 0.5
@@ -75,6 +76,13 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     matches = sum(normalize_answer(answer) == mine for answer in answers)
     others = len(answers) - matches  # leaving out one of these keeps all matches
     return (matches * min(1.0, (matches - 1) / 3) + others * min(1.0, matches / 3)) / len(answers)
+
+
+def vqa_accuracy_or_match(prediction: str, answers: Sequence[str]) -> float:
+    """Computes VQA accuracy, or with fewer than four answers 1 if the normalised prediction is one of them, else 0."""
+    if len(answers) >= MIN_VQA_ANSWERS:
+        return vqa_accuracy(prediction, answers)
+    return float(normalize_answer(prediction) in {normalize_answer(answer) for answer in answers})
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -157,7 +165,7 @@ def score_answers(
 
     Args:
         predictions: one text per item.
-        metrics: keys of `ANSWER_METRICS`.
+        answers: accepted answers of each item.
         metrics: keys of `ANSWER_METRICS`.
         resamples: bootstrap resamples of the items for the 95 % intervals.
         seed: seed of the resampling.
@@ -170,10 +178,10 @@ def score_answers(
         raise ValueError(f"unknown answer metric {unknown[0]!r}; known are {', '.join(ANSWER_METRICS)}")
     if not predictions or len(predictions) != len(answers) or not all(answers):
         raise ValueError(f"{len(predictions)} predictions and {len(answers)} lists of answers; each item needs both")
+    unparsed = sum(not normalize_answer(prediction) for prediction in predictions) / len(predictions)
     scores = {}
     for metric in metrics:
         name, function = ANSWER_METRICS[metric]
         items = [function(prediction, group) for prediction, group in zip(predictions, answers, strict=True)]
-        interval = bootstrap(mean_of(items), len(items), resamples=resamples, seed=seed)
-        scores[name] = Score(name, interval.value, interval.low, interval.high, tuple(items))
+        scores[name] = score_of(name, items, SCORER, unparsed, resamples=resamples, seed=seed)
     return scores

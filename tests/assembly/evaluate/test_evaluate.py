@@ -65,7 +65,8 @@ def test_scores_are_those_of_the_predictions_with_their_intervals(plain: Evaluat
     direct = score_captions(said, references, resamples=20, seed=0)
     assert set(told["scores"]) == {*direct, "exact"} >= {"cider_d", "bleu_4", "rouge_l"}
     for name, score in told["scores"].items():
-        assert score.keys() == {"value", "low", "high", "n"}
+        assert score.keys() == {"value", "low", "high", "n", "unparsed"}
+        assert told["scorers"][name] == "captions 1"
         assert score["n"] == COUNT
         assert score["low"] <= score["value"] <= score["high"]
         if name in direct:

@@ -68,7 +68,8 @@ class Evaluation:
             "prompt": self.prompt,
             "decoding": self.decoding.model_dump(mode="json"),
             "headline": self.task.headline.name,
-            "scores": {name: score.to_json() for name, score in self.scores.items()},
+            "scores": {name: score.to_json() | {"unparsed": score.unparsed} for name, score in self.scores.items()},
+            "scorers": {name: score.scorer for name, score in self.scores.items()},
             "input": len(self.queries),
             "ok": len(self.predicted.predictions),
             "skipped": self.predicted.skipped,
@@ -85,7 +86,7 @@ class Evaluation:
             "records": [query.id for query in queries],
             "image": images,
             "values": {name: score.value for name, score in self.scores.items()},
-            "items": {name: list(score.items) for name, score in self.scores.items() if score.n == len(queries)},
+            "items": {name: list(score.items) for name, score in self.scores.items() if len(score.items) == len(queries)},
         }
 
     def _shots(self) -> dict[str, Any]:
@@ -128,7 +129,9 @@ def evaluate(
     visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
-    shots = shots_for(spec, opened, dataset, records, task.asks) if spec.shots else None
+    shots = (
+        shots_for(spec, opened, dataset, records, task.asks, lambda record: task.example(record, prompt)) if spec.shots else None
+    )
     examples = None if shots is None else shots.of
     answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
     folder = out or default_folder(spec, opened.folder)
@@ -180,7 +183,12 @@ def _told(predicted: Predicted) -> str:
 
 
 def shots_for(
-    spec: EvalSpec, model: OpenedModel, dataset: Dataset, records: list[Record], suits: Callable[[Record], bool]
+    spec: EvalSpec,
+    model: OpenedModel,
+    dataset: Dataset,
+    records: list[Record],
+    suits: Callable[[Record], bool],
+    as_example: Callable[[Record], Record] = lambda record: record,
 ) -> Shots:
     """The examples of an evaluation, the same under every control; their images carry noise as the questions' do.
 
@@ -192,7 +200,7 @@ def shots_for(
     folder, split = origin_of(spec.shots_from, spec.data)
     pool = open_dataset(folder)
     visual_loader = model.visual_loader([(pool, split)], noise=spec.noise)
-    return draw_all(records, dataset, pool, split, spec.shots, spec.shots_seed, suits, visual_loader)
+    return draw_all(records, dataset, pool, split, spec.shots, spec.shots_seed, suits, visual_loader, as_example)
 
 
 def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int) -> None:

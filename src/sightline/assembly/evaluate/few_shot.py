@@ -54,6 +54,7 @@ def draw_all(
     seed: int,
     suits: Callable[[Record], bool],
     visual_loader: VisualInputLoader | None,
+    as_example: Callable[[Record], Record] = lambda record: record,
 ) -> Shots:
     """Examples of all records.
 
@@ -63,11 +64,12 @@ def draw_all(
         count, seed: number of examples for each record, and seed for choosing them.
         suits: whether a record can be an example.
         visual_loader: fills the examples' visual slots; a control of the questions' images leaves them alone.
+        as_example: gives a record the form in which the task asks and expects answers.
 
     Raises:
         UsageError: there are too few records for it.
         DataError: there is no such split.
     """
     drawn = {record.id: draw_shots(record, dataset, pool, split, count, seed, suits) for record in records}
-    of = {key: tuple(FewShotExample(pool, record, visual_loader) for record in found) for key, found in drawn.items()}
+    of = {key: tuple(FewShotExample(pool, as_example(record), visual_loader) for record in found) for key, found in drawn.items()}
     return Shots(pool, split, count, seed, of)

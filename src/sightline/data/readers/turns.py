@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sightline.data.readers.base import shown
-from sightline.data.records import record_from_json
+from sightline.data.records import LETTERS, listed_choices, record_from_json
 from sightline.errors import RecordError
 from sightline.types import Message, Part
 
@@ -24,7 +24,6 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 }
 TEXT_FIELDS = ("caption", "captions", "conversations", "fields", "messages", "question", "texts")
 _MARK = re.compile(r"\n?<image>\n?")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +207,13 @@ def question_text(question: Any, choices: Any, answer: Any, hint: Any, num_image
 
 def _chosen(question: str, choices: Any, answer: Any, num_images: int) -> RowText:
     options = texts(choices, "choices")
-    if not 2 <= len(options) <= len(_LETTERS):
-        raise RecordError("bad_choices", f"between 2 and {len(_LETTERS)} choices are expected, got {len(options)}")
+    if not 2 <= len(options) <= len(LETTERS):
+        raise RecordError("bad_choices", f"between 2 and {len(LETTERS)} choices are expected, got {len(options)}")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
         raise RecordError("bad_answer", f"the answer must be the index of one of {len(options)} choices, got {shown(answer)}")
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False))
-    letter = _LETTERS[answer]
+    letter = LETTERS[answer]
     return RowText(
-        messages=question_messages(f"{question.strip()}\n{listed}", letter, num_images),
+        messages=question_messages(f"{question.strip()}\n{listed_choices(options)}", letter, num_images),
         answers=(letter,),
         meta={"choices": list(options), "answer_index": answer},
     )

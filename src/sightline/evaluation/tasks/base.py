@@ -20,7 +20,8 @@ class Query:
         record: whose images fill the visual slots of `messages`, in order.
         messages: the conversation up to the answer.
         form: what the model does with it.
-        candidates: answers whose log-probability is asked for, with the form `likelihood`.
+        candidates: the answers to choose from; with the form `likelihood` the log-probability of each is asked for.
+        answers: the right answers, where they are not those of the record.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Query:
     messages: tuple[Message, ...]
     form: Form = "generate"
     candidates: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Task(ABC):
     """What `score` can give; the first is the headline."""
     prompt: ClassVar[str | None] = None
     """Text beside the image; None takes the one that the model was trained with."""
+    likelihood_prompt: ClassVar[str | None] = None
+    """The same where candidates are scored instead of an answer generated; None takes `prompt`."""
     max_new_tokens: ClassVar[int] = 64
 
     def __init__(self, resamples: int = 1000, seed: int = 0) -> None:
@@ -89,8 +93,12 @@ class Task(ABC):
 
         Args:
             record: one that `asks` accepts.
-            prompt: text beside the image, where the record brings no question of its own.
+            prompt: text beside the image. A task whose records bring questions of their own has a template with `{question}`.
         """
+
+    def example(self, record: Record, prompt: str) -> Record:
+        """Returns a record as a few-shot example: its conversation in the form in which the task asks and expects answers."""
+        return record
 
     @abstractmethod
     def references(self, query: Query) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from sightline.data.records import prompt_messages
 from sightline.evaluation.tasks.base import Query, ScoreInfo, Task
-from sightline.metrics.caption import score_captions
-from sightline.metrics.statistics import bootstrap, mean_of
+from sightline.metrics.caption import SCORER, score_captions
+from sightline.metrics.scores import score_of
 from sightline.types import Prediction, Record, Score
 
 
@@ -41,8 +41,8 @@ class Caption(Task):
     def _exact(self, texts: Sequence[str], records: Sequence[Record]) -> Score:
         """Share of texts equal to the canonical caption of their record, or to any of its captions where none is canonical."""
         hits = [float(_folded(text) in map(_folded, _exact_forms(record))) for text, record in zip(texts, records, strict=True)]
-        interval = bootstrap(mean_of(hits), len(hits), resamples=self.resamples, seed=self.seed)
-        return Score("exact", interval.value, interval.low, interval.high, tuple(hits))
+        unparsed = sum(not _folded(text) for text in texts) / len(texts)
+        return score_of("exact", hits, SCORER, unparsed, resamples=self.resamples, seed=self.seed)
 
 
 def captions_of(record: Record) -> tuple[str, ...]:
