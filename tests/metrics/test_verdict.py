@@ -32,14 +32,14 @@ from sightline.metrics.verdict import verdict_of
     ],
 )
 def test_the_verdict_follows_from_the_interval(low: float, high: float, score: float, expected: str) -> None:
-    found = verdict_of(Difference((low + high) / 2, low, high, 0.5), score, "blind", "never shown")
+    found = verdict_of(Difference((low + high) / 2, low, high, 0.5, n=20), score, "blind", "never shown")
     assert found.verdict == expected
     assert found.control == "blind"
     assert found.command == ""
 
 
 def test_json_and_words_of_a_verdict() -> None:
-    found = verdict_of(Difference(0.1, 0.05, 0.15, 0.001), 0.2, "shuffled")
+    found = verdict_of(Difference(0.1, 0.05, 0.15, 0.001, n=500), 0.2, "shuffled")
     assert found.to_json() == {"verdict": "looks", "control": "shuffled", "difference": 0.1, "low": 0.05, "high": 0.15}
     assert str(found) == "looks: +0.100 [+0.050, +0.150] with the image minus shuffled"
 
@@ -56,3 +56,18 @@ def test_without_a_control_the_verdict_names_the_command() -> None:
     }
     assert str(found) == "not checked; check it with: sightline eval RUN --control blind"
     assert str(verdict_of(None, 0.2)) == "not checked"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 19])
+def test_a_handful_of_items_decides_nothing(count: int) -> None:
+    found = verdict_of(Difference(0.5, 0.5, 0.5, 0.01, n=count), 1.0, "shuffled")
+    assert found.verdict == "not enough items to say"
+    assert found.note == f"{count} items; a verdict needs at least 20"
+    assert found.to_json()["note"] == found.note
+    assert verdict_of(Difference(0.5, 0.5, 0.5, 0.01, n=20), 1.0, "shuffled").verdict == "looks"
+
+
+def test_a_model_that_is_clearly_worse_with_the_image_is_told_so() -> None:
+    found = verdict_of(Difference(-0.3, -0.4, -0.2, 0.001, n=500), 1.0, "blind")
+    assert str(found) == "worse with the image than without: -0.300 [-0.400, -0.200] with the image minus blind"
+    assert found.to_json()["note"] == "worse with the image than without"

@@ -23,6 +23,7 @@ def demo(
     if as_json:
         emit(done.to_json())
         return
+    typer.echo(f"{done.seen.verdict}")
     for info in done.seen.task.highlights:
         if info.is_share:
             seen, blind = done.seen.scores[info.name], done.blind.scores[info.name]

@@ -1,7 +1,7 @@
 """`sightline eval`: predictions and scores of a model on a split, with or without a control."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,12 @@ def evaluate(
     data: Annotated[str, typer.Option(help="A dataset folder.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
-        Literal["blind", "shuffled"] | None,
-        typer.Option(help="blind: a uniform image instead of each image; shuffled: another record's images."),
+        str | None,
+        typer.Option(
+            metavar="CONTROL",
+            help="shuffled: another record's images; blind: a uniform image of the encoder's mean colour; grey: of middle grey; "
+            "text: no image tokens; blur:SIGMA: the image blurred, SIGMA in pixels of a 336-pixel image.",
+        ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     fallback: Annotated[
@@ -62,13 +66,14 @@ def evaluate(
     """
     load_plugins(plugin)
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
+    from sightline.evaluation.controls import checked_control
     from sightline.evaluation.spec import EvalSpec
 
     spec = EvalSpec(
         task=task,
         data=data,
         split=split,
-        control=control,
+        control=None if control is None else checked_control(control),
         batch_size=batch_size,
         limit=limit,
         prompt=prompt,
@@ -90,6 +95,7 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
+    typer.echo(f"{done.verdict}")
     table = Table(title=f"{task} on {data} ({split}{', ' + control if control else ''})")
     for column in ("score", "value", "95 % interval", "n", "unparsed"):
         table.add_column(column, justify="left" if column == "score" else "right")

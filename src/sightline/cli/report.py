@@ -1,22 +1,11 @@
 """`sightline report`: one page about a run, with its controls."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sightline.cli.app import Plugins, app, emit, load_plugins
-
-if TYPE_CHECKING:
-    from sightline.evaluation.controls import Control
-
-
-class ReportControl(StrEnum):
-    """Controls that stand beside a run."""
-
-    blind = "blind"
-    shuffled = "shuffled"
 
 
 @app.command()
@@ -25,7 +14,8 @@ def report(
     data: Annotated[str, typer.Option(help="A dataset folder.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
-        list[ReportControl] | None, typer.Option(help="Shown beside it; both by default; may be given again.")
+        list[str] | None,
+        typer.Option(metavar="CONTROL", help="Shown beside it; blind and shuffled by default; may be given again; see eval."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     fallback: Annotated[
@@ -49,15 +39,17 @@ def report(
     load_plugins(plugin)
     from sightline.assembly.config.locate import run_of
     from sightline.assembly.evaluate.report import report_run
+    from sightline.evaluation.controls import BLIND, SHUFFLED, checked_control
     from sightline.evaluation.spec import EvalSpec
 
     page = out or run_of(run) / "report.html"
     spec = EvalSpec(task="caption", data=data, split=split, batch_size=batch_size, limit=limit, features=features)
-    controls: list[Control] = [shown.value for shown in dict.fromkeys(control or ReportControl)]
+    controls = list(dict.fromkeys(map(checked_control, control or (BLIND, SHUFFLED))))
     found = report_run(spec, run, controls, page, checkpoint=checkpoint, device=device, threads=threads, fallback=fallback)
     if as_json:
         emit({"report": str(page), **{name: done.to_json() for name, done in found.items()}})
         return
+    typer.echo(f"{next(iter(found.values())).verdict}")
     for name, done in found.items():
         headline = done.task.headline
         score = done.scores[headline.name]

@@ -41,7 +41,7 @@ class EvalSpec(QuestionConfig):
     data: str
     """A dataset folder."""
     control: Control | None = None
-    """`blind`, `shuffled`, or the images as they are."""
+    """`blind`, `grey`, `shuffled`, `text`, `blur:SIGMA`, or the images as they are."""
     noise: float | None = Field(default=None, ge=0)
     """Size of Gaussian noise on the visual features, in units of their standard deviation."""
     words: int | None = Field(default=None, ge=1)

@@ -11,7 +11,10 @@ NOT_ENOUGH_ITEMS = "not enough items to say"
 NOT_CHECKED = "not checked"
 VerdictName = Literal["looks", "does not look", "not enough items to say", "not checked"]
 
+WORSE = "worse with the image than without"
 NEGLIGIBLE = 0.05  # share of the score
+MIN_ITEMS = 20
+"""Fewer items (images) decide nothing: the bootstrap interval of a handful is too narrow, that of one item has no width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +26,30 @@ class Verdict:
         control: what the score with the image was compared with, such as `blind` or `shuffled`; None where nothing was.
         difference: score with the image minus score of the control, with its interval; None where nothing was compared.
         command: what to run to check it; empty where it was checked.
+        note: what the verdict alone does not tell; mostly empty.
     """
 
     verdict: VerdictName
     control: str | None
     difference: Difference | None
     command: str = ""
+    note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the value of `looks` in the JSON of `eval`; with `command` where nothing was checked."""
+        """Returns the value of `looks` in the JSON of `eval`; with `command` where nothing was checked, and `note`."""
         found = self.difference
         out: dict[str, Any] = {"verdict": self.verdict, "control": self.control}
         out |= {name: None if found is None else getattr(found, key) for name, key in _KEYS.items()}
-        return out | ({"command": self.command} if self.command else {})
+        return out | ({"command": self.command} if self.command else {}) | ({"note": self.note} if self.note else {})
 
     def __str__(self) -> str:
         found = self.difference
         if found is None:
             return f"{self.verdict}; check it with: {self.command}" if self.command else self.verdict
-        return f"{self.verdict}: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] with the image minus {self.control}"
+        interval = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] with the image minus {self.control}"
+        if self.note == WORSE:
+            return f"{self.note}: {interval}"
+        return f"{self.verdict}: {interval}" + (f" ({self.note})" if self.note else "")
 
 
 _KEYS = {"difference": "value", "low": "low", "high": "high"}
@@ -52,10 +60,10 @@ def verdict_of(difference: Difference | None, score: float, control: str | None 
 
     - `looks`: the interval of the difference lies above 0.
     - `does not look`: it lies within 5 % of the score on either side of 0, ends included.
-    - `not enough items to say`: neither.
+    - `not enough items to say`: neither, or the difference is of fewer than `MIN_ITEMS` items.
     - `not checked`: there is no difference, because no control of the same data and checkpoint is stored.
 
-    A model that is clearly worse with the image than without it gets the third answer as well; its difference shows why.
+    A model that is clearly worse with the image than without it gets the third answer as well, with a note that says so.
 
     Args:
         difference: paired difference of the score with the image minus the control's, where higher scores are better.
@@ -66,7 +74,11 @@ def verdict_of(difference: Difference | None, score: float, control: str | None 
     if difference is None:
         return Verdict(NOT_CHECKED, None, None, command)
     limit = NEGLIGIBLE * abs(score)
+    if difference.n < MIN_ITEMS:
+        count = f"{difference.n} items; a verdict needs at least {MIN_ITEMS}"
+        return Verdict(NOT_ENOUGH_ITEMS, control, difference, note=count)
     if difference.low > 0:
         return Verdict(LOOKS, control, difference)
-    is_negligible = -limit <= difference.low and difference.high <= limit
-    return Verdict(DOES_NOT_LOOK if is_negligible else NOT_ENOUGH_ITEMS, control, difference)
+    if -limit <= difference.low and difference.high <= limit:
+        return Verdict(DOES_NOT_LOOK, control, difference)
+    return Verdict(NOT_ENOUGH_ITEMS, control, difference, note=WORSE if difference.high < 0 else "")

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.evaluation.tasks import ScoreInfo
+from sightline.metrics.statistics import Difference
+from sightline.metrics.verdict import DOES_NOT_LOOK, LOOKS, Verdict
 from sightline.reporting import html
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart
@@ -53,6 +55,8 @@ class RunReport:
     Attributes:
         scores: for each condition (seen, blind, ...) the scores by name, as in `eval --json`.
         infos: how the task's scores are called and shown; the first is the headline.
+        verdict: whether the model looks at the image; the page begins with it.
+        differences: for each control by how much each score is better with the image, paired by item.
         right, wrong: images where the caption is right, and where it is not.
         facts: of the run, for the end of the page.
     """
@@ -64,6 +68,8 @@ class RunReport:
     wrong: Sequence[Panel]
     infos: Sequence[ScoreInfo]
     facts: Mapping[str, str] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
 
 def write_run_report(path: Path, report: RunReport) -> None:
@@ -82,7 +88,13 @@ def run_report_page(report: RunReport) -> str:
     )
     sections.append(html.Section("Where it is wrong" if is_exact else "Where it is furthest off", _panels(report, report.wrong)))
     sections.append(html.Section("Facts", html.facts(report.facts)))
-    return html.page(report.title, sections)
+    return html.page(report.title, sections, None if report.verdict is None else verdict_note(report.verdict))
+
+
+def verdict_note(verdict: Verdict) -> Html:
+    """The sentence that a page about a model begins with."""
+    tones: dict[str, html.Tone] = {LOOKS: "good", DOES_NOT_LOOK: "bad"}
+    return html.note(f"Does it look at the image? {verdict}", tones.get(verdict.verdict, "note"))
 
 
 def _headline(report: RunReport) -> Html:
@@ -107,10 +119,22 @@ def _shown(report: RunReport, infos: Iterable[ScoreInfo]) -> list[ScoreInfo]:
 
 def _score_table(report: RunReport) -> Html:
     heads = [html.Column("score"), *(html.Column(condition, "right") for condition in report.scores)]
+    heads += [html.Column(f"image minus {control}", "right") for control in report.differences]
     names = list(next(iter(report.scores.values())))
     labels = {info.name: info.label for info in report.infos}
-    rows = [[labels.get(name, name), *(_interval(scores.get(name)) for scores in report.scores.values())] for name in names]
-    return html.table(heads, rows, caption="Value and 95 % bootstrap interval over the images.")
+    rows = [
+        [
+            labels.get(name, name),
+            *(_interval(scores.get(name)) for scores in report.scores.values()),
+            *(_difference(found.get(name)) for found in report.differences.values()),
+        ]
+        for name in names
+    ]
+    return html.table(heads, rows, caption="Value and 95 % bootstrap interval over the images; differences are paired by record.")
+
+
+def _difference(found: Difference | None) -> str:
+    return "" if found is None else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def _interval(score: Mapping[str, Any] | None) -> str:

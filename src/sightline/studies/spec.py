@@ -252,7 +252,7 @@ def asked_of(evaluations: Sequence[EvaluationConfig], arm: str, connector: str) 
     out = []
     for item in own:
         out.append(Asked(item.name, item))
-        out += [Asked(f"{item.name}+{control}", item, {"control": control}) for control in item.controls]
+        out += [Asked(f"{item.name}+{control.replace(':', '')}", item, {"control": control}) for control in item.controls]
     for item in own:
         if _fits(arm, item.noise_arms):
             out += [Asked(f"{item.name}+noise{sigma:g}", item, {"noise": sigma}) for sigma in item.noise]

@@ -6,14 +6,16 @@ It is made of the `items.json` of the runs that are there, whether the sweep is 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError, StorageError
+from sightline.evaluation.controls import WITHOUT_IMAGE
 from sightline.evaluation.predict import ITEMS
 from sightline.evaluation.tasks import task_by_name
 from sightline.metrics.statistics import Difference, Interval
+from sightline.metrics.verdict import Verdict, verdict_of
 from sightline.reporting.html import Html
 from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart, standalone
 from sightline.reporting.scales import Axis
@@ -35,6 +37,8 @@ class ArmRow:
     Attributes:
         plain: its scores; None where only others were asked.
         others: by what differed: `blind`, `noise1`, `words400`.
+        minus: difference from the baseline.
+        looks: whether it looks at the image, from `plain` and a control among `others`.
     """
 
     arm: str
@@ -42,6 +46,7 @@ class ArmRow:
     plain: Scored
     others: Mapping[str, Scored]
     minus: Difference | None
+    looks: Verdict
 
     @property
     def name(self) -> str:
@@ -140,19 +145,37 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Tab
             if "" in kept:
                 rows[place] = kept
         if rows:
-            base = sweep.config.compare.baseline
+            base, images = sweep.config.compare.baseline, int(cluster_N.max()) + 1
+            infos = {info.name: info for info in task_by_name(evaluation.task).scores}
+            is_better_lower = metric in infos and not infos[metric].higher_is_better
             made = tuple(
-                _row(place, cells[place], kinds, rows.get((base or "", place[1])) if place[0] != base else None)
+                ArmRow(
+                    place[0],
+                    cells[place],
+                    kinds[""],
+                    {kind: value for kind, value in kinds.items() if kind},
+                    _minus(kinds, rows.get((base or "", place[1])) if place[0] != base else None),
+                    _looks(kinds, images, is_better_lower),
+                )
                 for place, kinds in rows.items()
             )
             losses = tuple(_losses(sweep, {place: kinds[""] for place, kinds in rows.items()}, cells))
-            out_tables.append(Table(evaluation.name, metric, len(records), int(cluster_N.max()) + 1, made, losses))
+            out_tables.append(Table(evaluation.name, metric, len(records), images, made, losses))
     return out_tables
 
 
-def _row(place: Place, cell: Mapping[str, Value], kinds: Mapping[str, Scored], base: Mapping[str, Scored] | None) -> ArmRow:
-    others = {kind: value for kind, value in kinds.items() if kind}
-    return ArmRow(place[0], cell, kinds[""], others, difference(kinds[""], base[""]) if base is not None else None)
+def _minus(kinds: Mapping[str, Scored], base: Mapping[str, Scored] | None) -> Difference | None:
+    return None if base is None else difference(kinds[""], base[""])
+
+
+def _looks(kinds: Mapping[str, Scored], images: int, is_better_lower: bool) -> Verdict:
+    """Whether an arm looks, from the control that a verdict prefers of those that were asked."""
+    control = next((name for name in WITHOUT_IMAGE if name in kinds), None)
+    first, second = ("", control) if not is_better_lower else (control, "")
+    found = None if control is None else difference(kinds[first or ""], kinds[second or ""])
+    if found is None:
+        return verdict_of(None, 0.0, command="sightline sweep, with `controls: [shuffled]` in its evaluation")
+    return verdict_of(replace(found, n=images), kinds[""].interval().value, control)
 
 
 def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, Mapping[str, Value]]) -> list[dict[str, Any]]:
@@ -198,6 +221,7 @@ def _row_json(row: ArmRow) -> dict[str, Any]:
         **{name: value for name, value in interval_json(row.plain.interval()).items() if name != "seeds"},
         "per_seed": {str(seed): value for seed, value in row.plain.per_seed.items()},
         "minus_baseline": None if row.minus is None else interval_json(row.minus),
+        "looks": row.looks.to_json(),
         "others": {kind: interval_json(value.interval()) for kind, value in row.others.items()},
     }
 
@@ -209,7 +233,7 @@ def charts_of(table: Table) -> list[tuple[str, Html]]:
     """Bars of all arms beside their controls; lines over each varied number and over the size of feature noise."""
     out = []
     plain = _alike_rows(table)
-    controls = [kind for kind in table.columns if kind in ("blind", "shuffled")]
+    controls = [kind for kind in table.columns if kind in WITHOUT_IMAGE]
     series = [_bars("with the image" if controls else "", [row.plain for row in plain])]
     series += [_bars(kind, [row.others.get(kind) for row in plain]) for kind in controls]
     width = max(640, 60 + BAR * len(plain))
@@ -287,13 +311,16 @@ def _markdown(sweep: Sweep, tables: Sequence[Table], charts: Sequence[str], fact
 def _table(table: Table, baseline: str | None, connectors: Mapping[str, Mapping[str, Any]]) -> list[str]:
     minus = [f"minus {baseline} [95 %]", "p"] if baseline is not None else []
     sizes = ["parameters", "tokens"] if connectors else []
-    heads = ["arm", *sizes, "seeds", f"{table.metric} [95 %]", "seeds from .. to", *minus, *table.columns]
+    has_control = any(kind in WITHOUT_IMAGE for kind in table.columns)
+    looks = ["looks at the image?"] if has_control else []
+    heads = ["arm", *sizes, *looks, "seeds", f"{table.metric} [95 %]", "seeds from .. to", *minus, *table.columns]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in table.rows:
         per_seed = row.plain.per_seed.values()
         size = connectors.get(row.arm)
         size_cells = ["", ""] if size is None else [f"{size['parameters']:,}", str(size["tokens_per_crop"])]
-        cells = [row.name, *(size_cells if connectors else []), str(len(row.plain.seeds)), _interval_text(row.plain.interval())]
+        cells = [row.name, *(size_cells if connectors else []), *([str(row.looks)] if has_control else [])]
+        cells += [str(len(row.plain.seeds)), _interval_text(row.plain.interval())]
         cells.append(f"{min(per_seed):.3f} .. {max(per_seed):.3f}")
         if baseline is not None:
             cells += [_interval_text(row.minus, sign=True), f"{row.minus.p:.3f}"] if row.minus is not None else ["", ""]

@@ -184,8 +184,8 @@ def test_the_blind_control_encodes_the_uniform_image_once_and_rounds_as_the_stor
         calls.append(1)
         return forward(self, *arguments, **options)
 
-    blind = OpenedModel(tmp_path, assembled, machine(), str(store)).pictures(control="blind")
-    plain = OpenedModel(tmp_path, assembled, machine()).pictures(control="blind")
+    blind = OpenedModel(tmp_path, assembled, machine(), str(store)).visual_loader(control="blind")
+    plain = OpenedModel(tmp_path, assembled, machine()).visual_loader(control="blind")
     assert blind is not None
     assert plain is not None
     with pytest.MonkeyPatch.context() as patch:
@@ -393,7 +393,7 @@ def test_a_saved_model_of_a_table_is_read_back_the_same(tmp_path: Path, table: t
 
 
 def test_the_blind_control_of_a_table_is_its_mean_row(table: tuple[Path, Path]) -> None:
-    pictures = OpenedModel(table[0], built(external(table)), machine(), str(table[1])).pictures(control="blind")
+    pictures = OpenedModel(table[0], built(external(table)), machine(), str(table[1])).visual_loader(control="blind")
     assert pictures is not None
     dataset = open_dataset(table[0])
     store = FeatureStore(table[1])

@@ -1,6 +1,7 @@
 """From a model folder and a data set to scores; batch sizes, broken images and kills change nothing but what they must."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 
 from sightline.assembly.evaluate import answers
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
-from sightline.assembly.model.build import Processing, build_from_config, write_model
+from sightline.assembly.model.build import Processing, build_from_config, read_model, write_model
 from sightline.data.dataset import Dataset
+from sightline.data.samples.prompts import Prompt
 from sightline.errors import DataError, SightlineError, SkipLimitError, UsageError
 from sightline.evaluation.controls import exchange_images
 from sightline.evaluation.spec import EvalSpec
+from sightline.generation.decode import DecodingConfig, generate
 from sightline.metrics.caption import score_captions
+from sightline.types import Message, Part
 from tests.assembly.evaluate.helpers import COUNT, data, two_pictures
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import stored
@@ -101,6 +105,21 @@ def test_shuffled_answers_are_those_to_another_records_image(model: Path, datase
     # Scores are held against the record's own captions, not the giver's.
     assert [query.record.captions for query in done.queries] == [record.captions for record in records]
     assert done.to_json()["control"] == "shuffled"
+
+
+def test_a_blurred_and_a_grey_image_change_the_answers_and_text_alone_gives_one(
+    model: Path, dataset: Path, tmp_path: Path, plain: Evaluation
+) -> None:
+    blurred = texts(asked(model, dataset, tmp_path / "blurred", control="blur:32"))
+    slightly = texts(asked(model, dataset, tmp_path / "slightly", control="blur:0.01"))
+    assert blurred != texts(plain)
+    assert slightly == texts(plain)
+    for control in ("grey", "text"):
+        assert len(set(texts(asked(model, dataset, tmp_path / control, control=control)).values())) == 1
+    bundle = read_model(model)
+    row = bundle.builder("Look.").encode_prompt([Message("user", (Part("Look."),))], [])
+    [alone] = generate(bundle.model, bundle.tokenizer, [Prompt(row, np.zeros(0, np.int64))], DecodingConfig(max_new_tokens=6))
+    assert set(texts(asked(model, dataset, tmp_path / "text", control="text")).values()) == {alone.text}
 
 
 def test_a_record_that_cannot_exchange_its_images_is_left_out_of_the_shuffled_control_and_counted(
@@ -201,3 +220,36 @@ def test_results_of_a_folder_stand_beside_it(model: Path, dataset: Path) -> None
     done = asked(model, dataset, None, control="blind", limit=3)  # pyrefly: ignore
     assert done.folder == model.parent / "model-eval/caption/set-val-blind-n3"
     assert np.isfinite([score.value for score in done.scores.values()]).all()
+
+
+def test_the_verdict_is_that_of_the_stored_control_and_of_no_other(model: Path, dataset: Path) -> None:
+    def looks(**changes: Any) -> dict[str, Any]:
+        return asked(model, dataset, None, limit=8, **changes).to_json()["looks"]  # pyrefly: ignore
+
+    first = looks()
+    assert first.keys() == {"verdict", "control", "difference", "low", "high", "command"}
+    assert first["verdict"] == "not checked"
+    words = shlex.split(first["command"])
+    assert words[:3] == ["sightline", "eval", str(model)]
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    assert given == {
+        "--task": "caption",
+        "--data": str(dataset),
+        "--split": "val",
+        "--control": "shuffled",
+        "--limit": "8",
+        "--batch-size": "4",
+        "--max-new-tokens": "6",
+        "--resamples": "20",
+    }
+    control = looks(control="shuffled")
+    seen, other = (
+        json.loads((model.parent / f"model-eval/caption/set-val{kind}-n8/items.json").read_text()) for kind in ("", "-shuffled")
+    )
+    assert control["difference"] == pytest.approx(np.mean(seen["items"]["cider_d"]) - np.mean(other["items"]["cider_d"]))
+    assert (control["verdict"], control["control"]) == ("not enough items to say", "shuffled")
+    assert control["note"] == "8 items; a verdict needs at least 20"
+    assert looks() == control
+    assert looks(max_new_tokens=5)["verdict"] == "not checked"  # the stored control is one of another question
+    blind = looks(control="blind", max_new_tokens=5)
+    assert (blind["verdict"], blind["control"]) == ("not enough items to say", "blind")

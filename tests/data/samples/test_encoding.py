@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from sightline.data.images.tilings import Layout, WholeConfig
 from sightline.data.samples.encoding import ConversationEncoder, EncodedConversation, TextRules, shared_prefix
+from sightline.data.samples.templates import Template
 from sightline.errors import RecordError
-from sightline.types import IMAGE, ImageInfo, Message, Record
+from sightline.types import IMAGE, ImageInfo, Message, Record, Span
 from tests.data.kinds import KINDS, SPLIT_TILING, builder_of, tokenizer_of
 from tests.data.samples.helpers import GA, LA, MORE, SAID, THOUGHTS, TWO_TURNS, WRITTEN, A, turn
 
@@ -366,3 +367,15 @@ def test_captions_of_a_image_share_what_they_have_in_common(kind: str) -> None:
     assert shared_prefix(others) == 0
     asked = [builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
     assert asked[0].slots[-1] < shared_prefix(asked) < asked[0].spans[0].start
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_prompt_without_any_token_becomes_the_start_token_and_others_stay(kind: str) -> None:
+    tokenizer = tokenizer_of(kind)
+    plain = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), rules())
+    empty = plain.encode_prompt([Message("user", ())], [])
+    assert len(empty.ids) == 1
+    assert int(empty.ids[0]) in (tokenizer.bos_token_id, tokenizer.eos_token_id, plain.pad_id)
+    row = EncodedConversation(np.array([7, 8, 9]), (Span(0, 2, 1),), np.array([2]), "r")
+    later = plain.with_start(row)
+    assert (later.ids.tolist()[1:], later.spans, later.slots.tolist(), later.record_id) == ([7, 8, 9], (Span(1, 3, 1),), [3], "r")

@@ -135,7 +135,8 @@ class ModelAnswers:
         spans = tuple(span for span in row.spans if span.turn == len(turns))
         if not spans:
             raise RecordError("no_supervised_token", f"candidate {candidate!r} has no token of its own")
-        return replace(row, spans=spans)
+        row = replace(row, spans=spans)
+        return self._scoring_builder.with_start(row) if spans[0].start == 0 else row  # nothing else could predict its first token
 
     @cached_property
     def _scoring_builder(self) -> ConversationEncoder:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
+from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.errors import SkipLimitError, UsageError
-from sightline.evaluation.controls import NOT_EXCHANGEABLE, exchange_images
+from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
 from sightline.evaluation.predict import ITEMS, SCORES, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
 from sightline.generation.decode import DecodingConfig
+from sightline.metrics.verdict import Verdict, verdict_of
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
@@ -43,6 +45,7 @@ class Evaluation:
         prompt: text beside the image, where a record brings no question of its own.
         decoding: how text was generated.
         checkpoint: the checkpoint of a run that was evaluated, and why it is this one; None for a model folder.
+        verdict: whether the model looks at the image, from this evaluation and a stored control (or the reverse).
     """
 
     spec: EvalSpec
@@ -53,6 +56,7 @@ class Evaluation:
     prompt: str
     decoding: DecodingConfig
     checkpoint: CheckpointChoice | None = None
+    verdict: Verdict = field(default_factory=lambda: verdict_of(None, 0.0))
 
     @property
     def task(self) -> Task:
@@ -70,6 +74,7 @@ class Evaluation:
             "headline": self.task.headline.name,
             "scores": {name: score.to_json() | {"unparsed": score.unparsed} for name, score in self.scores.items()},
             "scorers": {name: score.scorer for name, score in self.scores.items()},
+            "looks": self.verdict.to_json(),
             "input": len(self.queries),
             "ok": len(self.predicted.predictions),
             "skipped": self.predicted.skipped,
@@ -103,6 +108,7 @@ def evaluate(
     device: str = "auto",
     threads: int | None = None,
     fallback: bool = False,
+    opened: OpenedModel | None = None,
 ) -> Evaluation:
     """Predicts, scores, and writes both.
 
@@ -110,6 +116,7 @@ def evaluate(
         spec: task, data and options of the evaluation.
         model, checkpoint, device, threads, fallback: see `open_model`.
         out: folder of the results; inside the run by default.
+        opened: the model, where it is open already with the same arguments.
 
     Raises:
         UsageError: the task or checkpoint does not exist, the split has no record that the task can ask about, or no two of them
@@ -119,13 +126,14 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
-    opened = open_model(model, checkpoint, spec.features, device, threads, fallback)
+    opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
     prompt = next(text for text in (spec.prompt, task.prompt, bundle.processing.prompt) if text is not None)
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
     queries = _queries_of(task, records, prompt)
-    asked = _queries_of(task, exchange_images(records), prompt) if spec.control == "shuffled" else queries
+    asked = _queries_of(task, exchange_images(records), prompt) if spec.control == SHUFFLED else queries
+    asked = without_images(asked) if spec.control == TEXT else asked
     visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
@@ -164,7 +172,11 @@ def evaluate(
         storage.write_json(folder / SHOTS, shots.to_json())
     scores = task.score(queries, predicted.predictions)
     done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint)
-    storage.write_json(folder / ITEMS, done.items_json())
+    items = done.items_json()
+    command = control_command(spec, model, checkpoint)
+    verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, opened.folder), task.headline, command)
+    done = replace(done, verdict=verdict)
+    storage.write_json(folder / ITEMS, items)
     storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))

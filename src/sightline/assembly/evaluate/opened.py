@@ -17,7 +17,14 @@ from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import FeatureLoader
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
 from sightline.errors import RecordError, UsageError
-from sightline.evaluation.controls import BlindFeatureLoader, BlindPixelLoader, Control, MeanFeatureLoader
+from sightline.evaluation.controls import (
+    BLIND,
+    ControlFeatureLoader,
+    MeanFeatureLoader,
+    changes_pixels,
+    pixel_loader_of,
+    sigma_of,
+)
 from sightline.evaluation.probes import ProbedRecord
 from sightline.evaluation.probes.noise import NoisyFeatureLoader
 from sightline.models.connectors import Connector
@@ -50,23 +57,27 @@ class OpenedModel:
         return torch.autocast(self.runtime.device, torch.bfloat16, enabled=self.runtime.bf16)
 
     def visual_loader(
-        self, splits: Sequence[tuple[Dataset, str]] = (), control: Control | None = None, noise: float | None = None
+        self, splits: Sequence[tuple[Dataset, str]] = (), control: str | None = None, noise: float | None = None
     ) -> VisualInputLoader | None:
         """What fills the visual slots of records; None for a model that takes no images.
 
         Args:
             splits: datasets and splits whose images will be needed.
-            control: `blind` shows a uniform image, or the mean row of an external table.
+            control: `blind` and `grey` show a uniform image (`blind` the mean row of an external table), `blur:SIGMA` a blurred
+                one; `shuffled` and `text` change the queries, not the loader.
             noise: size of Gaussian noise on the features, in units of their standard deviation; pixels are then encoded one record
                 at a time.
 
         Raises:
-            UsageError: the model needs a feature store and none is given, or noise is asked of a model without images.
+            UsageError: the model needs a feature store and none is given, noise is asked of a model without images, or a blur or a
+                grey image of a model without an encoder.
             ConfigError: the store does not belong to the model, or lacks images of the splits.
         """
-        plain = self._blind() if control == "blind" else loader_of(self.bundle, self.features)
-        if control != "blind":
+        plain = loader_of(self.bundle, self.features)
+        if control is None or not changes_pixels(control):
             check_covered(plain, splits)
+        elif plain is not None:
+            plain = self._controlled(control, plain, splits)
         if noise is None:
             return plain
         if plain is None:
@@ -107,18 +118,23 @@ class OpenedModel:
         with torch.no_grad():
             return self.bundle.model.features(Visual(tensor(inputs.pixels), tensor(inputs.features), nowhere, nowhere))
 
-    def _blind(self) -> VisualInputLoader | None:
-        stored, processing = loader_of(self.bundle, self.features), self.bundle.processing
-        if stored is None:
-            return None
-        uniform = None if processing.preparation is None else BlindPixelLoader(processing.preparation, processing.tiling)
-        if not isinstance(stored, FeatureLoader):
-            return uniform
-        return (
-            MeanFeatureLoader(stored.store)
-            if uniform is None
-            else BlindFeatureLoader(uniform, self._encoding(), stored.store.row_format)
-        )
+    def _controlled(self, control: str, plain: VisualInputLoader, splits: Sequence[tuple[Dataset, str]]) -> VisualInputLoader:
+        """What a control shows in place of the images that `plain` loads."""
+        processing = self.bundle.processing
+        if processing.preparation is None:
+            if control != BLIND:
+                raise UsageError(
+                    f"control {control!r} needs an encoder, and this model was trained on an external table of features.",
+                    "Use the control blind (the mean row of the table), shuffled or text.",
+                )
+            assert isinstance(plain, FeatureLoader)  # a table is the only thing that such a model reads
+            return MeanFeatureLoader(plain.store)
+        pixels = pixel_loader_of(control, processing.preparation, processing.tiling)
+        if sigma_of(control) is not None:
+            check_covered(pixels, splits)
+        if not isinstance(plain, FeatureLoader):
+            return pixels
+        return ControlFeatureLoader(pixels, self._encoding(), plain.store.row_format)
 
     def _encoding(self) -> Callable[[np.ndarray], np.ndarray]:
         """From prepared crops to features, as the model's own encoder makes them."""

@@ -1,5 +1,6 @@
 """The report of a run: what it learned over its steps, what it says of held-out images, and what it says without seeing them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,16 @@ from sightline.assembly.config.locate import METRICS, run_of
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import SkipLimitError
-from sightline.evaluation.controls import Control
+from sightline.evaluation.controls import WITHOUT_IMAGE, Control
+from sightline.evaluation.looking import image_difference, verdict_of_items
 from sightline.evaluation.predict import Predicted
 from sightline.evaluation.spec import EvalSpec
+from sightline.metrics.statistics import Difference
+from sightline.metrics.verdict import Verdict
 from sightline.reporting.run_report import Curve, Panel, RunReport, write_run_report
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
+from sightline.types import Score
 
 SEEN = "with the image"
 NOT_COMPARED = "not_compared"
@@ -54,8 +59,19 @@ def report_run(
     found = on_common_records(asked)
     hidden: dict[str, Evaluation] = {control: found[control] for control in controls}
     run = run_of(model)
+    verdict = _verdict(found[SEEN], hidden)
+    found[SEEN] = replace(found[SEEN], verdict=verdict)
     write_run_report(out, report_of(title or run.name, run, open_dataset(spec.data), found[SEEN], hidden))
     return found
+
+
+def _verdict(seen: Evaluation, hidden: Mapping[str, Evaluation]) -> Verdict:
+    """The verdict on the records of the report, from the control that a verdict prefers of those that it shows."""
+    control = next((name for name in WITHOUT_IMAGE if name in hidden), None)
+    if control is None:
+        return seen.verdict
+    items = hidden[control].items_json()
+    return verdict_of_items(seen.items_json(), items, seen.task.headline, control, resamples=seen.spec.resamples)
 
 
 def on_common_records(found: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
@@ -117,6 +133,8 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
             Curve("validation loss", [line["step"] for line in checks], [line["validation_loss"] for line in checks]),
         ),
         scores={name: {key: score.to_json() for key, score in found.items()} for name, found in scores.items()},
+        verdict=seen.verdict,
+        differences={name: _differences(seen, done) for name, done in controls.items()},
         right=[panel for panel in panels if panel.right][:SHOWN] or panels[:SHOWN],
         wrong=[panel for panel in reversed(panels) if not panel.right][:SHOWN],
         facts={
@@ -128,3 +146,15 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
             "left out": ", ".join(f"{reason} {count}" for reason, count in seen.predicted.skipped.items()) or "none",
         },
     )
+
+
+def _differences(seen: Evaluation, control: Evaluation) -> dict[str, Difference]:
+    """By how much each score that is a mean over records is better with the image than under a control, paired by record."""
+    found, items = seen.items_json(), control.items_json()
+    means = [info for info in seen.task.scores if info.name in seen.scores and _is_mean(seen.scores[info.name])]
+    differences = {info.name: image_difference(found, items, info, seen.spec.resamples) for info in means}
+    return {name: difference for name, difference in differences.items() if difference is not None}
+
+
+def _is_mean(score: Score) -> bool:
+    return bool(score.items) and math.isclose(sum(score.items) / score.n, score.value, rel_tol=1e-9, abs_tol=1e-12)

@@ -134,9 +134,20 @@ class ConversationEncoder:
     # Encoding -----------------------------------------------------------------------------------------------------------
 
     def encode_prompt(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> EncodedConversation:
-        """Encodes the conversation so far and the header of an assistant turn, as input of `generate`."""
+        """Encodes the conversation so far and the header of an assistant turn, as input of `generate`.
+
+        A prompt without any token (no text, no image, a template without markup) becomes the start token, as in transformers.
+        """
         self._check_text(messages)
-        return self.encode_rendered(self.template.render(messages, prompt=True), layouts)
+        row = self.encode_rendered(self.template.render(messages, prompt=True), layouts)
+        return row if len(row.ids) else self.with_start(row)
+
+    def with_start(self, encoded: EncodedConversation) -> EncodedConversation:
+        """Returns a conversation with the start token (else the end token, else the padding token) before it."""
+        ids = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.pad_id]
+        start = next(int(index) for index in ids if index is not None)
+        spans = tuple(Span(span.start + 1, span.end + 1, span.turn) for span in encoded.spans)
+        return replace(encoded, ids=np.concatenate([[start], encoded.ids]).astype(np.int64), spans=spans, slots=encoded.slots + 1)
 
     def encode_rendered(self, text: str, layouts: Sequence[Layout]) -> EncodedConversation:
         """Encodes a conversation that a chat template has rendered.
