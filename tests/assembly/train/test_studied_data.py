@@ -103,9 +103,9 @@ def opened(run: Path) -> OpenedModel:
 
 def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, align_run: Path) -> None:
     model, dataset = opened(align_run), open_dataset(folder)
-    noisy = model.pictures(noise=0.7)
+    noisy = model.visual_loader(noise=0.7)
     assert noisy is not None
-    for seen in model.probed_records(dataset, list(dataset.records("val"))[:3], model.pictures(), Counter()):
+    for seen in model.probed_records(dataset, list(dataset.records("val"))[:3], model.visual_loader(), Counter()):
         record = next(record for record in dataset.records("val") if record.id == seen.record_id)
         features = noisy.load(dataset, record).features
         assert features is not None
@@ -117,7 +117,7 @@ def test_an_evaluation_under_noise_sees_the_noise_of_the_probe(folder: Path, ali
 
 def test_few_words_are_those_that_training_images_use_most(folder: Path, align_run: Path, tmp_path: Path) -> None:
     model, dataset = opened(align_run), open_dataset(folder)
-    connector, pictures = model.connector, model.pictures()
+    connector, pictures = model.connector, model.visual_loader()
     records = list(dataset.records("train"))
     seen = model.probed_records(dataset, records, pictures, Counter())
     wanted = set(most_used_words(connector, seen, 7))

@@ -61,7 +61,7 @@ def test_entropy_perplexity_and_most_used_words_by_hand() -> None:
 
 
 def test_each_token_names_its_own_words_in_order_with_their_shares() -> None:
-    (picture,) = probe_words(tiny(), [seen("a", 1, -1, 1, 1)], NAMES.__getitem__).pictures
+    (picture,) = probe_words(tiny(), [seen("a", 1, -1, 1, 1)], NAMES.__getitem__).images
     (crop,) = picture.crops
     assert picture.record_id == "a"
     assert crop.grid == (2, 2)
@@ -87,9 +87,9 @@ def test_several_records_count_by_their_tokens() -> None:
     two = ProbedRecord("b", torch.tensor([[[-1.0, 1.0]] * 4] * 2, dtype=torch.float64))
     found = probe_words(tiny(), [seen("a", 1, 1, 1, 1), two], NAMES.__getitem__, shown=1)
     first, second = shares(FIRST), shares(SECOND)
-    assert (found.records, found.tokens, len(found.pictures)) == (2, 12, 1)
+    assert (found.records, found.tokens, len(found.images)) == (2, 12, 1)
     assert found.most_used[0][1] == pytest.approx((first[3] + 2 * second[3]) / 3)
-    assert len(probe_words(tiny(), [two], NAMES.__getitem__).pictures[0].crops) == 2
+    assert len(probe_words(tiny(), [two], NAMES.__getitem__).images[0].crops) == 2
 
 
 def test_the_most_used_words_are_those_of_the_largest_mean_share() -> None:

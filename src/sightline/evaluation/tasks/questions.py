@@ -12,7 +12,7 @@ QUESTION, OPTIONS = "{question}", "{options}"
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionTurn:
     """A turn of the user that the record answers.
 
     Attributes:
@@ -28,7 +28,7 @@ class Question:
     answers: tuple[str, ...]
 
 
-def questions_of(record: Record) -> list[Question]:
+def questions_of(record: Record) -> list[QuestionTurn]:
     """Returns the questions of a conversation that have an answer; `record.answers` belong to the last turn of the user."""
     turns = record.messages
     places = [place for place, turn in enumerate(turns) if turn.role == "user"]
@@ -40,7 +40,7 @@ def questions_of(record: Record) -> list[Question]:
             answers = record.answers
         if answers:
             name = record.id if len(places) == 1 else f"{record.id}#{number}"
-            found.append(Question(name, turns[:place], turns[place], answers))
+            found.append(QuestionTurn(name, turns[:place], turns[place], answers))
     return found
 
 
