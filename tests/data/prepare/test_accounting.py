@@ -14,6 +14,8 @@ from sightline.data.readers import SourceOptions
 from sightline.errors import DataError
 from tests.data.pictures import picture, prepared, put, read
 
+TURNS = [{"from": "human", "value": "<image>Q"}, {"from": "gpt", "value": "A"}]
+
 
 def ignored(summary: dict[str, Any]) -> dict[str, tuple[int, list[str]]]:
     """What was counted under a reason, with its names; fields, which have no names, are left out."""
@@ -145,6 +147,66 @@ def test_a_sample_and_the_folder_that_is_written_are_not_taken_for_what_nothing_
     assert prepared("records", tmp_path / "in/out", tmp_path / "again")["ignored"] == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "images"),
+    [
+        (
+            "coco",
+            "captions_x.json",
+            {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"image_id": 1, "caption": "c"}]},
+            "",
+        ),
+        ("csv", "t.csv", "b64string_images,caption\n1.png,c\n", ""),
+        ("docvqa", "val_v1.0.json", {"data": [{"questionId": 1, "question": "Q", "image": "1.png", "answers": ["a"]}]}, "images"),
+        ("flickr8k", "captions.jsonl", [{"image": "1.png", "captions": ["c"]}], ""),
+        ("flickr8k", "Flickr8k.token.txt", "1.png#0\tc\n", "Images"),
+        ("imagefolder", "metadata.jsonl", [{"file_name": "sub/1.png", "text": "c"}], "sub"),
+        ("llava", "chat.json", [{"id": 1, "image": "1.png", "conversations": TURNS}], "images"),
+        ("records", "records.jsonl", [{"id": 1, "images": ["sub/1.png"], "captions": ["c"]}], "sub"),
+    ],
+)
+def test_files_beside_a_source_that_is_a_single_file_are_named(
+    tmp_path: Path, kind: str, name: str, content: Any, images: str
+) -> None:
+    """Beside the source, where images of other names are the user's own business, and beside an image in use."""
+    file = put(tmp_path / "in" / name, content)
+    put(tmp_path / "in" / images / "1.png", picture(1))
+    put(tmp_path / "in" / images / "1.txt", "a caption that is not read")
+    put(tmp_path / "in/other.jsonl", "{}")
+    put(tmp_path / "in/elsewhere/notes.md", "x")
+    found = ignored(prepared(kind, file, tmp_path / "out"))
+    if images:
+        assert found == {"file_beside_source": (1, ["other.jsonl"]), "file_not_used": (1, ["1.txt"])}
+    else:
+        assert found == {"file_beside_source": (2, ["1.txt", "other.jsonl"])}
+
+
+def test_tars_beside_a_tar_and_text_beside_a_table_of_urls_are_named(tmp_path: Path) -> None:
+    path = tar(tmp_path / "in/0.tar", [("a.jpg", picture(1)), ("a.txt", b"one")])
+    tar(tmp_path / "in/1.tar", [("b.jpg", picture(2)), ("b.txt", b"two")])
+    assert ignored(prepared("webdataset", path, tmp_path / "out")) == {"file_beside_source": (1, ["1.tar"])}
+    table = put(tmp_path / "urls/a.jsonl", [{"url": "http://x/1.png", "caption": "c"}])
+    put(tmp_path / "urls/b.jsonl", [{"url": "http://x/2.png", "caption": "d"}])
+    summary = prepared("urls", table, tmp_path / "text", source=SourceOptions(text_only=True))
+    assert ignored(summary) == {"file_beside_source": (1, ["b.jsonl"])}
+
+
+def test_a_source_that_is_a_link_is_used(tmp_path: Path) -> None:
+    """As in the Hub's cache, where a snapshot is a folder of links."""
+    blob = put(tmp_path / "blobs/1", {"file_name": "1.png", "text": "c"})
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/metadata.jsonl").symlink_to(blob)
+    (tmp_path / "in/1.png").symlink_to(put(tmp_path / "in/real.png", picture(1)))
+    assert ignored(prepared("imagefolder", tmp_path / "in", tmp_path / "out")) == {"image_not_named": (1, ["real.png"])}
+
+
+def test_a_records_file_of_a_dataset_folder_stands_beside_files_of_its_own(tmp_path: Path) -> None:
+    put(tmp_path / "in/records.jsonl", [{"id": 1, "images": ["1.png"], "captions": ["c"]}])
+    put(tmp_path / "in/1.png", picture(1))
+    prepared("records", tmp_path / "in", tmp_path / "set")
+    assert prepared("records", tmp_path / "set/records.jsonl", tmp_path / "again")["ignored"] == {}
+
+
 # Members --------------------------------------------------------------------------------------------------------------------
 
 
@@ -243,14 +305,55 @@ def test_a_second_column_with_another_value_is_counted(tmp_path: Path) -> None:
     assert tally.ignored == {"answers": 1}
 
 
-def test_lists_of_a_file_that_hold_no_rows_are_counted(tmp_path: Path) -> None:
+def test_what_stands_beside_the_rows_in_a_file_is_counted(tmp_path: Path) -> None:
+    """Other lists, texts and numbers."""
     row = {"questionId": 1, "question": "Q", "image": "1.png", "answers": ["a"]}
     put(tmp_path / "val_v1.0.json", {"dataset_name": "docvqa", "data": [row], "more": [row]})
-    assert read("docvqa", tmp_path)[2].ignored == {"more": 1}
+    assert read("docvqa", tmp_path)[2].ignored == {"dataset_name": 1, "more": 1}
     image = {"id": 1, "file_name": "1.png"}
     put(tmp_path / "captions_x.json", {"images": [image], "annotations": [{"image_id": 1, "id": 1, "keypoints": []}]})
     tally = read("coco", tmp_path / "captions_x.json")[2]
     assert tally.ignored_names == {"annotation_not_used": ["captions_x.json annotations[0]"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "row", "fields"),
+    [
+        ("llava", "chat.json", {"conversations": [{**turn, "weight": 1} for turn in TURNS]}, {"conversations.weight": 2}),
+        (
+            "urls",
+            "t.jsonl",
+            {"question": "Q", "answers": [{"answer": "a", "answer_id": 1}, {"answer": "b", "answer_id": 2}]},
+            {"answers.answer_id": 2},
+        ),
+        ("urls", "t.jsonl", {"texts": [{"user": "Q", "assistant": "A", "source": "s"}]}, {"texts.source": 1}),
+        (
+            "records",
+            "records.jsonl",
+            {"messages": [{"role": "user", "content": "Q", "name": "n"}, {"role": "assistant", "content": "A"}]},
+            {"messages.name": 1},
+        ),
+        (
+            "records",
+            "records.jsonl",
+            {"captions": ["c"], "boxes": [{"label": "a", "xyxy": [0, 0, 1, 1], "area": 1}]},
+            {"boxes.area": 1},
+        ),
+        (
+            "coco",
+            "captions.jsonl",
+            {"image": "1.png", "captions": ["c"], "objects": [{"category": "a", "bbox_xywh_frac": [0, 0, 1, 1], "area": 1}]},
+            {"objects.area": 1},
+        ),
+    ],
+)
+def test_fields_of_turns_answers_and_boxes_are_counted(
+    tmp_path: Path, kind: str, name: str, row: dict[str, Any], fields: dict[str, int]
+) -> None:
+    content: Any = [{"id": "1", **row} if kind != "coco" else row]
+    items, skips, tally = read(kind, put(tmp_path / name, content), text_only=True)
+    assert (len(items), skips) == (1, [])
+    assert tally.ignored == fields
 
 
 def test_photos_of_the_split_files_that_have_no_captions_are_named(tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ def test_captions_and_boxes_of_an_image_meet_in_one_record(tmp_path: Path) -> No
         "images.coco_url": 1,
         "annotations.area": 2,
         "annotations.segmentation": 2,
+        "categories.supercategory": 2,
+        "info": 1,
+        "licenses.url": 1,
     }
     assert items[0].sizes == ((200, 100),)
 
@@ -96,6 +99,24 @@ def test_annotations_that_fit_nothing_are_skipped_and_counted(tmp_path: Path) ->
     assert [item.record.id for item in items] == ["25"]
 
 
+def test_ids_that_are_no_ids_are_skipped_or_counted(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 9, "height": 7, "license": [1]}, {"id": 2, "file_name": "2.jpg"}],
+        "annotations": [
+            {"image_id": 1, "caption": "c"},
+            {"image_id": 2, "caption": "c"},
+            {"image_id": 2, "category_id": {"x": 1}, "bbox": [0, 0, 1, 1]},
+        ],
+        "categories": [{"id": [], "name": "person"}, "car"],
+        "licenses": [{"name": "none"}],
+    }
+    put(tmp_path / "x.json", content)
+    items, skips, tally = read("coco", tmp_path / "x.json")
+    assert [item.record.id for item in items] == ["1"]
+    assert [(skip.id, skip.reason) for skip in skips] == [("2", "unknown_category")]
+    assert tally.ignored == {"categories": 2, "licenses": 1}
+
+
 @pytest.mark.parametrize("order", [("images", "annotations"), ("annotations", "images")])
 def test_the_order_of_the_lists_does_not_matter(tmp_path: Path, order: tuple[str, str]) -> None:
     put(tmp_path / "x.json", {name: CAPTIONS[name] for name in order})
@@ -121,7 +142,7 @@ def test_karpathys_file_gives_the_splits_that_are_published(tmp_path: Path) -> N
     put(tmp_path / "dataset_coco.json", {"images": rows, "dataset": "coco"})
     items, skips, tally = read("coco", tmp_path)
     assert not skips
-    assert not tally.ignored
+    assert tally.ignored == {"dataset": 1, "sentences.tokens": 4}
     assert [item.record.split for item in items] == ["test", "train", "val", "train"]
     assert items[1].record.meta == {"karpathy_split": "restval"}
     assert items[0].record.captions == ("Caption of 1.",)

@@ -1,5 +1,9 @@
 """Sets that the `datasets` library opens, from folders, without a network."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 from sightline.errors import DataError, UsageError
 from sightline.runtime.optional import require
 from tests.data.pictures import picture, prepared, put, read
+from tests.data.readers.hub_server import hub_server
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +84,30 @@ def test_what_cannot_be_opened_is_an_error_of_ours(tmp_path: Path) -> None:
 def test_a_package_that_is_missing_comes_with_the_command_to_get_it() -> None:
     with pytest.raises(UsageError, match=r"Reading x needs the package 'no_such_package'\. pip install 'sightline\[data\]'"):
         require("no_such_package.part", "data", "Reading x")
+
+
+def test_files_on_the_hub_that_no_split_is_made_of_are_named(tmp_path: Path) -> None:
+    """In a process of its own, since the address of the Hub is read once."""
+    rows = "".join(json.dumps({"text": f"caption {n}", "more": n}) + "\n" for n in range(2)).encode()
+    files = {
+        ".gitattributes": b"x",
+        "README.md": b"---\nlicense: mit\n---\n",
+        "data/train.jsonl": rows,
+        "old/notes.txt": b"n",
+        "photo.png": picture(1),
+    }
+    with hub_server(files) as address:
+        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+        command = [sys.executable, "-m", "sightline", "data", "prepare", "user/set", "--format", "hf", "--text-only", "--json"]
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "out")], env=os.environ | home, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["ok"], result["splits"]) == (2, {"train": 2})
+    assert result["ignored"] == {"file_not_used": 2, "hidden": 1, "image_not_named": 1, "more": 2}
+    assert result["ignored_names"] == {
+        "file_not_used": ["README.md", "old/notes.txt"],
+        "hidden": [".gitattributes"],
+        "image_not_named": ["photo.png"],
+    }

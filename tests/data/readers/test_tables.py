@@ -88,7 +88,8 @@ def test_textvqa_json_implies_the_names_of_its_images(tmp_path: Path) -> None:
     assert not skips
     record = items[0].record
     assert (record.id, record.split, record.messages[1].text, len(record.answers)) == ("34602", "val", "dakota digital", 10)
-    assert tally.ignored == {"image_classes": 1, "image_width": 1, "question_tokens": 1}
+    of_rows = {"image_classes": 1, "image_width": 1, "question_tokens": 1}
+    assert tally.ignored == {"dataset_name": 1, "dataset_type": 1, **of_rows}
     assert prepared("textvqa", tmp_path, tmp_path / "out")["images"] == 1
 
 

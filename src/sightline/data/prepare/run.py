@@ -251,9 +251,8 @@ class _PrepareRun:
     def _close_tally(self) -> None:
         """Counts the files of the source that no record used."""
         source = self.options.source
-        folders = [path for path in (self.path, source.images) if path is not None and path.is_dir()]
         if self.format.takes != "-":
-            self.tally.close(folders, self.work, with_images=not (source.text_only or source.without_images))
+            self.tally.close(self.path, source.images, self.work, with_images=not (source.text_only or source.without_images))
 
     @property
     def _is_fetched(self) -> bool:

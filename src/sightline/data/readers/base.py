@@ -99,8 +99,9 @@ class Tally:
             names.append(name.encode("utf-8", "replace").decode())
 
     def use(self, *files: Path) -> None:
-        """Registers files that are read."""
-        self._used.extend(hash(os.path.realpath(file)) for file in files)
+        """Registers files that are read, by their own names and by those of the files that links lead to."""
+        for file in files:
+            self._used.extend({hash(os.path.realpath(file)), hash(os.path.join(os.path.realpath(file.parent), file.name))})
 
     def use_images(self, refs: Iterable[ImageRef]) -> None:
         """Registers the images of an item."""
@@ -111,12 +112,12 @@ class Tally:
                     self._used.append(hash(place))
                     self._folders.add(os.path.dirname(place))
 
-    def close(self, folders: Iterable[Path], leave_out: Path, *, with_images: bool = True) -> None:
-        """Counts what is not registered: every file in `folders`, every member of archives, and in other folders with a used image
-        the other images.
+    def close(self, source: Path, images: Path | None, leave_out: Path, *, with_images: bool = True) -> None:
+        """Counts what is not registered: every file in folders, every member of archives, in other folders with a used image the
+        other files, and beside a source that is a single file the other files that are no images.
 
         Args:
-            folders: the source and `--images`, where they are folders; looked through with all that lies below.
+            source, images: the source and `--images`; folders are looked through with all that lies below.
             leave_out: a folder below them that is not looked into (where this run writes).
             with_images: count images; False where they were left out on purpose.
         """
@@ -125,10 +126,10 @@ class Tally:
         def ignore(place: str, name: str, reason: str) -> None:
             at = bisect_left(used, hash(place))
             if (at == len(used) or used[at] != hash(place)) and (with_images or not has_image_suffix(name)):
-                self.ignore("hidden" if is_hidden(name) else "image_not_named" if has_image_suffix(name) else reason, name)
+                self.ignore(unused_reason(name, reason), name)
 
         walked: set[str] = set()
-        for base in dict.fromkeys(map(os.path.realpath, folders)):
+        for base in dict.fromkeys(os.path.realpath(path) for path in (source, images) if path is not None and path.is_dir()):
             for folder, below, files in os.walk(base):
                 if folder in walked:
                     below.clear()
@@ -142,13 +143,20 @@ class Tally:
                 for name in sorted(files):
                     place = os.path.join(folder, name)
                     ignore(place, os.path.relpath(place, base), "file_not_used")
-        for folder in sorted(self._folders - walked):
+        beside = os.path.dirname(os.path.realpath(source)) if source.is_file() else ""
+        for folder in sorted(self._folders.union([beside] if beside else []) - walked):
             for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-                if has_image_suffix(name):
-                    ignore(os.path.join(folder, name), name, "file_not_used")
+                place = os.path.join(folder, name)
+                if os.path.isfile(place) and (folder in self._folders or not has_image_suffix(name)):
+                    ignore(place, name, "file_beside_source" if folder == beside else "file_not_used")
         for root in {id(root): root for top in self._roots.values() for root in top.parts()}.values():
             for place, name in root.members():
                 ignore(place, name, "member_not_used")
+
+
+def unused_reason(name: str, of_others: str = "file_not_used") -> str:
+    """The reason under which a file or member that no record uses is counted, by its name; `of_others` for what is no image."""
+    return "hidden" if is_hidden(name) else "image_not_named" if has_image_suffix(name) else of_others
 
 
 @dataclass(frozen=True, slots=True)

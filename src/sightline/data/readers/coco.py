@@ -154,13 +154,16 @@ def _gather(path: Path, found: _Annotations, tally: Tally) -> Iterator[Skip]:
 
 
 def _small_member(key: str, value: Any, found: _Annotations, tally: Tally) -> None:
-    rows = [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-    if key == "categories":
-        found.categories.update({row.get("id"): str(row.get("name")) for row in rows})
-    elif key == "licenses":
-        found.licences.update({row.get("id"): str(row.get("name")) for row in rows})
-    elif key not in ("info", "type"):
+    names = {"categories": found.categories, "licenses": found.licences}.get(key)
+    if names is None:
         tally.ignored[key] += 1
+        return
+    for row in value if isinstance(value, list) else ():
+        if isinstance(row, dict) and isinstance(row.get("id"), int | str):
+            names[row["id"]] = str(row.get("name"))
+            count_ignored(row, ("id", "name"), tally, f"{key}.")
+        else:
+            tally.ignored[key] += 1
 
 
 def _key(row: Any, name: str) -> int | str:
@@ -201,15 +204,15 @@ def _image_item(
     size = _size(image)
     pairs = []
     for category, bbox, crowd in found.boxes.get(image_id, []):
-        if category not in found.categories:
-            raise RecordError("unknown_category", f"category {category!r} is not in 'categories'")
+        if not isinstance(category, int | str) or category not in found.categories:
+            raise RecordError("unknown_category", f"category {shown(category)} is not in 'categories'")
         pairs.append((found.categories[category], pixel_fractions(bbox, size), bool(crowd)))
     boxes, crowd = kept_boxes(pairs, tally)
     meta: dict[str, Any] = dict(crowd)
     captions = found.captions.get(image_id, [])
     if not found.captions and boxes:  # an instances file alone: the names of what is there are all the text there is
         captions, meta["caption_from"] = [", ".join(sorted({box.label for box in boxes}))], "labels"
-    if image["license"] in found.licences:
+    if isinstance(image["license"], int | str) and image["license"] in found.licences:
         meta["license"] = found.licences[image["license"]]
     record = Record(id=str(image_id), captions=tuple(captions), boxes=boxes, split=split, meta=meta)
     return Item(record, (ImageInRoot(root, image["file_name"]),), where, sizes=(size,) if size else ())
@@ -243,6 +246,8 @@ def _karpathy(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item
         )
         used = ("filename", "filepath", "sentences", "split", "cocoid", "imgid", "sentids")
         count_ignored(values, used, tally)
+        for sentence in sentences:
+            count_ignored(sentence, ("raw", "imgid", "sentid"), tally, "sentences.")
         return Item(record, (ImageInRoot(root, f"{folder}/{name}" if isinstance(folder, str) and folder else name),), where)
 
     return items(json_rows(path, tally, "images"), build)

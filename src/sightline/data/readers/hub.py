@@ -4,11 +4,11 @@ Rows are streamed and images are left as they are stored; `--map` says which col
 Nothing is fetched unless the name is no local folder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
+from sightline.data.readers.base import Item, Skip, SourceOptions, Tally, unused_reason
 from sightline.data.readers.labels import named_labels
 from sightline.data.readers.rows import Keys, Numbered, TableRow, image_root, items, require_columns
 from sightline.data.readers.tables import GENERAL
@@ -16,6 +16,7 @@ from sightline.errors import DataError, RecordError
 from sightline.runtime.optional import require
 
 KEYS: Keys = {**GENERAL, "caption": ("caption", "text")}
+REMOTE = "hf://"
 SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
@@ -61,7 +62,9 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             tally.use(*path.rglob("*"))
         else:
             builder = datasets.load_dataset_builder(str(path), options.subset or None, revision=options.revision or None)
-            tally.use(*(Path(file) for files in (builder.config.data_files or {}).values() for file in files))
+            used = {str(file) for files in (builder.config.data_files or {}).values() for file in files}
+            tally.use(*map(Path, used))
+            _count_remote_files(builder.base_path or "", used, datasets.config.HF_ENDPOINT, tally)
             found = builder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
@@ -69,6 +72,23 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
     for name, rows in splits.items():
         stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
         yield str(name), stream.decode(False)
+
+
+def _count_remote_files(base: str, used: Collection[str], endpoint: str, tally: Tally) -> None:
+    """Counts the files of a data set on the Hub that no split is made of.
+
+    Args:
+        base: `hf://datasets/NAME@REVISION`; local folders are counted by `Tally.close`.
+        used: files of all splits, named like `base`.
+        endpoint: address of the Hub.
+    """
+    if not base.startswith(REMOTE):
+        return
+    hub = require("huggingface_hub", "data", "Format hf")
+    for file in sorted(hub.HfFileSystem(endpoint=endpoint).find(base)):
+        if REMOTE + file not in used:
+            name = (REMOTE + file).removeprefix(base).lstrip("/")
+            tally.ignore(unused_reason(name), name)
 
 
 def _error_text(error: Exception) -> str:

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SKIPPED, Dataset
-from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, make_id, refuse_mapping
+from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, count_ignored, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.data.records import record_from_json
+
+USED_BELOW = {"boxes": ("label", "xyxy", "score"), "messages": ("role", "content")}
 
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
     """Items of a records file, or of the folder that holds one."""
-    if (path / DATASET).is_file():
-        tally.use(*(path / name for name in (DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED, DOWNLOADS)), *path.glob("shards/*.tar"))
-        if not (path / RECORDS).exists():
+    folder = path.parent if path.is_file() else path
+    if (folder / DATASET).is_file():
+        own = (DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED, DOWNLOADS)
+        tally.use(*(folder / name for name in own), *folder.glob("shards/*.tar"))
+        if path == folder and not (path / RECORDS).exists():
             return _sharded(Dataset(path), options)
     file = find_file(path, (RECORDS,), (".jsonl",), tally)
     root = image_root(options, file.parent)
@@ -33,6 +37,9 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
         if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
             values["id"] = make_id(values.pop(options.mapping["id"], None), number)
         record = record_from_json(values)
+        for name, used in USED_BELOW.items():
+            for entry in values.get(name, ()):
+                count_ignored(entry, used, tally, f"{name}.")
         return Item(
             record,
             tuple(ImageInRoot(root, name) for name in record.images),

@@ -33,6 +33,13 @@ from sightline.errors import DataError, RecordError
 from sightline.types import Box, Record
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+USED_BELOW: Mapping[str, tuple[str, ...]] = {  # our field -> what is read of each object in its list
+    "answer": ("answer",),
+    "boxes": ("category", "bbox_xywh_frac", "crowd", "text", "box_xyxy_frac"),
+    "conversations": ("from", "value", "role", "content"),
+    "messages": ("role", "content"),
+    "texts": ("user", "assistant"),
+}
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 Keys = Mapping[str, str | tuple[str, ...]]
 Numbered = tuple[int, str, dict[str, Any] | RecordError]  # row number, where, the row or what is wrong with it
@@ -122,10 +129,20 @@ class TableRow:
             meta={**text.meta, **crowd, **self._meta()},
         )
         count_ignored(self.values, self._used, tally)
+        self._count_ignored_below(tally)
         if text.has_images_first:
             tally.notes["images_put_first"] += 1
         label = (*text.captions, *text.answers, "")[0]
         return Item(record, images, where, pixel_boxes=() if pixel_box is None else ((label, pixel_box),))
+
+    def _count_ignored_below(self, tally: Tally) -> None:
+        """Counts the fields of turns, answers and objects that are not used, as `KEY.FIELD`."""
+        for name, used in USED_BELOW.items():
+            for key in all_keys(self.keys.get(name, "")):
+                entries = self.values.get(key) if key in self._used else None
+                for entry in entries if isinstance(entries, list | tuple) else ():
+                    if isinstance(entry, dict):
+                        count_ignored(entry, used, tally, f"{key}.")
 
     def _boxes(self, tally: Tally) -> tuple[tuple[Box, ...], dict[str, list[int]]]:
         value = self.get("boxes")
@@ -243,8 +260,8 @@ def json_rows(path: Path, tally: Tally, member: str = "") -> Iterator[Numbered]:
                     found = True
                     yield from _array_rows(stream)
                 else:
-                    if isinstance(stream.value(), list | dict):  # a text or number describes the file
-                        tally.ignored[key] += 1
+                    stream.value()
+                    tally.ignored[key] += 1
             if not found:
                 raise DataError(f"{path}: the object has no list {member!r}.")
         else:
