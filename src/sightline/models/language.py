@@ -7,7 +7,7 @@ soft cap, scale), and which attention mask each kind of layer needs when several
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,12 +27,21 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class TokenizerConfig(Config):
-    """A byte-level BPE tokenizer trained on the texts of the training split."""
+    """A tokenizer trained on the texts of the training split."""
 
-    vocabulary: int = Field(default=4096, ge=300, le=262144)
-    """Number of entries, special tokens included."""
+    kind: Literal["bpe", "characters"] = "bpe"
+    """`bpe`: byte-level BPE, which encodes any text. `characters`: one token per character, as in seemore; characters that the
+    training split lacks become the unknown token."""
+    vocabulary: int = Field(default=4096, ge=8, le=262144)
+    """Number of entries, special tokens included; of `characters` the maximum, of which the most frequent are kept."""
     lowercase: bool = False
     """Fold case before training and use."""
+
+    @model_validator(mode="after")
+    def _holds_all_bytes(self) -> "TokenizerConfig":
+        if self.kind == "bpe" and self.vocabulary < 300:
+            raise ValueError(f"vocabulary={self.vocabulary} must be at least 300 for kind 'bpe'")
+        return self
 
 
 class LanguageConfig(Config):
