@@ -96,5 +96,6 @@ class Experts(nn.Module):
         return ExpertWeights(self.up_proj, self.down_proj, self.activation, self.gate_proj, self.up_bias, self.down_bias)
 
     def forward(self, tokens_ND: Tensor, chosen_NC: Tensor, share_NC: Tensor) -> Float[Tensor, "N D"]:
-        compute = experts_grouped if self.kernel == "grouped" and can_group(tokens_ND, self.weights) else experts_loop
+        grouped = self.kernel == "grouped" or (self.kernel == "auto" and tokens_ND.is_cuda)  # on a CPU the loop is faster
+        compute = experts_grouped if grouped and can_group(tokens_ND, self.weights) else experts_loop
         return compute(tokens_ND, chosen_NC, share_NC, self.weights)

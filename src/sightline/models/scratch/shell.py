@@ -83,7 +83,8 @@ class ScratchDecoderConfig(PreTrainedConfig):
         shared_expert_size: hidden width of an expert that every token uses; 0 for none.
         router_noise: learned noise on the router's logits in training.
         router_aux_loss_coef, router_z_loss_coef: coefficients of the load-balancing loss and of the router z-loss.
-        experts_kernel: `grouped` (where the device has it), or `loop`, its definition.
+        experts_kernel: `grouped`, or `loop`, its definition; `auto` is grouped on a GPU. Tensors that the grouped kernel does not take
+            go through the loop.
         attention_scale, noise_in_evaluation, skip_norm_in_generation: `model`, True and True are what the published code does.
         initializer_range: standard deviation of initial weights.
     """
@@ -113,7 +114,7 @@ class ScratchDecoderConfig(PreTrainedConfig):
         router_noise: bool = False,
         router_aux_loss_coef: float = 0.01,
         router_z_loss_coef: float = 0.001,
-        experts_kernel: str = "grouped",
+        experts_kernel: str = "auto",
         attention_scale: str = "head",
         noise_in_evaluation: bool = False,
         skip_norm_in_generation: bool = False,
@@ -138,7 +139,7 @@ class ScratchDecoderConfig(PreTrainedConfig):
         _check_heads(hidden_size, num_attention_heads)
         _check_choice("positions", positions, ("learned", "rotary"))
         _check_choice("norm", norm, ("layer_norm", "rms_norm"))
-        _check_choice("experts_kernel", experts_kernel, ("grouped", "loop"))
+        _check_choice("experts_kernel", experts_kernel, ("auto", "grouped", "loop"))
         _check_choice("attention_scale", attention_scale, ("head", "model"))
         if 1 < num_experts < num_experts_per_tok:
             raise ValueError(f"num_experts_per_tok={num_experts_per_tok} is more than num_experts={num_experts}")
