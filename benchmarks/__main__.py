@@ -21,6 +21,7 @@ BENCHMARKS = {
     "features": "benchmarks.features",
     "kill": "benchmarks.kill",
     "memory": "benchmarks.memory",
+    "moe": "benchmarks.moe",
     "packing": "benchmarks.packing",
     "ranks": "benchmarks.ranks",
     "statistics": "benchmarks.statistics",

@@ -61,6 +61,7 @@ from sightline.data.batches.collate import collate
 from sightline.models import language, vision
 from sightline.models.connectors import Connector, ConnectorConfig
 from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.scratch.shell import ScratchDecoderConfig, ScratchViTConfig, ScratchViTModel
 from sightline.models.vlm import SightlineConfig, SightlineForConditionalGeneration
 from sightline.types import Batch, EncodedConversation, Sample, Span
 
@@ -190,6 +191,11 @@ DECODERS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any], str]] = {
     "llama": (LlamaConfig, {**_SIZES, "tie_word_embeddings": True}, "chatml"),  # SmolLM2's type
     "llama_untied": (LlamaConfig, {**_SIZES, "tie_word_embeddings": False}, "sentencepiece"),
     "mistral": (MistralConfig, {**_SIZES, "sliding_window": WINDOW}, "sentencepiece"),
+    "scratch": (
+        ScratchDecoderConfig,
+        {key: value for key, value in _SIZES.items() if key != "num_key_value_heads"},
+        "plain",
+    ),
     "qwen2": (Qwen2Config, {**_SIZES, "tie_word_embeddings": True}, "chatml"),
     "qwen3": (Qwen3Config, {**_SIZES, "head_dim": 8, "tie_word_embeddings": False}, "chatml"),
 }
@@ -274,12 +280,22 @@ ENCODERS: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
         MobileNetV2Model,
         MobileNetV2Config(image_size=SIDE * 4, depth_multiplier=0.1, min_depth=4, finegrained_output=False),
     ),
+    "scratch": (ScratchViTModel, ScratchViTConfig(**_VIT)),
     "siglip": (SiglipVisionModel, SiglipVisionConfig(**_VIT)),  # SigLIP2 of fixed resolution has the same architecture
     "siglip_headless": (SiglipVisionModel, SiglipVisionConfig(**_VIT, vision_use_head=False)),
     "vit": (ViTModel, ViTConfig(**_VIT, **_DROPOUT)),
 }
 _HALF, _IMAGENET = ([0.5] * 3, [0.5] * 3), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-PREFIX = {"clip": 1, "dinov2": 1, "dinov2_registers": 5, "mobilenet_v2": 0, "siglip": 0, "siglip_headless": 0, "vit": 1}
+PREFIX = {
+    "clip": 1,
+    "dinov2": 1,
+    "dinov2_registers": 5,
+    "mobilenet_v2": 0,
+    "scratch": 1,
+    "siglip": 0,
+    "siglip_headless": 0,
+    "vit": 1,
+}
 """Class and register tokens before the patches."""
 
 

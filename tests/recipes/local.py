@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "tinyvlm": ("siglip", CHAT),
     "tinyvlm_instruct": ("siglip", CHAT),
 }
+SCRATCH = ("scratch_flickr8k", "seemoe", "seemoe_frozen", "seemore")  # no part has to come from the Hub but one encoder
 SIZES = [(40, 30), (20, 50), (64, 64), (90, 25), (33, 32), (30, 30)]
 CAPTIONS = [
     "A brown dog runs.",
@@ -47,6 +48,8 @@ def model_arguments(name: str) -> list[str]:
     """Settings that put local folders in the place of Hub ids."""
     if name in ("caption_lm", "scenes_tiny"):
         return []
+    if name in SCRATCH:
+        return small(name)
     if name == "flickr8k_mobilenet_v2":
         return [f"model.vision.path={encoder_folder('mobilenet_v2')}"]
     if name == "alignvlm_smolvlm":  # its head is not tied to its embeddings, as in SmolVLM2-500M
@@ -54,6 +57,15 @@ def model_arguments(name: str) -> list[str]:
     eye, decoder = PARTS[name]
     out = [f"model.vision.path={encoder_folder(eye)}", f"model.language.path={decoder_folder(decoder)}"]
     return [*out, f"model.language.tokenizer={stock_folder('llava')}"] if decoder == VICUNA else out
+
+
+def small(name: str) -> list[str]:
+    """Two layers for each part of a recipe from scratch."""
+    out = ["model.language.config.num_hidden_layers=2"]
+    return [
+        *out,
+        f"model.vision.path={encoder_folder('siglip')}" if name == "seemoe_frozen" else "model.vision.config.num_hidden_layers=2",
+    ]
 
 
 def captions_folder(root: Path) -> Path:

@@ -228,3 +228,12 @@ def test_without_the_hub_the_command_says_what_is_not_known_and_how_to_know_it(
     assert "# Not known here: the sizes of the parts" in said
     assert f"HF_HUB_OFFLINE=0 sightline recipes show {name}" in said
     assert "path=FOLDER" in said
+
+
+def test_seemore_and_seemoe_have_the_published_sizes() -> None:
+    """Of seemore.py and seeMoE.py, whose decoders have 66 entries."""
+    for name, decoder in (("seemore", 1_728_322), ("seemoe", 9_120_706)):
+        config = resolve_config(RECIPES[name](), None, ["model.language.tokenizer.vocabulary=65"])
+        sizes = {row.name: row.parameters for row in summarise(config).stages[0].table}
+        assert sizes == {"vision": 9_866_752, "connector": 1_312_896, "language": decoder}  # 65 and the image token
+        assert section_blueprint(config.model).tokens_per_crop == 1

@@ -7,7 +7,7 @@ soft cap, scale), and which attention mask each kind of layer needs when several
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.models.transformers_private import attention_kernel
-from sightline.ops.load_balancing import load_balancing_loss
+from sightline.ops.load_balancing import load_balancing_loss, router_z_loss
 from sightline.ops.masks import additive_mask
 from sightline.types import PADDING, Batch, Head, Hidden, Tokens
 
@@ -27,12 +27,21 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class TokenizerConfig(Config):
-    """A byte-level BPE tokenizer trained on the texts of the training split."""
+    """A tokenizer trained on the texts of the training split."""
 
-    vocabulary: int = Field(default=4096, ge=300, le=262144)
-    """Number of entries, special tokens included."""
+    kind: Literal["bpe", "characters"] = "bpe"
+    """`bpe`: byte-level BPE, which encodes any text. `characters`: one token per character, as in seemore; characters that the
+    training split lacks become the unknown token."""
+    vocabulary: int = Field(default=4096, ge=8, le=262144)
+    """Number of entries, special tokens included; of `characters` the maximum, of which the most frequent are kept."""
     lowercase: bool = False
     """Fold case before training and use."""
+
+    @model_validator(mode="after")
+    def _holds_all_bytes(self) -> "TokenizerConfig":
+        if self.kind == "bpe" and self.vocabulary < 300:
+            raise ValueError(f"vocabulary={self.vocabulary} must be at least 300 for kind 'bpe'")
+        return self
 
 
 class LanguageConfig(Config):
@@ -47,6 +56,9 @@ class LanguageConfig(Config):
     router_aux_loss_coef: float | None = Field(default=None, ge=0)
     """Coefficient of the load-balancing loss of a mixture-of-experts decoder in training. Default: the value in the decoder's own
     configuration; 0 turns the loss off."""
+    router_z_loss_coef: float | None = Field(default=None, ge=0)
+    """Coefficient of the router z-loss of a mixture-of-experts decoder in training. Default: the value in the decoder's own
+    configuration, which those of transformers do not have."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "LanguageConfig":
@@ -67,27 +79,30 @@ def build_decoder(config: LanguageConfig, vocabulary: int | None = None, attenti
         StorageError: weights are missing.
     """
     if config.path is not None:
-        found = _with_coefficient(loading.read_config(config.path), config.router_aux_loss_coef)
+        found = _with_coefficients(loading.read_config(config.path), config)
         return loading.load(AutoModelForCausalLM, config.path, found, kernel_for(found, attention), LEFTOVERS)
     values = dict(config.config or {})
     if vocabulary is not None:
         values["vocab_size"] = vocabulary
-    made = _with_coefficient(loading.config_from(values, "model.language.config"), config.router_aux_loss_coef)
+    made = _with_coefficients(loading.config_from(values, "model.language.config"), config)
     try:
         return AutoModelForCausalLM.from_config(made, attn_implementation=kernel_for(made, attention), trust_remote_code=False)
     except ValueError as error:
         raise ConfigError(f"model.language.config: {loading.first_line(error)}") from error
 
 
-def _with_coefficient(config: PreTrainedConfig, coefficient: float | None) -> PreTrainedConfig:
-    """Sets the coefficient of the load-balancing loss, which is saved with the model."""
-    if coefficient is not None:
+def _with_coefficients(config: PreTrainedConfig, choice: LanguageConfig) -> PreTrainedConfig:
+    """Sets the coefficients of the router losses, which are saved with the model."""
+    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        coefficient = getattr(choice, name)
+        if coefficient is None:
+            continue
         if not hasattr(config, "router_aux_loss_coef"):
             raise ConfigError(
-                f"model.language.router_aux_loss_coef={coefficient}: a {config.model_type} decoder has no load-balancing loss.",
+                f"model.language.{name}={coefficient}: a {config.model_type} decoder has no load-balancing loss.",
                 "Leave the key out.",
             )
-        config.router_aux_loss_coef = coefficient
+        setattr(config, name, coefficient)
     return config
 
 
@@ -192,13 +207,18 @@ def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Turns gradients and dropout off, and restores the mode of each submodule afterwards."""
+    """Turns gradients, dropout and router noise off, and restores the mode of each submodule afterwards."""
     training = [part for part in module.modules() if part.training]
+    noisy = [part for part in module.modules() if getattr(part, "noise_in_evaluation", False)]
     module.eval()
     try:
+        for part in noisy:
+            part.noise_in_evaluation = False  # pyrefly: ignore
         with torch.no_grad():
             yield
     finally:
+        for part in noisy:
+            part.noise_in_evaluation = True  # pyrefly: ignore
         for part in training:
             part.training = True
 
@@ -223,39 +243,44 @@ def decode(
 
     Returns:
         Hidden states after the last norm, and the decoder's auxiliary losses by name, times their coefficients:
-        `decoder_balance` for a mixture of experts in training (see `balance_coefficient`).
+        `decoder_balance` and `decoder_router_z` for a mixture of experts in training (see `router_coefficients`).
 
     Raises:
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
-    coefficient = balance_coefficient(decoder)
+    coefficients = router_coefficients(decoder)
     output = body(decoder)(
         inputs_embeds=embeddings_BTD,
         attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
         position_ids=tokens.position_BT,
         use_cache=False,
-        **({"output_router_logits": True} if coefficient else {}),
+        **({"output_router_logits": True} if coefficients else {}),
     )
-    routers = (output.get("router_logits") or ()) if coefficient else ()  # empty if every layer is dense
-    return output.last_hidden_state, {"decoder_balance": coefficient * _load_balancing(decoder, routers, tokens)} if routers else {}
+    routers = (output.get("router_logits") or ()) if coefficients else ()  # empty if every layer is dense
+    return output.last_hidden_state, _router_losses(decoder, coefficients, routers, tokens) if routers else {}
 
 
-def balance_coefficient(decoder: PreTrainedModel) -> float:
-    """Returns the coefficient of the decoder's load-balancing loss (`router_aux_loss_coef`), or 0 if that loss does not apply.
+def router_coefficients(decoder: PreTrainedModel) -> dict[str, float]:
+    """Returns the coefficients of the decoder's router losses that are not 0, by the name of the loss; none if they do not apply.
 
-    It does not apply while the decoder is frozen (eval mode) or runs without gradients, nor for classes for which transformers
-    computes no such loss (DeepSeek balances its experts by a bias).
+    They are `router_aux_loss_coef` (load balancing) and `router_z_loss_coef` of its configuration. They do not apply while the
+    decoder is frozen (eval mode) or runs without gradients, nor for classes for which transformers computes no load-balancing loss
+    (DeepSeek balances its experts by a bias).
 
     Differs: transformers adds the loss only if `output_router_logits` is set; here it is always added.
     """
     if not decoder.training or not torch.is_grad_enabled():
-        return 0.0
+        return {}
     if "output_router_logits" not in inspect.signature(type(decoder).forward).parameters:
-        return 0.0
-    return float(getattr(text_config(decoder), "router_aux_loss_coef", None) or 0.0)
+        return {}
+    keys = {"decoder_balance": "router_aux_loss_coef", "decoder_router_z": "router_z_loss_coef"}
+    found = {name: float(getattr(text_config(decoder), key, None) or 0.0) for name, key in keys.items()}
+    return {name: value for name, value in found.items() if value}
 
 
-def _load_balancing(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens: Tokens) -> Tensor:
+def _router_losses(
+    decoder: PreTrainedModel, coefficients: dict[str, float], routers: Sequence[Tensor], tokens: Tokens
+) -> dict[str, Tensor]:
     num_tokens = tokens.ids_BT.numel()
     if any(logits.ndim != 2 or len(logits) != num_tokens for logits in routers):
         raise ConfigError(
@@ -263,7 +288,12 @@ def _load_balancing(decoder: PreTrainedModel, routers: Sequence[Tensor], tokens:
             "cannot compute a load-balancing loss from them.",
             "Set model.language.router_aux_loss_coef=0.",
         )
-    return load_balancing_loss(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
+    counted = (tokens.sample_BT != PADDING).flatten()
+    losses = {
+        "decoder_balance": lambda: load_balancing_loss(routers, text_config(decoder).num_experts_per_tok, counted),
+        "decoder_router_z": lambda: router_z_loss(routers, counted),
+    }
+    return {name: coefficient * losses[name]() for name, coefficient in coefficients.items()}
 
 
 def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], batch: Batch) -> Hidden:

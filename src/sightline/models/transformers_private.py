@@ -4,14 +4,33 @@ Any minor version of transformers may rename one; tests/models/test_transformers
 No other file of the package may use them, but for runtime/auto_classes.py, which must not import transformers.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMixin
+
+# transformers 5.24 renamed `past_key_values` to `cache`. Callers may use either; CACHE_NAME is the installed version's name.
+CACHE_NAMES = ("cache", "past_key_values")
+_GENERATION_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE_NAME = next(name for name in CACHE_NAMES if name in _GENERATION_INPUTS)
+
+
+def named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with the cache, if given, under the name that the installed transformers uses.
+
+    Raises:
+        ValueError: the cache is given under both names.
+    """
+    given = {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
+    if len(given) > 1:
+        raise ValueError("give the cache either as cache or as past_key_values, not as both")
+    others = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
+    return others if not given else {**others, CACHE_NAME: given.popitem()[1]}
 
 
 def attention_kernel(config: PreTrainedConfig) -> str | None:
@@ -67,6 +86,12 @@ class CustomModel(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012 (transformers' own form)
     _no_split_modules: list[str] = []  # noqa: RUF012
+    layer_names: ClassVar[tuple[str, ...]] = ()
+    """Class names of the model's layers, which are sharded one by one (see `layer_classes`)."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._no_split_modules = list(cls.layer_names)
 
     def init_missing(self, module: nn.Module) -> None:
         """Initialises a module that a checkpoint lacks; called only by `from_pretrained`."""

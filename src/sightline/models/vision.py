@@ -152,6 +152,8 @@ def probe_shape(encoder: PreTrainedModel, image_size: tuple[int, int], layer: Li
     encoder.train(was_training)
     if output.ndim == 4:
         return EncoderShape(output.shape[2], output.shape[3], output.shape[1], 0)
+    if output.ndim == 3 and output.shape[1] == 1:  # a class token alone
+        return EncoderShape(1, 1, output.shape[2], 0)
     patch = getattr(encoder.config, "patch_size", None)
     if output.ndim != 3 or not isinstance(patch, int):
         raise ConfigError(f"{type(encoder).__name__} gives {tuple(output.shape)}, which is not a grid of visual tokens.")

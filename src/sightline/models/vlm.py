@@ -5,7 +5,6 @@ TRL and PEFT work with it. `hidden` takes a packed `Batch` and returns hidden st
 loop uses only that.
 """
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, Unpack
@@ -22,23 +21,25 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
-from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
 from sightline.models.connectors import Connector, ConnectorShape, connector_from
 from sightline.models.language import hidden_states
-from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
+from sightline.models.transformers_private import (
+    CACHE_NAME,
+    CustomModel,
+    attention_kernel,
+    mark_initialised,
+    named_cache,
+    set_attention_kernel,
+)
 from sightline.models.vision import EncoderOutputs, encode, normalise
 from sightline.ops.splice import splice
 from sightline.types import Batch, Hidden, Visual
 
 PARTS = ("vision", "connector", "language")
-# transformers 5.24 renamed `past_key_values` to `cache`. Callers may use either; CACHE_NAME is the installed version's name.
-CACHE_NAMES = ("cache", "past_key_values")
-_GENERATION_INPUTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-CACHE_NAME = next(name for name in CACHE_NAMES if name in _GENERATION_INPUTS)
 
 
 def part_of(name: str) -> str:
@@ -122,15 +123,6 @@ class SightlineConfig(PreTrainedConfig):
         own = ("connector", "vision_layer", "vision_drop", "grid", "vision_width", "image_mean", "image_std", "rescale_factor")
         own += ("image_token_id", "num_words", "num_separators")
         return SightlineConfig(vision_config, text_config, **{name: getattr(self, name) for name in own})
-
-
-def _named_cache(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with the cache, if given, under the name that the installed transformers uses."""
-    given = {name: arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None}
-    if len(given) > 1:
-        raise ValueError("give the cache either as cache or as past_key_values, not as both")
-    others = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
-    return others if not given else {**others, CACHE_NAME: given.popitem()[1]}
 
 
 def _is_filled(cache: Cache | None) -> bool:
@@ -379,7 +371,7 @@ class SightlineForConditionalGeneration(CustomModel):
             ValueError: neither of ids and embeddings is given, or both without pixel values; both cache names are given; image
                 tokens and visual tokens differ in number; or the ids hold image tokens without pixel values.
         """
-        named = _named_cache({"cache": cache, "past_key_values": past_key_values})
+        named = named_cache({"cache": cache, "past_key_values": past_key_values})
         return self.language(
             inputs_embeds=self._filled(input_ids, inputs_embeds, pixel_values, visual_sources, named.get(CACHE_NAME)),
             attention_mask=attention_mask,
@@ -442,7 +434,7 @@ class SightlineForConditionalGeneration(CustomModel):
         Raises:
             ValueError: the cache is given under both names.
         """
-        return super().generate(*args, **_named_cache(kwargs))  # pyrefly: ignore
+        return super().generate(*args, **named_cache(kwargs))  # pyrefly: ignore
 
     def prepare_inputs_for_generation(
         self,
@@ -455,7 +447,7 @@ class SightlineForConditionalGeneration(CustomModel):
         """Passes pixel values to the first step only: afterwards the cache holds their tokens."""
         kwargs |= {"inputs_embeds": inputs_embeds, "is_first_iteration": is_first_iteration, "use_cache": use_cache}
         prepare = super().prepare_inputs_for_generation
-        inputs = prepare(input_ids, **_named_cache(kwargs))  # pyrefly: ignore
+        inputs = prepare(input_ids, **named_cache(kwargs))  # pyrefly: ignore
         # transformers counts an assistant's first call as a later iteration; its cache is still empty, so it needs the images.
         seen = not is_first_iteration and use_cache and _is_filled(kwargs.get(CACHE_NAME))
         for name in ("pixel_values", "visual_sources"):
@@ -530,7 +522,7 @@ class SightlineModel(SightlineForConditionalGeneration):
         **kwargs: Unpack[TransformersKwargs],  # pyrefly: ignore (as in transformers)
     ) -> ModelOutput | tuple[Any, ...]:
         """Returns the decoder's last hidden states; arguments and errors as in the model with a head."""
-        named = _named_cache({"cache": cache, "past_key_values": past_key_values})
+        named = named_cache({"cache": cache, "past_key_values": past_key_values})
         return self.get_decoder()(
             inputs_embeds=self._filled(input_ids, inputs_embeds, pixel_values, visual_sources, named.get(CACHE_NAME)),
             attention_mask=attention_mask,

@@ -1,10 +1,12 @@
-"""Load-balancing loss of mixture-of-experts layers."""
+"""Load-balancing loss and z-loss of mixture-of-experts layers."""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from sightline.ops.precision import at_least_fp32
 
 
 def load_balancing_loss(
@@ -29,3 +31,19 @@ def load_balancing_loss(
         probability_X = probability_X + (p_NX * counted_N[:, None]).sum(0)
     total = (counted_N.sum() * len(logits)).clamp(min=1)
     return logits[0].shape[1] * ((chosen_X / total) * (probability_X / total)).sum()
+
+
+def router_z_loss(logits: Sequence[Float[Tensor, "N X"]], counted_N: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Computes the mean of `logsumexp(logits)^2` over tokens and layers, which keeps router logits small.
+
+    Zoph et al. 2022 (ST-MoE), equation 5.
+
+    Args:
+        logits: of each layer's router.
+        counted_N: marks tokens that are not padding; without any the loss is 0.
+    """
+    total = torch.zeros((), device=counted_N.device)
+    for layer_NX in logits:
+        squares_N = at_least_fp32(layer_NX).logsumexp(1).square()
+        total = total + (squares_N * counted_N).sum()
+    return total / (counted_N.sum() * len(logits)).clamp(min=1)

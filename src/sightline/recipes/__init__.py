@@ -16,6 +16,10 @@ from sightline.recipes.llava_next import llava_next
 from sightline.recipes.llava_next_cal import llava_next_cal
 from sightline.recipes.nanovlm import nanovlm
 from sightline.recipes.scenes_tiny import scenes_tiny
+from sightline.recipes.scratch_flickr8k import scratch_flickr8k
+from sightline.recipes.seemoe import seemoe
+from sightline.recipes.seemoe_frozen import seemoe_frozen
+from sightline.recipes.seemore import seemore
 from sightline.recipes.tinyvlm import tinyvlm
 from sightline.recipes.tinyvlm_instruct import tinyvlm_instruct
 
@@ -31,6 +35,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "llava_next_cal": llava_next_cal,
     "nanovlm": nanovlm,
     "scenes_tiny": scenes_tiny,
+    "scratch_flickr8k": scratch_flickr8k,
+    "seemoe": seemoe,
+    "seemoe_frozen": seemoe_frozen,
+    "seemore": seemore,
     "tinyvlm": tinyvlm,
     "tinyvlm_instruct": tinyvlm_instruct,
 }

@@ -13,8 +13,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MODEL_TYPE = "sightline"
-CLASSES = "sightline.assembly.model.processor"  # imports all others
+CLASSES = "sightline.assembly.model.processor"  # imports all others but those of `MODULES`
+SCRATCH = "sightline.models.scratch.shell"
+MODULES = {"sightline": CLASSES, "sightline_decoder": SCRATCH, "sightline_vit": SCRATCH}  # by model type
 _TABLES = {
     "transformers.models.auto.configuration_auto": "CONFIG_MAPPING",
     "transformers.models.auto.processing_auto": "PROCESSOR_MAPPING",
@@ -25,11 +26,11 @@ class _Entries(dict[Any, Any]):
     """Entries that were registered with a table of transformers; loads ours when they are asked for."""
 
     def __contains__(self, key: object) -> bool:
-        return key == MODEL_TYPE or super().__contains__(key)
+        return key in MODULES or super().__contains__(key)
 
     def __getitem__(self, key: Any) -> Any:
-        if key == MODEL_TYPE and not super().__contains__(key):
-            importlib.import_module(CLASSES)
+        if key in MODULES and not super().__contains__(key):
+            importlib.import_module(MODULES[key])
         return super().__getitem__(key)
 
     def values(self) -> Any:

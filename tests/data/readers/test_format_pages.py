@@ -117,10 +117,14 @@ def llava(here: Path) -> None:
 
 
 def csv(here: Path) -> None:
-    rows = [f"{base64.b64encode(image(n % 3)).decode()},caption {n % 3}" for n in range(9)]
+    rows = [f"{base64.b64encode(picture(n % 3)).decode()},caption {n % 3}" for n in range(9)]
     put(here / "inputs.csv", "b64string_images,caption\n" + "\n".join(rows))
     put(here / "questions.csv", "key,file,ask,reply\nk1,1.png,How many?,3\n")
     put(here / "1.png", picture(1))
+
+
+def plain_text(here: Path) -> None:
+    put(here / "input.txt", "".join(f"SPEAKER {n}:\nA line of some words, number {n}.\n\n" for n in range(60)))
 
 
 def cauldron(here: Path) -> None:
@@ -213,6 +217,7 @@ PAGES: dict[str, Callable[[Path], None]] = {
     "formats/questions": questions,
     "formats/records": records,
     "formats/scenes": nothing,
+    "formats/text": plain_text,
     "formats/urls": urls,
     "formats/webdataset": wds,
 }

@@ -19,6 +19,14 @@ EITHER = {
     "path": "mixture",
     "steps": "epochs",
 }
+# Keys that `model.compat` sets, by section; those of a configuration only where it is one of `models/scratch`.
+COMPAT: dict[str, dict[str, Any]] = {
+    "seemore": {
+        "vision": {"attention_scale": "model"},
+        "language": {"attention_scale": "model", "noise_in_evaluation": True, "skip_norm_in_generation": True},
+        "data": {"supervise": "with_padding", "pack": False, "share_prefix": False},
+    }
+}
 ORIGINS = ("config", "external", "path")  # mutually exclusive origins of a part of the model
 
 
@@ -37,8 +45,9 @@ def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: S
     if base is not None:
         tree.data = json.loads(base.model_dump_json())
         tree.origins[()] = f"recipe {base.recipe}"
+    read = Tree() if file is None else read_yaml(file)
+    _set_compat(tree, [read.data, *(_nested(*parse_override(argument)) for argument in arguments)])
     if file is not None:
-        read = read_yaml(file)
         for path in [path for path in read.origins if path]:
             drop_alternative(tree.data, path)
         tree.data = merge_sections(tree.data, read.data)
@@ -49,6 +58,42 @@ def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: S
     config = validate_tree(RunConfig, tree)
     check_stages(config, tree)
     return config
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Returns an argument as a tree."""
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _set_compat(tree: Tree, changes: Sequence[Mapping[str, Any]]) -> None:
+    """Sets the keys that the last `model.compat` of a file or argument asks for, below all other changes.
+
+    A base that has the key already also has what it set, some of which may have been changed since.
+
+    Raises:
+        ConfigError: there is no model from scratch.
+    """
+    found = [section["compat"] for change in changes if isinstance(section := change.get("model"), dict) and "compat" in section]
+    if not found or not isinstance(found[-1], str) or found[-1] not in COMPAT:
+        return  # the schema refuses other values
+    keys = COMPAT[found[-1]]
+    whole = tree.data
+    for change in changes:
+        whole = merge_sections(whole, {"model": change["model"]} if isinstance(change.get("model"), dict) else {})
+    model: dict[str, Any] = {}
+    for part in ("vision", "language"):
+        config = (whole.get("model", {}).get(part) or {}).get("config")
+        if isinstance(config, dict) and str(config.get("model_type")).startswith("sightline_"):
+            model[part] = {"config": keys[part]}
+    if not model:
+        raise ConfigError(
+            f"model.compat={found[-1]}: neither encoder nor decoder is one of `sightline_vit` and `sightline_decoder`.",
+            "Use the recipe seemore or seemoe, or leave the key out.",
+        )
+    tree.data = merge_sections(tree.data, {"model": model, "data": keys["data"]})
+    tree.origins[("data", "supervise")] = f"model.compat={found[-1]}"
 
 
 def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:

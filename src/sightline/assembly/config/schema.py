@@ -56,6 +56,9 @@ class ModelConfig(Config):
     """Maps encoder outputs to the decoder's embedding space."""
     language: LanguageConfig | None = None
     """The decoder; must be given here or by `from`."""
+    compat: Literal["seemore"] | None = None
+    """`seemore`: sets all keys that bring back the faults of the published seemore and seeMoE (docs/methods/seemore.md). Keys that
+    are given as `key=value` have precedence."""
 
     @model_validator(mode="after")
     def _fits_tiling(self) -> "ModelConfig":

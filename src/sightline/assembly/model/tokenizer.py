@@ -1,8 +1,9 @@
-"""Tokenizers: the decoder's own, one from a folder, or a byte-level BPE trained on the texts of the training split."""
+"""Tokenizers: the decoder's own, one from a folder, or one trained on the texts of the training split."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
@@ -15,7 +16,7 @@ from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.loading import first_line
 from sightline.types import IMAGE, Message, Part
 
-PAD, BEGIN, END = "<pad>", "<s>", "</s>"
+PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
 def build_tokenizer(config: LanguageConfig, texts: Iterable[str] | None) -> PreTrainedTokenizerBase | None:
@@ -73,7 +74,30 @@ def load_composite_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE tokenizer: it encodes any text, and decoding restores the text (in lower case, if so configured)."""
+    """Trains a tokenizer of the configured kind; decoding restores the text (in lower case, if so configured).
+
+    Byte-level BPE encodes any text; `characters` maps characters that `texts` lack to the unknown token.
+    """
+    return character_tokenizer(texts, config) if config.kind == "characters" else _byte_level_bpe(texts, config)
+
+
+def character_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token for each character (code point) of some texts, the most frequent first."""
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text.lower() if config.lowercase else text)
+    special = [PAD, BEGIN, END, UNKNOWN]
+    known = sorted(counts, key=lambda character: (-counts[character], character))[: config.vocabulary - len(special)]
+    core = Tokenizer(models.WordLevel({token: index for index, token in enumerate([*special, *known])}, unk_token=UNKNOWN))
+    if config.lowercase:
+        core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN)
+
+
+def _byte_level_bpe(texts: Iterable[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     if config.lowercase:
         core.normalizer = normalizers.Lowercase()

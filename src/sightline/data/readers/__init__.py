@@ -1,6 +1,6 @@
 """Source formats, one reader per file. `data prepare --format NAME` looks the name up here."""
 
-from sightline.data.readers import coco, csv_table, flickr8k, hub, imagefolder, llava, records, scenes, urls, webdataset
+from sightline.data.readers import coco, csv_table, flickr8k, hub, imagefolder, llava, records, scenes, text, urls, webdataset
 from sightline.data.readers.base import Format as Format
 from sightline.data.readers.base import ImageInRoot as ImageInRoot
 from sightline.data.readers.base import Item as Item
@@ -33,6 +33,7 @@ FORMATS: dict[str, Format] = {
     "scenes": Format(scenes.read, (), "made by Sightline; free of rights", takes="-"),
     "scienceqa": _table("scienceqa", "CC BY-NC-SA 4.0"),
     "sroie": _table("sroie", "MIT"),
+    "text": Format(text.read, ()),
     "textcaps": _table("textcaps", "CC BY 4.0"),
     "textvqa": _table("textvqa", "CC BY 4.0"),
     "urls": Format(urls.read, tuple(sorted(urls.KEYS)), "each image has its own", is_remote=True),

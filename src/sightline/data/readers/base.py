@@ -170,6 +170,7 @@ class SourceOptions:
         text_only: leave images out and keep the text of captions.
         without_images: keep the names of images and look for no file.
         seed, count, level, size, questions, novel: for generators.
+        characters: maximum length of a piece of a text file.
     """
 
     images: Path | None = None
@@ -184,6 +185,7 @@ class SourceOptions:
     size: int = 64
     questions: bool = False
     novel: bool = False
+    characters: int = 256
 
 
 Reader = Callable[[Path, SourceOptions, Tally], Iterator[Item | Skip]]
