@@ -24,6 +24,7 @@ BENCHMARKS = {
     "packing": "benchmarks.packing",
     "ranks": "benchmarks.ranks",
     "statistics": "benchmarks.statistics",
+    "step": "benchmarks.step",
 }
 
 
