@@ -57,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=64, help="images to create, five captions each (default 64)")
     parser.add_argument("--row", type=int, default=512, help="length of a packed row (default 512)")
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a step (default 2)")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="arithmetic, as runtime.dtype (default fp32)")
 
 
 def run(options: argparse.Namespace) -> list[Finding]:
@@ -76,7 +77,12 @@ def run(options: argparse.Namespace) -> list[Finding]:
             sort_by_length=False,
             seed=0,
         )
-        return measure(TimedStep(bundle), _batches(shared, rules, bundle), _batches(single, padded, bundle), options.repeats)
+        return measure(
+            TimedStep(bundle, options.dtype == "bf16"),
+            _batches(shared, rules, bundle),
+            _batches(single, padded, bundle),
+            options.repeats,
+        )
 
 
 @dataclass
@@ -85,11 +91,13 @@ class TimedStep:
 
     Attributes:
         bundle: the model; its encoder and decoder are frozen.
+        bf16: autocast over fp32 weights; else fp32.
         optimiser: of the connector.
         clock: returns seconds.
     """
 
     bundle: ModelBundle
+    bf16: bool = False
     optimiser: torch.optim.Optimizer = field(init=False)
     clock: Callable[[], float] = field(default_factory=compute_clock)
 
@@ -112,18 +120,19 @@ class TimedStep:
         made = batch()
         assert made.visual is not None
         mark("data")
-        features = model.features(made.visual)
-        mark("encoder")
-        table = model.visual_tokens(features)
-        mark("connector")
-        given = table.detach().requires_grad_()
-        embeddings = model.inner.get_input_embeddings()(made.tokens.ids_BT)
-        rows = splice(embeddings, given, made.visual.slot_M, made.visual.visual_index_M)
-        mark("rest")
-        hidden = hidden_states(model.language, rows, made)  # type: ignore[attr-defined]
-        mark("decoder_forward")
-        states = hidden.states_SD.detach().requires_grad_()
-        nll_S, _ = linear_cross_entropy(states, hidden.head, made.supervision.target_S)
+        with self._arithmetic():
+            features = model.features(made.visual)
+            mark("encoder")
+            table = model.visual_tokens(features)
+            mark("connector")
+            given = table.detach().requires_grad_()
+            embeddings = model.inner.get_input_embeddings()(made.tokens.ids_BT)
+            rows = splice(embeddings, given, made.visual.slot_M, made.visual.visual_index_M)
+            mark("rest")
+            hidden = hidden_states(model.language, rows, made)  # type: ignore[attr-defined]
+            mark("decoder_forward")
+            states = hidden.states_SD.detach().requires_grad_()
+            nll_S, _ = linear_cross_entropy(states, hidden.head, made.supervision.target_S)
         nll_S.sum().backward()
         mark("head")
         hidden.states_SD.backward(states.grad)
@@ -143,14 +152,23 @@ class TimedStep:
         Raises:
             ValueError: they differ.
         """
+
+        def whole() -> None:
+            with self._arithmetic():
+                loss = NextToken()(self.bundle.module, batch)  # type: ignore[arg-type]
+            loss.total.backward()
+
         gradients = []
-        for work in (lambda: NextToken()(self.bundle.module, batch).total.backward(), lambda: self(lambda: batch)):  # type: ignore[arg-type]
+        for work in (whole, lambda: self(lambda: batch)):
             self.optimiser.zero_grad(set_to_none=True)
             work()
             gradients.append(self._gradient())
         self.optimiser.zero_grad(set_to_none=True)
         if not torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max())):
             raise ValueError("the timed step computes another gradient than the objective")
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def _gradient(self) -> Tensor:
         parameters = self.bundle.model.connector.parameters()  # type: ignore[union-attr]
