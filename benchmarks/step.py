@@ -31,11 +31,12 @@ from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
-from sightline.data.batches.plan import BatchRules
+from sightline.data.batches.plan import BatchRules, Rows
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import Processing
+from sightline.models.connectors import Connector
 from sightline.models.connectors.mlp import MLPConfig
-from sightline.models.language import LanguageConfig, TokenizerConfig, hidden_states, text_config
+from sightline.models.language import LanguageConfig, TokenizerConfig, head_of, hidden_states, text_config
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import linear_cross_entropy
@@ -104,9 +105,15 @@ class TimedStep:
     def __post_init__(self) -> None:
         model = self.bundle.module
         model.requires_grad_(False)
-        self.bundle.model.connector.requires_grad_()  # type: ignore[union-attr]
+        self.connector.requires_grad_()
         model.train()
-        self.optimiser = torch.optim.AdamW(self.bundle.model.connector.parameters(), lr=1e-4)  # type: ignore[union-attr]
+        self.optimiser = torch.optim.AdamW(self.connector.parameters(), lr=1e-4)
+
+    @property
+    def connector(self) -> Connector:
+        connector = self.bundle.model.connector
+        assert connector is not None
+        return connector
 
     def __call__(self, batch: Callable[[], Batch]) -> tuple[dict[str, float], Batch, float]:
         """Runs a step; returns the seconds of each part, the batch, and the loss a token."""
@@ -129,7 +136,7 @@ class TimedStep:
             embeddings = model.inner.get_input_embeddings()(made.tokens.ids_BT)
             rows = splice(embeddings, given, made.visual.slot_M, made.visual.visual_index_M)
             mark("rest")
-            hidden = hidden_states(model.language, rows, made)  # type: ignore[attr-defined]
+            hidden = hidden_states(model.language, rows, made)
             mark("decoder_forward")
             states = hidden.states_SD.detach().requires_grad_()
             nll_S, _ = linear_cross_entropy(states, hidden.head, made.supervision.target_S)
@@ -155,7 +162,7 @@ class TimedStep:
 
         def whole() -> None:
             with self._arithmetic():
-                loss = NextToken()(self.bundle.module, batch)  # type: ignore[arg-type]
+                loss = NextToken()(self.bundle.model, batch)
             loss.total.backward()
 
         gradients = []
@@ -171,7 +178,7 @@ class TimedStep:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
 
     def _gradient(self) -> Tensor:
-        parameters = self.bundle.model.connector.parameters()  # type: ignore[union-attr]
+        parameters = self.connector.parameters()
         return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 
 
@@ -220,9 +227,9 @@ def measure(
 
 def decoder_flops(bundle: ModelBundle, batch: Batch) -> float:
     """Returns the FLOPs of a frozen decoder's forward and backward for a batch; see the module's docstring."""
-    decoder = bundle.model.language  # type: ignore[attr-defined]
+    decoder = bundle.model.language
     config = text_config(decoder)
-    head = decoder.get_output_embeddings().weight
+    head = head_of(decoder).weight_VD
     linear = sum(p.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear) for p in [m.weight] if p is not head)
     is_token = batch.tokens.sample_BT >= 0
     pairs = int((visible(batch.tokens) & is_token[:, :, None]).sum())
@@ -252,8 +259,8 @@ def _batches(corpus: Corpus, rules: BatchRules, bundle: ModelBundle) -> Iterator
         for number in range(plan.steps(epoch)):
             (rows,) = plan.step(epoch, number)
 
-            def make(rows: object = rows) -> Batch:
-                samples = [[corpus.sample(sample) for sample in row] for row in rows]  # type: ignore[attr-defined]
+            def make(rows: Rows = rows) -> Batch:
+                samples = [[corpus.sample(sample) for sample in row] for row in rows]
                 return collate(samples, bundle.pad_id).to_batch()
 
             yield make
