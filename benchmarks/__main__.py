@@ -25,6 +25,7 @@ BENCHMARKS = {
     "packing": "benchmarks.packing",
     "ranks": "benchmarks.ranks",
     "statistics": "benchmarks.statistics",
+    "step": "benchmarks.step",
 }
 
 

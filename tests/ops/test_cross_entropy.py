@@ -122,6 +122,43 @@ def test_a_frozen_head_gets_no_gradient_and_frozen_states_get_none() -> None:
     assert not both_frozen.requires_grad
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 3, 20])
+@pytest.mark.parametrize("kind", HEADS)
+def test_gradients_before_a_frozen_head_equal_torch(kind: str, chunk: int | None) -> None:
+    states, head, target = make(kind, tokens=7, width=5, words=11)
+    bias = None if head.bias_V is None else head.bias_V.detach()
+    frozen = Head(head.weight_VD.detach(), bias, head.softcap, head.scale)
+    outputs = linear_cross_entropy(states, frozen, target, chunk), by_torch(states, frozen, target)
+    for ours, theirs in zip(*outputs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    ours, theirs = (
+        torch.autograd.grad((nll * weights).sum() + (logit * weights.flip(0) * 0.7).sum(), states)[0] for nll, logit in outputs
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_a_frozen_head_is_multiplied_twice_in_training_and_once_without_gradients() -> None:
+    """Logits are not recomputed in the backward pass."""
+    states, head, target = make("plain", tokens=7, width=5, words=11)
+    frozen = Head(head.weight_VD.detach(), None)
+    with Products() as training:
+        linear_cross_entropy(states, frozen, target)[0].sum().backward()
+    with Products() as evaluation, torch.no_grad():
+        linear_cross_entropy(states, frozen, target)
+    assert (training.count, evaluation.count) == (2, 1)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
 def test_only_the_bias_may_train() -> None:
     states, head, target = make("bias", tokens=5, width=3, words=8)
     assert head.bias_V is not None

@@ -1,8 +1,9 @@
 """Linear cross-entropy: from hidden states and a head to per-token losses, without a `[tokens, vocabulary]` tensor.
 
 The forward pass goes over chunks of tokens and keeps one number per token (the log of the partition sum); the backward pass
-recomputes each chunk's logits. Per-token losses and target logits are returned, because weights such as CAL's depend on the
-logits. `cross_entropy_reference` is the definition.
+recomputes each chunk's logits. With a frozen head the forward pass keeps the gradient of each token's loss instead, which is as
+large as the hidden states, and nothing is recomputed. Per-token losses and target logits are returned, because weights such as
+CAL's depend on the logits. `cross_entropy_reference` is the definition.
 """
 
 from typing import Any
@@ -55,7 +56,10 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(states_SD.device.type)
         states_SD, weight = states_SD.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    nll_S, logit_S = _LinearCrossEntropy.apply(states_SD, weight, bias, target_S, head.softcap, head.scale, chunk)
+    trains = [value.requires_grad for value in (states_SD, weight) if torch.is_grad_enabled()]
+    is_frozen = trains == [True, False] and not (bias is not None and bias.requires_grad)
+    function = _FrozenHeadCrossEntropy if is_frozen else _LinearCrossEntropy
+    nll_S, logit_S = function.apply(states_SD, weight, bias, target_S, head.softcap, head.scale, chunk)
     return nll_S, logit_S
 
 
@@ -125,3 +129,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_bias is not None and bias_V is not None:
             grad_bias = grad_bias.to(bias_V.dtype)
         return grad_states, grad_weight, grad_bias, None, None, None, None
+
+
+class _FrozenHeadCrossEntropy(torch.autograd.Function):
+    """The same where only the hidden states get a gradient: each row of it is the token's own, times its weight in the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_SD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        target_S: Tensor,
+        softcap: float,
+        scale: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if states_SD.dtype == torch.float64 else torch.float32
+        lse_S = torch.empty(len(states_SD), dtype=wide, device=states_SD.device)
+        logit_S, grad_SD = torch.empty_like(lse_S), torch.empty_like(states_SD)
+        for begin in range(0, len(states_SD), chunk):
+            rows = slice(begin, begin + chunk)
+            logits = _cap(at_least_fp32(F.linear(states_SD[rows], weight_VD, bias_V)) * scale, softcap)
+            torch.logsumexp(logits, 1, out=lse_S[rows])
+            logit_S[rows] = logits.gather(1, target_S[rows, None]).squeeze(1)
+            slope = 1 - (logits / softcap) ** 2 if softcap else None
+            grad = logits.sub_(lse_S[rows, None]).exp_()
+            grad.scatter_add_(1, target_S[rows, None], grad.new_full((len(grad), 1), -1.0))
+            if slope is not None:
+                grad.mul_(slope)
+            if scale != 1.0:
+                grad.mul_(scale)
+            grad_SD[rows] = grad.to(states_SD.dtype) @ weight_VD
+        ctx.save_for_backward(grad_SD, weight_VD, target_S, logit_S)
+        ctx.softcap, ctx.scale = softcap, scale
+        return lse_S - logit_S, logit_S
+
+    @staticmethod
+    def backward(ctx: Any, grad_nll_S: Tensor, grad_logit_S: Tensor) -> tuple[Tensor | None, ...]:
+        grad_SD, weight_VD, target_S, logit_S = ctx.saved_tensors
+        slope_S = (1 - (logit_S / ctx.softcap) ** 2 if ctx.softcap else torch.ones_like(logit_S)) * ctx.scale
+        wide_SD = at_least_fp32(grad_SD) * grad_nll_S[:, None]
+        wide_SD += at_least_fp32(weight_VD[target_S]) * (grad_logit_S * slope_S)[:, None]
+        return wide_SD.to(grad_SD.dtype), None, None, None, None, None, None

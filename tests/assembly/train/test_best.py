@@ -41,15 +41,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Scripted(Caption):
     """Scores the texts of successive validations by a given list of values."""
 
-    def __init__(self, values: Sequence[float], higher_is_better: bool = True) -> None:
+    scores = (ScoreInfo("scripted", "scripted"),)
+
+    def __init__(self, values: Sequence[float]) -> None:
         super().__init__(resamples=1)
-        self.values, self.asked = list(values), []
-        self.scores = (ScoreInfo("scripted", "scripted", higher_is_better=higher_is_better),)
+        self.values = list(values)
+        self.asked: list[list[tuple[str, str]]] = []
 
     def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
         self.asked.append([(query.id, prediction.id) for query, prediction in zip(queries, predictions, strict=True)])
         value = self.values[len(self.asked) - 1]
         return {"scripted": Score("scripted", value, value, value, (value,))}
+
+
+class ScriptedCost(Scripted):
+    """The same, where a smaller value is better."""
+
+    scores = (ScoreInfo("scripted", "scripted", higher_is_better=False),)
 
 
 def config(folder: Path, stages: tuple[StageConfig, ...] = (), **train_keys: Any) -> RunConfig:
@@ -65,11 +73,11 @@ def best_step(run: Path) -> int:
     return locate.find_checkpoint(run, "best").saved.progress.step
 
 
-@pytest.mark.parametrize(("higher_is_better", "step"), [(True, 2), (False, 3)])
+@pytest.mark.parametrize(("kind", "step"), [(Scripted, 2), (ScriptedCost, 3)])
 def test_the_best_score_decides_where_it_is_asked_for(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher_is_better: bool, step: int
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Scripted], step: int
 ) -> None:
-    task = Scripted([0.2, 0.4, 0.1, 0.3], higher_is_better)
+    task = kind([0.2, 0.4, 0.1, 0.3])
     monkeypatch.setattr(stage_module, "task_by_name", lambda name, resamples: task)
     train(config(folder, best="score"), tmp_path / "run")
     lines = validations(tmp_path / "run")
