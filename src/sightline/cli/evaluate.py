@@ -1,7 +1,7 @@
 """`sightline eval`: predictions and scores of a model on a split, with or without a control."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,17 @@ def evaluate(
         str | None,
         typer.Option(help="Text beside the image, or a template with {question}; by default the task's, or that of training."),
     ] = None,
+    likelihood: Annotated[
+        Literal["gain", "plain", "yes_no"] | None,
+        typer.Option(
+            help="Score the options of choice and yes_no instead of generating an answer. gain: what the image adds to an "
+            "option's log-probability; plain: log-probability per byte; yes_no: ask about each option."
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of the log-probability without image in gain; chosen by default.")
+    ] = None,
+    alpha_from: Annotated[str, typer.Option(help="Split that alpha is chosen on.")] = "train",
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the images.")] = None,
@@ -77,6 +88,9 @@ def evaluate(
         batch_size=batch_size,
         limit=limit,
         prompt=prompt,
+        likelihood=likelihood,
+        alpha=alpha,
+        alpha_from=alpha_from,
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         features=features,
@@ -104,6 +118,8 @@ def evaluate(
         table.add_row(name, f"{score.value:.4f}", f"{score.low:.4f} .. {score.high:.4f}", str(score.n), unparsed)
     Console().print(table)
     typer.echo(f"prompt: {done.prompt or 'none'}")
+    if done.likelihood is not None:
+        typer.echo(f"likelihood: {', '.join(f'{name} {value}' for name, value in done.likelihood.to_json().items())}")
     if done.checkpoint is not None:
         typer.echo(f"checkpoint: step {done.checkpoint.saved.step} ({done.checkpoint.reason})")
     typer.echo(f"{done.folder}")

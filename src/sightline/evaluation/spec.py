@@ -4,6 +4,7 @@ from pydantic import Field
 
 from sightline.config import Config
 from sightline.evaluation.controls import Control
+from sightline.evaluation.tasks.base import Likelihood
 
 
 class QuestionConfig(Config):
@@ -15,6 +16,12 @@ class QuestionConfig(Config):
     """Only this many records, drawn with seed 0."""
     prompt: str | None = None
     """Text beside the image; by default the task's, or the one that the model was trained with."""
+    likelihood: Likelihood | None = None
+    """Score the candidates of a question instead of generating an answer: `gain`, `plain` or `yes_no`."""
+    alpha: float | None = Field(default=None, ge=0)
+    """Weight of the likelihood without image in `gain`; chosen on `alpha_from` by default."""
+    alpha_from: str = "train"
+    """Split of the same data that alpha is chosen on."""
     features: str | None = None
     """A feature store that is read instead of images; a model of an external table needs one."""
     batch_size: int = Field(default=16, ge=1)

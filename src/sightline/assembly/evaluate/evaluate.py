@@ -1,5 +1,6 @@
 """An evaluation from what the user names: a run or model folder, a task, a data set, a control."""
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -11,13 +12,15 @@ from typing import Any
 from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
+from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood_scoring
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
-from sightline.evaluation.predict import ITEMS, SCORES, Predicted, predict
+from sightline.evaluation.likelihood import check_candidates
+from sightline.evaluation.predict import ITEMS, SCORES, Answers, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
@@ -46,6 +49,7 @@ class Evaluation:
         decoding: how text was generated.
         checkpoint: the checkpoint of a run that was evaluated, and why it is this one; None for a model folder.
         verdict: whether the model looks at the image, from this evaluation and a stored control (or the reverse).
+        likelihood: how candidates were scored; None where answers were generated.
     """
 
     spec: EvalSpec
@@ -57,6 +61,7 @@ class Evaluation:
     decoding: DecodingConfig
     checkpoint: CheckpointChoice | None = None
     verdict: Verdict = field(default_factory=lambda: verdict_of(None, 0.0))
+    likelihood: LikelihoodScoring | None = None
 
     @property
     def task(self) -> Task:
@@ -71,6 +76,7 @@ class Evaluation:
             **({"shots": self._shots()} if self.spec.shots else {}),
             "prompt": self.prompt,
             "decoding": self.decoding.model_dump(mode="json"),
+            **({"likelihood": self.likelihood.to_json()} if self.likelihood is not None else {}),
             "headline": self.task.headline.name,
             "scores": {name: score.to_json() | {"unparsed": score.unparsed} for name, score in self.scores.items()},
             "scorers": {name: score.scorer for name, score in self.scores.items()},
@@ -129,19 +135,23 @@ def evaluate(
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
-    prompt = next(text for text in (spec.prompt, task.prompt, bundle.processing.prompt) if text is not None)
+    likelihood = spec.likelihood or task.likelihood
+    prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
+    prompt = next(text for text in prompts if text is not None)
+    asked_with = task.bare_prompt if likelihood == "yes_no" else prompt  # its prompt is about one candidate
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
-    queries = _queries_of(task, records, prompt)
-    asked = _queries_of(task, exchange_images(records), prompt) if spec.control == SHUFFLED else queries
+    queries = _queries_of(task, records, asked_with)
+    asked = _queries_of(task, exchange_images(records), asked_with) if spec.control == SHUFFLED else queries
     asked = without_images(asked) if spec.control == TEXT else asked
+    if likelihood is not None:
+        check_candidates(queries, spec.task, likelihood)
     visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
-    shots = (
-        shots_for(spec, opened, dataset, records, task.asks, lambda record: task.example(record, prompt)) if spec.shots else None
-    )
+    as_example = functools.partial(task.example, prompt=asked_with)
+    shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
     examples = None if shots is None else shots.of
-    answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    answers: Answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
@@ -159,6 +169,11 @@ def evaluate(
         **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
         "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
     }
+    scoring = None
+    if likelihood is not None:
+        scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, folder, settings)
+        answers = scoring.of(answers, prompt)
+        settings["likelihood"] = scoring.settings()
     title = f"{spec.task} {spec.control or ''}".strip()
     predicted = predict(answers, asked, folder, settings, spec.batch_size, title)
     if len(asked) < len(queries):
@@ -171,7 +186,7 @@ def evaluate(
     if shots is not None:
         storage.write_json(folder / SHOTS, shots.to_json())
     scores = task.score(queries, predicted.predictions)
-    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint)
+    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint, likelihood=scoring)
     items = done.items_json()
     command = control_command(spec, model, checkpoint)
     verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, opened.folder), task.headline, command)
@@ -230,9 +245,9 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:
-    """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control]-<checkpoint>`; a model outside of a run has its results beside it."""
+    """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control][-likelihood]-<checkpoint>`; beside a model outside of a run."""
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
-    parts += [spec.limit and f"n{spec.limit}"]
+    parts += [spec.likelihood, spec.limit and f"n{spec.limit}"]
     parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}"]
     name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):

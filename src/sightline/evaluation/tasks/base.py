@@ -9,6 +9,8 @@ from sightline.types import Message, Prediction, Record, Score
 
 # What a model does with a query: continue it, give the log-probability of each candidate, or embed it.
 Form = Literal["generate", "likelihood", "embed"]
+# How candidates are scored, see sightline.evaluation.likelihood.
+Likelihood = Literal["gain", "plain", "yes_no"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ class Task(ABC):
     """Text beside the image; None takes the one that the model was trained with."""
     likelihood_prompt: ClassVar[str | None] = None
     """The same where candidates are scored instead of an answer generated; None takes `prompt`."""
+    confirm_prompt: ClassVar[str] = '{question}\nIs "{candidate}" the correct answer? Please answer yes or no.'
+    """The question about one candidate, where candidates are scored by a yes/no question."""
+    bare_prompt: ClassVar[str] = ""
+    """The prompt that adds nothing to a record's own question."""
+    likelihood: ClassVar[Likelihood | None] = None
+    """How candidates are scored where nothing else is asked for; None generates the answer."""
     max_new_tokens: ClassVar[int] = 64
 
     def __init__(self, resamples: int = 1000, seed: int = 0) -> None:
@@ -82,6 +90,12 @@ class Task(ABC):
     def highlights(self) -> tuple[ScoreInfo, ...]:
         """The headline and every share of right answers: what a summary shows."""
         return tuple(info for info in self.scores if info is self.headline or info.is_share)
+
+    def default_prompt(self, likelihood: Likelihood | None) -> str | None:
+        """Returns the prompt that is used where none is given; None takes the one that the model was trained with."""
+        if likelihood == "yes_no":
+            return self.confirm_prompt
+        return self.prompt if likelihood is None or self.likelihood_prompt is None else self.likelihood_prompt
 
     @abstractmethod
     def asks(self, record: Record) -> bool:

@@ -8,7 +8,7 @@ from sightline.errors import UsageError
 from sightline.evaluation.tasks.base import Query, Task
 from sightline.types import Message, Part, Prediction, Record
 
-QUESTION, OPTIONS = "{question}", "{options}"
+QUESTION, OPTIONS, CANDIDATE = "{question}", "{options}", "{candidate}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def fill(template: str, parts: Sequence[Part], texts: Mapping[str, str] | None =
 
 class QuestionTask(Task):
     """A task about records that bring their own questions."""
+
+    bare_prompt = QUESTION
 
     def asks(self, record: Record) -> bool:
         return bool(record.images) and bool(self.queries(record, QUESTION))

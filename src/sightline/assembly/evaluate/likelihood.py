@@ -1,0 +1,114 @@
+"""Likelihood scores of an evaluation: chooses alpha on training data and wraps the model's answers."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sightline.assembly.evaluate.answers import ModelAnswers
+from sightline.assembly.evaluate.opened import OpenedModel, chosen_records
+from sightline.data.dataset import Dataset
+from sightline.errors import UsageError
+from sightline.evaluation.controls import without_images
+from sightline.evaluation.likelihood import AlphaChoice, LikelihoodAnswers, choose_alpha
+from sightline.evaluation.predict import Answers, predict
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import Query, Task
+from sightline.evaluation.tasks.base import Likelihood
+from sightline.generation.decode import DecodingConfig
+from sightline.runtime.logs import logger
+
+ALPHA_RECORDS = 200  # records that alpha is chosen on
+_OF_THE_QUESTIONS = ("control", "decoding", "noise", "shots")  # settings that the training records do not depend on
+
+
+@dataclass(frozen=True)
+class LikelihoodScoring:
+    """How the candidates of an evaluation are scored.
+
+    Attributes:
+        kind: `gain`, `plain` or `yes_no`.
+        alpha: of `gain`, as given or chosen.
+        chosen_on: split that alpha was chosen on, where it was not given.
+        choice: the accuracies that it was chosen by.
+    """
+
+    kind: Likelihood
+    alpha: float | None = None
+    chosen_on: str | None = None
+    choice: AlphaChoice | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on."""
+        return {"kind": self.kind, **({} if self.alpha is None else {"alpha": self.alpha})}
+
+    def to_json(self) -> dict[str, Any]:
+        if self.choice is None:
+            return self.settings()
+        chosen = {"split": self.chosen_on, "items": self.choice.items, "accuracy": max(self.choice.accuracy)}
+        return self.settings() | {"chosen_on": chosen}
+
+    def of(self, answers: Answers, template: str) -> LikelihoodAnswers:
+        """Wraps a model's answers."""
+        return LikelihoodAnswers(answers, self.kind, 1.0 if self.alpha is None else self.alpha, template)
+
+
+def likelihood_scoring(
+    kind: Likelihood,
+    spec: EvalSpec,
+    task: Task,
+    prompt: str,
+    opened: OpenedModel,
+    dataset: Dataset,
+    decoding: DecodingConfig,
+    folder: Path,
+    settings: dict[str, Any],
+) -> LikelihoodScoring:
+    """Returns how candidates are scored; for `gain` without a given alpha it is chosen on `spec.alpha_from`.
+
+    The choice takes up to 200 records of that split, with their true images and without few-shot examples, so that it is the same
+    under every control.
+
+    Args:
+        prompt: of the queries.
+        folder: of the evaluation; the log-probabilities of the training records are kept below it.
+        settings: of the evaluation.
+
+    Raises:
+        UsageError: the split does not exist, is the evaluated one, or has no record for the task.
+    """
+    if kind != "gain" or spec.alpha is not None:
+        return LikelihoodScoring(kind, spec.alpha if kind == "gain" else None)
+    split = spec.alpha_from
+    if split not in dataset.splits or split == spec.split:
+        problem = "is evaluated" if split == spec.split else "does not exist"
+        raise UsageError(
+            f"alpha of --likelihood gain is chosen on split {split!r}, which {problem}.",
+            "Name another with --alpha-from, or give --alpha.",
+        )
+    records = chosen_records(list(dataset.records(split)), task.asks, ALPHA_RECORDS)
+    queries = [replace(query, form="likelihood") for record in records for query in task.queries(record, prompt)]
+    if not queries:
+        raise UsageError(f"split {split!r} has no record for task {spec.task!r} to choose alpha on.", "Give --alpha.")
+    bundle = opened.bundle
+    loader = opened.visual_loader([(dataset, split)])
+    answers = ModelAnswers(bundle, dataset, loader, decoding, bundle.builder(prompt), opened.runtime.bf16)
+    own = {key: value for key, value in settings.items() if key not in _OF_THE_QUESTIONS} | {
+        "split": split,
+        "records": [query.id for query in queries],
+    }
+    found = []
+    for name, asked in (("with_image", queries), ("without_image", without_images(queries))):
+        predicted = predict(answers, asked, folder / "alpha" / name, own, spec.batch_size, f"choosing alpha, {name}")
+        found.append({prediction.id: prediction.scores or () for prediction in predicted.predictions})
+    common = [query for query in queries if query.id in found[0] and query.id in found[1]]
+    if not common:
+        raise UsageError(f"no record of split {split!r} could be answered to choose alpha on.", "Give --alpha.")
+    right = [right_candidate(query, task) for query in common]
+    choice = choose_alpha([found[0][query.id] for query in common], [found[1][query.id] for query in common], right)
+    logger.info("alpha %.2f, chosen on %d items of split %r", choice.alpha, choice.items, split)
+    return LikelihoodScoring(kind, choice.alpha, split, choice)
+
+
+def right_candidate(query: Query, task: Task) -> int:
+    """Returns the index of the right candidate of a query."""
+    return query.candidates.index(task.references(query)[0])
