@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sightline.assembly.evaluate.aligned import probe_aligned
 from sightline.assembly.evaluate.gain import probe_gain
 from sightline.assembly.evaluate.looking import look
 from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_model, open_records
@@ -18,6 +19,7 @@ from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.evaluation.spec import EvalSpec
+from sightline.reporting.aligned_page import aligned_page
 from sightline.reporting.gain_page import gain_page
 from sightline.reporting.looking_page import looking_page
 from sightline.reporting.noise_page import noise_page
@@ -136,6 +138,11 @@ def gain(inputs: ProbeInputs) -> Findings:
     return probe_gain(bundle, inputs.dataset, inputs.records, inputs.visual_loader, inputs.request.shown, bf16)
 
 
+def aligned(inputs: ProbeInputs) -> Findings:
+    """`aligned`: whether visual tokens go with the texts of their images."""
+    return probe_aligned(inputs.model, inputs.dataset, inputs.records, inputs.visual_loader)
+
+
 def noise(inputs: ProbeInputs) -> Findings:
     """`noise`: how far noise on the features moves the connector's outputs."""
     model, skipped = inputs.model.bundle.model, Counter[str]()
@@ -162,12 +169,14 @@ def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
 
 
 WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
+    "aligned": aligned,
     "gain": gain,
     "noise": noise,
     "words": words,
 }
 PAGES: dict[str, Callable[[str, Any], str]] = {
     LOOKING: looking_page,
+    "aligned": aligned_page,
     "gain": gain_page,
     "noise": noise_page,
     "words": words_page,
