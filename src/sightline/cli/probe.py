@@ -15,7 +15,9 @@ def probe(
     what: Annotated[
         str,
         typer.Option(
-            help="words: the words that each patch becomes a mixture of (connector align); "
+            help="looking: what is left of a score under a ladder of blurs and without the image; "
+            "aligned: whether visual tokens go with the texts of their images (stage 1); "
+            "words: the words that each patch becomes a mixture of (connector align); "
             "noise: how far noise on the features moves the connector's outputs; "
             "gain: how much the image raises each token of the texts, with their own and with exchanged images."
         ),
@@ -27,6 +29,13 @@ def probe(
         list[float] | None,
         typer.Option(min=0.0, help="Size of the noise in standard deviations of the features; may be given several times."),
     ] = None,
+    task: Annotated[str, typer.Option(help="looking: what is asked, as in eval.")] = "caption",
+    prompt: Annotated[str | None, typer.Option(help="looking: text beside the image; see eval.")] = None,
+    floor: Annotated[
+        str | None, typer.Option(metavar="RUN", help="looking: a run that was trained with shuffled images, shown beside it.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="looking: rows per batch.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="looking: longest answer; by task.")] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     features: Annotated[str | None, typer.Option(help="A feature store, instead of the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
@@ -36,6 +45,8 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Look into a model.
+
+    sightline probe runs/cal --data flickr8k --what looking --task caption --out looking.html
 
     sightline probe runs/cal --data flickr8k --what gain --out gain.html
 
@@ -60,6 +71,11 @@ def probe(
         features=features,
         device=device,
         threads=threads,
+        task=task,
+        prompt=prompt,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        floor=floor,
     )
     found = run_probe(request)
     if out is not None:

@@ -91,10 +91,10 @@ def run_report_page(report: RunReport) -> str:
     return html.page(report.title, sections, None if report.verdict is None else verdict_note(report.verdict))
 
 
-def verdict_note(verdict: Verdict) -> Html:
-    """The sentence that a page about a model begins with."""
+def verdict_note(verdict: Verdict, sentence: str = "") -> Html:
+    """The sentence that a page about a model begins with; by default the verdict in words."""
     tones: dict[str, html.Tone] = {LOOKS: "good", DOES_NOT_LOOK: "bad"}
-    return html.note(f"Does it look at the image? {verdict}", tones.get(verdict.verdict, "note"))
+    return html.note(sentence or f"Does it look at the image? {verdict}", tones.get(verdict.verdict, "note"))
 
 
 def _headline(report: RunReport) -> Html:

@@ -118,10 +118,10 @@ def _shown(
     asked_about = {record.images: first_foreign.get(record.id) for record in exchanged}
     for record in [record for record in records if record.id in by_id][:count]:
         other = asked_about.get(record.images)
-        yield GainExample(record.id, _small(dataset, record), tuple(by_id[record.id]), () if other is None else (other,))
+        yield GainExample(record.id, small_image(dataset, record), tuple(by_id[record.id]), () if other is None else (other,))
 
 
-def _small(dataset: Dataset, record: Record) -> bytes | None:
+def small_image(dataset: Dataset, record: Record) -> bytes | None:
     """The first image as a small file; None where it is not there (features of an external table)."""
     try:
         return shrunk(read_image(dataset, record), SIDE, quality=85)

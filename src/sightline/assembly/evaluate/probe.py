@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from sightline.assembly.evaluate.aligned import probe_aligned
 from sightline.assembly.evaluate.gain import probe_gain
+from sightline.assembly.evaluate.looking import look
 from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_model, open_records
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
@@ -16,12 +18,17 @@ from sightline.data.images.pixels import VisualInputLoader
 from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
+from sightline.evaluation.spec import EvalSpec
+from sightline.reporting.aligned_page import aligned_page
 from sightline.reporting.gain_page import gain_page
+from sightline.reporting.looking_page import looking_page
 from sightline.reporting.noise_page import noise_page
 from sightline.reporting.words_page import words_page
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.types import Record
+
+LOOKING = "looking"
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,14 @@ class ProbeRequest:
     Attributes:
         model: a run, a model folder.
         data, split: records.
-        what: a key of `WHAT`.
+        what: `looking`, or a key of `WHAT`.
         checkpoint: of a run.
         count: look at this many records, drawn with seed 0.
         shown: records that a page shows one by one.
         sigmas: sizes of noise, for `noise`.
         features: a feature store instead of images.
         device, threads: the machine.
+        task, prompt, batch_size, max_new_tokens, floor: of `looking`; see `EvalSpec` and `look`.
     """
 
     model: str
@@ -51,6 +59,11 @@ class ProbeRequest:
     features: str | None = None
     device: str = "auto"
     threads: int | None = None
+    task: str = "caption"
+    prompt: str | None = None
+    batch_size: int = 16
+    max_new_tokens: int | None = None
+    floor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,25 @@ def probe(request: ProbeRequest) -> Findings:
         ConfigError: the model has not what the probe looks at.
         DataError: the data set or the split does not exist.
     """
-    if request.what not in WHAT:
-        raise UsageError(f"there is no probe {request.what!r}.", f"There are {', '.join(WHAT)}.")
-    return WHAT[request.what](open_probe(request))
+    if request.what not in PAGES:
+        raise UsageError(f"there is no probe {request.what!r}.", f"There are {', '.join(PAGES)}.")
+    return looking(request) if request.what == LOOKING else WHAT[request.what](open_probe(request))
+
+
+def looking(request: ProbeRequest) -> Findings:
+    """`looking`: the score of a task under a ladder of controls, and the preference for true texts."""
+    spec = EvalSpec(
+        task=request.task,
+        data=request.data,
+        split=request.split,
+        limit=request.count,
+        prompt=request.prompt,
+        features=request.features,
+        batch_size=request.batch_size,
+        max_new_tokens=request.max_new_tokens,
+    )
+    machine = request.device, request.threads
+    return look(spec, request.model, request.checkpoint, *machine, floor=request.floor, shown=request.shown)
 
 
 def open_probe(request: ProbeRequest) -> ProbeInputs:
@@ -107,6 +136,11 @@ def gain(inputs: ProbeInputs) -> Findings:
     """`gain`: how much the image raises each token of the texts, for own and for exchanged images."""
     bundle, bf16 = inputs.model.bundle, inputs.model.runtime.bf16
     return probe_gain(bundle, inputs.dataset, inputs.records, inputs.visual_loader, inputs.request.shown, bf16)
+
+
+def aligned(inputs: ProbeInputs) -> Findings:
+    """`aligned`: whether visual tokens go with the texts of their images."""
+    return probe_aligned(inputs.model, inputs.dataset, inputs.records, inputs.visual_loader)
 
 
 def noise(inputs: ProbeInputs) -> Findings:
@@ -135,8 +169,15 @@ def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
 
 
 WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
+    "aligned": aligned,
     "gain": gain,
     "noise": noise,
     "words": words,
 }
-PAGES: dict[str, Callable[[str, Any], str]] = {"gain": gain_page, "noise": noise_page, "words": words_page}
+PAGES: dict[str, Callable[[str, Any], str]] = {
+    LOOKING: looking_page,
+    "aligned": aligned_page,
+    "gain": gain_page,
+    "noise": noise_page,
+    "words": words_page,
+}
