@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 MODEL_TYPE = "sightline"
-CLASSES = "sightline.assembly.model.processor"  # imports all others
+CLASSES = "sightline.assembly.model"  # registers all classes when it is imported
 _TABLES = {
     "transformers.models.auto.configuration_auto": "CONFIG_MAPPING",
     "transformers.models.auto.processing_auto": "PROCESSOR_MAPPING",
