@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-latest test-oldest test-transformers constraints check format bench lines clean
+.PHONY: setup demo test test-latest test-oldest test-transformers test-trl constraints check format bench lines clean
 
 setup: $(VENV)/.ok
 
@@ -44,6 +44,14 @@ test-transformers: .venv-transformers/.ok
 	$(BIN)/python tools/environment.py tested .venv-transformers --like $(VENV) --extra parameterized==0.9.0
 	touch $@
 
+# TRL's SFTTrainer and `transformers serve` on a folder exported with its code, where Sightline cannot be imported.
+test-trl: .venv-trl/.ok
+	.venv-trl/bin/python -m pytest -W default tests/trl_suite/suite.py
+
+.venv-trl/.ok: $(VENV)/.ok
+	$(BIN)/python tools/environment.py tested .venv-trl --like $(VENV) --extra trl==1.16.0 --extra "transformers[serving]"
+	touch $@
+
 # Writes the versions that test-latest has passed with to constraints/.
 constraints:
 	$(PY) tools/environment.py freeze .venv-latest
@@ -66,4 +74,4 @@ lines: setup
 	$(BIN)/python benchmarks/count_lines.py
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-oldest .venv-transformers build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest .venv-transformers .venv-trl build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -8,6 +8,7 @@ from sightline.cli import data_preview as data_preview
 from sightline.cli import demo as demo
 from sightline.cli import doctor as doctor
 from sightline.cli import evaluate as evaluate
+from sightline.cli import export as export
 from sightline.cli import generate as generate
 from sightline.cli import probe as probe
 from sightline.cli import recipes as recipes

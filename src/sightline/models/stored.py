@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sightline.errors import UsageError
 
@@ -53,7 +53,3 @@ class StoredFeatures(PreTrainedModel):
             "this model was trained on an external table of features: it has no encoder, so it cannot take images.",
             "Evaluate it with --features STORE, made by `sightline data features DATASET --external FILE`.",
         )
-
-
-AutoConfig.register(StoredFeaturesConfig.model_type, StoredFeaturesConfig)
-AutoModel.register(StoredFeaturesConfig, StoredFeatures)

@@ -12,16 +12,10 @@ from typing import Any, Literal, Unpack
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
@@ -326,7 +320,8 @@ class SightlineForConditionalGeneration(CustomModel):
         view = self.__dict__.get("_without_head")  # not by setattr: its modules would be listed twice
         if view is None:
             view = self.__dict__["_without_head"] = SightlineModel.__new__(SightlineModel)
-        view.__dict__.update({name: value for name, value in self.__dict__.items() if name != "_without_head"})
+        # Trainers replace `forward` of an instance; the view keeps its own.
+        view.__dict__.update({name: value for name, value in self.__dict__.items() if name not in ("_without_head", "forward")})
         return view
 
     def get_image_features(self, pixel_values: Float[Tensor, "*N 3 h w"], **kwargs: Any) -> BaseModelOutputWithPooling:
@@ -533,6 +528,6 @@ class SightlineModel(SightlineForConditionalGeneration):
         )
 
 
-AutoConfig.register(SightlineConfig.model_type, SightlineConfig)
-AutoModel.register(SightlineConfig, SightlineModel)
-AutoModelForImageTextToText.register(SightlineConfig, SightlineForConditionalGeneration)
+# `transformers serve` and TRL find by these tables which models take images; releases before 5.24 lack some of them.
+for _table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):
+    getattr(modeling_auto, _table, {})[SightlineConfig.model_type] = SightlineForConditionalGeneration.__name__

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-CLASSES = "sightline.assembly.model.processor"  # imports all others but those of `MODULES`
+CLASSES = "sightline.assembly.model"  # registers all classes but those of `SCRATCH` when it is imported
 SCRATCH = "sightline.models.scratch.shell"
 MODULES = {"sightline": CLASSES, "sightline_decoder": SCRATCH, "sightline_vit": SCRATCH}  # by model type
 _TABLES = {

@@ -1,6 +1,7 @@
 """The processor of a model folder: what transformers feeds the model is what Sightline feeds it."""
 
 import base64
+import copy
 import io
 import os
 import pickle
@@ -204,6 +205,14 @@ def test_a_folder_of_an_earlier_version_has_the_same_processor(written: tuple[Mo
 # Models -------------------------------------------------------------------------------------------------------------------------
 
 
+def model_with_another_forward(bundle: ModelBundle) -> Any:
+    """The model as TRL leaves it, which sets `forward` of an instance."""
+    replaced: Any = copy.copy(bundle.inner)
+    replaced.__dict__.pop("_without_head", None)
+    replaced.forward = None
+    return replaced
+
+
 def test_the_model_without_head_gives_the_hidden_states_of_the_same_weights(written: tuple[ModelBundle, Path]) -> None:
     bundle, folder = written
     inputs = fed(AutoProcessor.from_pretrained(folder), RECORDS[:2], padding=True)
@@ -214,6 +223,8 @@ def test_the_model_without_head_gives_the_hidden_states_of_the_same_weights(writ
         hidden = model.eval()(**inputs).last_hidden_state
         assert torch.equal(bundle.inner.base_model(**inputs).last_hidden_state, hidden)
         assert torch.equal(bundle.model.language.get_output_embeddings()(hidden), bundle.inner(**inputs).logits)
+        replaced: Any = model_with_another_forward(bundle)
+        assert torch.equal(replaced.base_model(**inputs).last_hidden_state, hidden)
     assert bundle.inner.base_model.vision is bundle.inner.vision
     assert bundle.inner.base_model is bundle.inner.base_model
 

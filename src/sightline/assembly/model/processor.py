@@ -1,30 +1,29 @@
 """The processor of a model folder for transformers: chats, texts and images become the inputs of the model.
 
 Ids and pixels equal those that training and evaluation use: both are made by `ConversationEncoder`, the tiling and the image
-preparation. Importing this module registers all of Sightline's classes with the Auto classes of transformers.
+preparation.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import load_image
 
-from sightline.assembly.model.blueprint import saved_blueprint
-from sightline.assembly.model.inputs import ModelInputs
 from sightline.data.images.opener import as_rgb, open_image
 from sightline.data.images.tilings import Layout
 from sightline.data.samples.encoding import ConversationEncoder, TextRules, join_visual_indices, pad_id_of
-from sightline.data.samples.processing import PROCESSING, Processing
+from sightline.data.samples.processing import PROCESSING, Processing, read_processing
 from sightline.data.samples.templates import Template
 from sightline.errors import ConfigError, RecordError, UsageError
-from sightline.models import SightlineConfig  # with all other classes that are registered
+from sightline.models.connectors import Connector, connector_from
 from sightline.models.vision import normalise
+from sightline.models.vlm import SightlineConfig
 from sightline.runtime.storage import write_json
 from sightline.types import IMAGE
 
@@ -87,6 +86,19 @@ class SightlineImageProcessor:
         return [str(file)]
 
 
+class HasProcessing(Protocol):
+    """What a processor is made of: a `ModelBundle` or a `Blueprint`."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def processing(self) -> Processing: ...
+
+    @property
+    def token_grid(self) -> tuple[int, int]: ...
+
+
 class SightlineProcessor(ProcessorMixin):
     """Turns chats, texts and images into the inputs of a vision-language model of Sightline's.
 
@@ -118,7 +130,7 @@ class SightlineProcessor(ProcessorMixin):
         super().__init__(tokenizer, chat_template=Template(tokenizer, settings.template).processor_source)
 
     @classmethod
-    def of(cls, model: ModelInputs) -> "SightlineProcessor":
+    def of(cls, model: HasProcessing) -> "SightlineProcessor":
         """Returns the processor of a model that takes images."""
         return cls(model.tokenizer, model.processing.model_dump(mode="json"), model.token_grid)
 
@@ -127,7 +139,11 @@ class SightlineProcessor(ProcessorMixin):
         """Reads the processor of a model folder; for a folder of an earlier version makes it from `sightline.json`."""
         folder = Path(pretrained_model_name_or_path)
         if (folder / PROCESSING).is_file() and not (folder / PROCESSOR).is_file():
-            return cls.of(saved_blueprint(str(folder)))
+            config = SightlineConfig.from_pretrained(folder)
+            with torch.device("meta"):
+                connector = Connector(connector_from(config.connector), config.connector_shape())
+            tokenizer, processing = AutoTokenizer.from_pretrained(folder), read_processing(folder)
+            return cls(tokenizer, processing.model_dump(mode="json"), connector.token_grid)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
@@ -292,6 +308,3 @@ def _padded_length(rows: list[np.ndarray], padding: bool | str, max_length: int 
 def _padded(row: np.ndarray, value: int, length: int, side: str) -> list[int]:
     filling = [value] * (length - len(row))
     return [*filling, *row.tolist()] if side == "left" else [*row.tolist(), *filling]
-
-
-AutoProcessor.register(SightlineConfig, SightlineProcessor)
