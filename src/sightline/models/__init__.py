@@ -3,6 +3,8 @@
 Importing this package registers the model and its configuration with the Auto classes of transformers.
 """
 
+from sightline.models.dual import SightlineDualConfig as SightlineDualConfig
+from sightline.models.dual import SightlineDualEncoder as SightlineDualEncoder
 from sightline.models.stored import StoredFeatures as StoredFeatures
 from sightline.models.stored import StoredFeaturesConfig as StoredFeaturesConfig
 from sightline.models.vlm import SightlineConfig as SightlineConfig
