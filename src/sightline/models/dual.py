@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -328,8 +328,9 @@ class DualModel(nn.Module):
         self.mean, self.std, self.rescale = tuple(mean), tuple(std), rescale
         self._is_stock = not isinstance(inner, SightlineDualEncoder)
         # The same modules again under the names of their parts, so that adapters find them.
-        self.vision: PreTrainedModel = self.inner.vision_model if self._is_stock else self.inner.vision
-        self.text: PreTrainedModel = self.inner.text_model if self._is_stock else self.inner.text
+        modules = dict(inner.named_children())
+        names = ("vision_model", "text_model") if self._is_stock else ("vision", "text")
+        self.vision, self.text = (cast(PreTrainedModel, modules[name]) for name in names)
 
     # Parts --------------------------------------------------------------------------------------------------------------
 

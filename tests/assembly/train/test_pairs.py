@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from sightline.assembly.model.build import read_model
 from sightline.data.dataset import open_dataset
 from sightline.training import checkpoint
-from tests.assembly.train.test_resume import prepared_scenes
+from tests.assembly.train.helpers import prepared_scenes
 from tests.builders import encoder_folder
 from tests.duals import dual_folder, text_folder
 from tests.processes import Commands

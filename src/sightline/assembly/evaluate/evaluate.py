@@ -12,12 +12,13 @@ from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
+from sightline.assembly.evaluate.similarity import SimilarityAnswers
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
-from sightline.evaluation.predict import ITEMS, SCORES, Predicted, predict
+from sightline.evaluation.predict import ITEMS, SCORES, Answers, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
@@ -141,7 +142,12 @@ def evaluate(
         shots_for(spec, opened, dataset, records, task.asks, lambda record: task.example(record, prompt)) if spec.shots else None
     )
     examples = None if shots is None else shots.of
-    answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    answers: Answers
+    if bundle.pairs is not None and visual_loader is not None:
+        answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
+    else:
+        _refuse_embeddings(task, asked)
+        answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
@@ -184,10 +190,12 @@ def evaluate(
 
 
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:
-    queries = [query for record in records for query in task.queries(record, prompt)]
+    return [query for record in records for query in task.queries(record, prompt)]
+
+
+def _refuse_embeddings(task: Task, queries: Sequence[Query]) -> None:
     if any(query.form == "embed" for query in queries):
-        raise UsageError(f"task {task.name!r} asks for embeddings, which eval does not compute.", "Name another --task.")
-    return queries
+        raise UsageError(f"task {task.name!r} asks for embeddings, which only a dual encoder computes.", "Name another --task.")
 
 
 def _told(predicted: Predicted) -> str:

@@ -11,6 +11,7 @@ from sightline.assembly.config.parts import preparation_of
 from sightline.assembly.config.schema import ModelConfig
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.model.tokenizer import load_tokenizer, train_tokenizer
+from sightline.data.batches.pairs import TextTokens
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings.processors import read_processor
@@ -180,6 +181,14 @@ def read_stock(path: str, attention: str) -> ModelBundle:
     processing = made.processing.model_copy(update={"recipe": f"stock {made.config.model_type}"})
     assert made.tokenizer is not None
     return ModelBundle(read(path, processing, attention).eval(), made.tokenizer, processing)
+
+
+def text_tokens(bundle: ModelBundle) -> TextTokens:
+    """Returns how a dual encoder's texts become tokens: its own limit, or the run's `data.max_tokens` where that is lower."""
+    assert bundle.pairs is not None
+    length = bundle.pairs.text_length
+    limit = length.limit if length.is_fixed else min(length.limit, bundle.processing.max_tokens)
+    return TextTokens(bundle.tokenizer, limit, length.is_fixed, bundle.pad_id)
 
 
 def _wrapped(inner: Any, processing: Processing) -> DualModel:

@@ -13,10 +13,11 @@ from sightline.assembly.config.schema import DataConfig, SourceConfig
 from sightline.assembly.config.sources import sources_of
 from sightline.assembly.encode.features import check_covered
 from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.towers import text_tokens
 from sightline.assembly.train.stage import StageRun
 from sightline.assembly.train.text_states import with_text_states
 from sightline.data.batches.loader import Loader
-from sightline.data.batches.pairs import Captions, PairCorpus, PairSource, TextTokens, pair_table
+from sightline.data.batches.pairs import Captions, PairCorpus, PairSource, pair_table
 from sightline.data.dataset import open_dataset
 from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.label_noise import with_noise
@@ -29,14 +30,6 @@ from sightline.training.checkpoint import Progress
 from sightline.types import Embeddings, PairBatch, Texts
 
 ROWS = 32  # validation pairs per batch; fixed, so that values do not depend on the training batch
-
-
-def text_tokens(bundle: ModelBundle) -> TextTokens:
-    """Returns how a dual encoder's texts become tokens: its own limit, or the run's `data.max_tokens` where that is lower."""
-    assert bundle.pairs is not None
-    length = bundle.pairs.text_length
-    limit = length.limit if length.is_fixed else min(length.limit, bundle.processing.max_tokens)
-    return TextTokens(bundle.tokenizer, limit, length.is_fixed, bundle.pad_id)
 
 
 def build_pair_corpus(
