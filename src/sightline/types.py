@@ -9,6 +9,7 @@ Shape legend for tensor suffixes and annotations throughout the package:
     B rows      T tokens of a row    S supervised tokens    M visual slots
     N crops    P patches of an encoder    K visual tokens of a crop
     E width of the vision encoder    D width of the decoder    V vocabulary    H heads    X experts
+    C texts of a batch of pairs    U width of the text encoder    W width of the space in which images and texts are compared
 """
 
 from collections.abc import Mapping, Sequence
@@ -311,6 +312,52 @@ class Batch:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts for a text encoder, one per row, or the stored outputs of a frozen one.
+
+    Attributes:
+        ids_CT: token ids, padded on the right; None where outputs are stored.
+        mask_CT: 1 at tokens, 0 at padding.
+        states_CU: pooled outputs of a frozen text encoder, instead of tokens.
+    """
+
+    ids_CT: "Int[Tensor, 'C T'] | None" = None
+    mask_CT: "Int[Tensor, 'C T'] | None" = None
+    states_CU: "Float[Tensor, 'C U'] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Pairs of an image and a caption. Text `i` below N is the caption of image `i`; the rest are hard negatives.
+
+    Attributes:
+        pixels_NHWC: one prepared image per pair, before rescaling and normalisation.
+        features_NPE: stored outputs of a frozen encoder, instead of pixels.
+        texts: C texts.
+        image_N: identity of each image; equal for pairs of the same image.
+        owner_C: identity of the image that each text describes; -1 for hard negatives.
+        text_C: identity of each text; equal for equal texts.
+        record_ids: ids of the records of each pair, for error messages and logs.
+    """
+
+    pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
+    features_NPE: "Float[Tensor, 'N P E'] | None"
+    texts: Texts
+    image_N: "Int[Tensor, ' N']"
+    owner_C: "Int[Tensor, ' C']"
+    text_C: "Int[Tensor, ' C']"
+    record_ids: tuple[tuple[str, ...], ...] = ()
+
+    def to(self, device: Any) -> Self:
+        """Returns the batch on another device."""
+        return _on_device(self, device)
+
+    def counts(self) -> dict[str, int]:
+        """Returns counts for the log."""
+        return {"samples": len(self.image_N), "texts": len(self.text_C)}
+
+
 def _on_device(value: Any, device: Any) -> Any:
     """Moves every tensor of a dataclass to `device`, recursively; other values stay unchanged."""
     if hasattr(value, "to") and not is_dataclass(value):
@@ -346,6 +393,22 @@ class Hidden:
     states_SD: "Float[Tensor, 'S D']"
     head: Head
     auxiliary: "Mapping[str, Float[Tensor, '']]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Unit vectors of the images and texts of a `PairBatch`, and what turns their cosine into a logit.
+
+    Attributes:
+        image_NW, text_CW: vectors of length 1, in float32 or wider.
+        scale: inverse temperature, a scalar.
+        bias: added to every logit of a sigmoid loss, a scalar; None for a model without one.
+    """
+
+    image_NW: "Float[Tensor, 'N W']"
+    text_CW: "Float[Tensor, 'C W']"
+    scale: "Float[Tensor, '']"
+    bias: "Float[Tensor, ''] | None" = None
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------------

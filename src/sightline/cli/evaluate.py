@@ -11,7 +11,12 @@ from sightline.cli.app import Plugins, app, emit, load_plugins
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
-    task: Annotated[str, typer.Option(help="What is asked: caption, vqa, choice, yes_no, grounding, or a plug-in's MODULE:Class.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What is asked: caption, vqa, choice, yes_no, grounding, retrieval, composition, or a plug-in's MODULE:Class."
+        ),
+    ],
     data: Annotated[str, typer.Option(help="A dataset folder.")],
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[

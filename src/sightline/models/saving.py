@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sightline.models import composites, language, loading
+from sightline.models import composites, dual, language, loading, vlm
+from sightline.models.dual import SightlineDualEncoder
 from sightline.models.text import TextModel
-from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration, part_of
+from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
 from sightline.runtime.storage import write_json
 
 INDEX = "model.safetensors.index.json"
@@ -37,18 +38,22 @@ def save_model(
         changed: parts whose weights may differ from those written earlier.
         state: weights to write instead of the model's own state dict (adapters merged).
     """
-    if not isinstance(model, SightlineForConditionalGeneration):
+    if not isinstance(model, SightlineForConditionalGeneration | SightlineDualEncoder):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         return
     # As transformers' own `save_pretrained` writes them.
     model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if isinstance(model, SightlineForConditionalGeneration):
+        model.generation_config.save_pretrained(folder)
+        parts, part_of = PARTS, vlm.part_of
+    else:
+        parts, part_of = dual.PARTS, _first_name
     weight_map: dict[str, str] = {}
     total = 0
     tied = set(model.all_tied_weights_keys)
     state = {name: value for name, value in (model.state_dict() if state is None else state).items() if name not in tied}
-    for part in PARTS:
+    for part in parts:
         names = [name for name in state if part_of(name) == part]
         if not names:  # `StoredFeatures`, which has no weights
             continue
@@ -59,6 +64,10 @@ def save_model(
             tensors = {name: state[name].detach().to("cpu").contiguous() for name in names}
             save_file(tensors, folder / file, metadata={"format": "pt"})
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _first_name(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration | TextModel:

@@ -14,10 +14,14 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
+
+Layer = Literal["last", "pooled"] | int
+"""Output of an encoder: `last` (the final tokens), `pooled` (its own pooled vector as one token), or a hidden state by index."""
 
 # What a vision encoder's checkpoint may hold besides the encoder: the text half of a composite, pooling heads, classifiers.
 LEFTOVERS = (r"^text_model\.", r"projection", r"^logit_(scale|bias)$", r"^(vision_model\.)?head\.", r"classifier", r"^pooler\.")
@@ -69,14 +73,14 @@ class EncoderOutputs:
 
     Attributes:
         encoder: the module.
-        layer: hidden state: `last` or an index.
+        layer: which output is used.
         drop: number of leading tokens (class and register tokens) that are removed.
         grid: rows and columns of the tokens of a crop that are kept.
         width: of a token.
     """
 
     encoder: PreTrainedModel
-    layer: Literal["last"] | int
+    layer: Layer
     drop: int
     grid: tuple[int, int]
     width: int
@@ -181,16 +185,28 @@ def normalise(
     return values.view(pixels_NHWC.shape).to(dtype).permute(0, 3, 1, 2)
 
 
-def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int) -> Tensor:
+def raw_output(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Layer) -> Tensor:
     """Returns the chosen hidden state in the model's own layout."""
     if layer == "last":
         return encoder(pixels_NCHW).last_hidden_state
+    if layer == "pooled":
+        return pooled_output(encoder(pixels_NCHW), encoder)[:, None]
     return encoder(pixels_NCHW, output_hidden_states=True).hidden_states[layer]
 
 
-def encode(
-    encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Literal["last"] | int, drop: int
-) -> Float[Tensor, "N P E"]:
+def pooled_output(output: ModelOutput, encoder: nn.Module) -> Float[Tensor, "N E"]:
+    """Returns the pooled vector that an encoder itself computes.
+
+    Raises:
+        ConfigError: it computes none.
+    """
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is None:
+        raise ConfigError(f"{type(encoder).__name__} has no pooled output of its own.", "Set pooling=mean in model.dual.")
+    return pooled.flatten(1)
+
+
+def encode(encoder: nn.Module, pixels_NCHW: Float[Tensor, "N 3 h w"], layer: Layer, drop: int) -> Float[Tensor, "N P E"]:
     """Returns visual features of prepared images in raster order.
 
     Args:

@@ -37,6 +37,11 @@ class ObjectiveConfig(HasKind, Config):
         """Whether the objective supports only padded rows of one sample each."""
         return False
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether the objective compares all pairs of a step with each other, so that a step cannot be split."""
+        return False
+
     @abstractmethod
     def build(self) -> Objective:
         """Builds the objective."""

@@ -108,5 +108,5 @@ def test_candidates_are_scored_as_a_plain_forward_pass_scores_them(
 
 def test_a_task_that_asks_for_embeddings_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "TASKS", Registry(Task, "tests.tasks", {"embedding": Embedding}))
-    with pytest.raises(UsageError, match="asks for embeddings, which eval does not compute"):
+    with pytest.raises(UsageError, match="asks for embeddings, which only a dual encoder computes"):
         evaluate(EvalSpec(task="embedding", data=str(data(tmp_path / "set"))), str(model), out=tmp_path / "out")

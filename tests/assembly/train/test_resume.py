@@ -18,6 +18,7 @@ from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.runtime import storage
 from sightline.training import checkpoint
+from tests.assembly.train.helpers import prepared_scenes
 from tests.builders import decoder_folder, encoder_folder
 from tests.processes import Commands
 
@@ -33,14 +34,6 @@ def commands() -> Iterator[Commands]:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared_scenes(tmp_path_factory.mktemp("scenes") / "set", 24)
-
-
-def prepared_scenes(folder: Path, count: int, *options: str) -> Path:
-    arguments = ["-", "--format", "scenes", "--count", count, "--seed", "3", "--level", "1", "--out", folder, "--workers", "0"]
-    with pytest.raises(SystemExit) as caught:
-        main(["data", "prepare", *map(str, arguments), *options])
-    assert not caught.value.code
-    return folder
 
 
 def settings(scenes: Path, kind: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ def resolve_model_section(section: ModelConfig) -> ModelConfig:
         ConfigError: parts are missing, given twice, or unknown.
         UsageError, StorageError: a named run has no usable checkpoint.
     """
+    if section.dual is not None:
+        return _with_towers(section)
     if section.from_ is not None:
         section = _with_parts(section, section.from_)
     if section.language is None:
@@ -38,6 +40,15 @@ def resolve_model_section(section: ModelConfig) -> ModelConfig:
         return section
     preparation = preparation_of(section, section.vision)
     return section.model_copy(update={"tiling": section.tiling.fitted(preparation.height, preparation.width)})
+
+
+def _with_towers(section: ModelConfig) -> ModelConfig:
+    """Replaces a run that is named as a whole dual encoder by the folder of its last checkpoint."""
+    assert section.dual is not None
+    if section.dual.path is None:
+        return section
+    folder = str(locate.model_folder(section.dual.path))
+    return section.model_copy(update={"dual": section.dual.model_copy(update={"path": folder})})
 
 
 def _with_parts(section: ModelConfig, origin: FromConfig) -> ModelConfig:

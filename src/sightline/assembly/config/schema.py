@@ -12,8 +12,10 @@ from sightline.config import Config
 from sightline.data.images.preparation import Fit
 from sightline.data.images.tilings import AnyTiling, WholeConfig
 from sightline.data.samples.encoding import Policy
+from sightline.models import dual
 from sightline.models.connectors import AnyConnector
 from sightline.models.connectors.mlp import MLPConfig
+from sightline.models.dual import DualConfig
 from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 from sightline.models.vlm import PARTS
@@ -59,6 +61,22 @@ class ModelConfig(Config):
     compat: Literal["seemore"] | None = None
     """`seemore`: sets all keys that bring back the faults of the published seemore and seeMoE (docs/methods/seemore.md). Keys that
     are given as `key=value` have precedence."""
+    dual: DualConfig | None = None
+    """A dual encoder instead: `vision` and a text encoder whose vectors are compared, or a whole CLIP or SigLIP."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ModelConfig":
+        if self.dual is None:
+            return self
+        if self.language is not None or self.from_ is not None:
+            raise ValueError("a dual encoder (dual) has no decoder; leave out 'language' and 'from'")
+        if self.tiling.kind != "whole":
+            raise ValueError("a dual encoder compares one vector per image; leave out 'tiling'")
+        if (self.dual.path is None) == (self.vision is None):
+            raise ValueError("a dual encoder is either dual.path (a whole one) or 'vision' with dual.text")
+        if self.vision is not None and not self.vision.drop_class_token:
+            raise ValueError("dual.pooling makes one vector of an image; leave out vision.drop_class_token")
+        return self
 
     @model_validator(mode="after")
     def _fits_tiling(self) -> "ModelConfig":
@@ -75,11 +93,13 @@ class ModelConfig(Config):
     @property
     def sees(self) -> bool:
         """Whether the model has an encoder."""
-        return self.vision is not None or (self.from_ is not None and "vision" in self.from_.parts)
+        return self.dual is not None or self.vision is not None or (self.from_ is not None and "vision" in self.from_.parts)
 
     @property
     def part_names(self) -> tuple[str, ...]:
         """Names of the model's parts, for which a stage sets learning rates."""
+        if self.dual is not None:
+            return dual.PARTS
         return PARTS if self.sees else ("language",)
 
 
@@ -114,8 +134,8 @@ class DataConfig(Config):
     """A feature store (made by `sightline data features`): the frozen encoder's outputs are read instead of computed."""
     prompt: str = ""
     """Text of the user turn of caption records, after the image."""
-    captions: Literal["all", "first"] = "all"
-    """Train on all captions of a record, or on its first only."""
+    captions: Literal["all", "first", "one"] = "all"
+    """Train on all captions of a record, or on its first only; with pairs also on `one`, drawn anew in each epoch."""
     drop_images: bool = False
     """Remove the images and keep the text: to pre-train a decoder, or for a text-only baseline."""
     template: str = "auto"
@@ -290,6 +310,7 @@ class RunConfig(Config):
                     raise ValueError(unknown_part(stage.name, part, self.model.part_names) + hint)
         if self.data.features is not None and not self.model.sees:
             raise ValueError("data.features needs model.vision")
+        self._check_pairs()
         trained = ""
         for stage in self.stages:
             if trained and stage.data.get("features", self.data.features) is not None:
@@ -297,6 +318,12 @@ class RunConfig(Config):
             if stage.parts.get("vision", "frozen") != "frozen":
                 trained = trained or stage.name
         return self
+
+    def _check_pairs(self) -> None:
+        if self.objective.compares_pairs != (self.model.dual is not None):
+            if self.model.dual is None:
+                raise ValueError(f"objective {self.objective.kind!r} compares images with texts: it needs model.dual")
+            raise ValueError("a dual encoder (model.dual) needs objective.kind info_nce or pairwise_sigmoid")
 
 
 class StagePlan(Config):
@@ -327,6 +354,14 @@ class StagePlan(Config):
             raise ValueError("data.supervise=with_padding needs data.pack=false and data.share_prefix=false")
         if self.objective.needs_padded_rows and (self.data.pack or self.data.share_prefix):
             raise ValueError("this objective needs rows of one sample: data.pack=false and data.share_prefix=false")
+        if self.objective.compares_pairs and self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate}: objective {self.objective.kind!r} compares all pairs of a step with "
+                "each other, so its loss does not add over micro-batches; set train.accumulate=1 (frozen encoders read stored "
+                "features, so that a large batch fits)"
+            )
+        if self.data.captions == "one" and not self.objective.compares_pairs:
+            raise ValueError("data.captions=one draws pairs for a dual encoder; use all or first")
         if self.data.features is not None and self.parts.get("vision", "frozen") != "frozen":
             raise ValueError("data.features holds the outputs of a frozen encoder, but this stage trains vision")
         return self

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import nn
 from sightline.assembly.config import locate
 from sightline.assembly.config.parts import resolve_model_section
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model.blueprint import encoder_blueprint
-from sightline.assembly.model.build import build_encoder, read_model
+from sightline.assembly.model.blueprint import config_blueprint, encoder_blueprint
+from sightline.assembly.model.build import build_bundle, build_encoder, read_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureDtype, FeatureLoader, FeatureStore, RowFormat, count_missing_images, open_store
@@ -31,6 +31,7 @@ from sightline.data.images.reader import CropReader, ImageLocation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import ConfigError, UsageError
 from sightline.models import vision
+from sightline.models.vision import Layer
 from sightline.runtime.device import Runtime, process_settings_restored
 from sightline.runtime.workers import GuardedPool, TaskFailure
 
@@ -58,7 +59,7 @@ class FeatureEncoder:
     encoder: nn.Module
     preparation: ImagePreparation
     tiling: TilingConfig
-    layer: Literal["last"] | int
+    layer: Layer
     num_dropped: int
     grid: tuple[int, int]
     width: int
@@ -142,17 +143,16 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
         ConfigError: the configuration names no encoder, or one that trains from its first stage on.
     """
     wanted = resolve_model_section(config.model)
+    if wanted.dual is not None:
+        _check_frozen(config)
+        return feature_encoder_of(build_bundle(config_blueprint(config), config))
     if wanted.vision is None:
         raise ConfigError(
             "the configuration has no model.vision; there is no encoder to store features of.", "Set model.vision.path."
         )
     if wanted.vision.external is not None:
         raise ConfigError("model.vision.external is a table of features already; there is no encoder to run.")
-    if config.stages[0].parts.get("vision", "frozen") != "frozen":
-        raise ConfigError(
-            f"stage {config.stages[0].name!r} trains vision: stored features would be outdated after its first step.",
-            "Store features of an encoder that stays frozen.",
-        )
+    _check_frozen(config)
     if config.init is not None:
         return feature_encoder_of_run(config.init)
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
@@ -169,6 +169,14 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
         width=described.shape.width,
         name=Path(wanted.vision.path or str(encoder.config.model_type)).name,
     )
+
+
+def _check_frozen(config: RunConfig) -> None:
+    if config.stages[0].parts.get("vision", "frozen") != "frozen":
+        raise ConfigError(
+            f"stage {config.stages[0].name!r} trains vision: stored features would be outdated after its first step.",
+            "Store features of an encoder that stays frozen.",
+        )
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------------

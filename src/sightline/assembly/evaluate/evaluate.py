@@ -14,6 +14,7 @@ from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood_scoring
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
+from sightline.assembly.evaluate.similarity import SimilarityAnswers
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
@@ -151,7 +152,12 @@ def evaluate(
     as_example = functools.partial(task.example, prompt=asked_with)
     shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
     examples = None if shots is None else shots.of
-    answers: Answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    answers: Answers
+    if bundle.pairs is not None and visual_loader is not None:
+        answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
+    else:
+        _refuse_embeddings(task, asked)
+        answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
@@ -199,10 +205,12 @@ def evaluate(
 
 
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:
-    queries = [query for record in records for query in task.queries(record, prompt)]
+    return [query for record in records for query in task.queries(record, prompt)]
+
+
+def _refuse_embeddings(task: Task, queries: Sequence[Query]) -> None:
     if any(query.form == "embed" for query in queries):
-        raise UsageError(f"task {task.name!r} asks for embeddings, which eval does not compute.", "Name another --task.")
-    return queries
+        raise UsageError(f"task {task.name!r} asks for embeddings, which only a dual encoder computes.", "Name another --task.")
 
 
 def _told(predicted: Predicted) -> str:

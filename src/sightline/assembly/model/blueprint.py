@@ -19,7 +19,7 @@ from sightline.assembly.config.parts import preparation_of, resolve_model_sectio
 from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import FromConfig, ModelConfig, RunConfig
 from sightline.assembly.config.sources import training_splits
-from sightline.assembly.model import pretrained
+from sightline.assembly.model import pretrained, towers
 from sightline.assembly.model.inputs import ModelInputs
 from sightline.assembly.model.tokenizer import add_tokens, build_tokenizer, count_words, load_tokenizer, texts_of
 from sightline.data.features.store import open_store
@@ -29,6 +29,7 @@ from sightline.data.samples.processing import Processing, is_ours, read_processi
 from sightline.errors import ConfigError, UsageError
 from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
+from sightline.models.dual import DualConfig, dual_config
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.stored import StoredFeaturesConfig
 from sightline.models.vision import EncoderShape, VisionConfig
@@ -67,6 +68,7 @@ class Blueprint(ModelInputs):
         vlm: configuration of the whole vision-language model; None for a decoder alone.
         section: the model section with everything in it looked up; None for a saved model.
         config: configuration of the run; None where there is none.
+        dual: configuration of the whole dual encoder; None for every other model.
     """
 
     known_tokenizer: PreTrainedTokenizerBase | None
@@ -75,6 +77,7 @@ class Blueprint(ModelInputs):
     vlm: SightlineConfig | None = None
     section: ModelConfig | None = None
     config: RunConfig | None = None
+    dual: PreTrainedConfig | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:  # pyrefly: ignore[bad-override]
@@ -84,7 +87,8 @@ class Blueprint(ModelInputs):
             ConfigError: it is to be trained, but no text was given.
         """
         if self.known_tokenizer is None:
-            raise ConfigError("model.language.tokenizer is to be trained, but there is no training text.", "Give data.path.")
+            where = "model.dual.text" if self.dual is not None else "model.language"
+            raise ConfigError(f"{where}.tokenizer is to be trained, but there is no training text.", "Give data.path.")
         return self.known_tokenizer
 
     @property
@@ -147,7 +151,8 @@ def config_blueprint(config: RunConfig) -> Blueprint:
         DataError: the data set that a new tokenizer is to be trained on cannot be read.
     """
     plans = [stage_plan(config, number).data for number in range(len(config.stages))]
-    is_new = config.model.language is not None and isinstance(config.model.language.tokenizer, TokenizerConfig)
+    text = config.model.language if config.model.dual is None else config.model.dual.text
+    is_new = text is not None and isinstance(text.tokenizer, TokenizerConfig)
     texts = texts_of(training_splits(config)) if is_new else None
     first = plans[0]
     processing = Processing(
@@ -158,7 +163,7 @@ def config_blueprint(config: RunConfig) -> Blueprint:
         recipe=config.recipe,
     )
     made = section_blueprint(config.model, processing, texts)
-    for data in plans:
+    for data in plans if made.dual is None else ():
         _check_positions(made.text_config, data.max_tokens)
         if data.pack or data.share_prefix:
             language.check_layers(made.text_config)
@@ -182,6 +187,9 @@ def section_blueprint(section: ModelConfig, processing: Processing | None = None
         UsageError, StorageError: a run that is named has no usable checkpoint.
     """
     section = resolve_model_section(section)
+    if section.dual is not None:
+        made = towers.describe(section, processing or Processing(), texts)
+        return Blueprint(made.tokenizer, made.processing, made.config.text_config, section=section, dual=made.config)
     assert section.language is not None  # by `resolve_model_section`
     added = (IMAGE, *section.tiling.tokens) if section.vision is not None else ()
     tokenizer, num_words, vocabulary = _tokenizer(section.language, texts, added)
@@ -329,6 +337,8 @@ def folder_blueprint(path: str, arguments: Sequence[str] = ()) -> Blueprint:
         raise UsageError(f"{path} has no configuration that {arguments[0]!r} could change.", "Give a run.")
     folder = str(locate.model_folder(path))
     if not is_ours(folder):
+        if dual_config(loading.read_config(folder)) is not None:
+            return section_blueprint(ModelConfig(dual=DualConfig(path=folder)))
         return _stock_blueprint(folder)
     config = resolve_config(None, Path(run) / CONFIG, arguments) if has_config else None
     return replace(saved_blueprint(folder), config=config)
@@ -341,7 +351,9 @@ def saved_blueprint(folder: str) -> Blueprint:
         ConfigError, StorageError: its files are damaged.
     """
     processing, config = read_processing(folder), loading.read_config(folder)
-    return Blueprint(load_tokenizer(folder), processing, config.get_text_config(decoder=True), vlm_config(config))
+    whole = dual_config(config)
+    text_config = config.get_text_config(decoder=True) if whole is None else config.text_config
+    return Blueprint(load_tokenizer(folder), processing, text_config, vlm_config(config), dual=whole)
 
 
 def _stock_blueprint(path: str) -> Blueprint:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.schema import ModelConfig, RunConfig
+from sightline.assembly.model import towers
 from sightline.assembly.model.blueprint import Blueprint, saved_blueprint, section_blueprint
 from sightline.assembly.model.bundle import ModelBundle as ModelBundle
 from sightline.assembly.model.pretrained import read_stock
@@ -26,8 +27,9 @@ from sightline.data.samples.processing import Processing as Processing
 from sightline.data.samples.processing import is_ours
 from sightline.data.samples.templates import TEMPLATES
 from sightline.errors import ConfigError
-from sightline.models import composites, language, vision
+from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector
+from sightline.models.dual import DualModel, dual_config
 from sightline.models.saving import load_model, save_model
 from sightline.models.saving import non_finite as non_finite
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
@@ -69,13 +71,14 @@ def build_bundle(blueprint: Blueprint, config: RunConfig) -> ModelBundle:
     tokenizer = blueprint.tokenizer
     attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
     bundle = ModelBundle(build_model(blueprint, config.train.seed, attention), tokenizer, blueprint.processing)
-    bundle.inner.generation_config = generation_config(bundle)
+    if blueprint.dual is None:
+        bundle.inner.generation_config = generation_config(bundle)
     return bundle
 
 
 def build_model(
     blueprint: Blueprint, seed: int = 0, attention: str = "sdpa", init_device: Literal["cpu", "meta"] = "cpu"
-) -> SightlineForConditionalGeneration | TextModel:
+) -> SightlineForConditionalGeneration | TextModel | DualModel:
     """Builds the parts of a blueprint's model and joins them.
 
     Args:
@@ -92,9 +95,13 @@ def build_model(
     assert section is not None, "a saved model is read, not built"
     if init_device == "meta":
         with torch.device("meta"):
+            if blueprint.dual is not None:
+                return towers.build_meta(copy.deepcopy(blueprint.dual))
             if vlm is not None:
                 return SightlineForConditionalGeneration(copy.deepcopy(vlm))
             return TextModel(AutoModelForCausalLM.from_config(copy.deepcopy(blueprint.text_config), trust_remote_code=False))
+    if blueprint.dual is not None:
+        return towers.build(blueprint.dual, section, blueprint.processing, seed, attention, len(blueprint.tokenizer))
     donor = composites.load(section.from_.path, attention) if section.from_ is not None else None
     torch.manual_seed(seed)
     decoder = _decoder(section, blueprint, attention, donor)
@@ -214,7 +221,7 @@ def write_model(
         weights: those of `state_of`; by default they are taken now.
     """
     save_model(bundle.inner, folder, take_unchanged, changed, state_of(bundle) if weights is None else weights)
-    if bundle.processing.template in TEMPLATES or bundle.tokenizer.chat_template is None:
+    if bundle.pairs is None and (bundle.processing.template in TEMPLATES or bundle.tokenizer.chat_template is None):
         bundle.tokenizer.chat_template = bundle.template.source
     bundle.tokenizer.save_pretrained(folder)
     write_json(folder / PROCESSING, json.loads(bundle.processing.model_dump_json()))
@@ -236,8 +243,12 @@ def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:
     """
     kernel = "sdpa" if attention == "auto" else attention
     if not is_ours(folder):
+        if dual_config(loading.read_config(str(folder))) is not None:
+            return towers.read_stock(str(folder), kernel)
         return read_stock(str(folder), kernel)
     saved = saved_blueprint(str(folder))
+    if saved.dual is not None:
+        return ModelBundle(towers.read(str(folder), saved.processing, kernel), saved.tokenizer, saved.processing)
     return ModelBundle(load_model(str(folder), kernel), saved.tokenizer, saved.processing)
 
 

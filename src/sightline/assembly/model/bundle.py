@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sightline.assembly.model.inputs import ModelInputs
 from sightline.data.samples.processing import Processing
+from sightline.models.dual import DualModel, pair_model
 from sightline.models.surface import SightModel
 
 
@@ -34,6 +35,11 @@ class ModelBundle(ModelInputs):
     def inner(self) -> PreTrainedModel:
         """The transformers model that is saved, and that hooks of transformers go to."""
         return self.model.inner
+
+    @property
+    def pairs(self) -> DualModel | None:
+        """The model as one that compares images with texts; None where it is no dual encoder."""
+        return pair_model(self.model)
 
     @property
     def takes_images(self) -> bool:

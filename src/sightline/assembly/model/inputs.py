@@ -79,7 +79,8 @@ class ModelInputs:
             data: the stage's data section; all of it that concerns text holds.
             prompt: of one source of a mixture, instead of `data.prompt`.
         """
-        return self.for_stage(data).builder(prompt, too_long=data.too_long, captions=data.captions, drop_images=data.drop_images)
+        captions = "all" if data.captions == "one" else data.captions  # `one` is refused for decoders
+        return self.for_stage(data).builder(prompt, too_long=data.too_long, captions=captions, drop_images=data.drop_images)
 
     def for_stage(self, data: DataConfig) -> Self:
         """Returns the same model with the prompt, template, supervision and row length of a stage, which evaluation uses later."""

@@ -215,6 +215,8 @@ def card_facts(bundle: ModelBundle) -> dict[str, str]:
 
 
 def log_values(bundle: ModelBundle) -> dict[str, float]:
-    """Returns values of the connector for each line of the log."""
+    """Returns values of the connector, or scale and bias of a dual encoder, for each line of the log."""
+    if bundle.pairs is not None:
+        return dict(bundle.pairs.log_values())
     connector = bundle.model.connector
     return {} if connector is None else {f"connector/{name}": value for name, value in connector.log_values().items()}

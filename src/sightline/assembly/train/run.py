@@ -15,6 +15,7 @@ from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.assembly.model.build import ModelBundle, build_bundle, load_initial_weights, read_model
+from sightline.assembly.train.pairs import PairStageRun
 from sightline.assembly.train.run_folder import RunFolder, claimed
 from sightline.assembly.train.stage import StageRun
 from sightline.models.gradient_checkpointing import checkpoint_activations
@@ -96,7 +97,8 @@ def _train(
     with folder.metrics(at.step) as log:
         while at.stage < len(config.stages):
             plan = stage_plan(config, at.stage)
-            stage = StageRun(plan, bundle, folder, accelerator, log)
+            kind = PairStageRun if plan.objective.compares_pairs else StageRun
+            stage = kind(plan, bundle, folder, accelerator, log)
             at = stage.train(at, guard, stopped)
             if stage.is_sharded and at.stage < len(config.stages):
                 bundle = _model(config, folder, accelerator)  # whole again, as every rank reads it from the stage's checkpoint

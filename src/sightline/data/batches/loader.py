@@ -6,21 +6,21 @@ return numpy arrays through shared memory.
 
 import gc
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.data.batches.collate import Arrays, collate
 from sightline.data.batches.corpus import Corpus
-from sightline.data.batches.plan import BatchRules, Rows
+from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.errors import ConfigError, DistributedError, RecordError
 from sightline.runtime.logs import logger
 from sightline.runtime.prefetch import prefetched
 from sightline.runtime.shared_memory import ArrayLocation, SharedSlots
-from sightline.types import Batch, Sample, TrainingBatch
+from sightline.types import Sample, TrainingBatch
 
 AnyBatch = TypeVar("AnyBatch", bound=TrainingBatch, covariant=True)
 Task = tuple[Rows, int | None]  # the rows of a micro-batch, and the shared-memory slot for its arrays
@@ -39,6 +39,38 @@ class MicroBatch(Generic[AnyBatch]):
 
     batch: AnyBatch
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+class BatchArrays(Protocol):
+    """A batch as numpy arrays, which travel through shared memory."""
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """`(sample index, reason)` of samples that could not be loaded."""
+        ...
+
+    def values(self) -> list[Any]:
+        """Returns all arrays, or their locations in shared memory, in the order that `with_values` takes."""
+        ...
+
+    def with_values(self, values: Iterable[Any]) -> Self:
+        """Returns a copy with other values in place of the arrays."""
+        ...
+
+    def to_batch(self) -> TrainingBatch:
+        """Converts the arrays to a batch on the CPU."""
+        ...
+
+
+class Plans(Protocol):
+    """The samples of a stage, as far as the loader plans them."""
+
+    def plan(self, rules: BatchRules) -> EpochPlan:
+        """Returns which samples share a row, and which rows each step sees."""
+        ...
+
+
+Build = Callable[[Rows], BatchArrays]
 
 
 @dataclass(frozen=True)
@@ -64,20 +96,20 @@ class _BatchBuilder:
         return replace(arrays, skipped=tuple(skipped))
 
 
-class _WorkerDataset(Dataset[Arrays]):
+class _WorkerDataset(Dataset[BatchArrays]):
     """The part of the loader that runs in workers: writes arrays into a shared slot and returns their locations."""
 
-    def __init__(self, build: _BatchBuilder, slots: SharedSlots) -> None:
+    def __init__(self, build: Build, slots: SharedSlots) -> None:
         self.build, self.slots = build, slots
 
-    def __getitem__(self, task: Task) -> Arrays:  # pyrefly: ignore
+    def __getitem__(self, task: Task) -> BatchArrays:  # pyrefly: ignore
         rows, slot = task
         arrays = self.build(rows)
         locations = None if slot is None else self.slots.write(slot, arrays.values())
         return arrays if locations is None else arrays.with_values(locations)
 
 
-def _received(answer: Arrays, slot: int | None, slots: SharedSlots) -> Arrays:
+def _received(answer: BatchArrays, slot: int | None, slots: SharedSlots) -> BatchArrays:
     """Returns a worker's batch with its arrays as views of the shared slot."""
     if slot is None:
         return answer
@@ -98,20 +130,32 @@ class Loader:
         rank, world: rank of this process and number of processes.
         workers: processes that read and decode; 0 uses a prefetch thread of this process.
         timeout: seconds without a batch after which a worker counts as dead.
+        build: makes the arrays of a micro-batch from the sample indices of its rows; by default packed rows of `corpus`.
 
     Raises:
         ConfigError: the rows of a step are not divisible by ranks and micro-batches.
     """
 
     def __init__(
-        self, corpus: Corpus, rules: BatchRules, pad_id: int, rank: int = 0, world: int = 1, workers: int = 0, timeout: float = 120
+        self,
+        corpus: Plans,
+        rules: BatchRules,
+        pad_id: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        timeout: float = 120,
+        build: Build | None = None,
     ) -> None:
         if rules.rows_per_step % (world * rules.accumulate):
             raise ConfigError(
                 f"{rules.rows_per_step} rows per step do not divide by {world} processes x train.accumulate={rules.accumulate}.",
                 "Change train.batch_size (or train.batch_tokens), train.accumulate, or the number of processes.",
             )
-        self.corpus, self.rules, self.pad_id = corpus, rules, pad_id
+        if build is None:
+            assert isinstance(corpus, Corpus)
+            build = _BatchBuilder(corpus, pad_id)
+        self.rules, self.build = rules, build
         self.rank, self.world, self.workers, self.timeout = rank, world, workers, timeout
         self.plan = corpus.plan(rules)
 
@@ -119,7 +163,7 @@ class Loader:
         """Returns the number of optimiser steps of an epoch; the last step may have fewer samples."""
         return self.plan.steps(epoch)
 
-    def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch[Batch]]]:
+    def stream(self, epoch: int, step: int, until: int) -> Iterator[list[MicroBatch[Any]]]:
         """Yields the micro-batches of each of the next `until` steps, starting at `(epoch, step)`, across epochs."""
         steps = self.plan.next_steps(epoch, step, until, self.rank, self.world)
         batches = self._load(rows for step_rows in steps for rows in step_rows)
@@ -130,13 +174,13 @@ class Loader:
                 group.append(MicroBatch(arrays.to_batch(), arrays.skipped))
             yield group
 
-    def _load(self, plan: Iterable[Rows]) -> Iterator[Arrays]:
+    def _load(self, plan: Iterable[Rows]) -> Iterator[BatchArrays]:
         """Yields arrays in the order of the plan; after a worker died, restarts once from the first missing batch.
 
         Raises:
             DistributedError: a worker died twice.
         """
-        build = _BatchBuilder(self.corpus, self.pad_id)
+        build = self.build
         if self.workers == 0:
             yield from prefetched((build(rows) for rows in plan), PREFETCH)
             return
@@ -196,7 +240,7 @@ def _with_slots(pending: Iterable[Rows], slots: SharedSlots, taken: deque[int | 
         yield rows, slot
 
 
-def _as_is(arrays: Arrays) -> Arrays:
+def _as_is(arrays: BatchArrays) -> BatchArrays:
     """Returns numpy arrays unchanged: in the shared memory of torch tensors a hung worker would defeat the timeout."""
     return arrays
 

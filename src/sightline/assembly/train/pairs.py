@@ -1,0 +1,182 @@
+"""A stage that trains a dual encoder on pairs of images and captions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+
+from sightline.assembly.config.epochs import batch_rules, samples_per_epoch
+from sightline.assembly.config.schema import DataConfig, SourceConfig
+from sightline.assembly.config.sources import sources_of
+from sightline.assembly.encode.features import check_covered
+from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.towers import text_tokens
+from sightline.assembly.train.stage import StageRun
+from sightline.assembly.train.text_states import with_text_states
+from sightline.data.batches.loader import Loader
+from sightline.data.batches.pairs import Captions, PairCorpus, PairSource, pair_table
+from sightline.data.dataset import open_dataset
+from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.samples.label_noise import with_noise
+from sightline.errors import ConfigError
+from sightline.metrics.retrieval import recall_at
+from sightline.objectives.contrastive import ContrastiveConfig, ContrastiveObjective, local_rows
+from sightline.runtime.logs import logger
+from sightline.training import loop, stages
+from sightline.training.checkpoint import Progress
+from sightline.types import Embeddings, PairBatch, Texts
+
+ROWS = 32  # validation pairs per batch; fixed, so that values do not depend on the training batch
+
+
+def build_pair_corpus(
+    bundle: ModelBundle, data: DataConfig, hard_negatives: int, visual_loader: VisualInputLoader | None
+) -> PairCorpus:
+    """Returns the pairs of a stage.
+
+    Raises:
+        ConfigError: weights and epochs of a mixture are mixed, or a feature store lacks images.
+        SkipLimitError: too many records make no pair.
+    """
+    configs = sources_of(data)
+    sources = [_source(data, config, data.captions) for config in configs]
+    check_covered(visual_loader, [(source.dataset, config.split) for source, config in zip(sources, configs, strict=True)])
+    tables = [source.table.limited(data.limit) for source in sources]
+    draws = samples_per_epoch(configs, [table.units for table in tables])
+    drawn = [
+        replace(source, table=table, units_per_epoch=count) for source, table, count in zip(sources, tables, draws, strict=True)
+    ]
+    assert visual_loader is not None  # a dual encoder takes images
+    return PairCorpus(tuple(drawn), visual_loader, text_tokens(bundle), hard_negatives=hard_negatives)
+
+
+def validation_pairs(
+    bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None, limit: int
+) -> PairCorpus | None:
+    """Returns the first caption of at most `limit` images of the validation split; None where there is no such split."""
+    split = data.validation_split
+    if split is None or limit == 0:
+        return None
+    found = [source for source in sources_of(data) if split in open_dataset(source.path).splits]
+    if not found:
+        return None
+    section = data.model_copy(update={"noise": 0.0})
+    sources = [_source(section, source.model_copy(update={"split": split}), "first") for source in found]
+    check_covered(visual_loader, [(source.dataset, split) for source in sources])
+    share = max(1, limit // len(found))
+    assert visual_loader is not None  # a dual encoder takes images
+    limited = tuple(replace(source, table=source.table.limited(share)) for source in sources)
+    return PairCorpus(limited, visual_loader, text_tokens(bundle))
+
+
+def _source(data: DataConfig, source: SourceConfig, captions: Captions) -> PairSource:
+    dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
+    table = pair_table(dataset, source.split, captions, data.max_skipped)
+    return PairSource(source.name or Path(source.path).name, dataset, table, table.units, dataset.is_sharded)
+
+
+class PairStageRun(StageRun):
+    """A stage of a dual encoder on this rank; the same as every other stage but for its data and its validation."""
+
+    def _corpus(self, visual_loader: VisualInputLoader | None) -> PairCorpus:
+        bundle, plan = self.bundle, self.plan
+        assert isinstance(plan.objective, ContrastiveConfig)
+        corpus = build_pair_corpus(bundle, plan.data, plan.objective.hard_negatives, visual_loader)
+        if plan.parts.get("text", "frozen") != "frozen":
+            return corpus
+        bundle.module.eval()
+        corpus = with_text_states(corpus, bundle, self.accelerator, self.folder.path / "texts" / f"{plan.name}.npz")
+        bundle.module.train()
+        return corpus
+
+    def _loader(self, corpus: PairCorpus) -> Loader:
+        plan, ranks = self.plan, self.accelerator
+        rules, data = batch_rules(plan), plan.data
+        pad = self.bundle.pad_id
+        if rules.rows_per_step < 2:
+            raise ConfigError("train.batch_size=1: a contrastive loss of one pair is 0.", "Set train.batch_size to 2 or more.")
+        return Loader(
+            corpus, rules, pad, ranks.process_index, ranks.num_processes, data.workers, data.worker_timeout, corpus.arrays
+        )
+
+    def _validation(self, visual_loader: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
+        corpus = validation_pairs(self.bundle, self.plan.data, visual_loader, self.plan.train.evaluate_samples)
+        if corpus is None:
+            return None
+        objective = self.plan.objective.build()
+        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus)
+
+    def _report(self, stage: stages.Stage, corpus: PairCorpus, loader: Loader, schedule: loop.StageSchedule) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        logger.info("stage %s", stage.name)
+        for row in stage.table:
+            logger.info("  %s", row.line())
+        for source in corpus.sources:
+            skipped = ", ".join(f"{reason} {count}" for reason, count in source.table.skipped.items())
+            logger.info("  %-10s %13s pairs, %s drawn per epoch%s", source.name, f"{len(source.table.record_P):,}",
+                        f"{source.units_per_epoch:,}", f"; left out: {skipped}" if skipped else "")  # fmt: skip
+        logger.info(
+            "  length     %13s steps, %d per epoch, %d pairs a step",
+            f"{schedule.steps:,}",
+            loader.steps_in_epoch(0),
+            loader.rules.rows_per_step,
+        )
+
+
+@dataclass(frozen=True)
+class PairValidation:
+    """Called by the loop with the model in `eval` mode; every rank computes all of it.
+
+    Args:
+        accelerator: device and arithmetic.
+        bundle: the dual encoder.
+        objective: of training.
+        corpus: validation pairs.
+    """
+
+    accelerator: Accelerator
+    bundle: ModelBundle
+    objective: ContrastiveObjective
+    corpus: PairCorpus
+
+    def __call__(self, at: Progress) -> dict[str, Any]:
+        """Returns the loss over all validation pairs as one batch, recall at 1 of both directions, and `value` (minus the loss)."""
+        found = list(self._embedded())
+        embeddings, batch = joined_pairs(found)
+        loss = self.objective.loss(embeddings, batch, local_rows)
+        mean = float(loss.total) / float(loss.weight)
+        similarity = (embeddings.image_NW @ embeddings.text_CW.T).double().cpu().numpy()
+        positives = (batch.owner_C[None] == batch.image_N[:, None]).cpu().numpy()
+        values = {"i2t_r1": recall_at(similarity, positives, 1).mean(), "t2i_r1": recall_at(similarity.T, positives.T, 1).mean()}
+        return {"validation_loss": mean, **{name: float(value) for name, value in values.items()}, "value": -mean}
+
+    def _embedded(self) -> Iterator[tuple[Embeddings, PairBatch]]:
+        model = self.bundle.pairs
+        assert model is not None
+        count = int(self.corpus.first_pair[-1])
+        for begin in range(0, count, ROWS):
+            arrays = self.corpus.arrays((tuple(range(begin, min(begin + ROWS, count))),))
+            batch = arrays.to_batch().to(self.accelerator.device)
+            if len(batch.image_N):
+                with self.accelerator.autocast():
+                    yield model.embeddings(batch), batch
+
+
+def joined_pairs(parts: list[tuple[Embeddings, PairBatch]]) -> tuple[Embeddings, PairBatch]:
+    """Returns several batches without hard negatives as one."""
+    last = parts[-1][0]
+    images = torch.cat([embeddings.image_NW for embeddings, _ in parts])
+    texts = torch.cat([embeddings.text_CW for embeddings, _ in parts])
+    batch = PairBatch(
+        pixels_NHWC=None,
+        features_NPE=None,
+        texts=Texts(),
+        image_N=torch.cat([batch.image_N for _, batch in parts]),
+        owner_C=torch.cat([batch.owner_C for _, batch in parts]),
+        text_C=torch.cat([batch.text_C for _, batch in parts]),
+    )
+    return Embeddings(images, texts, last.scale, last.bias), batch

@@ -1,0 +1,100 @@
+"""`retrieval`: find the captions of an image and the image of a caption among all of a split; recall at 1, 5 and 10."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sightline.evaluation.tasks.base import Query, ScoreInfo, Task
+from sightline.evaluation.tasks.questions import answered
+from sightline.metrics.retrieval import KS, RankedImage, median_rank, recall_from_best
+from sightline.metrics.scores import score_of
+from sightline.metrics.statistics import Statistic, mean_by_cluster, mean_of
+from sightline.runtime.keyed import keyed_generator
+from sightline.types import Message, Part, Prediction, Record, Score
+
+SCORER = "retrieval 1"
+CAPTIONS = 5  # captions of an image that take part, as in the protocol of COCO and Flickr30k
+TO_TEXT, TO_IMAGE = "i2t", "t2i"
+
+
+class Retrieval(Task):
+    """Records with one image and captions, of which the first five take part.
+
+    A model embeds each image and each caption (query form `embed`), and all are ranked against all. Each prediction holds where the
+    right candidates of an image and of its captions stand (`RankedImage`).
+    """
+
+    name = "retrieval"
+    scores = (
+        ScoreInfo("rsum", "sum of six recalls", top=600.0),
+        *(
+            ScoreInfo(f"{direction}_r{k}", f"{label} R@{k}")
+            for direction, label in ((TO_IMAGE, "text to image"), (TO_TEXT, "image to text"))
+            for k in KS
+        ),
+        ScoreInfo("t2i_median_rank", "text to image, median rank", top=float("inf"), is_detail=True, higher_is_better=False),
+        ScoreInfo("i2t_median_rank", "image to text, median rank", top=float("inf"), is_detail=True, higher_is_better=False),
+        ScoreInfo("i2t_r_precision", "image to text, R-Precision", is_detail=True),
+        ScoreInfo("i2t_map_at_r", "image to text, mAP@R", is_detail=True),
+    )
+    prompt = ""
+
+    def asks(self, record: Record) -> bool:
+        return len(record.images) == 1 and bool(record.captions)
+
+    def queries(self, record: Record, prompt: str) -> tuple[Query, ...]:
+        message = Message("user", (Part(),))
+        return (Query(record.id, record, (message,), "embed", record.captions[:CAPTIONS], record.captions[:CAPTIONS]),)
+
+    def references(self, query: Query) -> tuple[str, ...]:
+        return query.candidates
+
+    def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
+        ranked = [RankedImage.from_scores(prediction.scores or ()) for _, prediction in answered(queries, predictions)]
+        image = np.array([found.image for found in ranked]).T
+        captions = np.array([counts for found in ranked for counts in found.captions]).T
+        cluster = np.repeat(np.arange(len(ranked)), [len(found.captions) for found in ranked])
+        to_text = {k: recall_from_best(image, k) for k in KS}
+        to_image = {k: recall_from_best(captions, k) for k in KS}
+        out: dict[str, Score] = {}
+        for k in KS:
+            statistic, _ = mean_by_cluster(to_image[k], cluster)
+            out[f"t2i_r{k}"] = self._score(f"t2i_r{k}", _by_image(to_image[k], cluster), statistic)
+            out[f"i2t_r{k}"] = self._score(f"i2t_r{k}", to_text[k], mean_of(to_text[k]))
+        text_sum, image_sum = (np.sum(list(values.values()), axis=0) for values in (to_text, to_image))
+        items = 100 * (text_sum + _by_image(image_sum, cluster))
+        rsum = _sum_of_means(text_sum, image_sum, cluster)
+        out = {"rsum": self._score("rsum", items, rsum), **out}
+        out["t2i_median_rank"] = self._median("t2i_median_rank", captions, cluster)
+        out["i2t_median_rank"] = self._median("i2t_median_rank", image, np.arange(len(ranked)))
+        precision, average = [found.precision for found in ranked], [found.average for found in ranked]
+        out["i2t_r_precision"] = self._score("i2t_r_precision", precision, mean_of(precision))
+        out["i2t_map_at_r"] = self._score("i2t_map_at_r", average, mean_of(average))
+        return {info.name: out[info.name] for info in self.scores}
+
+    def _score(self, name: str, items: Sequence[float] | Float[np.ndarray, " N"], statistic: Statistic) -> Score:
+        return score_of(name, list(items), SCORER, statistic=statistic, resamples=self.resamples, seed=self.seed)
+
+    def _median(self, name: str, counts_3Q: Int[np.ndarray, "3 Q"], cluster_Q: Int[np.ndarray, " Q"]) -> Score:
+        """A median is no function of sums, so images are drawn here."""
+        generator, images = keyed_generator("median", self.seed), int(cluster_Q.max()) + 1
+        first = np.searchsorted(cluster_Q, np.arange(images + 1))
+        values = []
+        for _ in range(self.resamples):
+            times = np.bincount(generator.integers(0, images, images), minlength=images)
+            values.append(median_rank(np.repeat(counts_3Q, np.repeat(times, np.diff(first)), axis=1)))
+        low, high = np.quantile(values, (0.025, 0.975))
+        return Score(name, median_rank(counts_3Q), float(low), float(high), (), SCORER, None, images)
+
+
+def _by_image(values_C: Float[np.ndarray, " C"], cluster_C: Int[np.ndarray, " C"]) -> Float[np.ndarray, " N"]:
+    """Returns the mean of each image's captions."""
+    return np.bincount(cluster_C, values_C) / np.bincount(cluster_C)
+
+
+def _sum_of_means(image_N: Float[np.ndarray, " N"], text_C: Float[np.ndarray, " C"], cluster_C: Int[np.ndarray, " C"]) -> Statistic:
+    """Returns 100 times the mean over images plus the mean over captions, with images drawn."""
+    terms = np.stack([image_N, np.ones(len(image_N)), np.bincount(cluster_C, text_C), np.bincount(cluster_C).astype(float)])
+    of_sums: Callable[[np.ndarray], np.ndarray] = lambda sums: 100 * (sums[:, 0] / sums[:, 1] + sums[:, 2] / sums[:, 3])  # noqa: E731
+    return Statistic(terms, of_sums)
