@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from sightline.assembly.evaluate.similarity import SimilarityAnswers
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
+from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.samples.prompts import FewShotExample
 from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
 from sightline.evaluation.likelihood import check_candidates
@@ -152,12 +154,7 @@ def evaluate(
     as_example = functools.partial(task.example, prompt=asked_with)
     shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
     examples = None if shots is None else shots.of
-    answers: Answers
-    if bundle.pairs is not None and visual_loader is not None:
-        answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
-    else:
-        _refuse_embeddings(task, asked)
-        answers = ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), runtime.bf16, examples)
+    answers = _answers(opened, dataset, visual_loader, decoding, prompt, task, asked, examples)
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
@@ -202,6 +199,24 @@ def evaluate(
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))
     return done
+
+
+def _answers(
+    opened: OpenedModel,
+    dataset: Dataset,
+    visual_loader: VisualInputLoader | None,
+    decoding: DecodingConfig,
+    prompt: str,
+    task: Task,
+    asked: Sequence[Query],
+    examples: Mapping[str, Sequence[FewShotExample]] | None,
+) -> Answers:
+    """Returns what answers the queries: a dual encoder by similarity, any other model by its texts."""
+    bundle, bf16 = opened.bundle, opened.runtime.bf16
+    if bundle.pairs is not None and visual_loader is not None:
+        return SimilarityAnswers(bundle, dataset, visual_loader, bf16, asked)
+    _refuse_embeddings(task, asked)
+    return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), bf16, examples)
 
 
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:

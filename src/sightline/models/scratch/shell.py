@@ -83,8 +83,8 @@ class ScratchDecoderConfig(PreTrainedConfig):
         shared_expert_size: hidden width of an expert that every token uses; 0 for none.
         router_noise: learned noise on the router's logits in training.
         router_aux_loss_coef, router_z_loss_coef: coefficients of the load-balancing loss and of the router z-loss.
-        experts_kernel: `grouped`, or `loop`, its definition; `auto` is grouped on a GPU. Tensors that the grouped kernel does not take
-            go through the loop.
+        experts_kernel: `grouped`, or `loop`, its definition; `auto` is grouped on a GPU. The loop also takes
+            tensors that the grouped kernel cannot take.
         attention_scale, noise_in_evaluation, skip_norm_in_generation: `model`, True and True are what the published code does.
         initializer_range: standard deviation of initial weights.
     """
