@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline.ops import cross_entropy
 from sightline.ops.cross_entropy import cross_entropy_reference, linear_cross_entropy, target_logits
 from sightline.types import Head
 
@@ -124,7 +125,8 @@ def test_a_frozen_head_gets_no_gradient_and_frozen_states_get_none() -> None:
 
 @pytest.mark.parametrize("chunk", [None, 1, 3, 20])
 @pytest.mark.parametrize("kind", HEADS)
-def test_gradients_before_a_frozen_head_equal_torch(kind: str, chunk: int | None) -> None:
+def test_gradients_before_a_frozen_head_equal_torch(kind: str, chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "KEPT_GRADIENT_WORDS", 1)
     states, head, target = make(kind, tokens=7, width=5, words=11)
     bias = None if head.bias_V is None else head.bias_V.detach()
     frozen = Head(head.weight_VD.detach(), bias, head.softcap, head.scale)
@@ -138,8 +140,9 @@ def test_gradients_before_a_frozen_head_equal_torch(kind: str, chunk: int | None
     torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
-def test_a_frozen_head_is_multiplied_twice_in_training_and_once_without_gradients() -> None:
+def test_a_frozen_head_is_multiplied_twice_in_training_and_once_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are not recomputed in the backward pass."""
+    monkeypatch.setattr(cross_entropy, "KEPT_GRADIENT_WORDS", 1)
     states, head, target = make("plain", tokens=7, width=5, words=11)
     frozen = Head(head.weight_VD.detach(), None)
     with Products() as training:

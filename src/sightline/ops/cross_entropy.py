@@ -1,7 +1,7 @@
 """Linear cross-entropy: from hidden states and a head to per-token losses, without a `[tokens, vocabulary]` tensor.
 
 The forward pass goes over chunks of tokens and keeps one number per token (the log of the partition sum); the backward pass
-recomputes each chunk's logits. With a frozen head the forward pass keeps the gradient of each token's loss instead, which is as
+recomputes each chunk's logits. With a large frozen head the forward pass keeps the gradient of each token's loss instead, as
 large as the hidden states, and nothing is recomputed. Per-token losses and target logits are returned, because weights such as
 CAL's depend on the logits. `cross_entropy_reference` is the definition.
 """
@@ -18,6 +18,8 @@ from sightline.types import Head
 
 # Logits of one chunk in fp32: 16 MB on a CPU (stays near the cache), 512 MB on a GPU (large enough to fill it).
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+
+KEPT_GRADIENT_WORDS = 16_384  # smaller heads cost little, and their results stay bit-equal to those of earlier versions
 
 
 def cross_entropy_reference(
@@ -57,7 +59,7 @@ def linear_cross_entropy(
         states_SD, weight = states_SD.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     trains = [value.requires_grad for value in (states_SD, weight) if torch.is_grad_enabled()]
-    is_frozen = trains == [True, False] and not (bias is not None and bias.requires_grad)
+    is_frozen = trains == [True, False] and not (bias is not None and bias.requires_grad) and len(weight) >= KEPT_GRADIENT_WORDS
     function = _FrozenHeadCrossEntropy if is_frozen else _LinearCrossEntropy
     nll_S, logit_S = function.apply(states_SD, weight, bias, target_S, head.softcap, head.scale, chunk)
     return nll_S, logit_S
