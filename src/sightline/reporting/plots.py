@@ -154,8 +154,8 @@ def histogram(
             "width": _n(max(step - 1, 0.5)),
             "height": _n(frame.bottom - top),
         }
-        title = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
-        parts.append(element("rect", title, attributes={**shape, "class": "f0"}))
+        tip = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
+        parts.append(element("rect", tip, attributes={**shape, "class": "f0"}))
     every = max(1, math.ceil((len(counts) + 1) * 34 / max(frame.inner_width, 1)))
     for place in range(0, len(edges), every):
         parts.append(_text(frame.left + place * step, frame.bottom + 16, short(edges[place]), "middle"))
