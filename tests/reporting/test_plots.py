@@ -154,6 +154,15 @@ def test_several_series_stand_side_by_side_with_a_legend() -> None:
     assert {"seen", "blind"} <= set(texts(chart))
 
 
+def test_marks_cross_a_line_chart_at_their_values_of_x() -> None:
+    chart = line_chart([LineSeries("", [0.0, 10.0], [1.0, 2.0])], marks={"tune": 5.0})
+    curve = next(path.attrib["d"] for path in parts(chart, "path") if path.attrib["class"] == "s0")
+    left, right = (float(point.split()[0]) for point in curve[1:].replace("L", "M").split("M"))
+    [mark] = [float(path.attrib["d"][1:].split()[0]) for path in parts(chart, "path") if path.attrib["class"] == "s1"]
+    assert mark == pytest.approx((left + right) / 2, abs=0.11)
+    assert "tune" in chart
+
+
 def test_a_histogram_has_a_bar_for_each_bin_and_marks_between_edges() -> None:
     chart = histogram([0, 1, 10, 100], [5, 0, 10], "tokens", marks={"median": 10, "limit": 1000})
     heights = [float(rect.attrib["height"]) for rect in parts(chart, "rect")]

@@ -53,8 +53,8 @@ def _ladder(findings: LookingFindings) -> Html:
 
 
 def _step(step: LadderStep) -> list[html.Node]:
-    words = CONTROL_WORDS.get(step.control)
-    name = _label(step.control) + (f" ({words})" if words else "")
+    words = CONTROL_WORDS.get(step.control, _label(step.control))
+    name = f"{words} ({step.control})" if step.control in CONTROL_WORDS and step.control not in words else words
     if step.score is None:
         return [name, step.missing, "", "", ""]
     score = f"{step.score.value:.3f} ({step.score.low:.3f} to {step.score.high:.3f})"

@@ -54,9 +54,22 @@ class Bars:
 
 
 def line_chart(
-    lines: Sequence[LineSeries], x: Axis = PLAIN, y: Axis = PLAIN, title: str = "", width: int = WIDTH, height: int = HEIGHT
+    lines: Sequence[LineSeries],
+    x: Axis = PLAIN,
+    y: Axis = PLAIN,
+    title: str = "",
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    marks: Mapping[str, float] | None = None,
 ) -> Html:
     """Curves over a common axis.
+
+    Args:
+        lines: the curves.
+        x, y: the axes.
+        title: for those who cannot see the chart.
+        width, height: in pixels, before the chart is fitted to the page.
+        marks: named values of x, drawn as lines across.
 
     Raises:
         ValueError: a line has not as many x as y, or a band of another length.
@@ -67,11 +80,15 @@ def line_chart(
     seen = [_visible(line, x, y) for line in lines]
     xs = [value for line in seen for value in line.x]
     ys = [value for line in seen for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
-    frame = _Frame(width, height, make_scale(xs, x), make_scale(ys, y), x.label, y.label, [line.name for line in lines])
+    names = [line.name for line in lines]
+    room = 14 if marks else 0
+    frame = _Frame(width, height, make_scale(xs, x), make_scale(ys, y), x.label, y.label, names, headroom=room)
     if not ys:
         return frame.drawn([_text(frame.left + frame.inner_width / 2, frame.middle, "no values", "middle")], title)
     drawn = [part for place, line in enumerate(seen) for part in _curve(frame, line, _colour(line, place), place)]
-    return frame.drawn([*frame.axes(), *drawn, *frame.legend([_colour(line, place) for place, line in enumerate(seen)])], title)
+    crossing = [part for name, at in (marks or {}).items() for part in _mark(frame, name, frame.x(at), frame.top - 4)]
+    legend = frame.legend([_colour(line, place) for place, line in enumerate(seen)])
+    return frame.drawn([*frame.axes(), *crossing, *drawn, *legend], title)
 
 
 def bar_chart(
@@ -137,17 +154,21 @@ def histogram(
             "width": _n(max(step - 1, 0.5)),
             "height": _n(frame.bottom - top),
         }
-        title = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
-        parts.append(element("rect", title, attributes={**shape, "class": "f0"}))
+        tip = element("title", f"{short(edges[place])} to {short(edges[place + 1])}: {count:,}")
+        parts.append(element("rect", tip, attributes={**shape, "class": "f0"}))
     every = max(1, math.ceil((len(counts) + 1) * 34 / max(frame.inner_width, 1)))
     for place in range(0, len(edges), every):
         parts.append(_text(frame.left + place * step, frame.bottom + 16, short(edges[place]), "middle"))
     for row, (name, value) in enumerate((marks or {}).items()):
-        at = frame.left + step * between(edges, value)
-        parts.append(_path(f"M{_n(at)} {6 + 14 * row}V{_n(frame.bottom)}", "s1", dash="4 3"))
-        is_right = at > frame.left + frame.inner_width * 0.6
-        parts.append(_text(at - 4 if is_right else at + 4, 14 + 14 * row, name, "end" if is_right else "start"))
+        parts += _mark(frame, name, frame.left + step * between(edges, value), 14 + 14 * row)
     return frame.drawn([*frame.axes(), *parts], title)
+
+
+def _mark(frame: "_Frame", name: str, at: float, baseline: float) -> list[Html]:
+    """A named line across a chart; its name stands on the side that has room."""
+    is_right = at > frame.left + frame.inner_width * 0.6
+    label = _text(at - 4 if is_right else at + 4, baseline, name, "end" if is_right else "start")
+    return [_path(f"M{_n(at)} {_n(baseline - 8)}V{_n(frame.bottom)}", "s1", dash="4 3"), label]
 
 
 def standalone(chart: Html) -> str:

@@ -55,6 +55,8 @@ class RunReport:
     Attributes:
         scores: for each condition (seen, blind, ...) the scores by name, as in `eval --json`.
         infos: how the task's scores are called and shown; the first is the headline.
+        rates, norms: learning rates and the norm of the gradient over steps.
+        borders: name and first step of each stage, where there are several.
         verdict: whether the model looks at the image; the page begins with it.
         differences: for each control by how much each score is better with the image, paired by item.
         right, wrong: images where the caption is right, and where it is not.
@@ -68,6 +70,9 @@ class RunReport:
     wrong: Sequence[Panel]
     infos: Sequence[ScoreInfo]
     facts: Mapping[str, str] = field(default_factory=dict)
+    rates: Sequence[Curve] = ()
+    norms: Sequence[Curve] = ()
+    borders: Mapping[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
     differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
 
@@ -81,7 +86,11 @@ def run_report_page(report: RunReport) -> str:
     """Returns the HTML page."""
     sections = [html.Section("Scores", html.join([_headline(report), _score_table(report), _score_chart(report)]))]
     if any(curve.steps for curve in report.curves):
-        sections.append(html.Section("Loss", html.figure(_curves(report))))
+        sections.append(html.Section("Loss", html.figure(_curves(report, report.curves, Axis("loss per token", is_log=True)))))
+        course = [(report.rates, Axis("learning rate")), (report.norms, Axis("gradient norm", is_log=True))]
+        drawn = [html.figure(_curves(report, curves, axis)) for curves, axis in course if any(curve.steps for curve in curves)]
+        if drawn:
+            sections.append(html.Section("Learning rate and gradient norm", html.columns(*drawn), is_open=False))
     is_exact = any(panel.right for panel in report.right)
     sections.append(
         html.Section("Where the caption is right" if is_exact else "Where it comes closest", _panels(report, report.right))
@@ -142,9 +151,14 @@ def _interval(score: Mapping[str, Any] | None) -> str:
 
 
 def _score_chart(report: RunReport) -> Html:
-    shown = _shown(report, [info for info in report.infos if info.top == 1 and not info.is_detail])
-    if not shown:
-        return html.join([])
+    infos = [info for info in report.infos if not info.is_detail]
+    shares = _shown(report, [info for info in infos if info.top == 1])
+    others = _shown(report, [info for info in infos if info.top != 1])
+    charts = [_bars_of(report, shown) for shown in ([info] for info in others)] + ([_bars_of(report, shares)] if shares else [])
+    return html.columns(*charts, narrowest=24)
+
+
+def _bars_of(report: RunReport, shown: Sequence[ScoreInfo]) -> Html:
     series = [
         Bars(
             condition,
@@ -157,11 +171,9 @@ def _score_chart(report: RunReport) -> Html:
     return html.figure(bar_chart([info.label for info in shown], series, Axis("score", low=0.0)), "Whiskers are 95 % intervals.")
 
 
-def _curves(report: RunReport) -> Html:
-    lines = [
-        LineSeries(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in report.curves if curve.steps
-    ]
-    return line_chart(lines, Axis("optimiser step"), Axis("loss per token", is_log=True))
+def _curves(report: RunReport, curves: Sequence[Curve], axis: Axis) -> Html:
+    lines = [LineSeries(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in curves if curve.steps]
+    return line_chart(lines, Axis("optimiser step"), axis, marks=report.borders)
 
 
 def _panels(report: RunReport, panels: Sequence[Panel]) -> Html:

@@ -52,6 +52,13 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
         assert all(score.n == COUNT - 2 for score in done.scores.values())
     assert "image_format 1, not_compared 2" in page.read_text("utf-8")
 
+    verdict = found[SEEN].verdict
+    assert (verdict.verdict, verdict.control) == ("not enough items to say", "shuffled")  # of nine records
+    assert verdict.difference is not None
+    means = [sum(found[name].scores["cider_d"].items) / (COUNT - 2) for name in (SEEN, "shuffled")]
+    assert verdict.difference.value == pytest.approx(means[0] - means[1])
+    assert str(verdict) in page.read_text("utf-8")
+
     nobody = {name: replace(done, predicted=Predicted([], {}), scores={}) for name, done in found.items()}
     with pytest.raises(SkipLimitError, match="no record was answered under all of: with the image, shuffled, blind"):
         on_common_records(nobody)

@@ -11,7 +11,6 @@ from sightline.assembly.evaluate.evaluate import Evaluation, evaluate, weights_h
 from sightline.assembly.evaluate.gain import small_image
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.dataset import Dataset, open_dataset
-from sightline.data.records import prompt_messages
 from sightline.errors import ConfigError, SkipLimitError, UsageError
 from sightline.evaluation.controls import TEXT, without_images
 from sightline.evaluation.counterfactual import KINDS, Counterfactual, counterfactuals
@@ -30,11 +29,9 @@ from sightline.evaluation.probes.looking import (
 )
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query
-from sightline.evaluation.tasks.caption import captions_of
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
-from sightline.types import Record
 
 
 @process_settings_restored()
@@ -148,15 +145,14 @@ def _readable_answers(found: Evaluation) -> dict[str, str]:
 def _preferences(opened: OpenedModel, dataset: Dataset, seen: Evaluation) -> list[Preference]:
     """Preferences for true texts over counterfactual ones; empty where no text has a word that can be exchanged."""
     spec = seen.spec
-    pairs: dict[str, tuple[Record, Counterfactual]] = {}
-    for record in {query.record.id: query.record for query in seen.queries}.values():
-        for pair in counterfactuals(record, captions_of(record) if record.captions or record.messages else ()):
-            pairs[f"{record.id}#{pair.kind}"] = record, pair
+    pairs: dict[str, tuple[Query, Counterfactual]] = {}
+    for query in seen.queries:
+        for pair in counterfactuals(query.record, seen.task.references(query)):
+            pairs[f"{query.id}#{pair.kind}"] = query, pair
     if not pairs:
         return []
     queries = [
-        Query(key, record, prompt_messages(record, seen.prompt), "likelihood", (pair.true, pair.false))
-        for key, (record, pair) in pairs.items()
+        Query(key, query.record, query.messages, "likelihood", (pair.true, pair.false)) for key, (query, pair) in pairs.items()
     ]
     loader = opened.visual_loader([(dataset, spec.split)])
     bundle = opened.bundle
@@ -170,7 +166,7 @@ def _preferences(opened: OpenedModel, dataset: Dataset, seen: Evaluation) -> lis
     for kind in ("all", *KINDS):
         chosen = [key for key, (_, pair) in pairs.items() if kind in ("all", pair.kind) and all(key in found for found in margins)]
         if chosen:
-            images = ["+".join(pairs[key][0].image_keys) for key in chosen]
+            images = ["+".join(pairs[key][0].record.image_keys) for key in chosen]
             with_image, without = ([found[key] for key in chosen] for found in margins)
             out.append(preference(kind, with_image, without, images, spec.resamples))
     return out

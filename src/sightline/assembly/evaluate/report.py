@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sightline.assembly.config.locate import METRICS, run_of
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
@@ -133,6 +134,9 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
             Curve("validation loss", [line["step"] for line in checks], [line["validation_loss"] for line in checks]),
         ),
         scores={name: {key: score.to_json() for key, score in found.items()} for name, found in scores.items()},
+        rates=_rates(steps),
+        norms=(Curve("gradient norm", *_points(steps, "grad_norm")),),
+        borders=_borders(steps),
         verdict=seen.verdict,
         differences={name: _differences(seen, done) for name, done in controls.items()},
         right=[panel for panel in panels if panel.right][:SHOWN] or panels[:SHOWN],
@@ -158,3 +162,31 @@ def _differences(seen: Evaluation, control: Evaluation) -> dict[str, Difference]
 
 def _is_mean(score: Score) -> bool:
     return bool(score.items) and math.isclose(sum(score.items) / score.n, score.value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+# Course of training -----------------------------------------------------------------------------------------------------------
+
+
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    known = [line for line in lines if isinstance(line.get(name), int | float)]
+    return [line["step"] for line in known], [float(line[name]) for line in known]
+
+
+def _rates(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The learning rate of each part; parts with the same one share a curve."""
+    known = [line for line in lines if isinstance(line.get("lr"), dict)]
+    parts = dict.fromkeys(part for line in known for part in line["lr"])
+    curves: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for part in parts:
+        points = tuple((line["step"], line["lr"][part]) for line in known if part in line["lr"])
+        curves.setdefault(points, []).append(part)
+    return [Curve(", ".join(names), [step for step, _ in points], [rate for _, rate in points]) for points, names in curves.items()]
+
+
+def _borders(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Name and first step of each stage; empty for a run of one stage."""
+    first: dict[str, float] = {}
+    for line in lines:
+        if isinstance(line.get("stage"), str):
+            first.setdefault(line["stage"], line["step"])
+    return first if len(first) > 1 else {}

@@ -92,7 +92,7 @@ class AlignedFindings:
             out[0] += (
                 f": a text is likelier with its own image than with another record's for {share} of the records; chance is 50 %"
             )
-        if self.text_gained.low > 0:
+        if self.verdict == ALIGNED and self.text_gained.low > 0:
             out.append("the connector brings images together whose texts are alike")
         elif self.text_after.low <= self.chance:
             out.append("after the connector images are near each other whatever their texts say")
