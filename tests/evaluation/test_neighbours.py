@@ -48,7 +48,7 @@ def answer(task: str, pool: list[Query], query: Query, count: int) -> str:
     return answers.answer([query, query], 0)[0].text
 
 
-def test_the_nearest_image_gives_its_first_caption_and_never_is_the_image_itself() -> None:
+def test_an_image_is_never_its_own_neighbour() -> None:
     pool = queries("caption", *map(captioned, "bcde"))
     (query,) = queries("caption", captioned("a"))
     assert answer("caption", pool, query, 1) == "a dog runs on the beach"

@@ -7,8 +7,7 @@ all, for questions those that ask the same). Of the nearest `k`
 - captions: the candidates are all their captions, and the answer is the one with the highest mean CIDEr-D with the others;
 - other answers: the most frequent one, of several the one whose image is nearest.
 
-With `k = 1` the answer is the nearest image's first caption or most frequent answer. A question that no training query asks gets
-the most frequent answer of all. An image is never its own neighbour.
+A question that no training query asks gets the most frequent answer of all. An image is never its own neighbour.
 """
 
 from collections import Counter, defaultdict
@@ -57,7 +56,7 @@ class NeighbourAnswers:
         vector_of: Callable[[Record], Vector],
         count: int,
     ) -> None:
-        self.count, self.has_captions = count, task.has_captions
+        self.count = count
         self.skipped: Counter[str] = Counter()
         self._vector_of = vector_of
         self._known: list[_Known] = []
@@ -75,7 +74,7 @@ class NeighbourAnswers:
             for text, places in by_text.items()
         }
         self._usual = _most_frequent([_most_frequent(known.answers) for known in self._known])
-        self._captions = [known.answers for known in self._known] if self.has_captions and count > 1 else []
+        self._captions = [known.answers for known in self._known] if task.has_captions else []
         self._first = np.cumsum([0, *map(len, self._captions)])
         self._cider = PairwiseCider(tokenize_groups(self._captions)) if self._captions else None
 
@@ -101,8 +100,6 @@ class NeighbourAnswers:
             return Prediction(query.id, self._usual)
         if self._cider is not None:
             return Prediction(query.id, self._agreed_caption(near))
-        if self.has_captions:
-            return Prediction(query.id, self._known[near[0]].answers[0])
         return Prediction(query.id, _most_frequent([_most_frequent(self._known[place].answers) for place in near]))
 
     def _nearest(self, query: Query, vector_E: Vector) -> np.ndarray:
