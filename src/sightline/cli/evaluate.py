@@ -10,7 +10,6 @@ from sightline.cli.app import Plugins, app, emit, load_plugins
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run, RUN@STAGE, or a model folder.")],
     task: Annotated[
         str,
         typer.Option(
@@ -18,6 +17,9 @@ def evaluate(
         ),
     ],
     data: Annotated[str, typer.Option(help="A dataset folder.")],
+    run: Annotated[
+        str | None, typer.Argument(help="A run, RUN@STAGE, or a model folder; a --baseline with --features needs none.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
         str | None,
@@ -39,6 +41,16 @@ def evaluate(
         str | None,
         typer.Option(help="Text beside the image, or a template with {question}; by default the task's, or that of training."),
     ] = None,
+    baseline: Annotated[
+        Literal["neighbours"] | None,
+        typer.Option(help="neighbours: answer with what the nearest training images have, by the features of MODEL or --features."),
+    ] = None,
+    neighbours: Annotated[
+        int, typer.Option(min=1, help="Training images that agree on an answer; 1 takes that of the nearest.")
+    ] = 30,
+    neighbours_from: Annotated[
+        str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
+    ] = "train",
     likelihood: Annotated[
         Literal["gain", "plain", "yes_no"] | None,
         typer.Option(
@@ -93,6 +105,9 @@ def evaluate(
         batch_size=batch_size,
         limit=limit,
         prompt=prompt,
+        baseline=baseline,
+        neighbours=neighbours,
+        neighbours_from=neighbours_from,
         likelihood=likelihood,
         alpha=alpha,
         alpha_from=alpha_from,

@@ -1,5 +1,7 @@
 """What is asked of a model: one value for the command line, sweeps and reports."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from sightline.config import Config
@@ -22,6 +24,12 @@ class QuestionConfig(Config):
     """Weight of the likelihood without image in `gain`; chosen on `alpha_from` by default."""
     alpha_from: str = "train"
     """Split of the same data that alpha is chosen on."""
+    baseline: Literal["neighbours"] | None = None
+    """Answer with what the training images that are nearest have, instead of a model."""
+    neighbours: int = Field(default=30, ge=1)
+    """Training images that agree on an answer of the baseline; 1 takes that of the nearest."""
+    neighbours_from: str = "train"
+    """Where they come from: `DATA:SPLIT`, `DATA`, or a split of the same data."""
     features: str | None = None
     """A feature store that is read instead of images; a model of an external table needs one."""
     batch_size: int = Field(default=16, ge=1)

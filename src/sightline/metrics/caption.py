@@ -63,7 +63,7 @@ def score_captions(
     if not candidates or len(candidates) != len(references) or not all(references):
         raise ValueError(f"{len(candidates)} candidates and {len(references)} lists of references; each item needs both")
     candidate_tokens = tokenize_all(candidates)
-    reference_tokens = _tokenize_groups(references)
+    reference_tokens = tokenize_groups(references)
     unparsed = sum(not tokens for tokens in candidate_tokens) / len(candidates)
     scores: dict[str, Score] = {}
     if "bleu" in metrics:
@@ -76,12 +76,13 @@ def score_captions(
         values = rouge_l(candidate_tokens, reference_tokens)
         scores["rouge_l"] = score_of("rouge_l", values.tolist(), SCORER, unparsed, resamples=resamples, seed=seed)
     if "cider" in metrics:
-        values = cider_d(candidate_tokens, reference_tokens, None if frequencies is None else _tokenize_groups(frequencies))
+        values = cider_d(candidate_tokens, reference_tokens, None if frequencies is None else tokenize_groups(frequencies))
         scores["cider_d"] = score_of("cider_d", values.tolist(), SCORER, unparsed, resamples=resamples, seed=seed)
     return scores
 
 
-def _tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+def tokenize_groups(groups: Sequence[Sequence[str]]) -> list[list[list[str]]]:
+    """Tokenises lists of captions, one list per image, in one call."""
     tokens = iter(tokenize_all([text for group in groups for text in group]))
     return [[next(tokens) for _ in group] for group in groups]
 
@@ -238,6 +239,54 @@ def cider_d(
     return _CIDER_SCALE * np.bincount(item, per_reference, num_items) / np.bincount(item, minlength=num_items)
 
 
+class PairwiseCider:
+    """CIDEr-D of the captions of a corpus with each other, with document frequencies of that corpus.
+
+    Args:
+        groups: tokens of the captions of each image.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Words]]) -> None:
+        sentences = [as_words(sentence) for group in groups for sentence in group]
+        image = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        self.lengths = np.array([len(words) for words in sentences], dtype=np.int64)
+        self._orders: list[tuple[NGrams, Float[np.ndarray, " C"], Float[np.ndarray, " N"]]] = []
+        for grams in count_ngrams(sentences, MAX_ORDER):
+            frequency = _document_frequency(grams, image)
+            tfidf = grams.count * (np.log(len(groups)) - np.log(np.maximum(1.0, frequency)))[grams.gram]
+            norm = np.sqrt(np.bincount(grams.sentence, tfidf**2, len(sentences)))
+            self._orders.append((grams, tfidf, norm))
+
+    def among(self, chosen: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
+        """Computes CIDEr-D of each chosen caption (row) with each chosen one as its only reference (column).
+
+        Args:
+            chosen: places of captions in the corpus, counted over all images.
+        """
+        total = np.zeros((len(chosen), len(chosen)))
+        for grams, tfidf, norm in self._orders:
+            bounds = np.searchsorted(grams.sentence, [chosen, chosen + 1]).T
+            columns, place = np.unique(np.concatenate([grams.gram[slice(*own)] for own in bounds]), return_inverse=True)
+            table = np.zeros((len(chosen), len(columns)))
+            table[np.repeat(np.arange(len(chosen)), bounds[:, 1] - bounds[:, 0]), place] = np.concatenate(
+                [tfidf[slice(*own)] for own in bounds]
+            )
+            norms = np.outer(norm[chosen], norm[chosen])
+            for row, mine in enumerate(table):
+                used = np.flatnonzero(mine)
+                shared = (np.minimum(mine[used], table[:, used]) * table[:, used]).sum(axis=1)
+                total[row] += np.divide(shared, norms[row], out=np.zeros_like(shared), where=norms[row] > 0)
+        distance = (self.lengths[chosen, None] - self.lengths[None, chosen]).astype(float)
+        return _CIDER_SCALE / MAX_ORDER * total * np.exp(-(distance**2) / (2 * _CIDER_SIGMA**2))
+
+
+def _document_frequency(grams: NGrams, image: Int[np.ndarray, " N"]) -> Float[np.ndarray, " G"]:
+    """Counts in how many images' sentences each n-gram occurs."""
+    width = max(grams.num_grams, 1)
+    keys = np.unique(image[grams.sentence] * width + grams.gram)
+    return np.bincount(keys % width, minlength=grams.num_grams).astype(float)
+
+
 def _warn_of_few(num_documents: int, num_items: int, is_fixed: bool) -> None:
     if num_documents >= FEW_IMAGES:
         return
@@ -288,9 +337,7 @@ class _Groups:
     def document_frequency(self, grams: NGrams) -> Float[np.ndarray, " G"]:
         """Counts in how many images' references each n-gram occurs."""
         documents = _part(grams, self.end, len(self.sentences)) if self.is_fixed else _part(grams, self.num_items, self.end)
-        width = max(grams.num_grams, 1)
-        keys = np.unique(self.item[documents.sentence] * width + documents.gram)
-        return np.bincount(keys % width, minlength=grams.num_grams).astype(float)
+        return _document_frequency(documents, self.item)
 
 
 def _part(grams: NGrams, first: int, end: int) -> NGrams:

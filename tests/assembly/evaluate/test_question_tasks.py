@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from sightline.assembly.encode.features import EncodingRequest, encode_dataset, feature_encoder_of
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.assembly.model.build import Processing, build_from_config, read_model, write_model
 from sightline.data.dataset import open_dataset
+from sightline.data.features.store import FeatureLoader, open_store
 from sightline.errors import UsageError
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import TASKS
+from sightline.runtime.device import choose_runtime
+from sightline.types import Record
 from tests.assembly.helpers import run_config
 from tests.data.check.planted import folder, png, question, record, scene
 
@@ -117,3 +122,56 @@ def test_a_yes_no_question_is_asked_about_each_option(model: Path, dataset: Path
     assert all(len(prediction.scores or ()) == len(COLORS) for prediction in done.predicted.predictions)
     with pytest.raises(UsageError, match="no candidates"):
         asked(model, dataset, tmp_path / "v", task="vqa", likelihood="gain")
+
+
+# The baseline of nearest images ---------------------------------------------------------------------------------------------
+
+
+def test_neighbours_answer_from_the_encoder_of_a_model_or_from_a_store(model: Path, dataset: Path, tmp_path: Path) -> None:
+    store, request = tmp_path / "store", EncodingRequest((open_dataset(dataset),), tmp_path / "store", dtype="fp32")
+    encode_dataset(feature_encoder_of(read_model(model)), request, choose_runtime("cpu", "fp32", 1))
+    features = FeatureLoader(open_store(store))
+    data = open_dataset(dataset)
+    train = [record for record in data.records("train") if record.captions]
+
+    def unit(record: Record) -> np.ndarray:
+        found = features.load(data, record).features
+        assert found is not None
+        mean = found.mean(axis=(0, 1))
+        return mean / np.linalg.norm(mean)
+
+    for neighbours in (1, 4):
+        options = {"task": "caption", "baseline": "neighbours", "neighbours": neighbours}
+        done = asked(model, dataset, tmp_path / f"model{neighbours}", **options)
+        spec = EvalSpec.model_validate({"data": str(dataset), "features": str(store), "resamples": 20} | options)
+        stored = evaluate(spec, None, out=tmp_path / f"store{neighbours}")
+        assert [p.text for p in stored.predicted.predictions] == [p.text for p in done.predicted.predictions]
+        told = json.loads((tmp_path / f"store{neighbours}/scores.json").read_text())
+        assert (told["baseline"], told["neighbours"], told["decoding"]) == ("neighbours", neighbours, None)
+        for query, prediction in zip(stored.queries, stored.predicted.predictions, strict=True):
+            if not query.record.captions:  # a question, which is answered by what is said to the same one
+                continue
+            near = sorted(train, key=lambda record: -float(unit(record) @ unit(query.record)))[:neighbours]
+            assert prediction.text in {record.captions[0] for record in near}
+            if neighbours == 1:
+                assert prediction.text == near[0].captions[0]
+
+
+def test_neighbours_answer_questions_and_refuse_what_does_not_apply(model: Path, dataset: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"baseline": "neighbours"}
+    for task in ("choice", "yes_no", "grounding"):
+        done = asked(model, dataset, tmp_path / task, task=task, **options)
+        assert {score.unparsed for score in done.scores.values()} == {0.0}
+    boxes = asked(model, dataset, tmp_path / "grounding", task="grounding", **options)
+    assert boxes.scores["acc_50"].value == 1.0  # the same box in every image
+    shuffled = asked(model, dataset, tmp_path / "shuffled", task="choice", control="shuffled", **options)
+    assert shuffled.to_json()["control"] == "shuffled"
+    with pytest.raises(UsageError, match="Leave out --likelihood"):
+        asked(model, dataset, tmp_path / "l", task="choice", likelihood="plain", **options)
+    with pytest.raises(UsageError, match="cannot answer under the control 'text'"):
+        asked(model, dataset, tmp_path / "t", task="choice", control="text", **options)
+    spec = EvalSpec(task="choice", data=str(dataset), baseline="neighbours")
+    with pytest.raises(UsageError, match="needs features of the images"):
+        evaluate(spec, None)
+    with pytest.raises(UsageError, match="no model is named"):
+        evaluate(spec.model_copy(update={"baseline": None}), None)

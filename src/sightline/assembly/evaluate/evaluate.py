@@ -13,6 +13,7 @@ from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood_scoring
+from sightline.assembly.evaluate.neighbours import neighbour_answers
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.assembly.evaluate.similarity import SimilarityAnswers
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
@@ -49,7 +50,7 @@ class Evaluation:
         predicted: answers and skips.
         scores: by name.
         prompt: text beside the image, where a record brings no question of its own.
-        decoding: how text was generated.
+        decoding: how text was generated; None for a baseline.
         checkpoint: the checkpoint of a run that was evaluated, and why it is this one; None for a model folder.
         verdict: whether the model looks at the image, from this evaluation and a stored control (or the reverse).
         likelihood: how candidates were scored; None where answers were generated.
@@ -61,7 +62,7 @@ class Evaluation:
     predicted: Predicted
     scores: dict[str, Score]
     prompt: str
-    decoding: DecodingConfig
+    decoding: DecodingConfig | None
     checkpoint: CheckpointChoice | None = None
     verdict: Verdict = field(default_factory=lambda: verdict_of(None, 0.0))
     likelihood: LikelihoodScoring | None = None
@@ -78,7 +79,8 @@ class Evaluation:
             "control": self.spec.control,
             **({"shots": self._shots()} if self.spec.shots else {}),
             "prompt": self.prompt,
-            "decoding": self.decoding.model_dump(mode="json"),
+            "decoding": None if self.decoding is None else self.decoding.model_dump(mode="json"),
+            **({"baseline": self.spec.baseline, "neighbours": self.spec.neighbours} if self.spec.baseline is not None else {}),
             **({"likelihood": self.likelihood.to_json()} if self.likelihood is not None else {}),
             "headline": self.task.headline.name,
             "scores": {name: score.to_json() | {"unparsed": score.unparsed} for name, score in self.scores.items()},
@@ -111,7 +113,7 @@ class Evaluation:
 @process_settings_restored()
 def evaluate(
     spec: EvalSpec,
-    model: str,
+    model: str | None,
     checkpoint: str = "last",
     out: Path | None = None,
     device: str = "auto",
@@ -123,7 +125,7 @@ def evaluate(
 
     Args:
         spec: task, data and options of the evaluation.
-        model, checkpoint, device, threads, fallback: see `open_model`.
+        model, checkpoint, device, threads, fallback: see `open_model`; a baseline that reads a feature store needs no model.
         out: folder of the results; inside the run by default.
         opened: the model, where it is open already with the same arguments.
 
@@ -135,6 +137,10 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    if spec.baseline is not None:
+        return _evaluate_neighbours(spec, task, dataset, records, model, checkpoint, out, device, threads, fallback)
+    if model is None:
+        raise UsageError("no model is named.", "Name a run or a model folder, or a --baseline.")
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
@@ -158,15 +164,10 @@ def evaluate(
     folder = out or default_folder(spec, opened.folder)
     settings = {
         "model": weights_hash(opened.folder),
-        "data": dataset.fingerprint,
-        "split": spec.split,
-        "control": spec.control,
-        "task": spec.task,
-        "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
+        **_settings_of_data(spec, dataset, records),
         "prompt": prompt,
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": spec.batch_size,
-        "features": open_store(spec.features).key if spec.features is not None else None,
         **({"shots": shots.settings()} if shots is not None else {}),
         **({"noise": spec.noise} if spec.noise is not None else {}),
         **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
@@ -177,6 +178,74 @@ def evaluate(
         scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, folder, settings)
         answers = scoring.of(answers, prompt)
         settings["likelihood"] = scoring.settings()
+    done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
+    done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
+    if shots is not None:
+        storage.write_json(folder / SHOTS, shots.to_json())
+    return done
+
+
+def _evaluate_neighbours(
+    spec: EvalSpec,
+    task: Task,
+    dataset: Dataset,
+    records: list[Record],
+    model: str | None,
+    checkpoint: str,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    fallback: bool,
+) -> Evaluation:
+    """Answers with what the nearest training images have; the prompt and the settings of generation do not matter.
+
+    Raises:
+        UsageError: the options ask for likelihoods, few-shot examples, noise or word limits, or there are no features to compare.
+    """
+    if spec.likelihood or spec.shots or spec.noise or spec.words:
+        raise UsageError(
+            "the baseline neighbours answers with texts of the training data.", "Leave out --likelihood, --shots, --noise, --words."
+        )
+    opened = None if model is None else open_model(model, checkpoint, spec.features, device, threads, fallback)
+    answers, neighbours = neighbour_answers(spec, task, dataset, opened)
+    queries = _queries_of(task, records, task.bare_prompt)
+    asked = _queries_of(task, exchange_images(records), task.bare_prompt) if spec.control == SHUFFLED else queries
+    source = Path(spec.data) if opened is None else opened.folder
+    settings = {
+        "baseline": {"name": spec.baseline} | neighbours,
+        "model": None if opened is None else weights_hash(opened.folder),
+        **_settings_of_data(spec, dataset, records),
+    }
+    choice = None if opened is None else opened.checkpoint
+    done = Evaluation(spec, out or default_folder(spec, source), queries, Predicted([], {}), {}, task.bare_prompt, None, choice)
+    return _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), source)
+
+
+def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record]) -> dict[str, Any]:
+    """What all answers depend on, whoever gives them."""
+    return {
+        "data": dataset.fingerprint,
+        "split": spec.split,
+        "control": spec.control,
+        "task": spec.task,
+        "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
+        "features": open_store(spec.features).key if spec.features is not None else None,
+    }
+
+
+def _answered(
+    done: Evaluation, answers: Answers, asked: Sequence[Query], settings: dict[str, Any], command: str, source: Path
+) -> Evaluation:
+    """Collects the answers, scores them, and writes both.
+
+    Args:
+        done: without answers and scores.
+        asked: the queries as they are answered: under a control with other images, and only those that have some.
+        settings: what the answers depend on.
+        command: what makes a control, for the verdict.
+        source: the model's folder; the results of its controls are looked for there.
+    """
+    spec, folder, queries, task = done.spec, done.folder, done.queries, done.task
     title = f"{spec.task} {spec.control or ''}".strip()
     predicted = predict(answers, asked, folder, settings, spec.batch_size, title)
     if len(asked) < len(queries):
@@ -186,13 +255,9 @@ def evaluate(
         raise SkipLimitError(
             f"none of {len(queries)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
         )
-    if shots is not None:
-        storage.write_json(folder / SHOTS, shots.to_json())
-    scores = task.score(queries, predicted.predictions)
-    done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint, likelihood=scoring)
+    done = replace(done, predicted=predicted, scores=task.score(queries, predicted.predictions))
     items = done.items_json()
-    command = control_command(spec, model, checkpoint)
-    verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, opened.folder), task.headline, command)
+    verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, source), task.headline, command)
     done = replace(done, verdict=verdict)
     storage.write_json(folder / ITEMS, items)
     storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
@@ -268,9 +333,9 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:
-    """`RUN/eval/<task>/<dataset>-<split>[-shotsK][-control][-likelihood]-<checkpoint>`; beside a model outside of a run."""
+    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...-CHECKPOINT`; beside a model outside of a run."""
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
-    parts += [spec.likelihood, spec.limit and f"n{spec.limit}"]
+    parts += [spec.baseline and f"{spec.baseline}{spec.neighbours}", spec.likelihood, spec.limit and f"n{spec.limit}"]
     parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}"]
     name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):

@@ -108,9 +108,11 @@ class OpenedModel:
                 except RecordError as error:
                     skipped[error.reason] += 1
                     continue
-                yield ProbedRecord(record.id, self._features_of(inputs), inputs.pixels)
+                yield ProbedRecord(record.id, self.features_of(inputs), inputs.pixels)
 
-    def _features_of(self, inputs: VisualInputs) -> torch.Tensor:
+    def features_of(self, inputs: VisualInputs) -> torch.Tensor:
+        """Returns the encoder's outputs of one record, `[N, P, E]`."""
+
         def tensor(array: np.ndarray | None) -> torch.Tensor | None:
             return None if array is None else torch.tensor(array, device=self.bundle.inner.device)  # rows of a store are read-only
 

@@ -45,10 +45,20 @@ def find_verdict(
     return verdict_of_items(items, None, info, "", command)
 
 
-def control_command(spec: EvalSpec, model: str, checkpoint: str) -> str:
+def control_command(spec: EvalSpec, model: str | None, checkpoint: str) -> str:
     """Returns the command that makes what is missing: the control `shuffled` of an evaluation, or the evaluation of a control."""
     wanted = spec.model_copy(update={"control": None if spec.control in WITHOUT_IMAGE else SHUFFLED})
-    words = ["sightline", "eval", model, "--task", spec.task, "--data", spec.data, "--split", spec.split]
+    words = [
+        "sightline",
+        "eval",
+        *([model] if model is not None else []),
+        "--task",
+        spec.task,
+        "--data",
+        spec.data,
+        "--split",
+        spec.split,
+    ]
     for name, field in EvalSpec.model_fields.items():
         value = getattr(wanted, name)
         if name not in ("task", "data", "split") and value != field.default:

@@ -76,6 +76,8 @@ class Task(ABC):
     """The prompt that adds nothing to a record's own question."""
     likelihood: ClassVar[Likelihood | None] = None
     """How candidates are scored where nothing else is asked for; None generates the answer."""
+    has_captions: ClassVar[bool] = False
+    """The answers are sentences, so that answers which agree are seldom equal."""
     max_new_tokens: ClassVar[int] = 64
 
     def __init__(self, resamples: int = 1000, seed: int = 0) -> None:

@@ -13,6 +13,7 @@ class Caption(Task):
     """Records with captions (or whose last turn is the caption)."""
 
     name = "caption"
+    has_captions = True
     scores = (
         ScoreInfo("cider_d", "CIDEr-D", top=10.0),
         *(ScoreInfo(f"bleu_{order}", f"BLEU-{order}", is_detail=True) for order in (1, 2, 3)),
