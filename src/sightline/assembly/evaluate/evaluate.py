@@ -26,6 +26,7 @@ from sightline.metrics.verdict import Verdict, verdict_of
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
+from sightline.runtime.process_group import process_number
 from sightline.types import Record, Score
 
 SHOTS = "shots.json"
@@ -169,15 +170,15 @@ def evaluate(
             f"none of {len(queries)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
         )
     if shots is not None:
-        storage.write_json(folder / SHOTS, shots.to_json())
+        _write(folder / SHOTS, shots.to_json())
     scores = task.score(queries, predicted.predictions)
     done = Evaluation(spec, folder, queries, predicted, scores, prompt, decoding, opened.checkpoint)
     items = done.items_json()
     command = control_command(spec, model, checkpoint)
     verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, opened.folder), task.headline, command)
     done = replace(done, verdict=verdict)
-    storage.write_json(folder / ITEMS, items)
-    storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    _write(folder / ITEMS, items)
+    _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))
     return done
@@ -188,6 +189,12 @@ def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Quer
     if any(query.form == "embed" for query in queries):
         raise UsageError(f"task {task.name!r} asks for embeddings, which eval does not compute.", "Name another --task.")
     return queries
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Writes a file of the results; of several processes, which all have the same results, only the first does."""
+    if process_number() == 0:
+        storage.write_json(file, value)
 
 
 def _told(predicted: Predicted) -> str:
