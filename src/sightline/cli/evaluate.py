@@ -1,24 +1,35 @@
 """`sightline eval`: predictions and scores of a model on a split, with or without a control."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.errors import UsageError
+
+if TYPE_CHECKING:
+    from sightline.evaluation.spec import EvalSpec
+
+PARAMETERS = {"num_beams": "beams"}  # fields of an evaluation whose option has another name
 
 
 @app.command(name="eval")
 def evaluate(
+    context: typer.Context,
+    run: Annotated[
+        str | None, typer.Argument(help="A run, RUN@STAGE, or a model folder; a --baseline with --features needs none.")
+    ] = None,
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="What is asked: caption, vqa, choice, yes_no, grounding, retrieval, composition, or a plug-in's MODULE:Class."
         ),
-    ],
-    data: Annotated[str, typer.Option(help="A dataset folder.")],
-    run: Annotated[
-        str | None, typer.Argument(help="A run, RUN@STAGE, or a model folder; a --baseline with --features needs none.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="A dataset folder.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file with the settings of the evaluation; options that are given override it.")
     ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
@@ -91,13 +102,18 @@ def evaluate(
     where it was. Compare with --control blind and --control shuffled before you believe a score.
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
+
+    torchrun shares the work among processes; the files are those of one process, byte for byte:
+
+      torchrun --nproc_per_node 8 -m sightline eval runs/flickr --config eval.yaml
     """
     load_plugins(plugin)
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
     from sightline.evaluation.controls import checked_control
-    from sightline.evaluation.spec import EvalSpec
+    from sightline.runtime.process_group import process_group, process_number
+    from sightline.training.ranks import exchange_errors_named
 
-    spec = EvalSpec(
+    values = dict(
         task=task,
         data=data,
         split=split,
@@ -122,7 +138,12 @@ def evaluate(
         shots_seed=shots_seed,
         resamples=resamples,
     )
-    done = run_evaluation(spec, run, checkpoint, out, device, threads, fallback)
+    spec = _spec(context, config, values)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    with exchange_errors_named(world), process_group():
+        done = run_evaluation(spec, run, checkpoint, out, device, threads, fallback)
+        if process_number() > 0:
+            return
     if as_json:
         emit(done.to_json())
         return
@@ -130,7 +151,7 @@ def evaluate(
     from rich.table import Table
 
     typer.echo(f"{done.verdict}")
-    table = Table(title=f"{task} on {data} ({split}{', ' + control if control else ''})")
+    table = Table(title=f"{spec.task} on {spec.data} ({spec.split}{', ' + spec.control if spec.control else ''})")
     for column in ("score", "value", "95 % interval", "n", "unparsed"):
         table.add_column(column, justify="left" if column == "score" else "right")
     for name, score in done.scores.items():
@@ -143,3 +164,22 @@ def evaluate(
     if done.checkpoint is not None:
         typer.echo(f"checkpoint: step {done.checkpoint.saved.step} ({done.checkpoint.reason})")
     typer.echo(f"{done.folder}")
+
+
+def _spec(context: typer.Context, config: Path | None, values: dict[str, Any]) -> "EvalSpec":
+    """Returns the evaluation of the options, or that of a file with the options that were given."""
+    from sightline.config import read_yaml, validate_tree
+    from sightline.evaluation.spec import EvalSpec
+
+    if config is None:
+        missing = [f"--{name}" for name in ("task", "data") if values[name] is None]
+        if missing:
+            raise UsageError(f"eval needs {' and '.join(missing)}, or --config.", "See sightline eval --help.")
+        return EvalSpec(**values)
+    tree = read_yaml(config)
+    for name, value in values.items():
+        option = PARAMETERS.get(name, name)
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            tree.data[name], tree.origins[(name,)] = value, f"option --{option.replace('_', '-')}"
+    return validate_tree(EvalSpec, tree)

@@ -2,13 +2,14 @@
 
 All batches of a set have one shape (the same number of rows, padded to the longest prompt), so that a text does not depend on
 which neighbours it had. Each line of `predictions.jsonl` has a checksum; torn and damaged lines are
-made again.
+made again. Several processes share the batches of one: process r of W takes every W-th batch from the r-th and writes a file of its
+own, and the first process joins the files, so that the result is that of one process, byte for byte.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,10 +18,12 @@ from sightline.errors import Stopped, StorageError
 from sightline.evaluation.tasks import Query
 from sightline.runtime import storage
 from sightline.runtime.logs import logger, progress
+from sightline.runtime.process_group import gathered, process_count, process_number
 from sightline.runtime.signals import watch_signals
 from sightline.types import Prediction
 
 PREDICTIONS, SETTINGS, LOCK = "predictions.jsonl", "settings.json", "lock.json"
+SHARES = "predictions-*.jsonl"  # of several processes, until they are joined
 SCORES, ITEMS = "scores.json", "items.json"  # made of the predictions
 
 
@@ -60,32 +63,69 @@ def predict(
         StorageError: another evaluation writes into this folder.
         Stopped: a signal arrived; what is done is kept.
     """
-    with storage.Lock(folder / LOCK):
-        _begin(folder, settings)
-        with closing(storage.JsonLines(folder / PREDICTIONS, checksum=True, required=("id",))) as log:
-            done = _answer_rest(answers, queries, log, batch_size, title)
+    is_first = process_number() == 0
+    with storage.Lock(folder / LOCK) if is_first else nullcontext():
+        if is_first:
+            _begin(folder, settings)
+        gathered(None)  # the others read only what belongs to these settings
+        done = _stored(folder)
+        gathered(None)  # all have read the same before one writes
+        mine = _answer_rest(answers, queries, done, folder, batch_size, title)
+        for others in gathered([prediction.to_json() for prediction in mine]):
+            done |= {line["id"]: Prediction.from_json(line) for line in others}
+        if is_first:
+            _join(folder, [done[query.id] for query in queries])
     found = [done[query.id] for query in queries]
     skipped = Counter(prediction.skipped for prediction in found if prediction.skipped)
     return Predicted([prediction for prediction in found if not prediction.skipped], dict(skipped))
 
 
 def _answer_rest(
-    answers: Answers, queries: Sequence[Query], log: storage.JsonLines, batch_size: int, title: str
-) -> dict[str, Prediction]:
-    """All predictions by query; those that the log lacks are made and added to it."""
-    done = {line["id"]: Prediction.from_json(line) for line in storage.read_json_lines(log.path)}
+    answers: Answers, queries: Sequence[Query], done: dict[str, Prediction], folder: Path, batch_size: int, title: str
+) -> list[Prediction]:
+    """Answers this process's share of the queries that are not done, and writes each answer."""
     rest = [query for query in queries if query.id not in done]
     width = answers.width(queries) if rest else 0
-    with watch_signals() as stopped, progress(title, len(queries), len(queries) - len(rest)) as bar:
-        for batch in _batches(rest, batch_size):
+    batches = list(_batches(rest, batch_size))[process_number() :: process_count()]
+    made: list[Prediction] = []
+    name = PREDICTIONS if process_count() == 1 else SHARES.replace("*", str(process_number()))
+    with (
+        closing(storage.JsonLines(folder / name, checksum=True, required=("id",))) as log,
+        watch_signals() as stopped,
+        progress(title, len(done) + sum(map(len, batches)), len(done), show=process_number() == 0) as bar,
+    ):
+        for batch in batches:
             filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]
             for prediction in answers.answer(filled, width)[: len(batch)]:
-                done[prediction.id] = prediction
+                made.append(prediction)
                 log.write(prediction.to_json())
             bar.step(len(batch))
             if stopped():
-                raise Stopped(f"{stopped()} after {len(done)} predictions, which are kept.", "The same command goes on from here.")
-    return done
+                count = len(done) + len(made)
+                raise Stopped(f"{stopped()} after {count} predictions, which are kept.", "The same command goes on from here.")
+    return made
+
+
+def _stored(folder: Path) -> dict[str, Prediction]:
+    """All predictions that the folder holds, by query."""
+    files = [file for file in (folder / PREDICTIONS, *sorted(folder.glob(SHARES))) if file.exists()]
+    return {line["id"]: Prediction.from_json(line) for file in files for line in storage.read_json_lines(file)}
+
+
+def _join(folder: Path, predictions: Sequence[Prediction]) -> None:
+    """Puts the predictions of several processes into one file; leaves that of one process as it is."""
+    shares = sorted(folder.glob(SHARES))
+    if not shares:
+        return
+    joined = folder / SHARES.replace("*", "joined")  # found again if this process dies before the rename
+    joined.unlink(missing_ok=True)
+    with closing(storage.JsonLines(joined, checksum=True, required=("id",))) as log:
+        for prediction in predictions:
+            log.write(prediction.to_json())
+        log.sync()
+    joined.replace(folder / PREDICTIONS)
+    for share in shares:
+        share.unlink(missing_ok=True)
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:
@@ -96,8 +136,8 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
                 return
         except StorageError as error:
             logger.warning("%s The predictions beside it are made again.", error.message)
-    for name in (PREDICTIONS, SCORES, ITEMS):
-        (folder / name).unlink(missing_ok=True)
+    for file in (*(folder / name for name in (PREDICTIONS, SCORES, ITEMS)), *folder.glob(SHARES)):
+        file.unlink(missing_ok=True)
     storage.write_json(stored, settings)
 
 

@@ -33,6 +33,7 @@ from sightline.metrics.verdict import Verdict, verdict_of
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
+from sightline.runtime.process_group import process_number
 from sightline.types import Record, Score
 
 SHOTS = "shots.json"
@@ -259,8 +260,8 @@ def _answered(
     items = done.items_json()
     verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, source), task.headline, command)
     done = replace(done, verdict=verdict)
-    storage.write_json(folder / ITEMS, items)
-    storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    _write(folder / ITEMS, items)
+    _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", _told(predicted))
     return done
@@ -291,6 +292,12 @@ def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Quer
 def _refuse_embeddings(task: Task, queries: Sequence[Query]) -> None:
     if any(query.form == "embed" for query in queries):
         raise UsageError(f"task {task.name!r} asks for embeddings, which only a dual encoder computes.", "Name another --task.")
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Writes a file of the results; of several processes, which all have the same results, only the first does."""
+    if process_number() == 0:
+        storage.write_json(file, value)
 
 
 def _told(predicted: Predicted) -> str:
