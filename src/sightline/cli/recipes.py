@@ -75,7 +75,12 @@ def show(
 
 def _not_known(recipe: "RunConfig", reason: str) -> list[str]:
     """What could not be computed, why, and what to do about it."""
-    sources = {"from": recipe.model.from_, "vision": recipe.model.vision, "language": recipe.model.language}
+    sources = {
+        "from": recipe.model.from_,
+        "vision": recipe.model.vision,
+        "language": recipe.model.language,
+        "dual": recipe.model.dual,
+    }
     named = " ".join(f"model.{part}.path=FOLDER" for part, source in sources.items() if source is not None and source.path)
     return [
         "Not known here: the sizes of the parts, the operations and visual tokens of an image. They follow from configurations",

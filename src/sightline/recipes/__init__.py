@@ -9,6 +9,8 @@ from sightline.recipes.alignvlm import alignvlm
 from sightline.recipes.alignvlm_low_resource import alignvlm_low_resource
 from sightline.recipes.alignvlm_smolvlm import alignvlm_smolvlm
 from sightline.recipes.caption_lm import caption_lm
+from sightline.recipes.clip import clip, negclip, siglip
+from sightline.recipes.flickr8k_dual import flickr8k_dual
 from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
 from sightline.recipes.llava15 import llava15
 from sightline.recipes.llava15_cal import llava15_cal
@@ -28,17 +30,21 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "alignvlm_low_resource": alignvlm_low_resource,
     "alignvlm_smolvlm": alignvlm_smolvlm,
     "caption_lm": caption_lm,
+    "clip": clip,
+    "flickr8k_dual": flickr8k_dual,
     "flickr8k_mobilenet_v2": flickr8k_mobilenet_v2,
     "llava15": llava15,
     "llava15_cal": llava15_cal,
     "llava_next": llava_next,
     "llava_next_cal": llava_next_cal,
     "nanovlm": nanovlm,
+    "negclip": negclip,
     "scenes_tiny": scenes_tiny,
     "scratch_flickr8k": scratch_flickr8k,
     "seemoe": seemoe,
     "seemoe_frozen": seemoe_frozen,
     "seemore": seemore,
+    "siglip": siglip,
     "tinyvlm": tinyvlm,
     "tinyvlm_instruct": tinyvlm_instruct,
 }

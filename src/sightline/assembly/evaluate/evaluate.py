@@ -182,7 +182,7 @@ def evaluate(
     done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
     done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
     if shots is not None:
-        storage.write_json(folder / SHOTS, shots.to_json())
+        _write(folder / SHOTS, shots.to_json())
     return done
 
 
