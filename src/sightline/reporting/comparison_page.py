@@ -50,7 +50,7 @@ def _grid(grid: Grid) -> Html:
 
 
 def _items(table: Table) -> Html:
-    names = [row.name for row in table.rows]
+    names = [row.name for row in table.rows if any(row.name in item.scores for item in table.items)]
     cards = (_card(table, item, names) for item in table.items)
     attributes = {"class": "gallery wide", "data-models": json.dumps(names)}
     return html.join([html.paragraph(_ITEMS), html.element("div", *cards, attributes=attributes)])

@@ -1,36 +1,42 @@
 """The records on which the models of a comparison differ most, with their images and answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sightline.data.check.thumbnails import shrunk
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.images.reader import read_image
-from sightline.errors import RecordError, StorageError
+from sightline.errors import DataError, RecordError, StorageError
 from sightline.evaluation.predict import PREDICTIONS
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task
 from sightline.reporting.comparison import ItemCard, Table
 from sightline.runtime import storage
+from sightline.runtime.logs import logger
 from sightline.types import Prediction, Record
 
 SHOWN = 24  # about so many cards
 LEAST = 2  # cards of each pair and direction
+MOST = 48
 SIDE, QUALITY = 400, 80  # of an image on the page
 
 
 def with_items(table: Table, spec: EvalSpec, task: Task, folders: Mapping[str, Path]) -> Table:
-    """Returns the table with its cards.
+    """Returns the table with its cards; without, where the data set is no longer there.
 
     Args:
         table: the scores of each record.
         spec, task: what was asked.
-        folders: the evaluations by row.
+        folders: the evaluations, by the rows that are shown.
     """
-    chosen = differing_records(table)
+    try:
+        dataset = open_dataset(spec.data)
+    except DataError as error:
+        logger.warning("no images are shown: %s", error)
+        return table
+    chosen = differing_records(table, list(folders))
     answers = {name: _answers(folder) for name, folder in folders.items()}
-    dataset = open_dataset(spec.data)
     queries = {
         query.id: query
         for record in dataset.records(spec.split)
@@ -44,14 +50,14 @@ def with_items(table: Table, spec: EvalSpec, task: Task, folders: Mapping[str, P
         if record in queries:
             query = queries[record]
             texts = {name: _text(found[record], query) for name, found in answers.items() if record in found}
-            scores = {name: values[place[record]] for name, values in table.values.items()}
+            scores = {name: table.values[name][place[record]] for name in folders}
             items.append(ItemCard(record, _image(dataset, query.record), task.references(query)[:3], texts, scores))
     return replace(table, items=tuple(items))
 
 
-def differing_records(table: Table) -> list[str]:
-    """Ids of records whose scores lie far apart: the first few of each pair in each direction, the furthest first."""
-    names = [(pair.first, pair.second) for pair in table.pairs]
+def differing_records(table: Table, rows: Sequence[str]) -> list[str]:
+    """Returns ids of records whose scores lie far apart: the first few of each pair in each direction, the furthest first."""
+    names = [(pair.first, pair.second) for pair in table.pairs if pair.first in rows and pair.second in rows]
     count = max(LEAST, SHOWN // (2 * max(len(names), 1)))
     chosen: dict[str, float] = {}
     for first, second in names:
@@ -61,7 +67,7 @@ def differing_records(table: Table) -> list[str]:
             if change[number]:
                 record = table.records[number]
                 chosen[record] = max(chosen.get(record, 0.0), abs(change[number]))
-    return sorted(chosen, key=lambda record: -chosen[record])
+    return sorted(chosen, key=lambda record: -chosen[record])[:MOST]
 
 
 def _answers(folder: Path) -> dict[str, Prediction]:

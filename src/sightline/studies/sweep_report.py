@@ -13,6 +13,7 @@ from typing import Any
 from sightline.errors import SightlineError, StorageError
 from sightline.evaluation.controls import WITHOUT_IMAGE
 from sightline.evaluation.predict import ITEMS
+from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import ScoreInfo, task_by_name
 from sightline.metrics.statistics import Interval, interval_json
 from sightline.reporting.comparison import Comparison, Grid, Row, RowPair, Table, shown_interval, shown_p
@@ -21,6 +22,7 @@ from sightline.reporting.plots import LineSeries, line_chart
 from sightline.reporting.scales import Axis
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
+from sightline.studies.compared_items import with_items
 from sightline.studies.comparison import Items, ShareLost, lost, read_items
 from sightline.studies.spec import EvaluationConfig, Sweep, Value, cell_name
 from sightline.studies.sweep import EVALUATIONS, STATE, folder_of
@@ -89,6 +91,7 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tup
     """A table for each metric that the sweep compares and the runs have, and what the arms lose from the reference cell."""
     found: dict[Place, dict[str, dict[int, Items]]] = {}
     cells: dict[Place, Mapping[str, Value]] = {}
+    answers: dict[Place, tuple[EvalSpec, Path]] = {}  # of the first seed, with the images as they are
     for run in sweep.runs:
         for asked in run.asked:
             items = (
@@ -98,6 +101,8 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tup
                 place = run.arm, cell_name(run.cell)
                 cells[place] = run.cell
                 kind = asked.key.partition("+")[2]
+                if not kind:
+                    answers.setdefault(place, (run.spec_of(asked), folder_of(out, run) / EVALUATIONS / asked.key))
                 found.setdefault(place, {}).setdefault(kind, {})[run.seed] = items
     arms = {place: Arm(" ".join(place).strip(), kinds) for place, kinds in found.items()}
     task = task_by_name(evaluation.task)
@@ -107,7 +112,12 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tup
         measured = measure(list(arms.values()), metric)
         if measured is not None:
             info = infos.get(metric, ScoreInfo(metric, metric, times=1.0))
-            tables.append(_table(sweep, evaluation.name, info, measured, {arms[place].name: place for place in arms}, cells))
+            places = {arms[place].name: place for place in arms}
+            table, grid = _table(sweep, evaluation.name, info, measured, places, cells)
+            shown = {row.name: answers[places[row.name]] for row in _alike_rows(table)}
+            spec = next(iter(shown.values()))[0]
+            table = with_items(table, spec, task, {name: folder for name, (_, folder) in shown.items()})
+            tables.append((table, grid))
     return tables
 
 
