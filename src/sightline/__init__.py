@@ -5,8 +5,8 @@
     model = sl.load("runs/flickr")
     print(model.generate("photo.jpg"))
 
-`load`, `evaluate`, `compare` and `train` are those of `sightline.api`, which is imported at the first use of one of
-them: `import sightline` alone loads neither torch nor transformers.
+`load`, `evaluate`, `look`, `compare` and `train` are those of `sightline.api`, which is imported at the first use of one of them:
+`import sightline` alone loads neither torch nor transformers.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ from typing import Any
 from sightline.runtime.auto_classes import register_on_demand
 
 __version__ = "0.1.0"
-__all__ = ["Model", "compare", "evaluate", "load", "train"]
+__all__ = ["Model", "compare", "evaluate", "load", "look", "train"]
 
 register_on_demand()
 

@@ -1,4 +1,4 @@
-"""The Python API: `import sightline as sl` gives these functions as `sl.load`, `sl.evaluate`, `sl.compare` and `sl.train`.
+"""The Python API: `import sightline as sl` gives these functions as `sl.load`, `sl.evaluate`, `sl.look` and so on.
 
 Each takes what its command takes: a run, RUN@STAGE, a model folder or a Hub id; options are those of the command, by the names that
 `EvalSpec`, `DecodingConfig` and the configuration give them.
@@ -16,13 +16,17 @@ from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.evaluate.chat import Answer, ChatModel
 from sightline.assembly.evaluate.evaluate import Evaluation
 from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
+from sightline.assembly.evaluate.looking import look as run_look
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.train.run import TrainResult
 from sightline.assembly.train.run import train as run_training
 from sightline.config import Config, Tree, validate_tree
+from sightline.evaluation.probes.looking import LADDER, LookingFindings
 from sightline.evaluation.spec import EvalSpec
 from sightline.generation.decode import DecodingConfig
 from sightline.recipes import recipe_by_name
+from sightline.reporting.looking_page import looking_page
+from sightline.runtime.storage import write_text
 from sightline.studies.compare import CONTROLS, ComparisonOptions, ComparisonResult
 from sightline.studies.compare import compare as run_comparison
 
@@ -120,6 +124,46 @@ def evaluate(
         opened = model.chat.model if spec.words is None and spec.features is None else None
         return run_evaluation(spec, model.name, model.checkpoint, folder, model.device, model.threads, opened=opened)
     return run_evaluation(spec, str(model), checkpoint, folder, device, threads)
+
+
+def look(
+    model: Model | Name,
+    data: Name,
+    task: str = "caption",
+    split: str = "val",
+    *,
+    controls: Sequence[str] = LADDER,
+    floor: Name | None = None,
+    page: Name | None = None,
+    checkpoint: str = "last",
+    device: str = "auto",
+    threads: int | None = None,
+    **options: Any,
+) -> LookingFindings:
+    """Finds out whether a model looks at the image, as `sightline probe --what looking` does.
+
+    Args:
+        model: what `load` takes, or what it returned.
+        data, task, split: what it is asked.
+        controls: what it is shown in place of the images; the whole ladder of blurs and controls by default.
+        floor: a run that was trained with shuffled images, which shows what can be scored without seeing any.
+        page: an HTML file to write.
+        checkpoint, device, threads: as in `load`.
+        options: further fields of `EvalSpec`, such as `limit=100`.
+
+    Returns:
+        The findings: `verdict`, `sentence()`, `ladder`, `to_json()`.
+
+    Raises:
+        ConfigError, UsageError, DataError, SkipLimitError: see `sightline.assembly.evaluate.looking.look`.
+    """
+    spec = _spec(data=str(data), task=task, split=split, **options)
+    if isinstance(model, Model):
+        model, checkpoint, device, threads = model.name, model.checkpoint, model.device, model.threads
+    found = run_look(spec, str(model), checkpoint, device, threads, controls, None if floor is None else str(floor))
+    if page is not None:
+        write_text(Path(page), looking_page(Path(str(model)).name, found))
+    return found
 
 
 def compare(

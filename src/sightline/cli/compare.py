@@ -21,7 +21,10 @@ def compare(
     ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
     control: Annotated[
-        list[str] | None, typer.Option(help="Asked beside it; shuffled and blind by default; may be given again; `none` asks none.")
+        list[str] | None,
+        typer.Option(
+            help="Asked beside it: shuffled and blind by default, `ladder` for all of probe --what looking, or `none`; may be given again."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None, typer.Option(help="A score to compare; the task's headline by default; may be given again.")
@@ -55,14 +58,13 @@ def compare(
         raise UsageError("compare needs --out.", "For example --out compared")
     load_plugins(plugin)
     from sightline.evaluation.spec import EvalSpec
-    from sightline.reporting.comparison import sentences
     from sightline.studies.compare import CONTROLS, ComparisonOptions
     from sightline.studies.compare import compare as run_comparison
 
     if task and not data:
         raise UsageError("--task needs --data.", "Name a dataset folder.")
     options = ComparisonOptions(
-        controls=CONTROLS if control is None else tuple(name for name in control if name != "none"),
+        controls=CONTROLS if control is None else _controls(control),
         metrics=tuple(metric or ()),
         against=against,
         checkpoint=checkpoint,
@@ -88,9 +90,18 @@ def compare(
     if as_json:
         emit(done.to_json())
         return
-    for sentence in sentences(done.comparison):
-        typer.echo(sentence.text)
+    for sentence in done.sentences():
+        typer.echo(sentence)
     typer.echo(f"report: {done.page}")
+
+
+def _controls(names: list[str]) -> tuple[str, ...]:
+    from sightline.evaluation.controls import checked_control
+    from sightline.evaluation.probes.looking import LADDER
+
+    known: dict[str, tuple[str, ...]] = {"none": (), "ladder": LADDER}
+    found = [control for name in names for control in (known[name] if name in known else (checked_control(name),))]
+    return tuple(dict.fromkeys(found))
 
 
 def _questions(tasks: list[str], folders: list[str]) -> list[tuple[str, str]]:

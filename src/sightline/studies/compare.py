@@ -22,11 +22,12 @@ from sightline.assembly.evaluate.verdicts import control_command
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import is_ours
 from sightline.errors import SightlineError, Stopped, StorageError, UsageError
-from sightline.evaluation.controls import BLIND, BLURS, SHUFFLED, WITHOUT_IMAGE
+from sightline.evaluation.controls import BLIND, SHUFFLED
 from sightline.evaluation.predict import ITEMS, PREDICTIONS, SCORES
+from sightline.evaluation.probes.looking import LADDER
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import ScoreInfo, task_by_name
-from sightline.reporting.comparison import Comparison, Table
+from sightline.reporting.comparison import Comparison, Table, sentences
 from sightline.runtime import storage
 from sightline.runtime.logs import logger, readable_duration
 from sightline.studies.compared_items import with_items
@@ -37,7 +38,6 @@ from sightline.studies.tables import Arm, all_pairs, ladder_chart, measure, tabl
 
 EVALUATIONS, SECONDS = "evaluations", "seconds.json"
 CONTROLS = (SHUFFLED, BLIND)  # that every model is asked by default
-LADDER = (*BLURS, *WITHOUT_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,10 @@ class ComparisonResult:
 
     page: Path
     comparison: Comparison
+
+    def sentences(self) -> list[str]:
+        """The verdicts, the most important first."""
+        return [sentence.text for sentence in sentences(self.comparison)]
 
     def to_json(self) -> dict[str, Any]:
         """As `compare --json` prints it."""
@@ -298,8 +302,7 @@ def _questions(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
 
 def _ladder(options: ComparisonOptions) -> tuple[str, ...]:
     """The controls that may be shown, in the order of the ladder."""
-    own = [control for control in options.controls if control not in LADDER]
-    return (*own, *LADDER) if options.controls else ()
+    return tuple(dict.fromkeys((*LADDER, BLIND, *options.controls))) if options.controls else ()
 
 
 def _evaluate(question: _Question, opened: OpenedModel) -> None:
