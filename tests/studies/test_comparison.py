@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.metrics.statistics import bootstrap, mean_by_cluster
+from sightline.metrics.statistics import bootstrap, interval_json, mean_by_cluster
 from sightline.runtime import storage
-from sightline.studies.comparison import Items, Scored, common_records, difference, interval_json, lost, scored
+from sightline.studies.comparison import Items, Scored, common_records, difference, lost, scored
 from sightline.studies.spec import read_sweep
 from sightline.studies.sweep import folder_of
 from sightline.studies.sweep_report import write_report
@@ -165,7 +165,8 @@ def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> Non
     assert losses["cal"]["lost"]["value"] == pytest.approx(0.1)
     assert [losses["cal"]["ratio"][name] for name in ("value", "low", "high")] == pytest.approx([0.2, 0.2, 0.2])
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "| cal noise=0.3 | 1 | 1.400 [" in text
-    assert "| +0.400 [+0.400, +0.400] | 0.001 | 0.100 [0.100, 0.100] |" in text
-    assert "| cal noise=0.3 | 0.100 [0.100, 0.100] | 0.200 [0.200, 0.200] | 0.400 [0.400, 0.400] | 0.001 |" in text
+    assert "| model | CIDEr-D \u00d7 100 [95 %] | wins / pairs | seeds | lowest to highest seed | blind | does it look? |" in text
+    assert "| cal noise=0.3 | 140.0 [90.0, 190.0] | 0 / 1 | 1 |" in text
+    assert "| cal noise=0.3 | ce noise=0.3 | +40.0 [+40.0, +40.0] | 0.001 | 0.002 | 4 | 0 | 0 |" in text
+    assert "| cal noise=0.3 | 10.0 [10.0, 10.0] | 0.200 [0.200, 0.200] | 40.0 [40.0, 40.0] | 0.001 |" in text
     assert (tmp_path / "photos-cider_d-noise.svg").read_text("utf-8").count("<circle") == 4

@@ -135,9 +135,10 @@ def test_a_failing_run_is_noted_with_its_error_and_the_report_says_so(
     code, out, _ = call(capsys, place / "sweep.yaml", "--out", killed, "--report", "--json")
     told = json.loads(out)
     assert (code, told["planned"], told["failed"], told["runs"]) == (0, 3, 1, [])
-    text = Path(told["report"]).read_text("utf-8")
-    assert "- `broken-s0`: model.connector.reach=3 does not divide" in text
-    assert "| plain |" in text
+    assert told["report"] == str(killed / "report.html")
+    for name in ("report.html", "report.md"):
+        assert "broken-s0 failed: model.connector.reach=3 does not divide" in (killed / name).read_text("utf-8")
+    assert "| plain |" in (killed / "report.md").read_text("utf-8")
     assert all((killed / f"photos-{name}.svg").exists() for name in ("exact", "cider_d", "cider_d-feature_noise"))
 
 

@@ -34,7 +34,8 @@ def sweep(
       sightline sweep studies/connectors.yaml --out sweeps/connectors --set data.path=sets/flickr8k
 
     Each run is a run folder in OUT/runs. What is finished is not made again: the same command goes on after a stop, a crash or a
-    change of the list. A run that fails is noted and the others go on. OUT/report.md and report.json compare what is there.
+    change of the list. A run that fails is noted and the others go on. OUT/report.html compares what is there, report.md,
+    report.json, scores.csv and items.csv hold the same.
     """
     if out is None and not show:
         raise UsageError("sweep needs --out.", "For example --out sweeps/first")

@@ -10,7 +10,8 @@ and leaving out one item is one subtraction. docs/statistics.md says which inter
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,6 +58,12 @@ class Difference:
     n: int = 0
     seeds: int = 1
     method: str = ITEMS_BOOTSTRAP
+
+
+def interval_json(interval: Interval | Difference) -> dict[str, Any]:
+    """Returns a value with its interval, and its p-value if it is a difference."""
+    out = asdict(interval)
+    return {name: out[name] for name in ("value", "low", "high", "p", "n", "seeds", "method") if name in out}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Building blocks of HTML reports: one file that needs nothing else, safe whatever stands in the data.
 
 Every block returns `Html`; any other text is escaped where it enters, so that a caption cannot become markup. Pages hold their
-styles and images, carry no script, and forbid the browser to load anything (Content-Security-Policy). Colours are variables
-of `page.css`, for light and dark screens.
+styles and images and forbid the browser to load anything (Content-Security-Policy). Only pages with tables to sort carry a script,
+`page.js`, which they allow by its hash. Colours are variables of `page.css`, for light and dark screens.
 """
 
 import base64
+import hashlib
 import html
 import io
 import re
@@ -143,13 +144,14 @@ class Column:
     align: Align = "left"
 
 
-def table(heads: Sequence[Column | str], rows: Iterable[Sequence[Node]], caption: str = "") -> Html:
+def table(heads: Sequence[Column | str], rows: Iterable[Sequence[Node]], caption: str = "", is_sortable: bool = False) -> Html:
     """Returns a table.
 
     Args:
         heads: columns; a text is a column that is set to the left.
         rows: as many cells each as there are columns.
         caption: above it.
+        is_sortable: whether the script of a page (`page(..., has_script=True)`) lets readers sort and filter it.
 
     Raises:
         ValueError: a row has another number of cells.
@@ -170,6 +172,7 @@ def table(heads: Sequence[Column | str], rows: Iterable[Sequence[Node]], caption
         element("caption", caption) if caption else None,
         element("thead", element("tr", *titles)),
         element("tbody", *body),
+        attributes={"class": "sortable" if is_sortable else ""},
     )
     return element("div", made, attributes={"class": "scroll"})
 
@@ -301,7 +304,7 @@ class Section:
     is_open: bool = True
 
 
-def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Node = None) -> str:
+def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Node = None, has_script: bool = False) -> str:
     """Returns a whole HTML file.
 
     Args:
@@ -309,6 +312,7 @@ def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Nod
         sections: its parts; three or more get a list of contents.
         lead: what stands before them.
         footer: what stands after them: how the page was made.
+        has_script: whether the page carries `page.js`; without scripts it shows the same.
     """
     names = _anchors([section.title for section in sections])
     contents = None
@@ -318,7 +322,13 @@ def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Nod
     head = element(
         "head",
         element("meta", attributes={"charset": "utf-8"}),
-        element("meta", attributes={"http-equiv": "Content-Security-Policy", "content": _POLICY}),
+        element(
+            "meta",
+            attributes={
+                "http-equiv": "Content-Security-Policy",
+                "content": _POLICY + (_allowed(page_script()) if has_script else ""),
+            },
+        ),
         element("meta", attributes={"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("meta", attributes={"name": "color-scheme", "content": "light dark"}),
         element("title", title),
@@ -329,6 +339,7 @@ def page(title: str, sections: Sequence[Section], lead: Node = None, footer: Nod
         element("header", element("h1", title, attributes={"dir": "auto"}), lead, contents),
         element("main", *(_section(section, name) for section, name in zip(sections, names, strict=True))),
         element("footer", footer) if footer is not None else None,
+        element("script", Html(page_script())) if has_script else None,
     )
     return "<!doctype html>\n" + element("html", head, body, attributes={"lang": "en"}) + "\n"
 
@@ -347,6 +358,17 @@ def _anchors(titles: Sequence[str]) -> list[str]:
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "part"
         names.append(name if name not in names else f"{name}-{place}")
     return names
+
+
+def _allowed(script: str) -> str:
+    """Returns the part of the policy that lets one script run."""
+    return f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"
+
+
+@cache
+def page_script() -> str:
+    """Returns the script that sorts and filters, `page.js`."""
+    return resources.files("sightline.reporting").joinpath("page.js").read_text("utf-8")
 
 
 @cache

@@ -114,3 +114,11 @@ class _PlainLines:
         of = f"/{self.total}" if self.total else ""
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         logger.info("%s %.0f%s%s %s", self.title, self.done, of, left, figures)
+
+
+def readable_duration(seconds: float) -> str:
+    """Formats a duration: `2 h 05 min`, `3 min`, `40 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -6,21 +6,25 @@ Differences are paired: the same records, and the same seeds where both arms hav
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sightline.errors import StorageError
 from sightline.metrics.statistics import (
     Difference,
     Interval,
     Statistic,
     difference_over_seeds,
+    interval_json,
     interval_over_seeds,
     mean_by_cluster,
     ratio_over_seeds,
 )
+from sightline.runtime import storage
 
 RESAMPLES = 2000
 
@@ -38,6 +42,15 @@ class Items:
     records: tuple[str, ...]
     images: tuple[str, ...]
     scores: Mapping[str, Sequence[float]]
+
+
+def read_items(path: Path) -> Items | None:
+    """Returns what an evaluation's `items.json` holds; None where it is not there or damaged."""
+    try:
+        stored = storage.read_json(path)
+        return Items(tuple(stored["records"]), tuple(stored["image"] if "image" in stored else stored["picture"]), stored["items"])
+    except (StorageError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -164,9 +177,3 @@ def lost(reference: Scored, cell: Scored, base: tuple[Scored, Scored] | None, re
     is_clear = theirs.interval(resamples).low > 0
     ratio = ratio_over_seeds(mine.statistics, theirs.statistics, resamples=resamples) if is_clear else None
     return ShareLost(own, None if ratio is None else replace(ratio, n=mine.num_records), less)
-
-
-def interval_json(interval: Interval | Difference) -> dict[str, Any]:
-    """Returns a value with its interval, and its p-value if it is a difference."""
-    out = asdict(interval)
-    return {name: out[name] for name in ("value", "low", "high", "p", "n", "seeds", "method") if name in out}

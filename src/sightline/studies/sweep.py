@@ -28,11 +28,11 @@ from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError, SightlineError, Stopped, StorageError
 from sightline.evaluation.predict import ITEMS, SCORES
-from sightline.evaluation.spec import EvalSpec
 from sightline.runtime import storage
-from sightline.runtime.logs import logger
+from sightline.runtime.logs import logger, readable_duration
 from sightline.runtime.signals import watch_signals
 from sightline.studies.spec import Asked, PlannedRun, Sweep
+from sightline.studies.stored import is_same, is_stored
 from sightline.training import checkpoint
 
 RUNS, EVALUATIONS, STATE, LOCK = "runs", "eval", "sweep.json", "sweep.lock"
@@ -88,14 +88,6 @@ def make_runs(runs: Sequence[PlannedRun], out: Path) -> list[Outcome]:
     return finished + outcomes
 
 
-def readable_duration(seconds: float) -> str:
-    """Formats a duration: `2 h 05 min`, `3 min`, `40 s`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def make_run(run: PlannedRun, out: Path) -> Outcome:
     """Trains and evaluates one run, or goes on with it; an error is noted in its folder.
 
@@ -135,7 +127,7 @@ def _made(run: PlannedRun, folder: Path, begin: float) -> Outcome:
 def _ask(run: PlannedRun, asked: Asked, folder: Path, weights: str) -> None:
     """Evaluates a run, unless that is done with the same weights."""
     spec, out = run.spec_of(asked), folder / EVALUATIONS / asked.key
-    if _is_evaluated(spec, out, weights):
+    if is_stored(spec, out, weights):
         return
     machine = run.config.runtime
     done = evaluate(spec, str(folder), out=out, device=machine.device, threads=machine.threads)
@@ -143,23 +135,6 @@ def _ask(run: PlannedRun, asked: Asked, folder: Path, weights: str) -> None:
         f"{info.name} {done.scores[info.name].value:.4f}" for info in done.task.highlights if info.name in done.scores
     )
     logger.info("%s %s: %s", run.name, asked.key, values)
-
-
-def _is_evaluated(spec: EvalSpec, out: Path, weights: str) -> bool:
-    """Returns whether an evaluation is done; one whose files are damaged is not."""
-    try:
-        stored, _ = storage.read_json(out / SCORES), storage.read_json(out / ITEMS)
-        return stored.get("settings", {}).get("model") == weights and _is_same(spec, stored.get("spec"))
-    except (StorageError, AttributeError):
-        return False
-
-
-def _is_same(spec: EvalSpec, stored: Any) -> bool:
-    """Returns whether a stored evaluation is `spec`; options that an older version lacked have their defaults."""
-    try:
-        return EvalSpec.model_validate_json(json.dumps(stored)) == spec
-    except ValueError:
-        return False
 
 
 # What is there --------------------------------------------------------------------------------------------------------------------
@@ -179,7 +154,7 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
         note = storage.read_json(folder / STATE)
         if note["state"] != "done" or note["weights_sha256"] != weights_of(folder):
             return False
-        if not all(_is_same(run.spec_of(asked), note["asked"].get(asked.key)) for asked in run.asked):
+        if not all(is_same(note["asked"].get(asked.key), run.spec_of(asked)) for asked in run.asked):
             return False
         storage.verify_dir(checkpoint.path_of(folder, checkpoint.steps(folder)[-1]))
         return all(storage.read_json(folder / EVALUATIONS / asked.key / name) for asked in run.asked for name in (ITEMS, SCORES))

@@ -1,105 +1,66 @@
-"""The report of a sweep: tables of arms against a baseline with their controls beside them, as Markdown, JSON and SVG.
+"""The report of a sweep: tables of arms against a baseline with their controls beside them, as a page, Markdown, JSON, CSV and SVG.
 
-    DIR/report.md     report.json     photos-cider_d.svg ...
+    DIR/report.html   report.md   report.json   scores.csv   items.csv   photos-cider_d.svg ...
 
 It is made of the `items.json` of the runs that are there, whether the sweep is finished or not; no model is loaded.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError, StorageError
 from sightline.evaluation.controls import WITHOUT_IMAGE
 from sightline.evaluation.predict import ITEMS
-from sightline.evaluation.tasks import task_by_name
-from sightline.metrics.statistics import Difference, Interval
-from sightline.metrics.verdict import Verdict, verdict_of
-from sightline.reporting.html import Html
-from sightline.reporting.plots import Bars, LineSeries, bar_chart, line_chart, standalone
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import ScoreInfo, task_by_name
+from sightline.metrics.statistics import Interval, interval_json
+from sightline.reporting.comparison import Comparison, Grid, Row, RowPair, Table, shown_interval, shown_p
+from sightline.reporting.html import Column, Html
+from sightline.reporting.plots import LineSeries, line_chart
 from sightline.reporting.scales import Axis
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
-from sightline.studies.comparison import Items, Scored, common_records, difference, interval_json, lost, scored
+from sightline.studies.compared_items import with_items
+from sightline.studies.comparison import Items, ShareLost, lost, read_items
 from sightline.studies.spec import EvaluationConfig, Sweep, Value, cell_name
 from sightline.studies.sweep import EVALUATIONS, STATE, folder_of
+from sightline.studies.tables import Arm, Measured, all_pairs, ladder_chart, measure, table_of, write_comparison
 
-REPORT, JSON = "report.md", "report.json"
 Place = tuple[str, str]  # arm, cell
-BAR = 110  # pixels of a category
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """An arm in a cell.
-
-    Attributes:
-        plain: its scores; None where only others were asked.
-        others: by what differed: `blind`, `noise1`, `words400`.
-        minus: difference from the baseline.
-        looks: whether it looks at the image, from `plain` and a control among `others`.
-    """
-
-    arm: str
-    cell: Mapping[str, Value]
-    plain: Scored
-    others: Mapping[str, Scored]
-    minus: Difference | None
-    looks: Verdict
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm} {cell_name(self.cell)}".strip()
-
-
-@dataclass(frozen=True)
-class Table:
-    """One metric of one evaluation over all arms and cells."""
-
-    evaluation: str
-    metric: str
-    records: int
-    images: int
-    rows: tuple[ArmRow, ...]
-    losses: tuple[dict[str, Any], ...]
-
-    @property
-    def columns(self) -> list[str]:
-        """What else was asked, in order of first appearance."""
-        return list(dict.fromkeys(key for row in self.rows for key in row.others))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "evaluation": self.evaluation,
-            "metric": self.metric,
-            "records": self.records,
-            "images": self.images,
-            "rows": [_row_json(row) for row in self.rows],
-            "losses": list(self.losses),
-        }
 
 
 def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
     """Writes the report of what is there and returns what the command says of it."""
     states = {run.name: _state(folder_of(out, run)) for run in sweep.runs}
     failed = {name: state["error"] for name, state in states.items() if state.get("state") == "failed"}
-    tables = [table for evaluation in sweep.config.evaluations for table in tables_of(sweep, evaluation, out)]
-    charts = {f"{table.evaluation}-{table.metric}{kind}.svg": chart for table in tables for kind, chart in charts_of(table)}
-    out.mkdir(parents=True, exist_ok=True)
-    for name, chart in charts.items():
-        storage.write_text(out / name, standalone(chart))
     done = [name for name, state in states.items() if state.get("state") == "done"]
-    facts: dict[str, Any] = {"title": sweep.config.title, "planned": len(sweep.runs), "done": len(done), "failed": failed}
-    facts["connectors"] = connectors_of(sweep)
-    facts["missing"] = [name for name in states if name not in done and name not in failed]
-    storage.write_json(out / JSON, facts | {"tables": [table.to_json() for table in tables]})
-    storage.write_text(out / REPORT, "\n".join(_markdown(sweep, tables, list(charts), facts)) + "\n")
-    return {"report": str(out / REPORT), "done": len(done), "planned": len(sweep.runs), "failed": len(failed)}
+    tables, grids = [], []
+    for evaluation in sweep.config.evaluations:
+        for table, grid in tables_of(sweep, evaluation, out):
+            tables.append(table)
+            grids += [grid] if grid is not None else []
+    connectors = connectors_of(sweep)
+    comparison = Comparison(
+        title=sweep.config.title or sweep.path.stem,
+        tables=tuple(tables),
+        grids=(*([_connector_grid(connectors)] if connectors else []), *grids),
+        notes=(f"{len(done)} of {len(sweep.runs)} runs are done.", *(f"{name} failed: {error}" for name, error in failed.items())),
+        facts={
+            "planned": len(sweep.runs),
+            "done": len(done),
+            "failed": failed,
+            "connectors": connectors,
+            "missing": [name for name in states if name not in done and name not in failed],
+        },
+    )
+    page = write_comparison(comparison, out)
+    return {"report": str(page), "done": len(done), "planned": len(sweep.runs), "failed": len(failed)}
 
 
 def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Returns parameters and visual tokens of each arm's connector, where the arms differ in it."""
+    """Parameters and visual tokens of each arm's connector, where the arms differ in it and encoder and decoder are at hand."""
     configs = {run.arm: run.config for run in reversed(sweep.runs)}
     if len({config.model.connector.model_dump_json() for config in configs.values()}) == 1:
         return {}
@@ -117,71 +78,95 @@ def connectors_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
     return out
 
 
-# Tables ---------------------------------------------------------------------------------------------------------------------------
+def _connector_grid(connectors: Mapping[str, Mapping[str, Any]]) -> Grid:
+    rows = [[arm, cost["kind"], f"{cost['parameters']:,}", str(cost["tokens_per_crop"])] for arm, cost in connectors.items()]
+    heads = [Column("arm"), Column("connector"), Column("parameters", "right"), Column("visual tokens of a crop", "right")]
+    return Grid("connectors", "Connectors", heads, rows)
 
 
-def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[Table]:
-    """Returns a table for each metric that the sweep compares and the runs have."""
+# Tables ---------------------------------------------------------------------------------------------------------------------
+
+
+def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tuple[Table, Grid | None]]:
+    """A table for each metric that the sweep compares and the runs have, and what the arms lose from the reference cell."""
     found: dict[Place, dict[str, dict[int, Items]]] = {}
     cells: dict[Place, Mapping[str, Value]] = {}
+    answers: dict[Place, tuple[EvalSpec, Path]] = {}  # of the first seed, with the images as they are
     for run in sweep.runs:
         for asked in run.asked:
-            items = _items(folder_of(out, run) / EVALUATIONS / asked.key / ITEMS) if asked.config.name == evaluation.name else None
+            items = (
+                read_items(folder_of(out, run) / EVALUATIONS / asked.key / ITEMS) if asked.config.name == evaluation.name else None
+            )
             if items is not None:
                 place = run.arm, cell_name(run.cell)
                 cells[place] = run.cell
                 kind = asked.key.partition("+")[2]
+                if not kind:
+                    answers.setdefault(place, (run.spec_of(asked), folder_of(out, run) / EVALUATIONS / asked.key))
                 found.setdefault(place, {}).setdefault(kind, {})[run.seed] = items
-    everything = [items for kinds in found.values() for seeds in kinds.values() for items in seeds.values()]
-    if not everything:
-        return []
-    records, cluster_N = common_records(everything)
-    out_tables = []
-    for metric in sweep.config.compare.metrics or (task_by_name(evaluation.task).headline.name,):
-        rows: dict[Place, dict[str, Scored]] = {}
-        for place, kinds in found.items():
-            values = {kind: scored(seeds, metric, records, cluster_N) for kind, seeds in kinds.items()}
-            kept = {kind: value for kind, value in values.items() if value is not None}
-            if "" in kept:
-                rows[place] = kept
-        if rows:
-            base, images = sweep.config.compare.baseline, int(cluster_N.max()) + 1
-            infos = {info.name: info for info in task_by_name(evaluation.task).scores}
-            is_better_lower = metric in infos and not infos[metric].higher_is_better
-            made = tuple(
-                ArmRow(
-                    place[0],
-                    cells[place],
-                    kinds[""],
-                    {kind: value for kind, value in kinds.items() if kind},
-                    _minus(kinds, rows.get((base or "", place[1])) if place[0] != base else None),
-                    _looks(kinds, images, is_better_lower),
-                )
-                for place, kinds in rows.items()
-            )
-            losses = tuple(_losses(sweep, {place: kinds[""] for place, kinds in rows.items()}, cells))
-            out_tables.append(Table(evaluation.name, metric, len(records), images, made, losses))
-    return out_tables
+    arms = {place: Arm(" ".join(place).strip(), kinds) for place, kinds in found.items()}
+    task = task_by_name(evaluation.task)
+    infos = {info.name: info for info in task.scores}
+    tables = []
+    for metric in sweep.config.compare.metrics or (task.headline.name,):
+        measured = measure(list(arms.values()), metric)
+        if measured is not None:
+            info = infos.get(metric, ScoreInfo(metric, metric, times=1.0))
+            places = {arms[place].name: place for place in arms}
+            table, grid = _table(sweep, evaluation.name, info, measured, places, cells)
+            shown = {row.name: answers[places[row.name]] for row in _alike_rows(table)}
+            spec = next(iter(shown.values()))[0]
+            table = with_items(table, spec, task, {name: folder for name, (_, folder) in shown.items()})
+            tables.append((table, grid))
+    return tables
 
 
-def _minus(kinds: Mapping[str, Scored], base: Mapping[str, Scored] | None) -> Difference | None:
-    return None if base is None else difference(kinds[""], base[""])
+def _table(
+    sweep: Sweep,
+    name: str,
+    info: ScoreInfo,
+    measured: Measured,
+    places: Mapping[str, Place],
+    cells: Mapping[Place, Mapping[str, Value]],
+) -> tuple[Table, Grid | None]:
+    by_cell: dict[str, list[str]] = {}
+    for row in measured.scores:
+        by_cell.setdefault(places[row][1], []).append(row)
+    names = {places[row]: row for row in measured.scores}
+    pairs = []
+    for cell, rows in by_cell.items():
+        base = names.get((sweep.config.compare.baseline or "", cell), "")
+        if base or sweep.config.compare.baseline is None:
+            pairs += all_pairs(rows, base)
+    table = table_of(name, name, info, measured, pairs)
+    minus = {pair.first: pair for pair in table.pairs if sweep.config.compare.baseline is not None}
+    rows = tuple(replace(row, facts=_facts(row, measured, places[row.name], cells, minus.get(row.name))) for row in table.rows)
+    losses = _losses(sweep, measured, names, cells)
+    facts = {"losses": [_loss_json(place, cells, loss) for place, loss in losses.items()]}
+    table = replace(table, rows=rows, facts=facts, is_against_one=sweep.config.compare.baseline is not None)
+    return replace(table, charts=charts_of(table)), _loss_grid(sweep, table, losses) if losses else None
 
 
-def _looks(kinds: Mapping[str, Scored], images: int, is_better_lower: bool) -> Verdict:
-    """Whether an arm looks, from the control that a verdict prefers of those that were asked."""
-    control = next((name for name in WITHOUT_IMAGE if name in kinds), None)
-    first, second = ("", control) if not is_better_lower else (control, "")
-    found = None if control is None else difference(kinds[first or ""], kinds[second or ""])
-    if found is None:
-        return verdict_of(None, 0.0, command="sightline sweep, with `controls: [shuffled]` in its evaluation")
-    return verdict_of(replace(found, n=images), kinds[""].interval().value, control)
+def _facts(
+    row: Row, measured: Measured, place: Place, cells: Mapping[Place, Mapping[str, Value]], minus: RowPair | None
+) -> dict[str, Any]:
+    plain = measured.scores[row.name][""]
+    return {
+        "arm": place[0],
+        "cell": dict(cells[place]),
+        "seeds": list(plain.seeds),
+        "per_seed": {str(seed): value for seed, value in plain.per_seed.items()},
+        "minus_baseline": None if minus is None else interval_json(minus.difference),
+    }
 
 
-def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, Mapping[str, Value]]) -> list[dict[str, Any]]:
-    """Returns what each arm loses from the reference cell, beside what the baseline loses."""
+def _losses(
+    sweep: Sweep, measured: Measured, names: Mapping[Place, str], cells: Mapping[Place, Mapping[str, Value]]
+) -> dict[Place, ShareLost]:
+    """What each arm loses from the reference cell, beside what the baseline loses."""
     reference, baseline = sweep.config.compare.reference, sweep.config.compare.baseline
-    out = []
+    plain = {place: measured.scores[name][""] for place, name in names.items()}
+    out = {}
     for (arm, name), cell_scores in plain.items() if reference else ():
         cell = cells[arm, name]
         at = cell_name({**cell, **reference})
@@ -194,16 +179,27 @@ def _losses(sweep: Sweep, plain: Mapping[Place, Scored], cells: Mapping[Place, M
             base = plain[baseline, at], plain[baseline, name]
         found = lost(plain[arm, at], cell_scores, base)
         if found is not None:
-            out.append({"arm": arm, "cell": dict(cell), "cell_name": name, **found.to_json()})
+            out[arm, name] = found
     return out
 
 
-def _items(path: Path) -> Items | None:
-    try:
-        stored = storage.read_json(path)
-        return Items(tuple(stored["records"]), tuple(stored["image"] if "image" in stored else stored["picture"]), stored["items"])
-    except (StorageError, KeyError, TypeError):
-        return None
+def _loss_json(place: Place, cells: Mapping[Place, Mapping[str, Value]], loss: ShareLost) -> dict[str, Any]:
+    return {"arm": place[0], "cell": dict(cells[place]), "cell_name": place[1], **loss.to_json()}
+
+
+def _loss_grid(sweep: Sweep, table: Table, losses: Mapping[Place, ShareLost]) -> Grid:
+    baseline, info = sweep.config.compare.baseline, table.info
+    ratio = replace(info, times=1.0)
+    rows = []
+    for (arm, cell), loss in losses.items():
+        cells = [f"{arm} {cell}", shown_interval(info, loss.lost), "" if loss.ratio is None else shown_interval(ratio, loss.ratio)]
+        rows.append([*cells, *(["", ""] if loss.less is None else [shown_interval(info, loss.less), shown_p(loss.less.p)])])
+    heads = [
+        Column("arm"),
+        *(Column(head, "right") for head in ("lost [95 %]", "ratio [95 %]", "less than the baseline [95 %]", "p")),
+    ]
+    note = f"{table.label}. Ratio: to what {baseline} loses, where that is clearly above 0."
+    return Grid("losses", f"{table.title}: lost against {cell_name(sweep.config.compare.reference)}", heads, rows, note)
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -213,143 +209,52 @@ def _state(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _row_json(row: ArmRow) -> dict[str, Any]:
-    return {
-        "arm": row.arm,
-        "cell": dict(row.cell),
-        "seeds": list(row.plain.seeds),
-        **{name: value for name, value in interval_json(row.plain.interval()).items() if name != "seeds"},
-        "per_seed": {str(seed): value for seed, value in row.plain.per_seed.items()},
-        "minus_baseline": None if row.minus is None else interval_json(row.minus),
-        "looks": row.looks.to_json(),
-        "others": {kind: interval_json(value.interval()) for kind, value in row.others.items()},
-    }
+# Charts ---------------------------------------------------------------------------------------------------------------------
 
 
-# Charts ---------------------------------------------------------------------------------------------------------------------------
-
-
-def charts_of(table: Table) -> list[tuple[str, Html]]:
+def charts_of(table: Table) -> dict[str, Html]:
     """Bars of all arms beside their controls; lines over each varied number and over the size of feature noise."""
-    out = []
-    plain = _alike_rows(table)
-    controls = [kind for kind in table.columns if kind in WITHOUT_IMAGE]
-    series = [_bars("with the image" if controls else "", [row.plain for row in plain])]
-    series += [_bars(kind, [row.others.get(kind) for row in plain]) for kind in controls]
-    width = max(640, 60 + BAR * len(plain))
-    title = f"{table.evaluation} {cell_name(plain[0].cell)}".strip()
-    out.append(("", bar_chart([row.arm for row in plain], series, Axis(table.metric), title, width)))
-    for key in dict.fromkeys(key for row in table.rows for key in row.cell):
+    stem = f"{table.evaluation}-{table.info.name}"
+    alike = _alike_rows(table)
+    controls = [kind for kind in table.conditions if kind in WITHOUT_IMAGE]
+    named = [replace(row, name=row.facts["arm"]) for row in alike]
+    out = {f"{stem}.svg": ladder_chart(table, named, controls, f"{table.title} {cell_name(alike[0].facts['cell'])}".strip())}
+    for key in dict.fromkeys(key for row in table.rows for key in row.facts["cell"]):
         lines = _lines_over(table, key)
         if lines:
-            out.append((f"-{key.rpartition('.')[2]}", line_chart(lines, Axis(key), Axis(table.metric), table.evaluation)))
-    noise = [line for row in plain if (line := _noise_line(row)) is not None]
+            out[f"{stem}-{key.rpartition('.')[2]}.svg"] = line_chart(lines, Axis(key), Axis(table.label), table.title)
+    noise = [line for row in alike if (line := _noise_line(table, row)) is not None]
     if noise:
-        out.append(("-feature_noise", line_chart(noise, Axis("noise on the features"), Axis(table.metric), table.evaluation)))
+        chart = line_chart(noise, Axis("noise on the features"), Axis(table.label), table.title)
+        out[f"{stem}-feature_noise.svg"] = chart
     return out
 
 
-def _alike_rows(table: Table) -> list[ArmRow]:
-    """Returns the rows of one cell: that without varied settings, else the one with most arms."""
-    cells: dict[str, list[ArmRow]] = {}
+def _alike_rows(table: Table) -> list[Row]:
+    """The rows of one cell: that without varied settings, else the one with most arms."""
+    cells: dict[str, list[Row]] = {}
     for row in table.rows:
-        cells.setdefault(cell_name(row.cell), []).append(row)
+        cells.setdefault(cell_name(row.facts["cell"]), []).append(row)
     return cells.get("") or max(cells.values(), key=len)
-
-
-def _bars(name: str, found: Sequence[Scored | None]) -> Bars:
-    nothing = Interval(float("nan"), float("nan"), float("nan"))
-    intervals = [nothing if value is None else value.interval() for value in found]
-    return Bars(name, [item.value for item in intervals], [item.low for item in intervals], [item.high for item in intervals])
 
 
 def _lines_over(table: Table, key: str) -> list[LineSeries]:
     points: dict[str, list[tuple[float, Interval]]] = {}
     for row in table.rows:
-        value = row.cell.get(key)
+        cell = row.facts["cell"]
+        value = cell.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            name = f"{row.arm} {cell_name({other: own for other, own in row.cell.items() if other != key})}".strip()
-            points.setdefault(name, []).append((float(value), row.plain.interval()))
-    return [_line(name, found) for name, found in points.items() if len(found) > 1]
+            name = f"{row.facts['arm']} {cell_name({other: own for other, own in cell.items() if other != key})}".strip()
+            points.setdefault(name, []).append((float(value), row.score))
+    return [_line(table, name, found) for name, found in points.items() if len(found) > 1]
 
 
-def _noise_line(row: ArmRow) -> LineSeries | None:
+def _noise_line(table: Table, row: Row) -> LineSeries | None:
     points = [(float(kind.removeprefix("noise")), value) for kind, value in row.others.items() if kind.startswith("noise")]
-    if not points:
-        return None
-    return _line(row.name, [(sigma, value.interval()) for sigma, value in [(0.0, row.plain), *points]])
+    return _line(table, row.name, [(0.0, row.score), *points]) if points else None
 
 
-def _line(name: str, points: Sequence[tuple[float, Interval]]) -> LineSeries:
+def _line(table: Table, name: str, points: Sequence[tuple[float, Interval]]) -> LineSeries:
     there = sorted(points, key=lambda point: point[0])
-    values = [value for _, value in there]
-    bands = [value.low for value in values], [value.high for value in values]
-    return LineSeries(name, [x for x, _ in there], [value.value for value in values], *bands, is_marked=True)
-
-
-# Words ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _markdown(sweep: Sweep, tables: Sequence[Table], charts: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
-    lines = [f"# {sweep.config.title or sweep.path.stem}", "", f"{facts['done']} of {facts['planned']} runs are done."]
-    if facts["failed"]:
-        lines += ["", "Failed:", ""] + [f"- `{name}`: {error}" for name, error in facts["failed"].items()]
-    for table in tables:
-        lines += ["", f"## {table.evaluation}: {table.metric}", ""]
-        lines += [
-            f"{table.records} records of {table.images} images. Mean over seeds with a 95 % interval, which covers other images "
-            "and other seeds; with one seed, other images only. Lowest and highest seed; difference from the baseline on the same "
-            "records."
-        ]
-        lines += ["", *_table(table, sweep.config.compare.baseline, facts["connectors"])]
-        if table.losses:
-            lines += ["", *_loss_table(table, sweep)]
-        lines += [line for name in charts if name.startswith(f"{table.evaluation}-{table.metric}") for line in ("", f"![]({name})")]
-    return lines
-
-
-def _table(table: Table, baseline: str | None, connectors: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    minus = [f"minus {baseline} [95 %]", "p"] if baseline is not None else []
-    sizes = ["parameters", "tokens"] if connectors else []
-    has_control = any(kind in WITHOUT_IMAGE for kind in table.columns)
-    looks = ["looks at the image?"] if has_control else []
-    heads = ["arm", *sizes, *looks, "seeds", f"{table.metric} [95 %]", "seeds from .. to", *minus, *table.columns]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for row in table.rows:
-        per_seed = row.plain.per_seed.values()
-        size = connectors.get(row.arm)
-        size_cells = ["", ""] if size is None else [f"{size['parameters']:,}", str(size["tokens_per_crop"])]
-        cells = [row.name, *(size_cells if connectors else []), *([str(row.looks)] if has_control else [])]
-        cells += [str(len(row.plain.seeds)), _interval_text(row.plain.interval())]
-        cells.append(f"{min(per_seed):.3f} .. {max(per_seed):.3f}")
-        if baseline is not None:
-            cells += [_interval_text(row.minus, sign=True), f"{row.minus.p:.3f}"] if row.minus is not None else ["", ""]
-        cells += [_interval_text(row.others[kind].interval()) if kind in row.others else "" for kind in table.columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _loss_table(table: Table, sweep: Sweep) -> list[str]:
-    reference = cell_name(sweep.config.compare.reference)
-    lines = [
-        f"Lost against {reference}. Ratio: to what {sweep.config.compare.baseline} loses, where that is clearly above 0.",
-        "",
-        "| arm | lost [95 %] | ratio [95 %] | less lost than the baseline [95 %] | p |",
-        "|---|---|---|---|---|",
-    ]
-    for loss in table.losses:
-        less = loss["less_than_baseline"]
-        cells = [f"{loss['arm']} {loss['cell_name']}", _of_json(loss["lost"]), _of_json(loss["ratio"]), _of_json(less)]
-        lines.append(f"| {' | '.join(cells)} | {'' if less is None else format(less['p'], '.3f')} |")
-    return lines
-
-
-def _of_json(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else _interval_text(Interval(value["value"], value["low"], value["high"]))
-
-
-def _interval_text(interval: Interval | Difference | None, sign: bool = False) -> str:
-    if interval is None:
-        return ""
-    form = "+.3f" if sign else ".3f"
-    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    value, low, high = ([getattr(item, end) * table.info.times for _, item in there] for end in ("value", "low", "high"))
+    return LineSeries(name, [x for x, _ in there], value, low, high, is_marked=True)

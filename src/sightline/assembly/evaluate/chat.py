@@ -1,13 +1,15 @@
 """One image and one prompt in, text out: what `generate` and `chat` use."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.processor import image_of
 from sightline.data.images.opener import open_image
 from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.prompts import Prompt, prompt_of
@@ -24,6 +26,9 @@ class Answer:
     text: str
     num_tokens: int
     seconds: float
+
+    def __str__(self) -> str:
+        return self.text
 
     def to_json(self) -> dict[str, Any]:
         return {"text": self.text, "tokens": self.num_tokens, "seconds": round(self.seconds, 3)}
@@ -61,7 +66,7 @@ class ChatModel:
     def answer(
         self,
         messages: tuple[Message, ...],
-        images: list[Path],
+        images: Sequence[Any],
         decoding: DecodingConfig,
         stream: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -69,7 +74,7 @@ class ChatModel:
 
         Args:
             messages: turns; image parts in the order of `images`.
-            images: files.
+            images: files, PIL images or arrays.
             decoding: how text is drawn.
             stream: gets pieces of text as they come.
 
@@ -84,7 +89,7 @@ class ChatModel:
             said = generate(self.bundle.model, self.bundle.tokenizer, [prompt], decoding, streamer=streamer)[0]
         return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
 
-    def _prompt(self, messages: tuple[Message, ...], images: list[Path]) -> Prompt:
+    def _prompt(self, messages: tuple[Message, ...], images: Sequence[Any]) -> Prompt:
         if images and not self.bundle.model.takes_images:
             raise UsageError("this model is a decoder alone; it takes no images.", "Leave --image out.")
         preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
@@ -92,9 +97,9 @@ class ChatModel:
             raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
         builder = self.bundle.builder()
         try:
-            opened = [open_image(path) for path in images]
+            opened = [open_image(Path(image)) if isinstance(image, str | os.PathLike) else image_of(image) for image in images]
             infos = tuple(ImageInfo("", image.width, image.height) for image in opened)
-            record = Record("-", tuple(str(path) for path in images), infos, messages)
+            record = Record("-", tuple(f"image {number}" for number in range(len(images))), infos, messages)
             layouts = builder.layouts(record)
             row = builder.encode_prompt(messages, layouts)
         except RecordError as error:

@@ -82,7 +82,7 @@ def build_model(
     """Builds the parts of a blueprint's model and joins them.
 
     Args:
-        blueprint: made from a configuration.
+        blueprint: made from a configuration; on `meta`, of a saved model too.
         seed: for new weights.
         attention: attention kernel of encoder and decoder.
         init_device: on `meta` all parameters have shapes but no values, and no weights are read.
@@ -92,7 +92,6 @@ def build_model(
         StorageError: weights are missing or damaged.
     """
     section, vlm = blueprint.section, blueprint.vlm
-    assert section is not None, "a saved model is read, not built"
     if init_device == "meta":
         with torch.device("meta"):
             if blueprint.dual is not None:
@@ -100,6 +99,7 @@ def build_model(
             if vlm is not None:
                 return SightlineForConditionalGeneration(copy.deepcopy(vlm))
             return TextModel(AutoModelForCausalLM.from_config(copy.deepcopy(blueprint.text_config), trust_remote_code=False))
+    assert section is not None, "a saved model is read, not built"
     if blueprint.dual is not None:
         return towers.build(blueprint.dual, section, blueprint.processing, seed, attention, len(blueprint.tokenizer))
     donor = composites.load(section.from_.path, attention) if section.from_ is not None else None

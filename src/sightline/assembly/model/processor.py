@@ -60,7 +60,7 @@ class SightlineImageProcessor:
         found = []
         for number, image in enumerate(_flat(images), start=1):
             try:
-                found.append(_opened(image))
+                found.append(image_of(image))
             except RecordError as error:
                 raise UsageError(f"image {number}: {error.message} ({error.reason}).", "Give another image.") from error
         return found
@@ -270,7 +270,12 @@ def _flat(images: Any) -> list[Any]:
     return [] if images is None else [images]
 
 
-def _opened(image: Any) -> Image.Image:
+def image_of(image: Any) -> Image.Image:
+    """Opens an image of any form that a processor takes: PIL, array, tensor, bytes, path, address, or a cell of a data set.
+
+    Raises:
+        RecordError: the reasons of `open_image`.
+    """
     if isinstance(image, Mapping):  # as data sets store images
         image = image["bytes"] if image.get("bytes") is not None else image["path"]
     if isinstance(image, Image.Image | np.ndarray):

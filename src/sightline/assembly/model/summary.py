@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import ModelConfig, RunConfig, StagePlan
-from sightline.assembly.model.blueprint import Blueprint, section_blueprint, with_layers
+from sightline.assembly.model.blueprint import Blueprint, folder_blueprint, section_blueprint, with_layers
 from sightline.assembly.model.build import build_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.images.preparation import ImagePreparation
@@ -155,6 +155,38 @@ class ImageCost:
             total = short_flops((cost.flops + self.encoder_flops) * self.crops)
             shown.append(f"an image of {width} x {height} pixels: {self.crops} crops, {self.tokens} visual tokens, {total}")
         return shown
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Sizes of a model, and what an image costs.
+
+    Attributes:
+        parameters: of each part.
+        image: None for a decoder alone.
+    """
+
+    parameters: dict[str, int]
+    image: ImageCost | None
+
+    def to_json(self) -> dict[str, Any]:
+        cost: dict[str, Any] = {"parameters": {"all": sum(self.parameters.values()), **self.parameters}}
+        if self.image is not None:
+            image = self.image.to_json()["image"]
+            cost["image"] = image | {"flops": image["flops"] + image["encoder_flops"]}
+        return cost
+
+
+def folder_cost(path: str) -> ModelCost:
+    """Returns the cost of a run's model, of a model folder or of a stock model.
+
+    Raises:
+        UsageError, ConfigError, StorageError: see `folder_blueprint`.
+    """
+    blueprint = folder_blueprint(path)
+    parts = build_model(blueprint, init_device="meta").parts()
+    counted = {name: {id(value): value.numel() for value in part.values()} for name, part in parts.items()}
+    return ModelCost({name: sum(sizes.values()) for name, sizes in counted.items()}, _cost(blueprint))
 
 
 def image_cost(config: RunConfig) -> ImageCost | None:

@@ -45,6 +45,7 @@ class ScoreInfo:
         is_share: each item is right (1) or wrong (0) and the value is the share of right ones.
         is_detail: shown in the table of all scores only.
         higher_is_better: whether a larger value is better.
+        times: what people read is the score times this, as papers print it; files hold the score itself.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ScoreInfo:
     is_share: bool = False
     is_detail: bool = False
     higher_is_better: bool = True
+    times: float = 100.0
 
 
 class Task(ABC):

@@ -1,0 +1,366 @@
+"""Compares models: asks each the same, with and without its images, and reports who is better and who looks.
+
+    OUT/evaluations/MODEL/KEY/     predictions.jsonl, scores.json, items.json
+    OUT/report.html  report.md  report.json  scores.csv  items.csv
+
+An evaluation that is stored, here or where `sightline eval` puts it, for the same weights, data and settings is not computed again,
+so a comparison that was stopped goes on where it was, and a model can be added to it.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sightline.assembly.config import locate
+from sightline.assembly.config.locate import CheckpointChoice
+from sightline.assembly.evaluate.evaluate import default_folder, evaluate, weights_hash
+from sightline.assembly.evaluate.opened import OpenedModel, open_model
+from sightline.assembly.evaluate.verdicts import control_command
+from sightline.data.dataset import open_dataset
+from sightline.data.samples.processing import is_ours
+from sightline.errors import SightlineError, Stopped, StorageError, UsageError
+from sightline.evaluation.controls import BLIND, SHUFFLED
+from sightline.evaluation.predict import ITEMS, PREDICTIONS, SCORES
+from sightline.evaluation.probes.looking import LADDER
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import ScoreInfo, task_by_name
+from sightline.reporting.comparison import Comparison, Table, sentences
+from sightline.runtime import storage
+from sightline.runtime.logs import logger, readable_duration
+from sightline.studies.compared_items import with_items
+from sightline.studies.compared_models import cost_grid, curves_of, settings_grid
+from sightline.studies.comparison import Items, read_items
+from sightline.studies.stored import is_stored
+from sightline.studies.tables import Arm, all_pairs, ladder_chart, measure, table_of, write_comparison
+
+EVALUATIONS, SECONDS = "evaluations", "seconds.json"
+CONTROLS = (SHUFFLED, BLIND)  # that every model is asked by default
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A model of a comparison.
+
+    Attributes:
+        name: for people, unique.
+        source: what the user named.
+        kind: a run, a checkpoint, a model folder or a stock model.
+        folder: of its weights.
+        choice: the checkpoint of a run; None for a folder.
+        weights: hash of the weight files.
+    """
+
+    name: str
+    source: str
+    kind: str
+    folder: Path
+    choice: CheckpointChoice | None
+    weights: str
+
+    @property
+    def run(self) -> Path | None:
+        """The run's folder; None for a model folder."""
+        return None if self.choice is None else locate.run_of(self.source)
+
+    def to_json(self) -> dict[str, Any]:
+        step = None if self.choice is None else self.choice.saved.step
+        return {"name": self.name, "source": self.source, "kind": self.kind, "step": step, "weights_sha256": self.weights}
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """What `compare` is told beside models and questions.
+
+    Attributes:
+        controls: what else every model is asked. Other steps of the ladder are shown where they are stored already.
+        metrics: scores with a table each; by default the headline of each task.
+        against: name of the model that all others are compared with; by default every pair is compared.
+        checkpoint, device, threads, fallback: see `open_model`.
+        title: of the report.
+    """
+
+    controls: tuple[str, ...] = CONTROLS
+    metrics: tuple[str, ...] = ()
+    against: str = ""
+    checkpoint: str = "last"
+    device: str = "auto"
+    threads: int | None = None
+    fallback: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What `compare` found, and the page that shows it."""
+
+    page: Path
+    comparison: Comparison
+
+    def sentences(self) -> list[str]:
+        """The verdicts, the most important first."""
+        return [sentence.text for sentence in sentences(self.comparison)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `compare --json` prints it."""
+        return {"report": str(self.page), **self.comparison.to_json()}
+
+
+@dataclass
+class _Found:
+    """Folders of finished evaluations by model and question, and what could not be asked."""
+
+    folders: dict[tuple[str, EvalSpec], Path] = field(default_factory=dict)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    reused: int = 0
+
+
+def compare(
+    models: Sequence[str], asked: Sequence[EvalSpec], out: Path, options: ComparisonOptions | None = None
+) -> ComparisonResult:
+    """Evaluates what is not evaluated yet, compares, and writes the report.
+
+    Args:
+        models: runs, RUN@STAGE, model folders or Hub ids, each as it is or as NAME=MODEL.
+        asked: the evaluations, without a control; empty takes those that are stored with the models.
+        out: folder of the report and of new evaluations.
+        options: what else is wanted.
+
+    Raises:
+        UsageError: fewer than two models, a name that is used twice or does not exist, or nothing to ask.
+        DataError: a data set or split does not exist.
+        SkipLimitError: no two models could be asked the same.
+        Stopped: a signal arrived; what is finished is kept.
+    """
+    options = options or ComparisonOptions()
+    compared = named_models(models, options.checkpoint, options.fallback)
+    if options.against and options.against not in [model.name for model in compared]:
+        raise UsageError(f"no model is named {options.against!r}; there are {', '.join(model.name for model in compared)}.")
+    specs = list(dict.fromkeys(asked)) or stored_questions(compared)
+    for spec in specs:
+        open_dataset(spec.data).split_indices(spec.split)
+    found = _evaluated(compared, specs, out, options)
+    tables = [table for spec in specs for table in _tables(spec, compared, found, options)]
+    if not tables:
+        reasons = "; ".join(f"{fault['model']}: {fault['error']}" for fault in found.faults) or "they have no record in common"
+        raise UsageError(f"no two models could be compared ({reasons}).")
+    comparison = Comparison(
+        title=options.title or _title([model.name for model in compared]),
+        tables=tuple(tables),
+        curves=curves_of(compared),
+        grids=tuple(grid for grid in (cost_grid(compared, _measured(found, specs)), settings_grid(compared)) if grid is not None),
+        notes=tuple(f"{fault['model']} was not asked {fault['question']}: {fault['error']}" for fault in found.faults),
+        facts={
+            "models": [model.to_json() for model in compared],
+            "questions": [spec.model_dump(mode="json") for spec in specs],
+            "not_asked": found.faults,
+            "evaluations_reused": found.reused,
+            "evaluations": len(found.folders),
+        },
+    )
+    return ComparisonResult(write_comparison(comparison, out), comparison)
+
+
+# Models ---------------------------------------------------------------------------------------------------------------------
+
+
+def named_models(models: Sequence[str], checkpoint: str = "last", fallback: bool = False) -> list[Compared]:
+    """Finds every model that the user named.
+
+    Raises:
+        UsageError: fewer than two, two with one name, or a run without such a checkpoint.
+        StorageError: a checkpoint is damaged.
+    """
+    if len(models) < 2:
+        raise UsageError("a comparison needs two models or more.", "For example: sightline compare runs/a runs/b --out DIR")
+    pairs = [_name_and_source(model) for model in models]
+    short = [name or Path(source).name for name, source in pairs]
+    found: dict[str, Compared] = {}
+    for place, (given, source) in enumerate(pairs):
+        name = given or (short[place] if short.count(short[place]) == 1 else source)
+        if name in found:
+            raise UsageError(f"two models are named {name!r}.", "Give them names: NAME=MODEL.")
+        folder, choice = locate.find_model(source, checkpoint, fallback)
+        kind = ("model folder" if is_ours(str(folder)) else "stock model") if choice is None else "run"
+        found[name] = Compared(name, source, kind, folder, choice, weights_hash(folder))
+    return list(found.values())
+
+
+def _name_and_source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and name and not Path(text).exists() else ("", text)
+
+
+def _title(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) <= 4 else f"{len(names)} models"
+
+
+# Questions ------------------------------------------------------------------------------------------------------------------
+
+
+def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
+    """Returns the plain evaluations that are stored with the models, of the data sets that are still there.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found: dict[EvalSpec, None] = {}
+    for model in models:
+        root = default_folder(EvalSpec(data="."), model.folder).parents[1]
+        for file in sorted(root.glob(f"*/*/{SCORES}")):
+            try:
+                stored = storage.read_json(file)
+                spec = EvalSpec.model_validate_json(storage.dump_line(stored["spec"]))
+            except (StorageError, KeyError, TypeError, ValueError):
+                continue
+            is_plain = spec.control is None and spec.noise is None and spec.words is None
+            if is_plain and stored["settings"].get("model") == model.weights and Path(spec.data).is_dir():
+                found[spec] = None
+    if not found:
+        raise UsageError("no evaluation is stored with these models.", "Say what they are asked: --task TASK --data DIR.")
+    return list(found)
+
+
+def question_key(spec: EvalSpec) -> str:
+    """Name of an evaluation in tables and files: task, data, split and what differs from the defaults."""
+    parts = [
+        spec.task,
+        Path(spec.data).resolve().name,
+        spec.split,
+        spec.shots and f"shots{spec.shots}",
+        spec.limit and f"n{spec.limit}",
+    ]
+    return re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
+
+
+def _heading(spec: EvalSpec) -> str:
+    shots = f", {spec.shots} examples" if spec.shots else ""
+    return f"{spec.task} on {Path(spec.data).resolve().name}, {spec.split}{shots}"
+
+
+# Evaluations ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Question:
+    model: Compared
+    spec: EvalSpec
+    folder: Path
+
+    @property
+    def text(self) -> str:
+        return f"{self.spec.task} {self.spec.control or 'with the image'}"
+
+
+def _evaluated(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path, options: ComparisonOptions) -> _Found:
+    """Finds what is evaluated and evaluates the rest, model by model."""
+    found, missing = _Found(), []
+    for question in _questions(models, specs, out, _ladder(options)):
+        places = (question.folder, default_folder(question.spec, question.model.folder))
+        stored = next((place for place in places if is_stored(question.spec, place, question.model.weights)), None)
+        if stored is None:
+            missing += [question] if question.spec.control in (None, *options.controls) else []
+        else:
+            found.folders[question.model.name, question.spec] = stored
+    found.reused = len(found.folders)
+    logger.info("%d of %d evaluations are stored already", found.reused, found.reused + len(missing))
+    begin = time.perf_counter()
+    opened: OpenedModel | None = None
+    name = ""
+    for number, question in enumerate(missing):
+        spent = time.perf_counter() - begin
+        left = f"; about {readable_duration(spent / number * (len(missing) - number))} left" if number else ""
+        logger.info("evaluation %d of %d: %s, %s%s", number + 1, len(missing), question.model.name, question.text, left)
+        try:
+            if name != question.model.name or opened is None:
+                opened = None  # gives back the memory of the model before
+                model = question.model
+                opened = open_model(model.source, options.checkpoint, None, options.device, options.threads, options.fallback)
+                name = model.name
+            _evaluate(question, opened)
+        except Stopped:
+            raise
+        except SightlineError as error:
+            logger.warning("%s, %s: %s", question.model.name, question.text, error)
+            found.faults.append({"model": question.model.name, "question": question.text, "error": str(error)})
+            continue
+        found.folders[question.model.name, question.spec] = question.folder
+    return found
+
+
+def _questions(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path, controls: Sequence[str]) -> Iterator[_Question]:
+    for model in models:
+        home = out / EVALUATIONS / re.sub(r"[^\w.-]", "_", model.name)
+        for spec in specs:
+            for control in (None, *controls):
+                own = spec.model_copy(update={"control": control})
+                name = question_key(spec) + (f"-{control.replace(':', '')}" if control else "")
+                yield _Question(model, own, home / name)
+
+
+def _ladder(options: ComparisonOptions) -> tuple[str, ...]:
+    """The controls that may be shown, in the order of the ladder."""
+    return tuple(dict.fromkeys((*LADDER, BLIND, *options.controls))) if options.controls else ()
+
+
+def _evaluate(question: _Question, opened: OpenedModel) -> None:
+    is_new, begin = not (question.folder / PREDICTIONS).exists(), time.perf_counter()
+    done = evaluate(question.spec, question.model.source, out=question.folder, opened=opened)
+    if is_new:
+        seconds = time.perf_counter() - begin
+        storage.write_json(question.folder / SECONDS, {"seconds": round(seconds, 3), "queries": len(done.queries)})
+
+
+def _measured(found: _Found, specs: Sequence[EvalSpec]) -> Mapping[str, Mapping[str, float]]:
+    """Tokens of an answer and seconds of a query by model, over the evaluations with the images as they are."""
+    tokens: dict[str, list[int]] = {}
+    seconds: dict[str, list[float]] = {}
+    for (name, spec), folder in found.folders.items():
+        if spec not in specs:
+            continue
+        lines = storage.read_json_lines(folder / PREDICTIONS)
+        tokens.setdefault(name, []).extend(line["tokens"] for line in lines if "tokens" in line)
+        if (folder / SECONDS).exists():
+            noted = storage.read_json(folder / SECONDS)
+            seconds.setdefault(name, []).append(noted["seconds"] / max(noted["queries"], 1))
+    out: dict[str, dict[str, float]] = {}
+    for key, values in (("answer_tokens", tokens), ("seconds_per_query", seconds)):
+        for name, numbers in values.items():
+            if numbers:
+                out.setdefault(name, {})[key] = sum(numbers) / len(numbers)
+    return out
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------------
+
+
+def _tables(spec: EvalSpec, models: Sequence[Compared], found: _Found, options: ComparisonOptions) -> list[Table]:
+    arms = [arm for model in models if (arm := _arm(spec, model, found, options)).found]
+    task = task_by_name(spec.task, spec.resamples)
+    infos = {info.name: info for info in task.scores}
+    tables = []
+    for metric in options.metrics or (task.headline.name,):
+        measured = measure(arms, metric)
+        if measured is None or len(measured.arms) < 2:
+            continue
+        info = infos.get(metric, ScoreInfo(metric, metric, times=1.0))
+        pairs = all_pairs(list(measured.arms), options.against if options.against in measured.arms else "")
+        table = table_of(question_key(spec), _heading(spec), info, measured, pairs, bool(options.against))
+        answers = {name: found.folders[name, spec] for name in measured.arms}
+        chart = ladder_chart(table, table.rows, table.conditions, table.title)
+        table = replace(table, charts={f"{table.evaluation}-{metric}.svg": chart})
+        tables.append(with_items(table, spec, task, answers))
+    return tables
+
+
+def _arm(spec: EvalSpec, model: Compared, found: _Found, options: ComparisonOptions) -> Arm:
+    kinds: dict[str, Mapping[int, Items]] = {}
+    for control in (None, *_ladder(options)):
+        folder = found.folders.get((model.name, spec.model_copy(update={"control": control})))
+        items = None if folder is None else read_items(folder / ITEMS)
+        if items is not None:
+            kinds[control or ""] = {0: items}
+    command = control_command(spec, model.source, options.checkpoint)
+    return Arm(model.name, kinds if "" in kinds else {}, command)
