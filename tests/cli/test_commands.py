@@ -106,7 +106,7 @@ def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) ->
         (["train", "--config", "NONE/c.yaml", "--out", "RUN"], "NONE/c.yaml"),
         (["recipes", "show", "nothing"], "no recipe 'nothing'"),
         (["eval", "NONE", "--task", "caption", "--data", "NONE"], "NONE"),
-        (["eval", "NONE", "--task", "caption"], "Missing option '--data'"),
+        (["eval", "NONE", "--task", "caption"], "eval needs --data, or --config"),
         (
             ["eval", "NONE", "--task", "caption", "--data", "D", "--control", "deaf"],
             'unknown value "deaf"; known are shuffled, blind',

@@ -3,8 +3,9 @@
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.dual import DualConfig
 from sightline.objectives.contrastive import InfoNCEConfig, PairwiseSigmoidConfig
+from sightline.training.stages import PartRule
 
-_EVERY = {"vision": "train", "text": "train", "projection": "train"}
+_EVERY: dict[str, PartRule] = {"vision": "train", "text": "train", "projection": "train"}
 
 
 def clip() -> RunConfig:
