@@ -59,6 +59,7 @@ class RunReport:
         differences: for each control by how much each score is better with the image, paired by item.
         right, wrong: images where the caption is right, and where it is not.
         facts: of the run, for the end of the page.
+        expert_curves: load of the experts of a mixture-of-experts decoder.
     """
 
     title: str
@@ -70,6 +71,7 @@ class RunReport:
     facts: Mapping[str, str] = field(default_factory=dict)
     verdict: Verdict | None = None
     differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    expert_curves: Sequence[Curve] = ()
 
 
 def write_run_report(path: Path, report: RunReport) -> None:
@@ -81,7 +83,10 @@ def run_report_page(report: RunReport) -> str:
     """Returns the HTML page."""
     sections = [html.Section("Scores", html.join([_headline(report), _score_table(report), _score_chart(report)]))]
     if any(curve.steps for curve in report.curves):
-        sections.append(html.Section("Loss", html.figure(_curves(report))))
+        sections.append(html.Section("Loss", html.figure(_curves(report.curves, Axis("loss per token", is_log=True)))))
+    if any(curve.steps for curve in report.expert_curves):
+        caption = "Entropy of 1 is equal use of all experts. probe --what experts shows each layer, by image and text tokens."
+        sections.append(html.Section("Experts", html.figure(_curves(report.expert_curves, Axis("share")), caption)))
     is_exact = any(panel.right for panel in report.right)
     sections.append(
         html.Section("Where the caption is right" if is_exact else "Where it comes closest", _panels(report, report.right))
@@ -157,11 +162,9 @@ def _score_chart(report: RunReport) -> Html:
     return html.figure(bar_chart([info.label for info in shown], series, Axis("score", low=0.0)), "Whiskers are 95 % intervals.")
 
 
-def _curves(report: RunReport) -> Html:
-    lines = [
-        LineSeries(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in report.curves if curve.steps
-    ]
-    return line_chart(lines, Axis("optimiser step"), Axis("loss per token", is_log=True))
+def _curves(curves: Sequence[Curve], y: Axis) -> Html:
+    lines = [LineSeries(curve.name, curve.steps, curve.values, is_marked=len(curve.steps) < 30) for curve in curves if curve.steps]
+    return line_chart(lines, Axis("optimiser step"), y)
 
 
 def _panels(report: RunReport, panels: Sequence[Panel]) -> Html:
