@@ -388,11 +388,13 @@ class Hidden:
         states_SD: hidden state of each entry of `Supervision`; zeros where its slot is -1.
         head: the language model head.
         auxiliary: auxiliary losses of the model by name: scalars, coefficients included, means over the micro-batch.
+        values: further values of the model for the log by name: scalars without gradient, means over the micro-batch.
     """
 
     states_SD: "Float[Tensor, 'S D']"
     head: Head
     auxiliary: "Mapping[str, Float[Tensor, '']]" = field(default_factory=dict)
+    values: "Mapping[str, Float[Tensor, '']]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "sightline"
 OPENER = Path("data/images/opener.py")
 READER = Path("data/images/reader.py")
-TAKES_BYTES = {  # unchanged, into another data set, table or page
-    Path("data/readers/records.py"),
-    Path("data/prepare/csv_export.py"),
-    Path("assembly/evaluate/report.py"),
-}
+# Unchanged, into another dataset, a table or a page.
+TAKES_BYTES = {Path("data/readers/records.py"), Path("data/prepare/csv_export.py"), Path("assembly/evaluate/report.py")}
 WRITER = Path("runtime/storage.py")
 CODE_RUNNING = {"cloudpickle", "dill", "jsonpickle", "marshal", "pickle", "shelve"}
 

@@ -18,6 +18,7 @@ def probe(
             help="looking: what is left of a score under a ladder of blurs and without the image; "
             "aligned: whether visual tokens go with the texts of their images (stage 1); "
             "words: the words that each patch becomes a mixture of (connector align); "
+            "experts: the load of each expert of a mixture-of-experts decoder, by image and text tokens; "
             "noise: how far noise on the features moves the connector's outputs; "
             "gain: how much the image raises each token of the texts, with their own and with exchanged images."
         ),

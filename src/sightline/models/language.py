@@ -19,7 +19,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.models.transformers_private import attention_kernel
-from sightline.ops.load_balancing import load_balancing_loss, router_z_loss
+from sightline.ops.load_balancing import load_balancing_loss, load_values, router_z_loss
 from sightline.ops.masks import additive_mask
 from sightline.types import PADDING, Batch, Head, Hidden, Tokens
 
@@ -238,12 +238,13 @@ def body(decoder: PreTrainedModel) -> nn.Module:
 
 def decode(
     decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], tokens: Tokens
-) -> tuple[Float[Tensor, "B T D"], dict[str, Tensor]]:
+) -> tuple[Float[Tensor, "B T D"], dict[str, Tensor], dict[str, Tensor]]:
     """Runs the decoder without its head on packed rows.
 
     Returns:
-        Hidden states after the last norm, and the decoder's auxiliary losses by name, times their coefficients:
-        `decoder_balance` and `decoder_router_z` for a mixture of experts in training (see `router_coefficients`).
+        Hidden states after the last norm; the decoder's auxiliary losses by name, times their coefficients: `decoder_balance` and
+        `decoder_router_z` for a mixture of experts in training (see `router_coefficients`); and values for the log:
+        `decoder_load_entropy` and `decoder_largest_load` (see `load_values`) beside such losses.
 
     Raises:
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
@@ -257,7 +258,11 @@ def decode(
         **({"output_router_logits": True} if coefficients else {}),
     )
     routers = (output.get("router_logits") or ()) if coefficients else ()  # empty if every layer is dense
-    return output.last_hidden_state, _router_losses(decoder, coefficients, routers, tokens) if routers else {}
+    if not routers:
+        return output.last_hidden_state, {}, {}
+    losses = _router_losses(decoder, coefficients, routers, tokens)
+    entropy, largest = load_values(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
+    return output.last_hidden_state, losses, {"decoder_load_entropy": entropy, "decoder_largest_load": largest}
 
 
 def router_coefficients(decoder: PreTrainedModel) -> dict[str, float]:
@@ -296,13 +301,38 @@ def _router_losses(
     return {name: coefficient * losses[name]() for name, coefficient in coefficients.items()}
 
 
+@contextmanager
+def recorded_routers(decoder: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Collects the router logits of each forward pass of a decoder: of each mixture `[tokens, experts]`, padding included.
+
+    Stays empty for a decoder that has no routers or does not return their logits.
+    """
+    found: list[tuple[Tensor, ...]] = []
+    if "output_router_logits" not in inspect.signature(type(decoder).forward).parameters:
+        yield found
+        return
+
+    def ask(module: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**keywords, "output_router_logits": True}
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        found.append(tuple(output.get("router_logits") or ()))
+
+    hooks = [body(decoder).register_forward_pre_hook(ask, with_kwargs=True), body(decoder).register_forward_hook(keep)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D"], batch: Batch) -> Hidden:
     """Runs the decoder on rows of embeddings and selects the supervised slots; a slot of -1 gives zeros."""
-    states_BTD, losses = decode(decoder, embeddings_BTD, batch.tokens)
+    states_BTD, losses, values = decode(decoder, embeddings_BTD, batch.tokens)
     slot_S = batch.supervision.slot_S
     states_SD = states_BTD.flatten(0, 1).index_select(0, slot_S.clamp(min=0))  # see `splice` for why not [...]
     states_SD = torch.where(slot_S[:, None] >= 0, states_SD, torch.zeros_like(states_SD))
-    return Hidden(states_SD, head_of(decoder), losses)
+    return Hidden(states_SD, head_of(decoder), losses, values)
 
 
 def attention_masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:

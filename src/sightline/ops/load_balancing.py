@@ -1,5 +1,6 @@
 """Load-balancing loss and z-loss of mixture-of-experts layers."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,11 +27,40 @@ def load_balancing_loss(
     chosen_X = probability_X = torch.zeros((), device=counted_N.device)
     for layer_NX in logits:
         p_NX = torch.softmax(layer_NX, 1, dtype=torch.promote_types(layer_NX.dtype, torch.float32))
-        is_chosen_NX = torch.zeros_like(p_NX).scatter(1, p_NX.topk(num_chosen, 1).indices, 1.0)
-        chosen_X = chosen_X + (is_chosen_NX * counted_N[:, None]).sum(0)
+        chosen_X = chosen_X + choice_counts(p_NX, num_chosen, counted_N)
         probability_X = probability_X + (p_NX * counted_N[:, None]).sum(0)
     total = (counted_N.sum() * len(logits)).clamp(min=1)
     return logits[0].shape[1] * ((chosen_X / total) * (probability_X / total)).sum()
+
+
+def choice_counts(scores_NX: Float[Tensor, "N X"], num_chosen: int, counted_N: Bool[Tensor, " N"]) -> Float[Tensor, " X"]:
+    """Counts how many tokens choose each expert: those with the `num_chosen` largest scores; without gradient.
+
+    Args:
+        scores_NX: of the router: logits or probabilities.
+        num_chosen: number of experts per token.
+        counted_N: marks tokens that count.
+    """
+    is_chosen_NX = torch.zeros_like(scores_NX).scatter(1, scores_NX.topk(num_chosen, 1).indices, 1.0)
+    return (is_chosen_NX * counted_N[:, None]).sum(0)
+
+
+def load_values(
+    logits: Sequence[Float[Tensor, "N X"]], num_chosen: int, counted_N: Bool[Tensor, " N"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Returns the entropy of the experts' load and the largest load, for the log.
+
+    The load of a layer is each expert's share of the choices. The entropy is divided by that of equal use and averaged over layers:
+    1 when all are used equally, 0 when one gets everything. The largest load is that of any expert of any layer.
+
+    Args:
+        logits, num_chosen, counted_N: as in `load_balancing_loss`.
+    """
+    with torch.no_grad():
+        load_LX = torch.stack([choice_counts(layer_NX.float(), num_chosen, counted_N) for layer_NX in logits])
+        load_LX = load_LX / load_LX.sum(1, keepdim=True).clamp(min=1)
+        entropy_L = torch.special.entr(load_LX).sum(1) / math.log(max(load_LX.shape[1], 2))
+        return entropy_L.mean(), load_LX.max()
 
 
 def router_z_loss(logits: Sequence[Float[Tensor, "N X"]], counted_N: Bool[Tensor, " N"]) -> Float[Tensor, ""]:

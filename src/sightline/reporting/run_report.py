@@ -61,6 +61,7 @@ class RunReport:
         differences: for each control by how much each score is better with the image, paired by item.
         right, wrong: images where the caption is right, and where it is not.
         facts: of the run, for the end of the page.
+        expert_curves: load of the experts of a mixture-of-experts decoder.
     """
 
     title: str
@@ -75,6 +76,7 @@ class RunReport:
     borders: Mapping[str, float] = field(default_factory=dict)
     verdict: Verdict | None = None
     differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    expert_curves: Sequence[Curve] = ()
 
 
 def write_run_report(path: Path, report: RunReport) -> None:
@@ -91,6 +93,9 @@ def run_report_page(report: RunReport) -> str:
         drawn = [html.figure(_curves(report, curves, axis)) for curves, axis in course if any(curve.steps for curve in curves)]
         if drawn:
             sections.append(html.Section("Learning rate and gradient norm", html.columns(*drawn), is_open=False))
+    if any(curve.steps for curve in report.expert_curves):
+        caption = "Entropy of 1 is equal use of all experts. probe --what experts shows each layer, by image and text tokens."
+        sections.append(html.Section("Experts", html.figure(_curves(report, report.expert_curves, Axis("share")), caption)))
     is_exact = any(panel.right for panel in report.right)
     sections.append(
         html.Section("Where the caption is right" if is_exact else "Where it comes closest", _panels(report, report.right))

@@ -1,15 +1,21 @@
 """Runs of the recipes from scratch: a killed mixture ends as one that was left alone, and its folder answers and is evaluated."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sightline.assembly.config import locate
 from sightline.assembly.evaluate.chat import ChatModel
 from sightline.assembly.evaluate.evaluate import evaluate
+from sightline.assembly.evaluate.opened import has_images, open_records
+from sightline.assembly.model.build import read_model
 from sightline.cli import main
+from sightline.data.images.pixels import PixelLoader
 from sightline.evaluation.spec import EvalSpec
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime import storage
@@ -75,6 +81,7 @@ def test_a_killed_mixture_ends_as_one_that_was_left_alone(tmp_path: Path, comman
     steps = [line for line in outcome(tmp_path / "whole")[0] if "loss" in line]
     assert len(steps) == 6
     assert all(line["decoder_balance"] > 0 and line["decoder_router_z"] > 0 for line in steps)
+    assert all(0 < line["decoder_load_entropy"] <= 1 and 0.25 <= line["decoder_largest_load"] < 1 for line in steps)
 
     done = evaluate(EvalSpec(data=str(scenes), batch_size=2, max_new_tokens=8), str(tmp_path / "whole"), threads=1)
     assert done.scores["exact"].n > 0
@@ -84,6 +91,53 @@ def test_a_killed_mixture_ends_as_one_that_was_left_alone(tmp_path: Path, comman
     decoding = DecodingConfig(max_new_tokens=12, do_sample=True, temperature=1.5, top_p=0.9, repetition_penalty=1.2)
     answer = chat.answer((chat.opening(1, None),), [photo], decoding, streamed.append)
     assert "".join(streamed).strip() == answer.text.strip()
+
+
+def test_the_probe_counts_the_choices_of_every_token(tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against a count of our own: each record alone, one token at a time."""
+    run, page = tmp_path / "run", tmp_path / "experts.html"
+    command(
+        "train", "seemoe", f"data.path={scenes}", *SMALL, "train.steps=1", "model.vision.config.output_tokens=all", "--out", run
+    )
+    capsys.readouterr()
+    command("probe", run, "--data", scenes, "--split", "train", "--what", "experts", "--count", 3, "--out", page, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["records"], told["experts_per_token"], len(told["layers"])) == (3, 2, 2)
+    assert told["tokens"]["image"] == 3 * 16
+    bundle = read_model(locate.model_folder(run))
+    model, builder = bundle.model.inner.eval(), bundle.builder()
+    dataset, records = open_records(str(scenes), "train", has_images, 3, "")
+    loader = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
+    chosen: list[list[list[int]]] = [[], []]
+    router = model.language.model.network.layers[1].mlp.router
+    router.register_forward_hook(lambda module, inputs, output: rows.extend(output[1].tolist()))
+    for record in records:
+        layouts = builder.layouts(record)
+        encoded = [builder.encode_conversation(messages, layouts) for messages in builder.conversations(record)]
+        for number, one in enumerate(encoded):
+            rows: list[list[int]] = []
+            ids = torch.from_numpy(one.ids)[None].clone()
+            is_image = torch.zeros(ids.shape[1], dtype=torch.bool)
+            is_image[1:17] = True  # after the begin token
+            ids[0, is_image] = model.config.image_token_id
+            with torch.no_grad():
+                model(input_ids=ids, pixel_values=model.normalise(torch.from_numpy(loader.load(dataset, record).pixels)))
+            first_text = 17 if number else 0  # the captions of an image share what stands before them
+            chosen[0] += [row for row, image in zip(rows, is_image, strict=True) if image and not number]
+            chosen[1] += [row for place, row in enumerate(rows) if not is_image[place] and place >= first_text]
+    for kind, own in zip(("image", "text"), chosen, strict=True):
+        assert len(own) == told["tokens"][kind]
+        counts = [sum(row.count(expert) for row in own) / (2 * len(own)) for expert in range(4)]
+        assert told["layers"][1]["load"][kind] == pytest.approx(counts)
+        wanted = -sum(share * math.log(share) for share in counts if share) / math.log(4)
+        assert told["layers"][1]["entropy"][kind] == pytest.approx(wanted)
+    assert page.read_text("utf-8").count("<svg") == 2
+
+
+def command(*words: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert not ended.value.code
 
 
 def test_the_published_faults_train_together(tmp_path: Path, commands: Commands, scenes: Path) -> None:

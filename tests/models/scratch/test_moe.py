@@ -1,5 +1,6 @@
 """Router and experts against a float64 loop written from the equations; the router losses against values worked by hand."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from sightline.models.scratch.moe import Router, SparseMoE
 from sightline.ops.experts import ExpertWeights, can_group, experts_grouped, experts_loop
-from sightline.ops.load_balancing import load_balancing_loss, router_z_loss
+from sightline.ops.load_balancing import load_balancing_loss, load_values, router_z_loss
 
 WIDTH, HIDDEN, EXPERTS, CHOSEN = 16, 24, 4, 2
 
@@ -196,3 +197,15 @@ def test_losses_are_those_worked_by_hand() -> None:
     assert router_z_loss([logits], counted).item() == pytest.approx(1.3862943611198906**2, rel=1e-6)
     assert router_z_loss([logits, 0 * logits], counted).item() == pytest.approx((1.3862943611**2 + 0.6931471806**2) / 2, rel=1e-6)
     assert router_z_loss([logits], torch.zeros(4, dtype=torch.bool)).item() == 0
+
+
+def test_the_load_of_the_log_is_that_of_the_choices() -> None:
+    """Layer 1: experts 0 and 1 get 3 and 1 of 4 choices; layer 2: all go to expert 1."""
+    first = torch.tensor([[2.0, 0], [2, 0], [2, 0], [0, 2], [9, 0]])
+    counted = torch.tensor([True, True, True, True, False])
+    entropy, largest = load_values([first, first.flip(1) * 0 + torch.tensor([0.0, 1.0])], 1, counted)
+    assert largest.item() == 1
+    quarter = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
+    assert entropy.item() == pytest.approx(quarter / 2, rel=1e-6)
+    nothing = load_values([first], 1, torch.zeros(5, dtype=torch.bool))
+    assert [value.item() for value in nothing] == [0, 0]

@@ -61,7 +61,7 @@ def gains(
         for record in records:
             bar.step(1)
             try:
-                ready.append((record, _samples(bundle, dataset, record, builder, loader)))
+                ready.append((record, record_samples(bundle, dataset, record, builder, loader)))
             except RecordError as error:
                 skipped[error.reason] += 1
             if len(ready) == BATCH:
@@ -129,7 +129,7 @@ def small_image(dataset: Dataset, record: Record) -> bytes | None:
         return None
 
 
-def _samples(
+def record_samples(
     bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, loader: VisualInputLoader
 ) -> list[Sample]:
     """All texts of a record as branches of one sample, or each as its own where they share no prefix with the images."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sightline.assembly.evaluate.aligned import probe_aligned
+from sightline.assembly.evaluate.experts import probe_experts
 from sightline.assembly.evaluate.gain import probe_gain
 from sightline.assembly.evaluate.looking import look
 from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_model, open_records
@@ -20,6 +21,7 @@ from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, pro
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.evaluation.spec import EvalSpec
 from sightline.reporting.aligned_page import aligned_page
+from sightline.reporting.experts_page import experts_page
 from sightline.reporting.gain_page import gain_page
 from sightline.reporting.looking_page import looking_page
 from sightline.reporting.noise_page import noise_page
@@ -132,6 +134,11 @@ def words(inputs: ProbeInputs) -> Findings:
     return probe_words(connector, inputs.encoded(skipped), lambda word: word_text(bundle, word), inputs.request.shown, skipped)
 
 
+def experts(inputs: ProbeInputs) -> Findings:
+    """`experts`: how many tokens of images and of text each expert of the decoder gets."""
+    return probe_experts(inputs.model, inputs.dataset, inputs.records, inputs.visual_loader)
+
+
 def gain(inputs: ProbeInputs) -> Findings:
     """`gain`: how much the image raises each token of the texts, for own and for exchanged images."""
     bundle, bf16 = inputs.model.bundle, inputs.model.runtime.bf16
@@ -170,6 +177,7 @@ def write_page(findings: Findings, request: ProbeRequest, out: Path) -> None:
 
 WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
     "aligned": aligned,
+    "experts": experts,
     "gain": gain,
     "noise": noise,
     "words": words,
@@ -177,6 +185,7 @@ WHAT: dict[str, Callable[[ProbeInputs], Findings]] = {
 PAGES: dict[str, Callable[[str, Any], str]] = {
     LOOKING: looking_page,
     "aligned": aligned_page,
+    "experts": experts_page,
     "gain": gain_page,
     "noise": noise_page,
     "words": words_page,

@@ -133,6 +133,13 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
             Curve("training loss", [line["step"] for line in steps], [line["loss"] for line in steps]),
             Curve("validation loss", [line["step"] for line in checks], [line["validation_loss"] for line in checks]),
         ),
+        expert_curves=tuple(
+            Curve(title, [line["step"] for line in steps if key in line], [line[key] for line in steps if key in line])
+            for key, title in (
+                ("decoder_load_entropy", "entropy of the load"),
+                ("decoder_largest_load", "largest load of an expert"),
+            )
+        ),
         scores={name: {key: score.to_json() for key, score in found.items()} for name, found in scores.items()},
         rates=_rates(steps),
         norms=(Curve("gradient norm", *_points(steps, "grad_norm")),),
