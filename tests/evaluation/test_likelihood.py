@@ -1,6 +1,6 @@
 """Scores of candidates from log-probabilities that are known, and the alpha that is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from sightline.errors import UsageError
 from sightline.evaluation.controls import without_images
 from sightline.evaluation.likelihood import ALPHAS, LikelihoodAnswers, check_candidates, choose_alpha, gain
 from sightline.evaluation.tasks import Query, task_by_name
+from sightline.metrics.choice import highest
 from sightline.types import Message, Part, Prediction, Record
 
 RECORD = Record("q", ("a.png",), messages=question_messages("Which?", "blue", 1), meta={"choices": ["red", "blue"]})
@@ -90,14 +91,18 @@ def test_alpha_undoes_a_preference_for_words_and_is_the_middle_of_the_best() -> 
     """Right is image evidence 1 against a prior of 2: alpha above 0.5 chooses by evidence, below by the prior."""
     prior = np.array([-1.0, -3.0])
     evidence = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
-    choice = choose_alpha([prior + own for own in evidence], [prior, prior], [0, 1])
-    assert choice.accuracy == tuple(0.5 if alpha <= 0.5 else 1.0 for alpha in ALPHAS)  # at 0.5 the second is a tie
+
+    def accuracy(right: Sequence[int]) -> Callable[[Sequence[np.ndarray]], float]:
+        return lambda gains: float(np.mean([highest(own.tolist()) == answer for own, answer in zip(gains, right, strict=True)]))
+
+    choice = choose_alpha([prior + own for own in evidence], [prior, prior], accuracy([0, 1]))
+    assert choice.scores == tuple(0.5 if alpha <= 0.5 else 1.0 for alpha in ALPHAS)  # at 0.5 the second is a tie
     assert (choice.alpha, choice.items) == (0.75, 2)
-    useless = choose_alpha([[-1.0, -2.0]], [[0.0, 0.0]], [0])
+    useless = choose_alpha([[-1.0, -2.0]], [[0.0, 0.0]], accuracy([0]))
     assert useless.alpha == 0.5
-    scrambled = choose_alpha([[-1.0, -1.0]], [[-1.0, -2.0]], [1])
-    assert scrambled.accuracy[0] == 0.0
-    assert scrambled.alpha == 0.5
+    tied = choose_alpha([[-1.0, -1.0]], [[-1.0, -2.0]], accuracy([1]))
+    assert tied.scores[0] == 0.0
+    assert tied.alpha == 0.5
 
 
 def test_tasks_without_candidates_are_refused() -> None:

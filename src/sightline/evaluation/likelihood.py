@@ -10,7 +10,7 @@ A log-probability is the sum over the text's tokens and its end token. "No image
 of the question; few-shot examples keep theirs. `alpha` is chosen on training data (`choose_alpha`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,6 @@ from sightline.evaluation.predict import Answers
 from sightline.evaluation.tasks import Query
 from sightline.evaluation.tasks.base import Likelihood
 from sightline.evaluation.tasks.questions import CANDIDATE, fill
-from sightline.metrics.choice import highest
 from sightline.types import Message, Prediction
 
 ALPHAS = tuple(step / 20 for step in range(21))  # 0 is the plain sum, 1 the pointwise mutual information of text and image
@@ -45,30 +44,29 @@ class AlphaChoice:
     Attributes:
         alpha: the choice.
         items: number of training items.
-        accuracy: share of right choices with each alpha of `ALPHAS`.
+        scores: the score with each alpha of `ALPHAS`.
     """
 
     alpha: float
     items: int
-    accuracy: tuple[float, ...]
+    scores: tuple[float, ...]
 
 
 def choose_alpha(
-    with_image: Sequence[Sequence[float]], without_image: Sequence[Sequence[float]], right: Sequence[int]
+    with_image: Sequence[Sequence[float]],
+    without_image: Sequence[Sequence[float]],
+    score_of: Callable[[Sequence[Float[np.ndarray, " C"]]], float],
 ) -> AlphaChoice:
-    """Chooses the alpha from 0 to 1, in steps of 0.05, with the highest accuracy; of several, the middle one (the lower of two).
+    """Chooses the alpha from 0 to 1, in steps of 0.05, with the highest score; of several, the middle one (the lower of two).
 
     Args:
         with_image, without_image: log-probability of each candidate, item by item.
-        right: index of the right candidate of each item.
+        score_of: the score to maximise, such as the share of right choices, of the gains of all items.
     """
     pairs = [(np.array(seen), np.array(blind)) for seen, blind in zip(with_image, without_image, strict=True)]
-    accuracy = []
-    for alpha in ALPHAS:
-        hits = [highest(gain(*pair, alpha).tolist()) == answer for pair, answer in zip(pairs, right, strict=True)]
-        accuracy.append(sum(hits) / len(hits))
-    best = [alpha for alpha, value in zip(ALPHAS, accuracy, strict=True) if value == max(accuracy)]
-    return AlphaChoice(best[(len(best) - 1) // 2], len(pairs), tuple(accuracy))
+    scores = [score_of([gain(*pair, alpha) for pair in pairs]) for alpha in ALPHAS]
+    best = [alpha for alpha, value in zip(ALPHAS, scores, strict=True) if value == max(scores)]
+    return AlphaChoice(best[(len(best) - 1) // 2], len(pairs), tuple(scores))
 
 
 class LikelihoodAnswers:

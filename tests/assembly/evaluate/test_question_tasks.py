@@ -43,7 +43,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(choice | {"meta": {"choices": COLORS}})
         rows.append(question(f"y{number}", image, "Is it red?", [("yes", "no")[number // 2 % 2]], split))
         box = {"label": "the star", "xyxy": [0.0, 0.0, 0.5, 0.5]}
-        rows.append(record(f"b{number}", image, split, boxes=[box]))
+        rows.append(record(f"b{number}", image, split, boxes=[box], negatives=["a red box", "another box"]))
     images = {f"{number}.png": png(scene(number, 64)) for number in range(2 * COUNT)}
     return folder(tmp_path_factory.mktemp("data") / "set", rows, images)
 
@@ -122,6 +122,19 @@ def test_a_yes_no_question_is_asked_about_each_option(model: Path, dataset: Path
     assert all(len(prediction.scores or ()) == len(COLORS) for prediction in done.predicted.predictions)
     with pytest.raises(UsageError, match="no candidates"):
         asked(model, dataset, tmp_path / "v", task="vqa", likelihood="gain")
+
+
+def test_composition_is_scored_by_gain_where_nothing_else_is_asked_for(model: Path, dataset: Path, tmp_path: Path) -> None:
+    done = asked(model, dataset, tmp_path / "gain", task="composition")
+    assert done.to_json()["likelihood"]["kind"] == "gain"
+    assert done.to_json()["likelihood"]["chosen_on"]["items"] == COUNT
+    assert done.scores["accuracy"].n == COUNT
+    seen = scores_of(asked(model, dataset, tmp_path / "0", task="composition", alpha=0.0))
+    full = scores_of(asked(model, dataset, tmp_path / "1", task="composition", alpha=1.0))
+    blind = {tuple((seen[key] - full[key])[1:].round(decimals=3).tolist()) for key in seen}
+    assert len(blind) == 1  # the negatives are the same texts in every record, and no image is seen
+    confirmed = asked(model, dataset, tmp_path / "yes_no", task="composition", likelihood="yes_no")
+    assert all(len(scores) == 3 for scores in scores_of(confirmed).values())
 
 
 # The baseline of nearest images ---------------------------------------------------------------------------------------------

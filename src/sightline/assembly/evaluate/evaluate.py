@@ -17,6 +17,7 @@ from sightline.assembly.evaluate.neighbours import neighbour_answers
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.assembly.evaluate.similarity import SimilarityAnswers
 from sightline.assembly.evaluate.verdicts import control_command, find_verdict
+from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.data.images.pixels import VisualInputLoader
@@ -28,6 +29,7 @@ from sightline.evaluation.predict import ITEMS, SCORES, Answers, Predicted, pred
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
+from sightline.evaluation.tasks.base import Likelihood
 from sightline.generation.decode import DecodingConfig
 from sightline.metrics.verdict import Verdict, verdict_of
 from sightline.runtime import storage
@@ -139,13 +141,15 @@ def evaluate(
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
     if spec.baseline is not None:
-        return _evaluate_neighbours(spec, task, dataset, records, model, checkpoint, out, device, threads, fallback)
+        if opened is None and model is not None:
+            opened = open_model(model, checkpoint, spec.features, device, threads, fallback)
+        return _evaluate_neighbours(spec, task, dataset, records, model, checkpoint, out, opened)
     if model is None:
         raise UsageError("no model is named.", "Name a run or a model folder, or a --baseline.")
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
-    likelihood = spec.likelihood or task.likelihood
+    likelihood = _likelihood_of(spec, task, bundle)
     prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
     prompt = next(text for text in prompts if text is not None)
     asked_with = task.bare_prompt if likelihood == "yes_no" else prompt  # its prompt is about one candidate
@@ -194,9 +198,7 @@ def _evaluate_neighbours(
     model: str | None,
     checkpoint: str,
     out: Path | None,
-    device: str,
-    threads: int | None,
-    fallback: bool,
+    opened: OpenedModel | None,
 ) -> Evaluation:
     """Answers with what the nearest training images have; the prompt and the settings of generation do not matter.
 
@@ -207,7 +209,6 @@ def _evaluate_neighbours(
         raise UsageError(
             "the baseline neighbours answers with texts of the training data.", "Leave out --likelihood, --shots, --noise, --words."
         )
-    opened = None if model is None else open_model(model, checkpoint, spec.features, device, threads, fallback)
     answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     queries = _queries_of(task, records, task.bare_prompt)
     asked = _queries_of(task, exchange_images(records), task.bare_prompt) if spec.control == SHUFFLED else queries
@@ -283,6 +284,15 @@ def _answers(
         return SimilarityAnswers(bundle, dataset, visual_loader, bf16, asked)
     _refuse_embeddings(task, asked)
     return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), bf16, examples)
+
+
+def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:
+    """How candidates are scored: as asked for, else as the task does by default; a dual encoder has similarities instead."""
+    if bundle.pairs is None:
+        return spec.likelihood or task.likelihood
+    if spec.likelihood is not None:
+        raise UsageError("a dual encoder compares images with texts and has no likelihoods.", "Leave out --likelihood.")
+    return None
 
 
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:

@@ -1,8 +1,11 @@
 """Likelihood scores of an evaluation: chooses alpha on training data and wraps the model's answers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records
@@ -12,10 +15,11 @@ from sightline.evaluation.controls import without_images
 from sightline.evaluation.likelihood import AlphaChoice, LikelihoodAnswers, choose_alpha
 from sightline.evaluation.predict import Answers, predict
 from sightline.evaluation.spec import EvalSpec
-from sightline.evaluation.tasks import Query, Task
+from sightline.evaluation.tasks import Task, task_by_name
 from sightline.evaluation.tasks.base import Likelihood
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.logs import logger
+from sightline.types import Prediction
 
 ALPHA_RECORDS = 200  # records that alpha is chosen on
 _OF_THE_QUESTIONS = ("control", "decoding", "noise", "shots")  # settings that the training records do not depend on
@@ -29,7 +33,7 @@ class LikelihoodScoring:
         kind: `gain`, `plain` or `yes_no`.
         alpha: of `gain`, as given or chosen.
         chosen_on: split that alpha was chosen on, where it was not given.
-        choice: the accuracies that it was chosen by.
+        choice: the scores that it was chosen by.
     """
 
     kind: Likelihood
@@ -44,7 +48,7 @@ class LikelihoodScoring:
     def to_json(self) -> dict[str, Any]:
         if self.choice is None:
             return self.settings()
-        chosen = {"split": self.chosen_on, "items": self.choice.items, "accuracy": max(self.choice.accuracy)}
+        chosen = {"split": self.chosen_on, "items": self.choice.items, "score": max(self.choice.scores)}
         return self.settings() | {"chosen_on": chosen}
 
     def of(self, answers: Answers, template: str) -> LikelihoodAnswers:
@@ -66,7 +70,7 @@ def likelihood_scoring(
     """Returns how candidates are scored; for `gain` without a given alpha it is chosen on `spec.alpha_from`.
 
     The choice takes up to 200 records of that split, with their true images and without few-shot examples, so that it is the same
-    under every control.
+    under every control, and maximises the headline score of the task.
 
     Args:
         prompt: of the queries.
@@ -103,12 +107,12 @@ def likelihood_scoring(
     common = [query for query in queries if query.id in found[0] and query.id in found[1]]
     if not common:
         raise UsageError(f"no record of split {split!r} could be answered to choose alpha on.", "Give --alpha.")
-    right = [right_candidate(query, task) for query in common]
-    choice = choose_alpha([found[0][query.id] for query in common], [found[1][query.id] for query in common], right)
+    once = task_by_name(spec.task, resamples=1)
+
+    def score_of(gains: Sequence[np.ndarray]) -> float:
+        predictions = [Prediction(query.id, scores=tuple(own)) for query, own in zip(common, gains, strict=True)]
+        return once.score(common, predictions)[once.headline.name].value
+
+    choice = choose_alpha([found[0][query.id] for query in common], [found[1][query.id] for query in common], score_of)
     logger.info("alpha %.2f, chosen on %d items of split %r", choice.alpha, choice.items, split)
     return LikelihoodScoring(kind, choice.alpha, split, choice)
-
-
-def right_candidate(query: Query, task: Task) -> int:
-    """Returns the index of the right candidate of a query."""
-    return query.candidates.index(task.references(query)[0])

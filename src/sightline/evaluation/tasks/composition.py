@@ -32,6 +32,8 @@ class Composition(Task):
         ScoreInfo("group", "Winoground group", is_detail=True),
     )
     prompt = ""
+    confirm_prompt = '{question}Does this figure show "{candidate}"? Please answer yes or no.'
+    likelihood = "gain"
 
     def asks(self, record: Record) -> bool:
         return len(record.images) == 1 and bool(record.captions) and bool(record.negatives)
