@@ -20,6 +20,7 @@ from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS
 from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.model.build import ModelBundle, non_finite, write_model
+from sightline.assembly.model.origin import RunOrigin
 from sightline.assembly.train.fingerprints import data_fingerprints, refuse_other_data
 from sightline.config import to_yaml
 from sightline.errors import ConfigError, SightlineError, StorageError
@@ -115,7 +116,7 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration ({describe_changes(refused)}).",
                 "Choose another --out, or allow it: --allow-change " + ",".join(".".join(key) for key in refused),
             )
-        saved = checkpoint.newest(self.path)
+        saved = checkpoint.newest(self.path, RunOrigin(self.path))
         at = Progress()
         if saved is not None:
             allowed = {key: values for key, values in changed.items() if not may_differ(key)}
