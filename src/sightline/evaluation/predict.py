@@ -62,7 +62,7 @@ def predict(
     """
     with storage.Lock(folder / LOCK):
         _begin(folder, settings)
-        with closing(storage.JsonLines(folder / PREDICTIONS, checksum=True, required=("id",))) as log:
+        with closing(storage.JsonLines(folder / PREDICTIONS, checksum=True, check=Prediction.from_json)) as log:
             done = _answer_rest(answers, queries, log, batch_size, title)
     found = [done[query.id] for query in queries]
     skipped = Counter(prediction.skipped for prediction in found if prediction.skipped)
@@ -73,7 +73,7 @@ def _answer_rest(
     answers: Answers, queries: Sequence[Query], log: storage.JsonLines, batch_size: int, title: str
 ) -> dict[str, Prediction]:
     """All predictions by query; those that the log lacks are made and added to it."""
-    done = {line["id"]: Prediction.from_json(line) for line in storage.read_json_lines(log.path)}
+    done = {line["id"]: Prediction.from_json(line) for line in storage.read_json_lines(log.path, Prediction.from_json)}
     rest = [query for query in queries if query.id not in done]
     width = answers.width(queries) if rest else 0
     with watch_signals() as stopped, progress(title, len(queries), len(queries) - len(rest)) as bar:

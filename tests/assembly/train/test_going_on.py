@@ -1,5 +1,6 @@
 """A run that goes on: with more steps, with other data, and after a bit of what it stored has flipped."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -442,3 +443,30 @@ def test_damaged_blind_logits_are_made_again_and_the_run_ends_the_same(
     file.write_bytes(written)
     assert blind_logits._read(file, key, len(logits) + 1) is None
     assert blind_logits._read(file, "another", len(logits)) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": "x"},
+        {"step": True},
+        {"step": 1.0},
+        {"step": -1},
+        {"loss": 1.0},
+        {"step": 1, "seconds": "x"},
+        {"step": 1, "loss": []},
+        {"step": 1, "validation_loss": None},
+    ],
+)
+def test_a_line_of_metrics_that_is_none_is_moved_aside_and_reported(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, line: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    stopped(config, run, 2, monkeypatch)
+    log = run / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(json.dumps(line).encode() + b"\n" + whole)
+    assert train(config, run).step == 4
+    assert "metrics.jsonl: 1 damaged line (number 1), moved to metrics.jsonl.damaged" in caplog.text
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
+    assert log.read_bytes().startswith(whole)

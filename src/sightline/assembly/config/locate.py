@@ -32,6 +32,15 @@ class CheckpointChoice:
         return {"step": self.saved.step, "path": str(self.saved.path), "reason": self.reason, **rebuilt}
 
 
+def check_metrics(line: dict[str, Any]) -> None:
+    """Raises ValueError for a line that is none of `metrics.jsonl`: its step is no whole number, or its loss or time no number."""
+    if type(line.get("step")) is not int or line["step"] < 0:
+        raise ValueError("'step' is not a whole number from 0")
+    for key in ("loss", "seconds", "validation_loss"):
+        if isinstance(line.get(key, 0.0), bool) or not isinstance(line.get(key, 0.0), int | float):
+            raise ValueError(f"{key!r} is not a number")
+
+
 def is_run(path: str | Path) -> bool:
     """Whether a folder holds checkpoints of a run."""
     return checkpoint.folder(Path(path)).is_dir()

@@ -144,7 +144,8 @@ class Tally:
                     place = os.path.join(folder, name)
                     ignore(place, os.path.relpath(place, base), "file_not_used")
         beside = os.path.dirname(os.path.realpath(source)) if source.is_file() else ""
-        for folder in sorted(self._folders.union([beside] if beside else []) - walked):
+        rest: set[str] = {*self._folders, beside} - walked - {""}
+        for folder in sorted(rest):
             for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
                 place = os.path.join(folder, name)
                 if os.path.isfile(place) and (folder in self._folders or not has_image_suffix(name)):
