@@ -136,6 +136,12 @@ WRONG = [
             {"ended": 1},
             {"ended": {}},
             {"ended": {"steps": 1, "epochs": None, "progress": {"y": 1}}},
+            {"ended": {"steps": "1", "epochs": None, "progress": GOOD["progress"]}},
+            {"ended": {"steps": 1, "epochs": "1", "progress": GOOD["progress"]}},
+            {"ended": {"steps": 1, "epochs": None, "progress": {**GOOD["progress"], "epoch": "x"}}},
+            {"data": {"data set x": 5}},
+            {"stage": None},
+            {"stage": {}},
         )
     ),
 ]

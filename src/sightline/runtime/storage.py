@@ -229,13 +229,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        entries = list(manifest["files"].values())
-        whole = all(isinstance(entry, dict) and {"size", "sha256"} <= set(entry) for entry in entries)
-        if manifest["schema"] != SCHEMA or not whole:
+        is_whole = all(_is_entry(name, entry) for name, entry in manifest["files"].items())
+        unread = manifest.get("unread", {})
+        is_whole = is_whole and isinstance(unread, dict) and all(type(count) is int for count in unread.values())
+        if manifest["schema"] != SCHEMA or not is_whole:
             raise StorageError(f"{path / MANIFEST}: unknown schema.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path / MANIFEST}: missing or torn ({error}).") from error
     return manifest
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether a manifest may hold this entry: size and hash of a file inside the directory."""
+    parts = PurePosixPath(name).parts
+    is_inside = bool(parts) and ".." not in parts and not name.startswith("/")
+    return is_inside and isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
 
 
 def verify_dir(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,21 +186,42 @@ def read_note(path: Path) -> tuple[Progress, dict[str, Any]]:
 def _read_state(file: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
     state = storage.read_json(file)
     try:
-        values, random, note = dict(state["progress"]), state["random"], state["note"]
-        best = values.pop("best")
-        progress = Progress(**values, best=None if best is None else (float(best[0]), best[1]))
-        numbers = [*values.values(), *([] if progress.best is None else progress.best[1:]), *note.get("stage_ends", [])]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a number of steps, samples or tokens is not a whole number from 0")
+        progress, random, note = _progress_of(state["progress"]), state["random"], state["note"]
         if not (isinstance(random, list) and random and all(isinstance(item, dict) for item in random)):
             raise ValueError("'random' is not a list of random states")
-        if not all(isinstance(note.get(key, {}), dict) for key in ("facts", "data")):
-            raise ValueError("'facts' or 'data' of 'note' is not an object")
-        if (ended := note.get("ended")) is not None:
-            _ = ended["steps"], ended["epochs"], Progress(**ended["progress"])
+        _check_note(note)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{file}: not a state of this version ({type(error).__name__}: {error}).") from error
     return progress, random, note
+
+
+def _progress_of(values: Mapping[str, Any]) -> Progress:
+    """Progress as `asdict` writes it; raises a KeyError, TypeError or ValueError where it is none."""
+    best = values["best"]
+    found = Progress(**{**values, "best": None if best is None else (float(best[0]), best[1])})
+    numbers = [value for name, value in values.items() if name != "best"]
+    _check_numbers([*numbers, *([] if found.best is None else found.best[1:])])
+    return found
+
+
+def _check_numbers(numbers: Iterable[object]) -> None:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number of steps, samples or tokens is not a whole number from 0")
+
+
+def _check_note(note: Mapping[str, Any]) -> None:
+    """Raises an AttributeError, KeyError, TypeError or ValueError where a note holds values of other types."""
+    _check_numbers(note.get("stage_ends", []))
+    data = note.get("data") or {}
+    if not all(isinstance(value, dict) for value in (note.get("facts", {}), data, *data.values())):
+        raise ValueError("'facts' or 'data' of 'note' is not an object, or does not hold objects")
+    if not isinstance(note.get("stage", ""), str):
+        raise ValueError("'stage' of 'note' is not a name")
+    if (ended := note.get("ended")) is not None:
+        _check_numbers(value for value in (ended["steps"],) if value is not None)
+        if not isinstance(ended["epochs"], float | int | None) or isinstance(ended["epochs"], bool):
+            raise ValueError("'epochs' of 'ended' is not a number")
+        _progress_of(ended["progress"])
 
 
 def newest(run: Path, origin: Origin | None = None) -> Saved | None:
