@@ -464,14 +464,17 @@ class Prediction:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> "Prediction":
-        """Reads a line; raises KeyError where it is none of those that `to_json` makes."""
-        if "skipped" in line:
-            return cls(line["id"], skipped=line["skipped"])
-        if "scores" in line:
-            return cls(line["id"], scores=tuple(line["scores"]))
-        if "embedding" in line:
-            return cls(line["id"], embedding=tuple(line["embedding"]))
-        return cls(line["id"], line["text"], line["tokens"])
+        """Reads a line; raises ValueError where it is none of those that `to_json` makes."""
+        match line:
+            case {"id": str(name), "skipped": str(reason)}:
+                return cls(name, skipped=reason)
+            case {"id": str(name), "scores": [*scores]} if all(isinstance(value, int | float) for value in scores):
+                return cls(name, scores=tuple(scores))
+            case {"id": str(name), "embedding": [*embedding]} if all(isinstance(value, int | float) for value in embedding):
+                return cls(name, embedding=tuple(embedding))
+            case {"id": str(name), "text": str(text), "tokens": int(tokens)}:
+                return cls(name, text, tokens)
+        raise ValueError("this is not the line of a prediction")
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,3 +163,31 @@ def test_a_second_evaluation_into_the_same_folder_is_refused_and_each_prediction
 def test_a_prediction_is_one_line_and_the_line_is_the_prediction(prediction: Prediction, line: dict[str, Any]) -> None:
     assert prediction.to_json() == line
     assert Prediction.from_json(json.loads(json.dumps(line))) == prediction
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"id": "r1"},
+        {"id": ["r1"], "text": "x", "tokens": 1},
+        {"id": "r1", "text": None, "tokens": 1},
+        {"id": "r1", "text": "x", "tokens": "1"},
+        {"id": "r1", "scores": 5},
+        {"id": "r1", "scores": ["x"]},
+        {"id": "r1", "embedding": {}},
+        {"id": "r1", "skipped": 3},
+    ],
+)
+def test_a_line_that_is_no_prediction_is_moved_aside_and_its_record_asked_again(
+    tmp_path: Path, line: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one without a checksum, as earlier versions wrote them."""
+    whole = run(tmp_path, Scripted())
+    log = tmp_path / "predictions.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    lines[1] = json.dumps(line).encode() + b"\n"
+    log.write_bytes(b"".join(lines))
+    again = Scripted()
+    assert said(run(tmp_path, again)) == said(whole)
+    assert [names for names, _ in again.calls] == [["r1"] * 4]
+    assert "1 damaged line (number 2), moved to predictions.jsonl.damaged" in caplog.text

@@ -320,6 +320,25 @@ def test_any_manifest_is_the_right_one_or_a_storage_error(directory: Path, conte
     assert not storage.has_all_files(directory) or json.loads(content)["files"] == {}
 
 
+@pytest.mark.parametrize(
+    ("name", "entry", "more"),
+    [
+        ("b", {"size": "1", "sha256": "0"}, {}),
+        ("b", {"size": True, "sha256": "0"}, {}),
+        ("b", {"size": 1, "sha256": 5}, {}),
+        ("../b", {"size": 1, "sha256": "0"}, {}),
+        ("/b", {"size": 1, "sha256": "0"}, {}),
+        ("", {"size": 1, "sha256": "0"}, {}),
+        ("b", {"size": 1, "sha256": "0"}, {"unread": "x"}),
+        ("b", {"size": 1, "sha256": "0"}, {"unread": {"b": "x"}}),
+    ],
+)
+def test_a_manifest_whose_entries_are_of_other_types_is_refused(tmp_path: Path, name: str, entry: Any, more: Any) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": 1, "files": {name: entry}, **more}))
+    with pytest.raises(StorageError, match="unknown schema"):
+        storage.read_manifest(tmp_path)
+
+
 def test_known_hashes_of_linked_files_are_taken_over_and_still_verified(tmp_path: Path, directory: Path) -> None:
     known = {"b": verify_dir(directory)["files"]["b"]["sha256"]}
     with atomic_dir(tmp_path / "e", known) as folder:
@@ -416,9 +435,9 @@ def test_a_damaged_line_anywhere_is_moved_aside_with_its_number_and_all_others_s
     lines[number - 1] = bad + b"\n"
     path.write_bytes(b"".join(lines))
     whole = [line for line in NUMBERED if line["step"] != number - 1]
-    assert [line for _, line in storage.whole_lines(path, ("step",))] == whole
+    assert [line for _, line in storage.whole_lines(path, storage.has_keys("step"))] == whole
     assert f"log: 1 damaged line (number {number}), left out" in caplog.text
-    log = JsonLines(path, required=("step",))
+    log = JsonLines(path, check=storage.has_keys("step"))
     assert f"log: 1 damaged line (number {number}), moved to log.damaged" in caplog.text
     log.write({"step": 7, "text": "new"})
     log.close()

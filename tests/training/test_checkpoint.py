@@ -71,6 +71,10 @@ def test_damaged_ones_are_set_aside_each_under_a_name_of_its_own(tmp_path: Path)
     names = sorted(item.name for item in checkpoint.folder(tmp_path).iterdir())
     assert names == ["corrupt-step-2", "corrupt-step-2-again", "step-1"]
     damage(tmp_path, 1)
+    for _ in range(2):  # and it stays so: none is renamed where there is none to go on from
+        with pytest.raises(StorageError, match=r"holds checkpoints, but none is valid \(step-1: .*1 expected"):
+            checkpoint.newest(tmp_path)
+    checkpoint.path_of(tmp_path, 1).rename(checkpoint.folder(tmp_path) / "corrupt-step-1")  # as earlier versions did
     with pytest.raises(StorageError, match="holds checkpoints, but none is valid"):
         checkpoint.newest(tmp_path)
 
@@ -132,6 +136,12 @@ WRONG = [
             {"ended": 1},
             {"ended": {}},
             {"ended": {"steps": 1, "epochs": None, "progress": {"y": 1}}},
+            {"ended": {"steps": "1", "epochs": None, "progress": GOOD["progress"]}},
+            {"ended": {"steps": 1, "epochs": "1", "progress": GOOD["progress"]}},
+            {"ended": {"steps": 1, "epochs": None, "progress": {**GOOD["progress"], "epoch": "x"}}},
+            {"data": {"data set x": 5}},
+            {"stage": None},
+            {"stage": {}},
         )
     ),
 ]

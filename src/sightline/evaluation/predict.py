@@ -90,7 +90,7 @@ def _answer_rest(
     made: list[Prediction] = []
     name = PREDICTIONS if process_count() == 1 else SHARES.replace("*", str(process_number()))
     with (
-        closing(storage.JsonLines(folder / name, checksum=True, required=("id",))) as log,
+        closing(storage.JsonLines(folder / name, checksum=True, check=Prediction.from_json)) as log,
         watch_signals() as stopped,
         progress(title, len(done) + sum(map(len, batches)), len(done), show=process_number() == 0) as bar,
     ):
@@ -109,7 +109,9 @@ def _answer_rest(
 def _stored(folder: Path) -> dict[str, Prediction]:
     """All predictions that the folder holds, by query."""
     files = [file for file in (folder / PREDICTIONS, *sorted(folder.glob(SHARES))) if file.exists()]
-    return {line["id"]: Prediction.from_json(line) for file in files for line in storage.read_json_lines(file)}
+    return {
+        line["id"]: Prediction.from_json(line) for file in files for line in storage.read_json_lines(file, Prediction.from_json)
+    }
 
 
 def _join(folder: Path, predictions: Sequence[Prediction]) -> None:
@@ -119,7 +121,7 @@ def _join(folder: Path, predictions: Sequence[Prediction]) -> None:
         return
     joined = folder / SHARES.replace("*", "joined")  # found again if this process dies before the rename
     joined.unlink(missing_ok=True)
-    with closing(storage.JsonLines(joined, checksum=True, required=("id",))) as log:
+    with closing(storage.JsonLines(joined, checksum=True, check=Prediction.from_json)) as log:
         for prediction in predictions:
             log.write(prediction.to_json())
         log.sync()

@@ -61,13 +61,17 @@ def save_model(
         weight_map |= dict.fromkeys(names, file)
         total += sum(state[name].numel() * state[name].element_size() for name in names)
         if take_unchanged is None or part in changed or not take_unchanged(folder / file):
-            tensors = {name: state[name].detach().to("cpu").contiguous() for name in names}
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_part(state, names, folder / file)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _first_name(name: str) -> str:
     return name.partition(".")[0]
+
+
+def save_part(state: Mapping[str, Tensor], names: Collection[str], file: Path) -> None:
+    """Writes some weights of a state dict to a safetensors file; the same weights give the same bytes."""
+    save_file({name: state[name].detach().to("cpu").contiguous() for name in names}, file, metadata={"format": "pt"})
 
 
 def load_model(folder: str, attention: str) -> SightlineForConditionalGeneration | TextModel:

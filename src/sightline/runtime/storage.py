@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -229,13 +229,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-        entries = list(manifest["files"].values())
-        whole = all(isinstance(entry, dict) and {"size", "sha256"} <= set(entry) for entry in entries)
-        if manifest["schema"] != SCHEMA or not whole:
+        is_whole = all(_is_entry(name, entry) for name, entry in manifest["files"].items())
+        unread = manifest.get("unread", {})
+        is_whole = is_whole and isinstance(unread, dict) and all(type(count) is int for count in unread.values())
+        if manifest["schema"] != SCHEMA or not is_whole:
             raise StorageError(f"{path / MANIFEST}: unknown schema.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path / MANIFEST}: missing or torn ({error}).") from error
     return manifest
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether a manifest may hold this entry: size and hash of a file inside the directory."""
+    parts = PurePosixPath(name).parts
+    is_inside = bool(parts) and ".." not in parts and not name.startswith("/")
+    return is_inside and isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
 
 
 def verify_dir(path: Path) -> dict[str, Any]:
@@ -330,6 +338,23 @@ _BEFORE_CHECKSUM = b', "crc32": "'
 _LOOKS_CHECKED = re.compile(rb'"[0-9a-f]{8}"\}\n\Z')
 
 
+LineCheck = Callable[[dict[str, Any]], object]
+
+
+def has_keys(*keys: str) -> LineCheck:
+    """Returns a check of lines that accepts those with all of these keys."""
+
+    def check(line: dict[str, Any]) -> None:
+        if missing := set(keys) - line.keys():
+            raise ValueError(f"without {', '.join(sorted(missing))}")
+
+    return check
+
+
+def _accept(line: dict[str, Any]) -> None:
+    pass
+
+
 class JsonLines:
     """An append-only file of JSON objects, one per line; each line reaches the file when it is written.
 
@@ -339,15 +364,15 @@ class JsonLines:
     Args:
         path: the file.
         checksum: end each line with a key `crc32`, so that a changed line is noticed even if it is still JSON.
-        required: keys that every line has; a line without one of them is damaged.
+        check: raises ValueError for a line that is not one of this file's, which is then damaged; see `has_keys`.
 
     Raises:
         StorageError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, checksum: bool = False, required: Collection[str] = ()) -> None:
+    def __init__(self, path: Path, checksum: bool = False, check: LineCheck = _accept) -> None:
         self.path = path
-        self._checksum, self._required = checksum, frozenset(required)
+        self._checksum, self._check = checksum, check
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -382,7 +407,7 @@ class JsonLines:
         self._file.close()
         try:
             first, is_last = None, True  # of the lines to remove, and whether only such lines follow it
-            for offset, _, value in _scan(self.path, self._required):
+            for offset, _, value in _scan(self.path, self._check):
                 if value is None or not wanted(value):
                     first = offset if first is None else first
                 elif first is not None:
@@ -411,7 +436,7 @@ class JsonLines:
 
     def _mend(self) -> None:
         end, damaged = 0, []
-        for number, (offset, line, value) in enumerate(_scan(self.path, self._required), 1):
+        for number, (offset, line, value) in enumerate(_scan(self.path, self._check), 1):
             if line.endswith(b"\n"):
                 end = offset + len(line)
                 if value is None:
@@ -428,7 +453,7 @@ class JsonLines:
         with contextlib.ExitStack() as files:
             kept = files.enter_context(atomic_file(self.path, "wb"))
             aside = files.enter_context(damaged.open("ab")) if damaged is not None else None
-            for _, line, value in _scan(self.path, self._required):
+            for _, line, value in _scan(self.path, self._check):
                 if value is not None and wanted(value):
                     kept.write(line)
                 elif value is None and aside is not None:
@@ -436,7 +461,7 @@ class JsonLines:
 
 
 def whole_lines(
-    path: Path, required: Collection[str] = (), end: int | None = None
+    path: Path, check: LineCheck = _accept, end: int | None = None
 ) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Yields the whole lines of a line file, each with its offset in bytes; the checksum is compared and left out.
 
@@ -445,7 +470,7 @@ def whole_lines(
 
     Args:
         path: the file.
-        required: keys that every line has.
+        check: as in `JsonLines`.
         end: stop at this offset.
 
     Raises:
@@ -453,7 +478,7 @@ def whole_lines(
     """
     damaged = []
     try:
-        for number, (offset, line, value) in enumerate(_scan(path, frozenset(required), end), 1):
+        for number, (offset, line, value) in enumerate(_scan(path, check, end), 1):
             if value is not None:
                 yield offset, value
             elif line.endswith(b"\n"):
@@ -464,30 +489,31 @@ def whole_lines(
         _report_damaged(path, damaged, "left out")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, check: LineCheck = _accept) -> list[dict[str, Any]]:
     """Reads all whole lines of a line file; see `whole_lines`."""
-    return [value for _, value in whole_lines(path)]
+    return [value for _, value in whole_lines(path, check)]
 
 
-def _scan(path: Path, required: frozenset[str], end: int | None = None) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
+def _scan(path: Path, check: LineCheck, end: int | None = None) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     """Yields offset, bytes and value of every line; None for one that is torn or damaged."""
     offset = 0
     with path.open("rb") as file:
         for line in file:
             if end is not None and offset >= end:
                 return
-            yield offset, line, _value_of(line, required)
+            yield offset, line, _value_of(line, check)
             offset += len(line)
 
 
-def _value_of(line: bytes, required: frozenset[str]) -> dict[str, Any] | None:
+def _value_of(line: bytes, check: LineCheck) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
         value = json.loads(line.decode("utf-8"))
+        if not isinstance(value, dict):
+            return None
+        check(value)
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not required <= value.keys():
         return None
     if _CHECKSUM not in value:
         return None if _LOOKS_CHECKED.search(line) else value  # a line of an earlier version has none

@@ -14,7 +14,8 @@ A checkpoint is valid when its manifest is complete and the hashes match. The ne
 Files that did not change (weights of frozen parts) are hard links to those of the checkpoint before, so that a damaged byte would
 be damaged in all of them. Three things keep that from costing more than one checkpoint: what is linked is read again and compared
 with its hash when it is published (see `Links`); one independent copy of each shared file is kept in `copies/`; and a damaged file
-is rebuilt from the copy, or from another checkpoint, when that has the right hash.
+is rebuilt from the copy, from another checkpoint, or from where its weights were first loaded (see `Origin`), when that has the
+right hash.
 """
 
 import contextlib
@@ -22,17 +23,17 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sightline.errors import StorageError
+from sightline.errors import SightlineError, StorageError
 from sightline.runtime import fault_injection, storage
 from sightline.runtime.logs import logger
 from sightline.training.ranks import shards
@@ -118,19 +119,46 @@ def path_of(run: Path, step: int) -> Path:
     return folder(run) / f"step-{step}"
 
 
-def read(path: Path) -> Saved:
-    """Reads a checkpoint after checking every hash; a damaged file is rebuilt if another one has the right content.
+class Origin(Protocol):
+    """Where the weights of a run's parts were first loaded from."""
+
+    def write(self, checkpoint: Path, name: str, target: Path) -> str:
+        """Writes a file of a checkpoint as it was written first.
+
+        Args:
+            checkpoint: the checkpoint's directory, for what it says of its weights besides this file.
+            name: of the file in it.
+            target: where to write.
+
+        Returns:
+            The place that the weights come from, for people.
+
+        Raises:
+            SightlineError: the file never came from another place, or that place is gone.
+        """
+        ...
+
+
+def read(path: Path, origin: Origin | None = None) -> Saved:
+    """Reads a checkpoint after checking every hash; a damaged file is rebuilt if another place has the right content.
+
+    Args:
+        path: its directory.
+        origin: used where no copy and no other checkpoint has the content.
 
     Raises:
         StorageError: it is not valid.
     """
-    manifest = storage.read_manifest(path)
+    run, manifest = path.parent.parent, storage.read_manifest(path)
     rebuilt = []
     for name, fault in storage.damaged_files(path, manifest):
         entry = manifest["files"].get(name)
-        if entry is None or not _rebuild(path.parent.parent, path / name, entry["sha256"]):
+        if entry is None:
             raise StorageError(fault)
-        logger.warning("%s It was rebuilt from another file with the right hash.", fault)
+        place = "another file with the right hash"
+        if not _rebuild(run, path / name, entry["sha256"]):
+            place = _rebuild_from_origin(origin, path, name, entry["sha256"], fault)
+        logger.warning("%s It was rebuilt from %s.", fault, place)
         rebuilt.append(str(path / name))
     progress, random, note = _read_state(path / STATE)
     if path.name != f"step-{progress.step}":
@@ -158,46 +186,71 @@ def read_note(path: Path) -> tuple[Progress, dict[str, Any]]:
 def _read_state(file: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
     state = storage.read_json(file)
     try:
-        values, random, note = dict(state["progress"]), state["random"], state["note"]
-        best = values.pop("best")
-        progress = Progress(**values, best=None if best is None else (float(best[0]), best[1]))
-        numbers = [*values.values(), *([] if progress.best is None else progress.best[1:]), *note.get("stage_ends", [])]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("a number of steps, samples or tokens is not a whole number from 0")
+        progress, random, note = _progress_of(state["progress"]), state["random"], state["note"]
         if not (isinstance(random, list) and random and all(isinstance(item, dict) for item in random)):
             raise ValueError("'random' is not a list of random states")
-        if not all(isinstance(note.get(key, {}), dict) for key in ("facts", "data")):
-            raise ValueError("'facts' or 'data' of 'note' is not an object")
-        if (ended := note.get("ended")) is not None:
-            _ = ended["steps"], ended["epochs"], Progress(**ended["progress"])
+        _check_note(note)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{file}: not a state of this version ({type(error).__name__}: {error}).") from error
     return progress, random, note
 
 
-def newest(run: Path) -> Saved | None:
+def _progress_of(values: Mapping[str, Any]) -> Progress:
+    """Progress as `asdict` writes it; raises a KeyError, TypeError or ValueError where it is none."""
+    best = values["best"]
+    others: dict[str, Any] = {name: value for name, value in values.items() if name != "best"}
+    found = Progress(**others, best=None if best is None else (float(best[0]), best[1]))
+    _check_numbers([*others.values(), *([] if found.best is None else found.best[1:])])
+    return found
+
+
+def _check_numbers(numbers: Iterable[object]) -> None:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number of steps, samples or tokens is not a whole number from 0")
+
+
+def _check_note(note: Mapping[str, Any]) -> None:
+    """Raises an AttributeError, KeyError, TypeError or ValueError where a note holds values of other types."""
+    _check_numbers(note.get("stage_ends", []))
+    data = note.get("data") or {}
+    if not all(isinstance(value, dict) for value in (note.get("facts", {}), data, *data.values())):
+        raise ValueError("'facts' or 'data' of 'note' is not an object, or does not hold objects")
+    if not isinstance(note.get("stage", ""), str):
+        raise ValueError("'stage' of 'note' is not a name")
+    if (ended := note.get("ended")) is not None:
+        _check_numbers(value for value in (ended["steps"],) if value is not None)
+        if not isinstance(ended["epochs"], float | int | None) or isinstance(ended["epochs"], bool):
+            raise ValueError("'epochs' of 'ended' is not a number")
+        _progress_of(ended["progress"])
+
+
+def newest(run: Path, origin: Origin | None = None) -> Saved | None:
     """Returns the newest valid checkpoint of a run; None when the run has none at all.
 
-    One that is not valid is renamed to `corrupt-step-N` with a warning, and the one before it is taken.
+    Those after it that are not valid are renamed to `corrupt-step-N` with a warning.
 
     Raises:
-        StorageError: there are checkpoints and none is valid: never a silent fresh start.
+        StorageError: there are checkpoints and none is valid, also of those set aside before: never a silent fresh start.
     """
     storage.sweep(folder(run))
-    found = steps(run)
-    for step in reversed(found):
-        path = path_of(run, step)
+    damaged: list[tuple[Path, StorageError]] = []
+    for step in reversed(steps(run)):
         try:
-            return read(path)
+            found = read(path_of(run, step), origin)
         except StorageError as error:
+            damaged.append((path_of(run, step), error))
+            continue
+        for path, error in damaged:
             aside = path.with_name(f"corrupt-{path.name}")
             while aside.exists():
                 aside = aside.with_name(aside.name + "-again")
             path.rename(aside)
             logger.warning("checkpoint %s is not valid (%s); it is set aside as %s", path.name, error.message, aside.name)
-    if found:
+        return found
+    if damaged or set_aside(run):
+        why = f" ({damaged[0][0].name}: {damaged[0][1].message})" if damaged else ""
         raise StorageError(
-            f"{folder(run)} holds checkpoints, but none is valid.", "Restore one from a copy, or start in another folder."
+            f"{folder(run)} holds checkpoints, but none is valid{why}.", "Restore one from a copy, or start in another folder."
         )
     return None
 
@@ -340,14 +393,40 @@ def keep_copies(run: Path) -> None:
         home.rmdir()  # when nothing is left in it
 
 
-def _rebuild(run: Path, damaged: Path, sha256: str) -> bool:
-    """Replaces a damaged file in every checkpoint that shares it; False when no other file has the right hash."""
+def _rebuild_from_origin(origin: Origin | None, path: Path, name: str, sha256: str, fault: str) -> str:
+    """Replaces a damaged file by what its origin gives, if that has the right hash; returns the origin's name.
+
+    Raises:
+        StorageError: it has not.
+    """
+    if origin is None:
+        raise StorageError(fault)
+    made = storage.temporary_beside(path.parent / f"origin-{Path(name).name}")
+    alone = f"{fault} Neither its copy nor another checkpoint has what was written"
+    try:
+        place = origin.write(path, name, made)
+        if not _rebuild(path.parent.parent, path / name, sha256, made):
+            raise StorageError(f"{alone}, and {place} no longer gives the weights that the run began with; put it back as it was.")
+    except OSError as error:
+        raise StorageError(f"{alone} ({error.strerror or error}).") from error
+    except SightlineError as error:
+        if error.message.startswith(fault):
+            raise
+        raise StorageError(f"{alone}, and it cannot be written anew: {error.message}", error.remedy) from error
+    finally:
+        made.unlink(missing_ok=True)
+    return place
+
+
+def _rebuild(run: Path, damaged: Path, sha256: str, made: Path | None = None) -> bool:
+    """Replaces a damaged file in every checkpoint that shares it; False when no other file, nor `made`, has the right hash."""
     places = [path / name for path, entries in _manifests(run) for name, entry in entries.items() if entry["sha256"] == sha256]
     if damaged not in places:  # the checkpoint has gone meanwhile
         return False
     is_there = damaged.exists()
     alike = [place for place in places if place == damaged or (is_there and place.exists() and os.path.samefile(place, damaged))]
-    for source in [damaged, folder(run) / COPIES / sha256, *(place for place in places if place not in alike)]:
+    others = [folder(run) / COPIES / sha256, *(place for place in places if place not in alike)] if made is None else [made]
+    for source in [damaged, *others]:
         try:
             if not source.is_file() or (source == damaged and storage.sha256_file(source) != sha256):
                 continue

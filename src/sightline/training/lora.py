@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -152,8 +153,26 @@ def save(model: nn.Module, folder: Path, take_unchanged: Callable[[Path], bool])
     folder.mkdir()
     save_file(adapters, folder / ADAPTERS)
     if not take_unchanged(folder / BASE):
-        base = {name: value.detach().cpu().contiguous() for name, value in state.items() if ".base_layer." in name}
-        save_file(base, folder / BASE)
+        base = {name: value for name, value in state.items() if ".base_layer." in name}
+        save_weights(base, folder / BASE)
+
+
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Writes weights to a file; the same weights give the same bytes."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, file)
+
+
+def adapted_layers(folder: Path) -> list[str]:
+    """Names of the layers whose adapters `save` wrote into a folder.
+
+    Raises:
+        StorageError: the file of the adapters is missing or damaged.
+    """
+    try:
+        with safe_open(folder / ADAPTERS, "pt") as adapters:
+            return sorted({name.partition(".lora_")[0] for name in adapters.keys()})  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder / ADAPTERS}: {error}.") from error
 
 
 def restore(model: nn.Module, folder: Path) -> None:

@@ -67,6 +67,23 @@ def test_steps_and_rows_of_an_epoch_are_those_of_the_loader(tmp_path: Path, sect
     assert stage["steps"] == 3 * loader.steps_in_epoch(0)
 
 
+def test_records_with_a_repeated_id_or_a_damaged_image_count_as_they_do_in_training(tmp_path: Path) -> None:
+    """Training keeps the former, and skips the latter at the step that needs the image."""
+    path = data(tmp_path / "data")
+    text = (path / "records.jsonl").read_text("utf-8").replace('"r11"', '"r10"')
+    (path / "records.jsonl").write_text(text, "utf-8")
+    image = sorted((path / "images").rglob("*.png"))[0]
+    image.write_bytes(image.read_bytes()[:60])
+    config = run_config(path=str(path))
+    checked = check([path], HERE)
+    assert checked.bad.counts["duplicate_id"] == 1
+    assert checked.num_bad > 1
+    (stage,) = asdict(training_report(checked, config_blueprint(config), lambda place, left: None))["stages"]
+    corpus = build_corpus(build_from_config(config, Processing(max_tokens=120), None), stage_plan(config, 0).data, None)
+    assert stage["data"]["samples"] == len(corpus.tokens)
+    assert stage["data"]["tokens"] == int(corpus.tokens.sum())
+
+
 def test_label_noise_changes_the_rows_as_it_does_in_training(tmp_path: Path) -> None:
     rows = [record(f"r{n}", f"{n}.png", captions=["word " * (1 + n)]) for n in range(9)]
     path = folder(tmp_path / "data", rows, pictures(9))

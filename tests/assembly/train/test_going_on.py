@@ -1,5 +1,6 @@
 """A run that goes on: with more steps, with other data, and after a bit of what it stored has flipped."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sightline.assembly.config import locate
 from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig, StageConfig
+from sightline.assembly.model.origin import RunOrigin
 from sightline.assembly.train import blind_logits
 from sightline.assembly.train import run as training
 from sightline.assembly.train.fingerprints import CONTENT_BYTES, data_fingerprints, refuse_other_data
@@ -269,6 +272,103 @@ def test_a_flipped_bit_in_the_frozen_decoder_costs_no_checkpoint_of_a_finished_r
         assert all(torch.equal(value, weights[name]) for name, value in load_file(path / FROZEN).items())
 
 
+def flip_everywhere(run: Path, name: str) -> None:
+    """Damages a file of all checkpoints and its copy."""
+    for file in {path.stat().st_ino: path for path in run.glob(f"checkpoints/step-*/{name}")}.values():
+        flip(file, 5000)
+    for copy in (run / "checkpoints/copies").iterdir():
+        flip(copy, 5000)
+
+
+def with_origins(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration with an encoder and a decoder of its own, which a test may change."""
+    vision, language = (shutil.copytree(str(part.path), folder / name) for name, part in parts_of(config).items())
+    return resolve_config(config, None, [f"model.vision.path={vision}", f"model.language.path={language}"])
+
+
+def parts_of(config: RunConfig) -> dict[str, Any]:
+    return {"vision": config.model.vision, "language": config.model.language}
+
+
+def weights_of(path: Path) -> dict[str, Any]:
+    return {name: value.clone() for name, value in load_file(path).items()}
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_a_frozen_part_that_is_damaged_everywhere_is_written_anew_from_where_it_was_loaded(
+    tmp_path: Path, config: RunConfig, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    run, name, config = tmp_path / "run", f"model/{part}.safetensors", with_origins(config, tmp_path)
+    done = train(config, run)
+    paths = [checkpoint.path_of(run, step) for step in checkpoint.steps(run)]
+    weights, read = weights_of(paths[-1] / name), checkpoint.read
+    flip_everywhere(run, name)
+    with pytest.raises(StorageError, match="its hash is not that of the manifest"):
+        read(paths[-1])
+    _, choice = locate.find_model(run, origin_of=RunOrigin)
+    assert choice is not None
+    assert choice.to_json()["rebuilt"] == [str(paths[-1] / name)]
+    assert f"It was rebuilt from model.{part}.path={tmp_path / part}." in caplog.text
+    for path in paths:
+        assert read(path).rebuilt == ()
+        assert all(torch.equal(value, weights[key]) for key, value in load_file(path / name).items())
+    flip_everywhere(run, name)
+    again = train(config, run)
+    assert (again.weights_sha256, again.rebuilt) == (done.weights_sha256, (str(paths[-1] / name),))
+
+
+def test_an_origin_that_is_another_by_now_or_gone_is_a_clear_error_and_no_checkpoint_is_set_aside(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    run, config = tmp_path / "run", with_origins(config, tmp_path)
+    done = train(config, run)
+    shutil.copytree(tmp_path / "vision", tmp_path / "kept")
+    flip_everywhere(run, "model/vision.safetensors")
+    flip(tmp_path / "vision/model.safetensors", -2, 0)
+    before = tree(run)
+    says = f"model.vision.path={tmp_path / 'vision'} no longer gives the weights that the run began with"
+    for work in (lambda: train(config, run), lambda: locate.find_model(run, origin_of=RunOrigin)):
+        with pytest.raises(StorageError) as caught:
+            work()
+        assert says in caught.value.message
+        assert tree(run) == before
+    shutil.rmtree(tmp_path / "vision")
+    with pytest.raises(StorageError, match=r"cannot be written anew: .*vision: no such folder"):
+        locate.find_model(run, origin_of=RunOrigin)
+    shutil.copytree(tmp_path / "kept", tmp_path / "vision")
+    again = train(config, run)
+    assert (again.weights_sha256, len(again.rebuilt)) == (done.weights_sha256, 1)
+
+
+def test_a_part_that_trained_has_no_origin(tmp_path: Path, config: RunConfig) -> None:
+    train(config, tmp_path / "run")
+    name = "model/connector.safetensors"
+    flip(checkpoint.path_of(tmp_path / "run", 4) / name)
+    with pytest.raises(StorageError, match=f"cannot be written anew: {name} has no origin outside of the run"):
+        locate.find_model(tmp_path / "run", origin_of=RunOrigin)
+
+
+def test_the_weights_below_adapters_are_written_anew_too(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, name, config = tmp_path / "run", "lora/base.safetensors", with_adapters(config)
+    whole = train(config, tmp_path / "whole")
+    stopped(config, run, 2, monkeypatch)
+    flip_everywhere(run, name)
+    again = train(config, run)
+    assert again.weights_sha256 == whole.weights_sha256
+    assert again.rebuilt == (str(checkpoint.path_of(run, 2) / name),)
+
+
+def test_parts_of_a_run_that_began_from_another_run_are_taken_from_there(tmp_path: Path, config: RunConfig) -> None:
+    train(config, tmp_path / "first")
+    run, name = tmp_path / "run", "model/vision.safetensors"
+    done = train(config, run, f"init={tmp_path / 'first'}")
+    flip_everywhere(run, name)
+    again = train(config, run, f"init={tmp_path / 'first'}")
+    assert (again.weights_sha256, len(again.rebuilt)) == (done.weights_sha256, 1)
+
+
 def test_a_bit_that_flips_while_the_run_goes_on_is_repaired_and_reported(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -343,3 +443,30 @@ def test_damaged_blind_logits_are_made_again_and_the_run_ends_the_same(
     file.write_bytes(written)
     assert blind_logits._read(file, key, len(logits) + 1) is None
     assert blind_logits._read(file, "another", len(logits)) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": "x"},
+        {"step": True},
+        {"step": 1.0},
+        {"step": -1},
+        {"loss": 1.0},
+        {"step": 1, "seconds": "x"},
+        {"step": 1, "loss": []},
+        {"step": 1, "validation_loss": None},
+    ],
+)
+def test_a_line_of_metrics_that_is_none_is_moved_aside_and_reported(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, line: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    stopped(config, run, 2, monkeypatch)
+    log = run / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(json.dumps(line).encode() + b"\n" + whole)
+    assert train(config, run).step == 4
+    assert "metrics.jsonl: 1 damaged line (number 1), moved to metrics.jsonl.damaged" in caplog.text
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
+    assert log.read_bytes().startswith(whole)

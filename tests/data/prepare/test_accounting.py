@@ -58,6 +58,17 @@ def test_files_of_img2dataset_have_their_captions_beside_them(tmp_path: Path) ->
     assert ignored(summary) == {"file_not_used": (1, ["00000_stats.json"])}
 
 
+def test_files_beside_an_image_may_have_capital_letters_and_dots_in_their_names(tmp_path: Path) -> None:
+    put(tmp_path / "in/22.05.JPG", picture(1, "JPEG"))
+    put(tmp_path / "in/22.05.TXT", "at 5")
+    put(tmp_path / "in/22.06.jpeg", picture(2, "JPEG"))
+    put(tmp_path / "in/22.06.Json", {"caption": "not read"})
+    put(tmp_path / "in/22.06.JSON", {"caption": "at 6"})
+    summary = prepared("imagefolder", tmp_path / "in", tmp_path / "out")
+    assert captions(tmp_path / "out") == {"22.05.JPG": ("at 5",), "22.06.jpeg": ("at 6",)}
+    assert ignored(summary) == {"file_not_used": (1, ["22.06.Json"])}
+
+
 def test_folders_that_are_no_classes_give_no_captions(tmp_path: Path) -> None:
     for name in ("cat/1.png", "00000/1.png", "images/1.png", ".cache/1.png", "__MACOSX/._1.png", "7/1.png", "top.png"):
         put(tmp_path / "in" / name, picture(len(name) * 7 + ord(name[0])))

@@ -1,5 +1,6 @@
 """Finds the model folder of what a user names: a run, a checkpoint, a model folder, or a Hub id."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 from sightline.errors import StorageError, UsageError
 from sightline.runtime.logs import logger
 from sightline.training import checkpoint
-from sightline.training.checkpoint import Saved
+from sightline.training.checkpoint import Origin, Saved
 
+OriginOf = Callable[[Path], Origin]  # of a run folder; rebuilds damaged parts of its checkpoints
 CONFIG, METRICS, LOCK, CARD = "config.yaml", "metrics.jsonl", "lock.json", "card.md"
 
 
@@ -30,23 +32,35 @@ class CheckpointChoice:
         return {"step": self.saved.step, "path": str(self.saved.path), "reason": self.reason, **rebuilt}
 
 
+def check_metrics(line: dict[str, Any]) -> None:
+    """Raises ValueError for a line that is none of `metrics.jsonl`: its step is no whole number, or its loss or time no number."""
+    if type(line.get("step")) is not int or line["step"] < 0:
+        raise ValueError("'step' is not a whole number from 0")
+    for key in ("loss", "seconds", "validation_loss"):
+        if isinstance(line.get(key, 0.0), bool) or not isinstance(line.get(key, 0.0), int | float):
+            raise ValueError(f"{key!r} is not a number")
+
+
 def is_run(path: str | Path) -> bool:
     """Returns whether a folder holds checkpoints of a run."""
     return checkpoint.folder(Path(path)).is_dir()
 
 
-def model_folder(path: str | Path, which: str = "last") -> Path:
+def model_folder(path: str | Path, which: str = "last", origin_of: OriginOf | None = None) -> Path:
     """Returns the model folder of a run's checkpoint; any other folder is returned as it is. See `find_model`."""
-    return find_model(path, which)[0]
+    return find_model(path, which, origin_of=origin_of)[0]
 
 
-def find_model(path: str | Path, which: str = "last", fallback: bool = False) -> tuple[Path, CheckpointChoice | None]:
+def find_model(
+    path: str | Path, which: str = "last", fallback: bool = False, origin_of: OriginOf | None = None
+) -> tuple[Path, CheckpointChoice | None]:
     """Returns the model folder of a run's checkpoint, and which checkpoint that is; any other folder is returned as it is.
 
     Args:
         path: a run folder, optionally `RUN@STAGE`; or a model folder.
         which: `last`, `best`, the name of a stage (its end), or a step.
         fallback: where the last checkpoint is damaged, take the newest that is not.
+        origin_of: rebuilds parts whose copies are all damaged.
 
     Raises:
         UsageError: the run has no such checkpoint.
@@ -58,7 +72,7 @@ def find_model(path: str | Path, which: str = "last", fallback: bool = False) ->
         text, which = run, stage
     if not is_run(text):
         return Path(text), None
-    choice = find_checkpoint(Path(text), which, fallback)
+    choice = find_checkpoint(Path(text), which, fallback, origin_of)
     return choice.saved.path / checkpoint.MODEL, choice
 
 
@@ -76,23 +90,24 @@ def run_of(path: str | Path) -> Path:
     raise UsageError(f"{text} is no run of Sightline: it has no checkpoints.", "Name the folder that `sightline train` wrote.")
 
 
-def find_checkpoint(run: Path, which: str, fallback: bool = False) -> CheckpointChoice:
+def find_checkpoint(run: Path, which: str, fallback: bool = False, origin_of: OriginOf | None = None) -> CheckpointChoice:
     """Returns a checkpoint of a run by name, its hashes checked; see `find_model`."""
     steps = checkpoint.steps(run)
+    origin = None if origin_of is None else origin_of(run)
     if not steps:
         raise UsageError(f"{run} has no complete checkpoint yet.", "Train it first.")
     if which == "last":
-        return _last(run, steps, fallback)
+        return _last(run, steps, fallback, origin)
     if which.isdecimal():
         if int(which) not in steps:
             raise UsageError(f"{run} has no checkpoint of step {which}.", f"It has {', '.join(map(str, steps))}.")
-        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, int(which))), f"step {int(which)} was asked for")
+        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, int(which)), origin), f"step {int(which)} was asked for")
     notes, damaged = _notes(run, steps)
     if which == "best":
         best = next((progress.best for _, (progress, _) in sorted(notes.items(), reverse=True)), None)
         if best is None or best[1] not in steps:
             raise UsageError(f"{run} has no best checkpoint: it was not validated in the loop.", "Use --checkpoint last.")
-        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, best[1])), "best validation value")
+        return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, best[1]), origin), "best validation value")
     ends = {note["stage"]: step for step, (_, note) in notes.items() if step in note.get("stage_ends", [])}
     if which not in ends:
         if damaged:
@@ -100,15 +115,15 @@ def find_checkpoint(run: Path, which: str, fallback: bool = False) -> Checkpoint
         raise UsageError(
             f"{run} has no end of a stage {which!r}.", f"It has {', '.join(['last', 'best', *ends, *map(str, steps)])}."
         )
-    return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, ends[which])), f"end of stage {which!r}")
+    return CheckpointChoice(checkpoint.read(checkpoint.path_of(run, ends[which]), origin), f"end of stage {which!r}")
 
 
-def _last(run: Path, steps: list[int], fallback: bool) -> CheckpointChoice:
+def _last(run: Path, steps: list[int], fallback: bool, origin: Origin | None) -> CheckpointChoice:
     faults = []
     for step in reversed(steps):
         path = checkpoint.path_of(run, step)
         try:
-            saved = checkpoint.read(path)
+            saved = checkpoint.read(path, origin)
         except StorageError as error:
             if not fallback:
                 others = ", ".join(f"--checkpoint {other}" for other in reversed(steps) if other != step)

@@ -22,6 +22,7 @@ from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model.blueprint import config_blueprint, encoder_blueprint
 from sightline.assembly.model.build import build_bundle, build_encoder, read_model
 from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.origin import RunOrigin
 from sightline.data.dataset import Dataset
 from sightline.data.features.store import FeatureDtype, FeatureLoader, FeatureStore, RowFormat, count_missing_images, open_store
 from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, select_images, write_store
@@ -133,7 +134,7 @@ def feature_encoder_of(bundle: ModelBundle) -> FeatureEncoder:
 
 def feature_encoder_of_run(folder: str) -> FeatureEncoder:
     """Returns the feature encoder of a run or model folder."""
-    return feature_encoder_of(read_model(locate.model_folder(folder)))
+    return feature_encoder_of(read_model(locate.model_folder(folder, origin_of=RunOrigin)))
 
 
 def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:

@@ -13,6 +13,7 @@ from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.encode.features import check_covered, feature_encoder_of, loader_of
 from sightline.assembly.model.build import read_model
 from sightline.assembly.model.bundle import ModelBundle
+from sightline.assembly.model.origin import RunOrigin
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import FeatureLoader
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
@@ -167,7 +168,7 @@ def open_model(
         StorageError: its weights are damaged.
     """
     runtime = choose_runtime(device, "auto", threads)
-    folder, choice = locate.find_model(model, checkpoint, fallback)
+    folder, choice = locate.find_model(model, checkpoint, fallback, RunOrigin)
     if choice is not None:
         logger.info("model: %s (%s)", choice.saved.path, choice.reason)
     bundle = read_model(folder)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sightline.assembly.config.locate import METRICS, run_of
+from sightline.assembly.config.locate import METRICS, check_metrics, run_of
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import SkipLimitError
@@ -102,7 +102,7 @@ def _only(done: Evaluation, common: set[str]) -> Evaluation:
 
 def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, controls: dict[str, Evaluation]) -> RunReport:
     """Gathers what a report of one run shows."""
-    lines = storage.read_json_lines(run / METRICS)
+    lines = storage.read_json_lines(run / METRICS, check_metrics)
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "validation_loss" in line]
     task = seen.task

@@ -103,8 +103,7 @@ def build_model(
     if blueprint.dual is not None:
         return towers.build(blueprint.dual, section, blueprint.processing, seed, attention, len(blueprint.tokenizer))
     donor = composites.load(section.from_.path, attention) if section.from_ is not None else None
-    torch.manual_seed(seed)
-    decoder = _decoder(section, blueprint, attention, donor)
+    decoder = build_decoder(section, len(blueprint.tokenizer), seed, attention, donor)
     if vlm is None:
         return TextModel(decoder)
     encoder = build_encoder(section, vlm.vision_config, seed, attention, donor)
@@ -120,15 +119,30 @@ def build_model(
     return built
 
 
-def _decoder(section: ModelConfig, blueprint: Blueprint, attention: str, donor: PreTrainedModel | None) -> PreTrainedModel:
-    """Returns the decoder with a row of the vocabulary for each token of the tokenizer."""
+def build_decoder(
+    section: ModelConfig, num_tokens: int, seed: int, attention: str, donor: PreTrainedModel | None = None
+) -> PreTrainedModel:
+    """Loads the decoder of a model section, or initialises a new one, with a row of the vocabulary for each token.
+
+    Args:
+        section: the resolved model section.
+        num_tokens: tokens of the tokenizer.
+        seed: for new weights.
+        attention: attention kernel.
+        donor: the model that `model.from` names, where it is loaded already.
+
+    Raises:
+        ConfigError: the decoder cannot be trained.
+        StorageError: weights are missing or damaged.
+    """
     assert section.language is not None
-    if donor is not None and section.takes("language"):
-        decoder = composites.language_of(donor)
+    torch.manual_seed(seed)
+    if section.from_ is not None and section.takes("language"):
+        decoder = composites.language_of(composites.load(section.from_.path, attention) if donor is None else donor)
     else:
-        decoder = language.build_decoder(section.language, len(blueprint.tokenizer), attention)
+        decoder = language.build_decoder(section.language, num_tokens, attention)
     language.check_decoder(decoder)
-    fit_vocabulary(decoder, len(blueprint.tokenizer))
+    fit_vocabulary(decoder, num_tokens)
     return decoder
 
 

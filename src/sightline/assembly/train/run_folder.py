@@ -16,10 +16,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from sightline import __version__
 from sightline.assembly.config.changes import describe_changes, differences, may_differ
-from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS
+from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS, check_metrics
 from sightline.assembly.config.resolving import resolve_config, stage_plan
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.model.build import ModelBundle, non_finite, write_model
+from sightline.assembly.model.origin import RunOrigin
 from sightline.assembly.train.fingerprints import data_fingerprints, refuse_other_data
 from sightline.config import to_yaml
 from sightline.errors import ConfigError, SightlineError, StorageError
@@ -115,7 +116,7 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration ({describe_changes(refused)}).",
                 "Choose another --out, or allow it: --allow-change " + ",".join(".".join(key) for key in refused),
             )
-        saved = checkpoint.newest(self.path)
+        saved = checkpoint.newest(self.path, RunOrigin(self.path))
         at = Progress()
         if saved is not None:
             allowed = {key: values for key, values in changed.items() if not may_differ(key)}
@@ -237,7 +238,7 @@ class RunFolder:
     def write_card(self, card: Card) -> None:
         """Writes the card; device hours are those of the log, and facts those of this machine."""
         if self._accelerator.is_main_process:
-            lines = storage.read_json_lines(self.path / METRICS)
+            lines = storage.read_json_lines(self.path / METRICS, check_metrics)
             hours = sum(line.get("seconds", 0.0) for line in lines) / 3600 * self._accelerator.num_processes
             write_card(self.path / CARD, replace(card, hours=hours, facts=self._facts))
 
@@ -299,9 +300,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int, accelerator: Accelerator, config: RunConfig) -> None:
         self._accelerator = accelerator
-        self._file = storage.JsonLines(path, required=("step",)) if accelerator.is_main_process else None
+        self._file = storage.JsonLines(path, check=check_metrics) if accelerator.is_main_process else None
         if self._file is not None:
-            self._file.keep(lambda line: isinstance(line["step"], int) and line["step"] <= step)
+            self._file.keep(lambda line: line["step"] <= step)
         self._tracks = bool(config.tracking.trackers)
         if self._tracks:
             accelerator.init_trackers(config.tracking.project, config={"yaml": to_yaml(config)})

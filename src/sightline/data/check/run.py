@@ -28,6 +28,7 @@ from sightline.types import Record
 TINY = 16  # pixels of the shorter side
 STRIP = 20.0  # longer side over shorter side
 LISTED_PER_REASON = 25
+DUPLICATE_ID = "duplicate_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class CheckReport:
         figures: numbers about the records.
         image_table: what was examined.
         duplicates: what stands twice.
-        unreadable: folder and number of each record that is damaged itself.
+        unreadable: folder and number of each record that cannot be read.
     """
 
     datasets: tuple[Dataset, ...]
@@ -352,7 +353,7 @@ class _Reading:
             return None
         key = short_key(record.id)
         if key in ids:
-            self._damaged.append(Fault(location, record.id, split, "duplicate_id", f"id {record.id!r} stands before already"))
+            self._damaged.append(Fault(location, record.id, split, DUPLICATE_ID, f"id {record.id!r} stands before already"))
             return None
         ids.add(key)
         if folder < self.num_checked:
@@ -381,8 +382,8 @@ class _Reading:
 
     @property
     def unreadable(self) -> frozenset[tuple[int, int]]:
-        """Records that are damaged themselves, not by their images."""
-        return frozenset((fault.location.folder, fault.location.record) for fault in self._damaged)
+        """Records that cannot be read; those with a repeated id or a damaged image are trained on or skipped at their step."""
+        return frozenset((fault.location.folder, fault.location.record) for fault in self._damaged if fault.reason != DUPLICATE_ID)
 
     def occurrences(self, image_table: ImageTable) -> Occurrences:
         """Returns the locations of each image, by its content."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.download.fetch import FetchResult
-from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
+from sightline.runtime.storage import JsonLines, has_keys, sha256_file, whole_lines
 
 JOURNAL = "journal.jsonl"
 KEYS = ("url", "reason", "detail", "may_pass", "bytes", "sha256")  # of its lines
@@ -30,7 +30,7 @@ class Cache:
         for part in folder.glob(f"{_PART}*"):
             part.unlink()
         self.folder = folder
-        self._journal = JsonLines(folder / JOURNAL, checksum=True, required=KEYS)
+        self._journal = JsonLines(folder / JOURNAL, checksum=True, check=has_keys(*KEYS))
         self._places = self._read_places()  # about 130 bytes a URL
         self._earlier = self._end = (folder / JOURNAL).stat().st_size
         self._reading = (folder / JOURNAL).open("rb")
@@ -87,7 +87,7 @@ class Cache:
             return False
 
     def _read_places(self) -> dict[int, int]:
-        return {_key(line["url"]): at for at, line in whole_lines(self._journal.path, KEYS)}
+        return {_key(line["url"]): at for at, line in whole_lines(self._journal.path, has_keys(*KEYS))}
 
 
 def _key(url: str) -> int:

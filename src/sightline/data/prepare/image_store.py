@@ -19,7 +19,7 @@ import numpy as np
 
 from sightline.data.images.reader import ImageFacts, check_image
 from sightline.errors import RecordError
-from sightline.runtime.storage import JsonLines, sha256_file, whole_lines
+from sightline.runtime.storage import JsonLines, has_keys, sha256_file, whole_lines
 from sightline.runtime.workers import TaskFailure
 from sightline.types import ImageInfo
 
@@ -100,7 +100,7 @@ class ImageStore:
         self.folder = folder
         self._incoming = work / "landing"
         self._incoming.unlink(missing_ok=True)
-        self._journal = JsonLines(work / JOURNAL, checksum=True, required=JOURNAL_KEYS)
+        self._journal = JsonLines(work / JOURNAL, checksum=True, check=has_keys(*JOURNAL_KEYS))
         self._earlier = _Journal(work / JOURNAL)
 
     def __enter__(self) -> "ImageStore":
@@ -209,7 +209,7 @@ class _Journal:
 
     def __init__(self, path: Path) -> None:
         # What lies behind the present end is written in this try.
-        self._lines = whole_lines(path, JOURNAL_KEYS, path.stat().st_size)
+        self._lines = whole_lines(path, has_keys(*JOURNAL_KEYS), path.stat().st_size)
         self._window: deque[dict[str, Any]] = deque()
 
     def find(self, key: str) -> dict[str, Any] | None:

@@ -144,8 +144,8 @@ class Tally:
                     place = os.path.join(folder, name)
                     ignore(place, os.path.relpath(place, base), "file_not_used")
         beside = os.path.dirname(os.path.realpath(source)) if source.is_file() else ""
-        folders: set[str] = self._folders | ({beside} if beside else set())
-        for folder in sorted(folders - walked):
+        rest: set[str] = {*self._folders, beside} - walked - {""}
+        for folder in sorted(rest):
             for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
                 place = os.path.join(folder, name)
                 if os.path.isfile(place) and (folder in self._folders or not has_image_suffix(name)):

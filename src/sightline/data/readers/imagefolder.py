@@ -98,7 +98,9 @@ def _class_of(path: Path, name: str) -> str:
 
 
 def _side_files(file: Path) -> list[Path]:
-    return [beside for suffix in SIDE_SUFFIXES if (beside := file.with_suffix(suffix)).is_file()]
+    """The `.txt` and the `.json` beside an image, those there are; the suffix may be in capital letters."""
+    pairs = [(file.with_suffix(suffix), file.with_suffix(suffix.upper())) for suffix in SIDE_SUFFIXES]
+    return [next(beside for beside in pair if beside.is_file()) for pair in pairs if any(beside.is_file() for beside in pair)]
 
 
 def _by_side_file(path: Path, names: list[str], options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:

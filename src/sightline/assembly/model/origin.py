@@ -1,0 +1,87 @@
+"""Writes frozen parts of a run anew from where its configuration loads them, for checkpoints whose copies are all damaged."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sightline.assembly.config import locate
+from sightline.assembly.config.parts import resolve_model_section
+from sightline.assembly.config.resolving import resolve_config
+from sightline.assembly.config.schema import RunConfig
+from sightline.assembly.model.blueprint import encoder_blueprint
+from sightline.assembly.model.build import build_decoder, build_encoder
+from sightline.errors import StorageError
+from sightline.models import loading
+from sightline.models.saving import INDEX, load_model, save_part
+from sightline.training import lora
+from sightline.training.checkpoint import LORA, MODEL
+
+KERNEL = "eager"  # no kernel changes a weight
+
+
+class RunOrigin:
+    """The origin of a run's parts, see `checkpoint.Origin`.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def write(self, checkpoint: Path, name: str, target: Path) -> str:
+        """Writes `model/vision.safetensors`, `model/language.safetensors` or the base weights of adapters.
+
+        Raises:
+            SightlineError: the file is another one, or the origin is gone.
+        """
+        if name == f"{LORA}/{lora.BASE}":
+            owners = lora.adapted_layers(checkpoint / LORA)
+            parts = {owner.partition(".")[0] for owner in owners}
+            states, places = zip(*(self._part(checkpoint, part) for part in sorted(parts)), strict=True)
+            state = {key: value for own in states for key, value in own.items()}
+            base = {
+                f"{owner}.base_layer.{kind}": state[f"{owner}.{kind}"]
+                for owner in owners
+                for kind in ("weight", "bias")
+                if f"{owner}.{kind}" in state
+            }
+            lora.save_weights(base, target)
+            return " and ".join(places)
+        part = Path(name).stem
+        if name not in (f"{MODEL}/vision.safetensors", f"{MODEL}/language.safetensors"):
+            raise StorageError(f"{name} has no origin outside of the run.")
+        state, place = self._part(checkpoint, part)
+        save_part(state, _names(checkpoint / MODEL, f"{part}.safetensors"), target)
+        return place
+
+    def _part(self, checkpoint: Path, part: str) -> tuple[Mapping[str, Tensor], str]:
+        """The weights of a part as the run began with them, by full name, and where they come from."""
+        config = resolve_config(None, self.run / locate.CONFIG, [])
+        if config.init is not None:
+            return load_model(str(locate.model_folder(config.init)), KERNEL).state_dict(), f"init={config.init}"
+        section = resolve_model_section(config.model)
+        seed = config.train.seed
+        if part == "vision":
+            module = build_encoder(section, encoder_blueprint(section).config, seed, KERNEL)
+        else:
+            num_tokens = loading.read_config(str(checkpoint / MODEL)).get_text_config(decoder=True).vocab_size
+            module = build_decoder(section, num_tokens, seed, KERNEL)
+        return {f"{part}.{key}": value for key, value in module.state_dict().items()}, _place(config, part)
+
+
+def _place(config: RunConfig, part: str) -> str:
+    """Where a configuration takes a part from, as its key says it."""
+    own = config.model.vision if part == "vision" else config.model.language
+    if own is None:
+        assert config.model.from_ is not None
+        return f"model.from.path={config.model.from_.path}"
+    return f"model.{part}.path={own.path}" if own.path is not None else f"model.{part}.config"
+
+
+def _names(folder: Path, file: str) -> list[str]:
+    """The weights that the index of a model folder places in a file."""
+    index = json.loads((folder / INDEX).read_text("utf-8"))
+    return [name for name, place in index["weight_map"].items() if place == file]
