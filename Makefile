@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-latest test-oldest test-transformers test-trl constraints check format bench lines clean
+.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trl constraints check format bench lines clean
 
 setup: $(VENV)/.ok
 
@@ -17,6 +17,10 @@ $(VENV)/.ok: pyproject.toml tools/environment.py $(wildcard constraints/*.txt)
 
 demo: setup
 	$(BIN)/sightline demo --out runs/demo
+
+# The notebooks in full, on two cores about half an hour; the tests run them with 20 steps.
+examples: setup
+	$(BIN)/python -m examples.run examples/architecture.ipynb examples/mixture.ipynb
 
 test: setup
 	$(BIN)/python -m pytest
