@@ -100,7 +100,7 @@ def train_some(kind: str, width: int, layers: int, tokens: int) -> tuple[float, 
     for _ in range(STEPS):
         begin = time.perf_counter()
         shared.forward_backward([batch])
-        shared.scale_and_clip(parameters, 1.0, 1.0)
+        shared.scale_and_clip(parameters, torch.ones(()), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if gpus:

@@ -266,6 +266,7 @@ class Supervision:
         turn_S: index of the turn in the conversation.
         span_S: index of the contiguous span of supervised tokens in the batch; smoothing never crosses a span.
         source_S: index of the data set in a mixture.
+        num_sources: largest index of a data set plus 1; 0 where it is unknown.
     """
 
     slot_S: "Int[Tensor, ' S']"
@@ -275,6 +276,7 @@ class Supervision:
     turn_S: "Int[Tensor, ' S']"
     span_S: "Int[Tensor, ' S']"
     source_S: "Int[Tensor, ' S']"
+    num_sources: int = 0
 
     def __len__(self) -> int:
         return self.slot_S.shape[0]
@@ -358,13 +360,25 @@ class PairBatch:
         return {"samples": len(self.image_N), "texts": len(self.text_C)}
 
 
+def tensors_of(value: Any) -> "list[Tensor]":
+    """Returns every tensor of a dataclass, of nested ones too."""
+    if is_dataclass(value):
+        return [tensor for item in fields(value) for tensor in tensors_of(getattr(value, item.name))]
+    return [value] if hasattr(value, "to") else []
+
+
 def _on_device(value: Any, device: Any) -> Any:
     """Moves every tensor of a dataclass to `device`, recursively; other values stay unchanged."""
     if hasattr(value, "to") and not is_dataclass(value):
-        return value.to(device, non_blocking=True)
+        # Only a copy from pinned memory does not stop the host.
+        return (value.pin_memory() if _is_copy_to_cuda(value, device) else value).to(device, non_blocking=True)
     if is_dataclass(value):
         return replace(value, **{item.name: _on_device(getattr(value, item.name), device) for item in fields(value)})  # type: ignore
     return value
+
+
+def _is_copy_to_cuda(value: Any, device: Any) -> bool:
+    return str(device).startswith("cuda") and value.device.type == "cpu"
 
 
 # Hidden ---------------------------------------------------------------------------------------------------------------------

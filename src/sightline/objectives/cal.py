@@ -113,7 +113,7 @@ class CAL:
         if batch.blind_logits_S is not None:
             return batch.blind_logits_S.nan_to_num(), has_image_S & ~batch.blind_logits_S.isnan()
         lone = self.config.contrast == "shuffled" and batch.visual is not None and batch.visual.num_crops < 2
-        if lone or not bool(has_image_S.any()):  # an epoch's last batch may hold a single image, with none to exchange
+        if lone or batch.visual is None:  # an epoch's last batch may hold a single image, with none to exchange
             return torch.zeros(len(target_S), device=target_S.device), torch.zeros_like(has_image_S)
         with torch.no_grad():
             if self.config.contrast == "removed":
@@ -204,11 +204,12 @@ def image_positions(batch: Batch) -> Bool[Tensor, "B T"]:
 def has_image(batch: Batch) -> Bool[Tensor, " S"]:
     """Returns which targets belong to a sample with an image."""
     sample_S = batch.supervision.sample_S
-    if batch.visual is None:
-        return torch.zeros(len(sample_S), dtype=torch.bool, device=sample_S.device)
-    seen = torch.zeros(int(batch.tokens.sample_BT.max()) + 1, dtype=torch.bool, device=sample_S.device)
-    seen[batch.tokens.sample_BT.flatten()[batch.visual.slot_M]] = True
-    return seen[sample_S]
+    if batch.visual is None or not len(batch.visual.slot_M):
+        return torch.zeros_like(sample_S, dtype=torch.bool)
+    # By search, since the host would have to read the number of samples for a table of them.
+    seen_M = batch.tokens.sample_BT.flatten()[batch.visual.slot_M].sort().values
+    place_S = torch.searchsorted(seen_M, sample_S).clamp(max=len(seen_M) - 1)
+    return seen_M[place_S] == sample_S
 
 
 def gain_parts(

@@ -25,7 +25,7 @@ class NextToken:
     def __call__(self, model: HiddenStateModel, batch: Batch) -> Loss:
         hidden = model.hidden(batch)
         nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
-        weight = torch.tensor(float(len(nll_S)), device=nll_S.device)
+        weight = torch.full((), float(len(nll_S)), dtype=torch.get_default_dtype(), device=nll_S.device)
         return with_auxiliary(Loss(total=nll_S.sum(), weight=weight, parts=by_source(nll_S.detach(), batch)), hidden)
 
 
@@ -37,7 +37,9 @@ def by_source(
     Also returned for a micro-batch of the first source alone, because other micro-batches of the step may hold other sources.
     """
     source_S = batch.supervision.source_S
-    num_sources = int(source_S.max()) + 1 if len(source_S) else 0
+    num_sources = batch.supervision.num_sources
+    if len(source_S) and not num_sources:
+        num_sources = int(source_S.max()) + 1
 
     def summed(column_S: torch.Tensor) -> torch.Tensor:
         return column_S.new_zeros(num_sources).index_add(0, source_S, column_S)

@@ -498,7 +498,9 @@ def restore_optimiser(saved: Saved, optimiser: torch.optim.Optimizer, names: dic
             if parameter is None:
                 raise StorageError(f"{file}: holds state of {name!r}, which does not train.", "Resume with the same configuration.")
             value = tensors.get_tensor(key)
-            is_count = field_name == "step"  # which stays where it is, on every rank
+            is_count = field_name == "step"  # whole on every rank; a fused optimiser has it on the device
+            if is_count and optimiser.defaults.get("fused"):
+                value = value.to(parameter.device)
             optimiser.state[parameter][field_name] = value if is_count else shards(parameter, value)
     return True
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.data.batches.loader import MicroBatch
 from sightline.errors import Stopped
@@ -119,8 +119,8 @@ def fit(job: Job, at: Progress) -> Progress:
 
             sums = _forward_backward(job, micro_batches)
             sums.stop = job.stop()
-            sums = sums.reduced(job.accelerator)
-            norm = _scale_and_clip(job, parameters, sums.weight)
+            gathered = sums.gathered(job.accelerator)
+            sums, (norm,) = gathered.read(_scale_and_clip(job, parameters, gathered.weight))  # the only wait for the device
             # With a total weight of 0 there is nothing to train on; a weight that is not finite is handled like such a loss.
             stepped = sums.weight != 0 and job.guard.allows(sums.mean, norm, at.step + 1, _ids(micro_batches))
             if stepped:
@@ -171,9 +171,9 @@ def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> StepTota
     return sums
 
 
-def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: float) -> float:
+def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: Tensor) -> Tensor:
     """Divides gradients by the weight of the complete step (the ranks' average is undone), clips them, and returns the norm."""
-    factor = job.accelerator.num_processes / weight if weight > 0 else 1.0
+    factor = torch.where(weight > 0, job.accelerator.num_processes / weight, 1.0)
     return job.ranks.scale_and_clip(parameters, factor, job.schedule.clip if job.schedule.clip > 0 else float("inf"))
 
 

@@ -12,7 +12,10 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 
 def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """Builds AdamW with one parameter group per part and decay rule; each group keeps its peak rate as `peak`."""
+    """Builds AdamW with one parameter group per part and decay rule; each group keeps its peak rate as `peak`.
+
+    On a GPU it is the fused one: one kernel for all parameters.
+    """
     groups = [
         {
             "params": list(group.parameters.values()),
@@ -23,7 +26,8 @@ def build_optimiser(stage: Stage, betas: tuple[float, float], eps: float) -> tor
         }
         for group in stage.groups
     ]
-    return torch.optim.AdamW(groups, betas=betas, eps=eps)
+    fused = all(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True if fused else None)
 
 
 def lr_factor(step: int, steps: int, warmup: int, schedule: Schedule, floor: float) -> float:

@@ -23,7 +23,7 @@ from sightline.errors import ConfigError, DistributedError
 from sightline.models.language import body
 from sightline.models.transformers_private import layer_classes
 from sightline.objectives.base import HiddenStateModel, Objective
-from sightline.types import Batch, Loss, TrainingBatch
+from sightline.types import Batch, Loss, TrainingBatch, tensors_of
 
 # Modules of torch in which nothing happens but exchange between processes, and words of the errors of gloo and NCCL, which have no
 # class of their own and may come out of a backward pass.
@@ -117,8 +117,12 @@ class Ranks(Protocol):
         """
         ...
 
-    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
-        """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`; returns the norm before."""
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: Tensor, limit: float) -> Tensor:
+        """Multiplies the averaged gradients by `factor`, clips their norm over all ranks to `limit`.
+
+        Returns:
+            The norm before, on the device: the host does not wait for it.
+        """
         ...
 
     def unsharded(self) -> AbstractContextManager[None]:
@@ -128,6 +132,30 @@ class Ranks(Protocol):
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the complete tensors on the first rank, nothing on the others; must be called on all ranks."""
         ...
+
+
+def _on_device(batches: Sequence[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
+    """Yields batches on the device; on a GPU each is copied, on a stream of its own, while the one before is computed."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def copied(batch: TrainingBatch) -> TrainingBatch:
+        with torch.cuda.stream(copies):
+            return batch.to(device)
+
+    ahead = [copied(batch) for batch in batches[:1]]
+    for following in (*batches[1:], None):
+        if not ahead:
+            return
+        computing.wait_stream(copies)
+        batch = ahead.pop()
+        for tensor in tensors_of(batch):
+            tensor.record_stream(computing)  # its memory is not given to a later copy before it has been used
+        if following is not None:
+            ahead.append(copied(following))
+        yield batch
 
 
 class _IndependentMicroBatches:
@@ -143,8 +171,7 @@ class _IndependentMicroBatches:
 
     def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
         losses = []
-        for number, batch in enumerate(batches, 1):
-            batch = batch.to(self.accelerator.device)
+        for number, batch in enumerate(_on_device(batches, self.accelerator.device), 1):
             with self.accelerator.autocast(), self._gradient_sync(number == len(batches)):
                 loss: Loss = self.module(batch)
                 if loss.total.requires_grad:
@@ -172,11 +199,11 @@ class Replicated(_IndependentMicroBatches):
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.module)
 
-    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: Tensor, limit: float) -> Tensor:
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        return float(nn.utils.clip_grad_norm_(parameters, limit))
+        return nn.utils.clip_grad_norm_(parameters, limit)
 
     def unsharded(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -219,7 +246,7 @@ class Sharded(_IndependentMicroBatches):
         cast(FSDPModule, self.module).set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: float, limit: float) -> float:
+    def scale_and_clip(self, parameters: Sequence[nn.Parameter], factor: Tensor, limit: float) -> Tensor:
         pieces = [parameter for parameter in parameters if isinstance(parameter.grad, DTensor)]
         copies = [parameter for parameter in parameters if _is_indivisible(parameter)]
         for parameter in copies:
@@ -229,18 +256,18 @@ class Sharded(_IndependentMicroBatches):
             parameter.grad /= dist.get_world_size()
         groups = [group for group in (pieces, copies) if group]  # torch's functions accept one kind of gradient at a time
         if not groups:
-            return 0.0
+            return torch.zeros(())
         norms = []
         for group in groups:
             gradients = [cast(Tensor, parameter.grad) for parameter in group]
             for gradient in gradients:
-                gradient.mul_(factor)
+                (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
             norm = nn.utils.get_total_norm(gradients)
             norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         norm = nn.utils.get_total_norm(norms)
         for group in groups:
             nn.utils.clip_grads_with_norm_(group, limit, norm)
-        return float(norm)
+        return norm
 
     @contextlib.contextmanager
     def unsharded(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -66,8 +66,7 @@ class Validation:
             batch = batch.to(self.accelerator.device)
             with self.accelerator.autocast():
                 loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
-            sums.loss += float(loss.total)
-            sums.weight += float(loss.weight)
+            sums.add(replace(loss, parts={}))
         mean = sums.reduced(self.accelerator).mean
         out: dict[str, Any] = {"validation_loss": mean, "value": -mean}
         texts = self.generated() if self.accelerator.is_main_process and self.generated is not None else []

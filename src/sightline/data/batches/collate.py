@@ -61,7 +61,10 @@ class Arrays:
         return Batch(
             tokens=Tokens(**{f"{name}_BT": tensor(value) for name, value in self.tokens.items()}, is_plain=self.is_plain),
             visual=visual,
-            supervision=Supervision(**{f"{name}_S": tensor(value) for name, value in self.supervision.items()}),
+            supervision=Supervision(
+                **{f"{name}_S": tensor(value) for name, value in self.supervision.items()},
+                num_sources=1 + int(self.supervision["source"].max(initial=-1)),
+            ),
             blind_logits_S=None if self.blind_logits is None else tensor(self.blind_logits),
             record_ids=self.record_ids,
         )

@@ -131,10 +131,10 @@ class Align(nn.Module, InitialisesFromHead, MixesVocabulary, HasLogValues):
         query_NKD = self.inner(self.w1(features_NKF))
         return word_distribution(query_NKD.flatten(0, 1), self.w2.weight, self._outer(), self._mask(), top, threshold)
 
-    def log_values(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float | Tensor]:
         """Returns the gain of the outer norm: its value, or its mean over the vocabulary."""
         norm = self._outer()
-        return {} if norm is None else {"gain": float(norm.gain.detach().float().mean())}
+        return {} if norm is None else {"gain": norm.gain.detach().float().mean()}
 
     def _outer(self) -> OuterNorm | None:
         match self.config.outer_norm:

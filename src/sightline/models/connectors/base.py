@@ -6,7 +6,7 @@ loss, log values) are abstract classes below, from which a projection also inher
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sightline.config import Config
 from sightline.errors import ConfigError
+from sightline.ops.precision import read_at_once
 from sightline.ops.splice import pixel_shuffle, raster_merge
 from sightline.ops.vocabulary_attention import WordDistribution
 from sightline.registry import HasKind
@@ -110,8 +111,8 @@ class HasLogValues(ABC):
     """A projection with values to log at each step."""
 
     @abstractmethod
-    def log_values(self) -> dict[str, float]:
-        """Returns the values by name."""
+    def log_values(self) -> Mapping[str, float | Tensor]:
+        """Returns the values by name; scalar tensors are copied to the host together."""
 
 
 class Connector(nn.Module):
@@ -190,7 +191,7 @@ class Connector(nn.Module):
 
     def log_values(self) -> dict[str, float]:
         """Returns the connector's values for the log."""
-        return self.project.log_values() if isinstance(self.project, HasLogValues) else {}
+        return read_at_once(self.project.log_values()) if isinstance(self.project, HasLogValues) else {}
 
 
 def merged_shape(config: ConnectorConfig, shape: ConnectorShape) -> ConnectorShape:

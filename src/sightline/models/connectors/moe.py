@@ -95,6 +95,6 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         self._share = share_X  # only for the log
         return {"balance": self.config.balance * balance, "router_z": self.config.z_loss * z}
 
-    def log_values(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float | Tensor]:
         """Returns the largest share of tokens with the same first choice; 1 / experts when all are used equally."""
-        return {} if self._share is None else {"largest_expert": float(self._share.max())}
+        return {} if self._share is None else {"largest_expert": self._share.max()}
