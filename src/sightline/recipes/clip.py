@@ -4,8 +4,6 @@ from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig,
 from sightline.models.dual import DualConfig
 from sightline.objectives.contrastive import InfoNCEConfig, PairwiseSigmoidConfig
 
-_EVERY = {"vision": "train", "text": "train", "projection": "train"}
-
 
 def clip() -> RunConfig:
     """CLIP ViT-B/32, all parts, on one caption of each image per epoch: the plain fine-tuning that other methods are compared with.
@@ -21,7 +19,7 @@ def clip() -> RunConfig:
         train=TrainConfig(
             epochs=5.0, batch_size=1024, lr=1e-6, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, warmup=50, evaluate_samples=500
         ),
-        stages=(StageConfig(name="full", parts=_EVERY),),
+        stages=(StageConfig(name="full", parts={"vision": "train", "text": "train", "projection": "train"}),),
     )
 
 

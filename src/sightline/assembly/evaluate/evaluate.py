@@ -138,6 +138,7 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    task.survey(records)
     if spec.baseline is not None:
         return _evaluate_neighbours(spec, task, dataset, records, model, checkpoint, out, device, threads, fallback)
     if model is None:
