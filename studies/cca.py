@@ -1,4 +1,4 @@
-"""Canonical correlation analysis between stored image features and text vectors: the closed-form baseline of a dual encoder's heads.
+"""Canonical correlation analysis between image features and text vectors: the closed-form baseline of a dual encoder's heads.
 
     python -m studies.cca RUN --data SET --features STORE --out cca.npz
     sightline eval cca.npz --task retrieval --data SET --split val
