@@ -19,13 +19,12 @@ PARAMETERS = {"num_beams": "beams"}  # fields of an evaluation whose option has 
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(help="A run, RUN@STAGE, a model folder, or a file of vectors; a --baseline with --features needs none.")
+        str | None,
+        typer.Argument(help="A run, RUN@STAGE, a model folder, or a file of vectors; a --baseline with --features needs none."),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="What is asked, such as caption, vqa, retrieval, or a plug-in's MODULE:Class; see docs/evaluation.md."
-        ),
+        typer.Option(help="What is asked, such as caption, vqa, retrieval, or a plug-in's MODULE:Class; see docs/evaluation.md."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="A dataset folder.")] = None,
     config: Annotated[
