@@ -146,6 +146,8 @@ class PairValidation:
     def __call__(self, at: Progress) -> dict[str, Any]:
         """Returns the loss over all validation pairs as one batch, recall at 1 of both directions, and `value` (minus the loss)."""
         found = list(self._embedded())
+        if not found:
+            return {}  # no image of the validation split can be opened
         embeddings, batch = joined_pairs(found)
         loss = self.objective.loss(embeddings, batch, local_rows)
         mean = float(loss.total) / float(loss.weight)
