@@ -20,6 +20,7 @@ BENCHMARKS = {
     "downloads": "benchmarks.downloads",
     "features": "benchmarks.features",
     "kill": "benchmarks.kill",
+    "late_interaction": "benchmarks.late_interaction",
     "memory": "benchmarks.memory",
     "moe": "benchmarks.moe",
     "packing": "benchmarks.packing",

@@ -69,3 +69,19 @@ def test_winoground(first: tuple[float, float], second: tuple[float, float], exp
     queries = [query for item in records for query in task.queries(item, "")]
     scores = task.score(queries, [Prediction("0", scores=first), Prediction("1", scores=second)])
     assert tuple(scores[name].value for name in ("text", "image", "group")) == expected
+
+
+def test_classify_takes_the_mean_over_templates_and_shares_ties() -> None:
+    task = task_by_name("classify", resamples=20)
+    records = [Record(name, images=("a.png",), captions=(label,)) for name, label in (("1", "dog"), ("2", "cat"), ("3", "dog"))]
+    records.append(Record("4", images=("a.png",), captions=("x", "y"), meta={"label": "cow"}))
+    assert all(task.asks(item) for item in records)
+    assert not task.asks(Record("5", images=("a.png",), captions=("x", "y")))
+    task.survey(records)
+    queries = [query for item in records for query in task.queries(item, "a {label}.|the {label}")]
+    assert queries[0].candidates == ("a cat.", "the cat", "a cow.", "the cow", "a dog.", "the dog")
+    assert queries[3].answers == ("a cow.", "the cow")
+    given = [(0, 0, 5, 0, 2, 4), (0, 0, 0, 0, 0, 0), (1, 1, 2, 2, 0, 0), (0, 0, 1, 1, 0, 0)]
+    scores = task.score(queries, [Prediction(query.id, scores=row) for query, row in zip(queries, given, strict=True)])
+    assert scores["accuracy"].items == (1.0, pytest.approx(1 / 3), 0.0, 1.0)
+    assert scores["top5"].value == 1.0

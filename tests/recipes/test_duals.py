@@ -9,11 +9,13 @@ from sightline.assembly.config import locate
 from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.inspect.check import CheckRequest, check_data
+from sightline.assembly.inspect.preview import PreviewRequest, preview
 from sightline.assembly.inspect.rows import folders_of
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.assembly.model.summary import summarise
 from sightline.assembly.train.run import train
 from sightline.data.check import CheckOptions
+from sightline.errors import UsageError
 from sightline.evaluation.spec import EvalSpec
 from sightline.recipes import RECIPES
 from sightline.runtime.storage import read_json_lines
@@ -41,6 +43,11 @@ def test_a_recipe_goes_its_whole_way(name: str, scenes: Path, tmp_path: Path) ->
     train(config, tmp_path / "run")
     lines = [line for line in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert [line["texts"] for line in lines] == [8 if name == "negclip" else 4] * 2
+    checks = [line for line in read_json_lines(tmp_path / "run" / "metrics.jsonl") if line.get("event") == "evaluate"]
+    best = "score" if name == "flickr8k_dual" else "loss"
+    for line in checks:
+        assert line["value"] == (line["i2t_r1"] + line["t2i_r1"] if best == "score" else -line["validation_loss"])
+    assert checks
     (told,) = summarise(config).stages
     weights = read_weights(locate.model_folder(tmp_path / "run"))
     if not DUALS[name]:  # a part for each file
@@ -54,9 +61,12 @@ def test_a_recipe_goes_its_whole_way(name: str, scenes: Path, tmp_path: Path) ->
     assert json.loads((done.folder / "scores.json").read_text())["headline"] == "accuracy"
 
 
-def test_data_check_says_that_pairs_have_no_rows(scenes: Path) -> None:
+def test_data_check_measures_no_rows_of_pairs_and_preview_refuses(scenes: Path) -> None:
     config = resolve_config(RECIPES["clip"](), None, [*local_parts("clip"), f"data.path={scenes}"])
     options = CheckOptions(workers=0, near_bits=None)
     request = CheckRequest(folders_of(config), options, describe=lambda folders: config_blueprint(config))
-    (stage,) = check_data(request).to_json()["training"]["stages"]
-    assert "trains on pairs" in stage["why"]
+    training = check_data(request).to_json()["training"]
+    assert (training["stages"], training["rows"]) == ([], {})
+    assert training["model"]["position_limit"] == 24
+    with pytest.raises(UsageError, match="no rows of tokens"):
+        preview(PreviewRequest(scenes, Path("page.html"), "val", 3, 0), config_blueprint(config))

@@ -19,13 +19,12 @@ PARAMETERS = {"num_beams": "beams"}  # fields of an evaluation whose option has 
 def evaluate(
     context: typer.Context,
     run: Annotated[
-        str | None, typer.Argument(help="A run, RUN@STAGE, or a model folder; a --baseline with --features needs none.")
+        str | None,
+        typer.Argument(help="A run, RUN@STAGE, a model folder, or a file of vectors; a --baseline with --features needs none."),
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="What is asked: caption, vqa, choice, yes_no, grounding, retrieval, composition, or a plug-in's MODULE:Class."
-        ),
+        typer.Option(help="What is asked, such as caption, vqa, retrieval, or a plug-in's MODULE:Class; see docs/evaluation.md."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="A dataset folder.")] = None,
     config: Annotated[
@@ -109,6 +108,7 @@ def evaluate(
     """
     load_plugins(plugin)
     from sightline.assembly.evaluate.evaluate import evaluate as run_evaluation
+    from sightline.assembly.evaluate.vectors import evaluate_vectors, is_vectors
     from sightline.evaluation.controls import checked_control
     from sightline.runtime.process_group import process_group, process_number
     from sightline.training.ranks import exchange_errors_named
@@ -141,7 +141,10 @@ def evaluate(
     spec = _spec(context, config, values)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     with exchange_errors_named(world), process_group():
-        done = run_evaluation(spec, run, checkpoint, out, device, threads, fallback)
+        if run is not None and is_vectors(run):
+            done = evaluate_vectors(spec, run, out)
+        else:
+            done = run_evaluation(spec, run, checkpoint, out, device, threads, fallback)
         if process_number() > 0:
             return
     if as_json:

@@ -3,9 +3,6 @@
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, StageConfig, TrainConfig
 from sightline.models.dual import DualConfig
 from sightline.objectives.contrastive import InfoNCEConfig, PairwiseSigmoidConfig
-from sightline.training.stages import PartRule
-
-_EVERY: dict[str, PartRule] = {"vision": "train", "text": "train", "projection": "train"}
 
 
 def clip() -> RunConfig:
@@ -22,7 +19,7 @@ def clip() -> RunConfig:
         train=TrainConfig(
             epochs=5.0, batch_size=1024, lr=1e-6, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6, warmup=50, evaluate_samples=500
         ),
-        stages=(StageConfig(name="full", parts=_EVERY),),
+        stages=(StageConfig(name="full", parts={"vision": "train", "text": "train", "projection": "train"}),),
     )
 
 

@@ -25,7 +25,15 @@ def flickr8k_dual() -> RunConfig:
         data=DataConfig(path="sets/flickr8k", captions="one", pack=False, share_prefix=False, max_tokens=64),
         objective=InfoNCEConfig(),
         train=TrainConfig(
-            epochs=40.0, batch_size=512, lr=1e-3, weight_decay=0.05, checkpoint_every=0, evaluate_every=60, evaluate_samples=500
+            epochs=40.0,
+            batch_size=512,
+            lr=1e-3,
+            weight_decay=0.05,
+            checkpoint_every=0,
+            evaluate_every=60,
+            evaluate_samples=500,
+            best="score",
+            best_task="retrieval",
         ),
         stages=(StageConfig(name="heads", parts={"projection": "train"}),),
     )

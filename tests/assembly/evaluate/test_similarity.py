@@ -14,6 +14,7 @@ from sightline.cli import main
 from sightline.data.dataset import open_dataset
 from sightline.metrics.retrieval import recall_at
 from tests.assembly.train.helpers import prepared_scenes
+from tests.data.pictures import picture, prepared, put
 from tests.duals import dual_folder
 
 
@@ -87,3 +88,35 @@ def test_a_dual_encoder_writes_no_captions(scenes: Path, capsys: pytest.CaptureF
         main(["eval", str(dual_folder("clip")), "--task", "caption", "--data", str(scenes), "--split", "train", "--device", "cpu"])
     assert caught.value.code
     assert "compares images with texts and writes none" in capsys.readouterr().err
+
+
+def test_vectors_of_another_program_are_ranked(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [record for record in open_dataset(scenes).records("train") if record.captions and record.images]
+    counts = [len(record.captions[:5]) for record in records]
+    image = np.random.default_rng(0).normal(size=(len(records), 9)).astype(np.float32)
+    np.savez(tmp_path / "right.npz", image=image, text=np.repeat(image, counts, axis=0))
+    found = evaluated(capsys, tmp_path / "right.npz", scenes, "--task", "retrieval", "--out", str(tmp_path / "out"))
+    assert found["scores"]["rsum"]["value"] == pytest.approx(600)
+    (tmp_path / "flat").mkdir()
+    for name, rows in (("image", len(records)), ("text", sum(counts))):
+        np.save(tmp_path / "flat" / f"{name}.npy", np.ones((rows, 2)))
+    found = evaluated(capsys, tmp_path / "flat", scenes, "--task", "retrieval", "--out", str(tmp_path / "flat_out"))
+    assert found["scores"]["t2i_r5"]["value"] == pytest.approx(5 / len(records))
+    with pytest.raises(SystemExit):
+        main(["eval", str(tmp_path / "flat"), "--task", "retrieval", "--data", str(scenes), "--split", "val"])
+    assert "in the order of its records" in capsys.readouterr().err
+
+
+def test_classes_are_named_from_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"id": f"{number}", "images": [f"{number}.png"], "captions": ["red", "blue"][number % 2 : number % 2 + 1]}
+        for number in range(6)
+    ]
+    for row in rows:
+        put(tmp_path / "source" / row["images"][0], picture(int(row["id"])))
+    put(tmp_path / "source" / "records.jsonl", rows)
+    prepared("records", tmp_path / "source", tmp_path / "set")
+    found = evaluated(capsys, dual_folder("clip"), tmp_path / "set", "--task", "classify", "--out", str(tmp_path / "out"))
+    line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])
+    assert len(line["scores"]) == 2
+    assert 0 <= found["scores"]["accuracy"]["value"] <= 1 == found["scores"]["top5"]["value"]

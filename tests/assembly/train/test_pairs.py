@@ -131,6 +131,39 @@ def test_frozen_encoders_read_stored_outputs(scenes: Path, tmp_path: Path, comma
         torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_two_encoders_from_scratch_train_in_stages_and_go_on_to_the_bit(scenes: Path, tmp_path: Path, commands: Commands) -> None:
+    """Heads between frozen encoders first, then the text encoder through adapters and the vision encoder at its own rate."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    text = {"config": {"model_type": "bert", "max_position_embeddings": 32, **sizes}, "tokenizer": {"vocabulary": 300}}
+    convnext = {
+        "model_type": "convnext",
+        "image_size": 32,
+        "patch_size": 4,
+        "num_stages": 2,
+        "hidden_sizes": [8, 12],
+        "depths": [1, 1],
+    }
+    model = {"vision": {"config": convnext}, "dual": {"text": text, "width": 8, "pooling": "mean"}}
+    run = settings(scenes, model=model, objective={"kind": "info_nce"})
+    run["train"] |= {"steps": 4, "weight_decay": 0.1}
+    adapters = {"lr": 0.01, "lora": {"r": 2, "dropout": 0.1, "targets": ["query", "value"]}}
+    run["stages"] = [
+        {"name": "heads", "parts": {"projection": "train"}},
+        {"name": "all", "parts": {"vision": 0.001, "text": adapters, "projection": "train"}},
+    ]
+    config = written(tmp_path / "config.yaml", run)
+    whole = finished(commands, config, tmp_path / "whole")
+    code, said = commands.run(["train", "--config", config, "--out", tmp_path / "killed"], "step.end=kill@7")
+    assert code == -9, said
+    killed = finished(commands, config, tmp_path / "killed")
+    assert lines(whole) == lines(killed)
+    assert_equal_weights(whole, killed)
+    first = load_file(whole / "checkpoints" / "step-4" / "model" / "text.safetensors")
+    moved = {name for name, value in last_weights(whole).items() if name in first and not torch.equal(value, first[name])}
+    assert moved
+    assert all(".query." in name or ".value." in name for name in moved)
+
+
 def test_an_epoch_draws_each_image_once_and_other_captions_in_the_next(scenes: Path, tmp_path: Path) -> None:
     from sightline.assembly.config.schema import DataConfig
     from sightline.assembly.encode.features import loader_of

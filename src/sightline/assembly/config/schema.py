@@ -360,6 +360,11 @@ class StagePlan(Config):
                 "each other, so its loss does not add over micro-batches; set train.accumulate=1 (frozen encoders read stored "
                 "features, so that a large batch fits)"
             )
+        if self.objective.compares_pairs and self.train.best == "score" and self.train.best_task != "retrieval":
+            raise ValueError(
+                f"train.best_task={self.train.best_task!r} scores generated texts; a dual encoder takes best_task=retrieval "
+                "(the sum of recalls at 1) or best=loss"
+            )
         if self.data.captions == "one" and not self.objective.compares_pairs:
             raise ValueError("data.captions=one draws pairs for a dual encoder; use all or first")
         if self.data.features is not None and self.parts.get("vision", "frozen") != "frozen":

@@ -140,6 +140,7 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    task.survey(records)
     if spec.baseline is not None:
         if opened is None and model is not None:
             opened = open_model(model, checkpoint, spec.features, device, threads, fallback)

@@ -123,6 +123,11 @@ def open_probe(request: ProbeRequest) -> ProbeInputs:
     """Opens the model and the data of a request; raises as `probe` does."""
     dataset, records = open_records(request.data, request.split, has_images, request.count, "with an image")
     model = open_model(request.model, request.checkpoint, request.features, request.device, request.threads)
+    if model.bundle.pairs is not None:
+        raise UsageError(
+            "a dual encoder has neither a connector nor a decoder that a probe could look at.",
+            "Use eval --task retrieval or composition, with --control.",
+        )
     model.runtime.apply()
     return ProbeInputs(request, model, dataset, records, model.visual_loader())
 

@@ -20,6 +20,34 @@ from sightline.types import Prediction, Texts, Visual
 ROWS = 32  # images or texts per batch; fixed, so that vectors do not depend on the queries
 
 
+class GalleryAnswers:
+    """Answers `embed` with ranks among given vectors.
+
+    Args:
+        queries: all that will be asked.
+        image_NW: vector of each query's image.
+        text_CW: vectors of the queries' candidates, query after query.
+    """
+
+    def __init__(self, queries: Sequence[Query], image_NW: np.ndarray, text_CW: np.ndarray) -> None:
+        images = np.array([identity(*query.record.image_keys) for query in queries])
+        owners = np.repeat(images, [len(query.candidates) for query in queries])
+        self._gallery = Gallery(image_NW, text_CW, images, owners)
+        self._image_of = {query.id: row for row, query in enumerate(queries)}
+        rows = iter(range(len(text_CW)))
+        self._texts_of = {query.id: [next(rows) for _ in query.candidates] for query in queries}
+
+    def width(self, queries: Sequence[Query]) -> int:
+        """Returns 0: nothing is continued."""
+        return 0
+
+    def answer(self, queries: Sequence[Query], width: int) -> list[Prediction]:
+        """Returns the ranks of each query."""
+        rows, texts = [self._image_of[query.id] for query in queries], [self._texts_of[query.id] for query in queries]
+        ranked = self._gallery.ranked(rows, texts)
+        return [Prediction(query.id, scores=rank.to_scores()) for query, rank in zip(queries, ranked, strict=True)]
+
+
 class SimilarityAnswers:
     """Answers `likelihood` with the scaled similarity of each candidate to the image, and `embed` with ranks in the gallery.
 
@@ -59,30 +87,26 @@ class SimilarityAnswers:
     # Ranks ------------------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _gallery(self) -> tuple[Gallery, dict[str, int], dict[str, list[int]], dict[str, str]]:
-        """The gallery, each query's image and texts in it, and why some queries have none."""
+    def _gallery(self) -> tuple["GalleryAnswers | None", dict[str, str]]:
+        """The gallery, and why some queries are not in it."""
         vectors, skipped = self._image_vectors([query for query in self.queries if query.form == "embed"], "image vectors")
         kept = [query for query in self.queries if query.id in vectors]
         texts = [text for query in kept for text in query.candidates]
         self._embed_texts(texts, "text vectors")
-        images = np.array([identity(*query.record.image_keys) for query in kept])
-        owners = np.repeat(images, [len(query.candidates) for query in kept])
-        rows = iter(range(len(texts)))
-        own = {query.id: [next(rows) for _ in query.candidates] for query in kept}
         if not kept:
-            raise UsageError(f"none of {len(self.queries)} images can be opened: {next(iter(skipped.values()))}.")
-        stack = np.stack([vectors[query.id] for query in kept])
-        gallery = Gallery(stack, np.stack([self._texts[text] for text in texts]), images, owners)
-        return gallery, {query.id: row for row, query in enumerate(kept)}, own, skipped
+            return None, skipped
+        images = np.stack([vectors[query.id] for query in kept])
+        return GalleryAnswers(kept, images, np.stack([self._texts[text] for text in texts])), skipped
 
     def _ranks(self, queries: Sequence[Query]) -> dict[str, Prediction]:
         if not queries:
             return {}
-        gallery, image_of, texts_of, skipped = self._gallery
-        kept = [query for query in queries if query.id in image_of]
-        ranked = gallery.ranked([image_of[query.id] for query in kept], [texts_of[query.id] for query in kept]) if kept else []
-        found = {query.id: Prediction(query.id, scores=rank.to_scores()) for query, rank in zip(kept, ranked, strict=True)}
-        return found | {query.id: Prediction(query.id, skipped=skipped[query.id]) for query in queries if query.id in skipped}
+        gallery, skipped = self._gallery
+        kept = [query for query in queries if query.id not in skipped]
+        found = gallery.answer(kept, 0) if gallery is not None and kept else []
+        return {prediction.id: prediction for prediction in found} | {
+            query.id: Prediction(query.id, skipped=skipped[query.id]) for query in queries if query.id in skipped
+        }
 
     # Similarities -----------------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ def preview(request: PreviewRequest, blueprint: Blueprint) -> dict[str, Any]:
         DataError: there is no such folder or split.
         UsageError: there is no such stage or record, or the split is empty.
     """
+    if blueprint.dual is not None:
+        raise UsageError("a dual encoder trains on pairs of an image and a caption; it has no rows of tokens to show.")
     dataset = open_dataset(request.folder)
     data = _data_section(blueprint, request.stage)
     prompt = prompt_for(data, request.folder)

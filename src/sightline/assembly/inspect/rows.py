@@ -54,7 +54,7 @@ def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip)
         on_skip: called with the name of the split and each skipped conversation.
     """
     if blueprint.dual is not None:
-        return TrainingFigures(blueprint.facts(), {}, _pair_stages(blueprint.config))
+        return TrainingFigures(blueprint.facts(), {}, [])  # pairs of an image and a caption are no rows of tokens
     measured = _RowMeasurements(checked, blueprint, on_skip)
     if blueprint.config is None:  # a model folder without a run: the rules that it was trained with, no stages
         plain = blueprint.data_section()
@@ -69,24 +69,6 @@ def training_report(checked: CheckReport, blueprint: Blueprint, on_skip: OnSkip)
         rows |= {name if is_same else f"{name} ({stage.name})": figures for name, figures in own.items()}
         stages.append(_stage(stage, plan, measured))
     return TrainingFigures(blueprint.facts(), _summaries(rows), stages)
-
-
-def _pair_stages(config: RunConfig | None) -> list[StageFigures]:
-    """Names the stages of a dual encoder, which trains on pairs and has no rows to measure."""
-    plans = [] if config is None else [stage_plan(config, number) for number in range(len(config.stages))]
-    return [
-        StageFigures(
-            name=plan.name,
-            sources=[{"path": source.path, "split": source.split} for source in sources_of(plan.data)],
-            pack=False,
-            row_tokens=plan.data.width,
-            row_images=plan.data.row_images,
-            steps=plan.train.steps,
-            epochs=plan.train.epochs,
-            why="a dual encoder trains on pairs of an image and a caption, which are not rows of tokens",
-        )
-        for plan in plans
-    ]
 
 
 def _summaries(rows: dict[str, RowFigures]) -> dict[str, RowSummary]:

@@ -107,7 +107,8 @@ class PairStageRun(StageRun):
         if corpus is None:
             return None
         objective = self.plan.objective.build()
-        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus)
+        by_recall = self.plan.train.best == "score"
+        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus, by_recall)
 
     def _report(self, stage: stages.Stage, corpus: PairCorpus, loader: Loader, schedule: loop.StageSchedule) -> None:
         if not self.accelerator.is_main_process:
@@ -136,23 +137,28 @@ class PairValidation:
         bundle: the dual encoder.
         objective: of training.
         corpus: validation pairs.
+        by_recall: whether the best checkpoint is the one with the largest sum of recalls, not with the lowest loss.
     """
 
     accelerator: Accelerator
     bundle: ModelBundle
     objective: ContrastiveObjective
     corpus: PairCorpus
+    by_recall: bool = False
 
     def __call__(self, at: Progress) -> dict[str, Any]:
-        """Returns the loss over all validation pairs as one batch, recall at 1 of both directions, and `value` (minus the loss)."""
+        """Returns the loss over all validation pairs as one batch, recall at 1 of both directions, and `value`."""
         found = list(self._embedded())
+        if not found:
+            return {}  # no image of the validation split can be opened
         embeddings, batch = joined_pairs(found)
         loss = self.objective.loss(embeddings, batch, local_rows)
         mean = float(loss.total) / float(loss.weight)
         similarity = (embeddings.image_NW @ embeddings.text_CW.T).double().cpu().numpy()
         positives = (batch.owner_C[None] == batch.image_N[:, None]).cpu().numpy()
         values = {"i2t_r1": recall_at(similarity, positives, 1).mean(), "t2i_r1": recall_at(similarity.T, positives.T, 1).mean()}
-        return {"validation_loss": mean, **{name: float(value) for name, value in values.items()}, "value": -mean}
+        recalls = {name: float(value) for name, value in values.items()}
+        return {"validation_loss": mean, **recalls, "value": sum(recalls.values()) if self.by_recall else -mean}
 
     def _embedded(self) -> Iterator[tuple[Embeddings, PairBatch]]:
         model = self.bundle.pairs

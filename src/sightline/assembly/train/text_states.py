@@ -71,14 +71,19 @@ def _compute(texts: Sequence[str], bundle: ModelBundle, tokens: TextTokens, acce
     model = bundle.pairs
     assert model is not None
     rank, world = accelerator.process_index, accelerator.num_processes
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # neighbours need little padding
     blocks = range(0, len(texts), ROWS)
-    mine: list[tuple[int, np.ndarray]] = []
+    mine: list[tuple[list[int], np.ndarray]] = []
     with progress("text vectors", len(texts), show=accelerator.is_main_process) as bar:
         for begin in blocks[rank::world]:
-            ids, mask = tokens(texts[begin : begin + ROWS])
+            rows = order[begin : begin + ROWS]
+            ids, mask = tokens([texts[row] for row in rows])
             batch = Texts(*(torch.from_numpy(value).to(accelerator.device) for value in (ids, mask)))
             with torch.no_grad(), accelerator.autocast():
-                mine.append((begin, model.text_states(batch).float().cpu().numpy()))
+                mine.append((rows, model.text_states(batch).float().cpu().numpy()))
             bar.step(min(ROWS * world, len(texts) - begin))
     parts = gather_object(mine) if world > 1 else mine
-    return np.concatenate([states for _, states in sorted(parts, key=lambda part: part[0])])
+    found = np.concatenate([states for _, states in parts])
+    out = np.empty_like(found)
+    out[[row for rows, _ in parts for row in rows]] = found
+    return out

@@ -6,6 +6,7 @@ from sightline.evaluation.tasks.base import ScoreInfo as ScoreInfo
 from sightline.evaluation.tasks.base import Task as Task
 from sightline.evaluation.tasks.caption import Caption
 from sightline.evaluation.tasks.choice import Choice
+from sightline.evaluation.tasks.classify import Classify
 from sightline.evaluation.tasks.composition import Composition
 from sightline.evaluation.tasks.grounding import Grounding
 from sightline.evaluation.tasks.retrieval import Retrieval
@@ -14,7 +15,9 @@ from sightline.evaluation.tasks.yes_no import YesNo
 from sightline.registry import Registry
 
 TASKS = Registry[Task](
-    Task, "sightline.tasks", {task.name: task for task in (Caption, VQA, Choice, YesNo, Grounding, Retrieval, Composition)}
+    Task,
+    "sightline.tasks",
+    {task.name: task for task in (Caption, VQA, Choice, YesNo, Grounding, Retrieval, Composition, Classify)},
 )
 
 

@@ -105,6 +105,9 @@ class Task(ABC):
     def asks(self, record: Record) -> bool:
         """Whether a record has what the task needs."""
 
+    def survey(self, records: Sequence[Record]) -> None:  # noqa: B027 (most tasks need nothing)
+        """Sees all records that will be asked about, before the first query."""
+
     @abstractmethod
     def queries(self, record: Record, prompt: str) -> Sequence[Query]:
         """What is asked about a record.

@@ -1,0 +1,88 @@
+"""Retrieval with vectors that another program computed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from sightline.assembly.evaluate.evaluate import Evaluation, default_folder
+from sightline.assembly.evaluate.opened import open_records
+from sightline.assembly.evaluate.similarity import GalleryAnswers
+from sightline.errors import DataError, UsageError
+from sightline.evaluation.predict import ITEMS, SCORES, predict
+from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks import task_by_name
+from sightline.generation.decode import DecodingConfig
+from sightline.runtime import storage
+from sightline.runtime.optional import require
+
+SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5")
+IMAGE, TEXT = "image", "text"
+
+
+def is_vectors(path: str) -> bool:
+    """Tells whether what the user names as a model is a file or folder of vectors."""
+    return (Path(path).suffix in SUFFIXES and Path(path).is_file()) or (Path(path) / f"{IMAGE}.npy").is_file()
+
+
+def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the arrays `image` and `text` of a .npz, .safetensors or .h5 file, or image.npy and text.npy of a folder.
+
+    Raises:
+        DataError: an array is missing, or is not a table of numbers.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            arrays: Any = {name: np.load(file / f"{name}.npy", allow_pickle=False) for name in (IMAGE, TEXT)}
+        elif file.suffix == ".npz":
+            arrays = dict(np.load(file, allow_pickle=False))
+        elif file.suffix == ".safetensors":
+            arrays = load_file(file)
+        else:
+            with require("h5py", "data", "a file of vectors in HDF5").File(file) as opened:
+                arrays = {name: opened[name][()] for name in (IMAGE, TEXT)}
+        found = tuple(np.asarray(arrays[name]) for name in (IMAGE, TEXT))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: cannot read the arrays 'image' and 'text' ({error}).", "Write one row per image and per caption."
+        ) from error
+    for name, array in zip((IMAGE, TEXT), found, strict=True):
+        if array.ndim != 2 or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise DataError(f"{path}: array {name!r} is {array.shape} of {array.dtype}, not a table of finite numbers.")
+    return found[0], found[1]
+
+
+def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Evaluation:
+    """Ranks stored vectors.
+
+    Row `i` of `image` belongs to the i-th record of the split that has one image and captions, and the rows of `text` to the first
+    five captions of these records, record after record.
+
+    Raises:
+        UsageError: another task is asked for, or the rows are not as many as images and captions.
+        DataError: the file or the data set cannot be read.
+    """
+    task = task_by_name(spec.task, spec.resamples)
+    dataset, records = open_records(spec.data, spec.split, task.asks, None, f"for task {spec.task!r}")
+    queries = [query for record in records for query in task.queries(record, "")]
+    if any(query.form != "embed" for query in queries) or spec.control is not None or spec.limit is not None:
+        raise UsageError("stored vectors can only be asked for retrieval, of a whole split and without a control.", "Name a model.")
+    image, text = read_vectors(path)
+    captions = sum(len(query.candidates) for query in queries)
+    if (len(image), len(text)) != (len(queries), captions) or image.shape[1] != text.shape[1]:
+        raise UsageError(
+            f"{path} holds {image.shape} image and {text.shape} text vectors; split {spec.split!r} has {len(queries)} images with "
+            f"{captions} captions (at most five of each count).",
+            "Compute the vectors of this split, in the order of its records.",
+        )
+    folder = out or default_folder(spec, Path(path))
+    digest = hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.ascontiguousarray(text).tobytes()).hexdigest()
+    settings = {"model": digest, "data": dataset.fingerprint, "split": spec.split, "control": None, "task": spec.task}
+    predicted = predict(GalleryAnswers(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
+    done = Evaluation(spec, folder, queries, predicted, task.score(queries, predicted.predictions), "", DecodingConfig())
+    storage.write_json(folder / ITEMS, done.items_json())
+    storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    return done
