@@ -23,7 +23,7 @@ def compare(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="Asked beside it: shuffled and blind by default, `ladder` for all of probe --what looking, or `none`; may be given again."
+            help="Asked beside it: shuffled and blind by default; `ladder` for all of probe --what looking; `none`; may be given again."
         ),
     ] = None,
     metric: Annotated[
