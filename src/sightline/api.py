@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig
@@ -173,6 +173,7 @@ def compare(
     task: str = "caption",
     split: str = "val",
     *,
+    baselines: Sequence[Literal["neighbours"]] = (),
     controls: Sequence[str] | None = None,
     metrics: Sequence[str] = (),
     against: str = "",
@@ -188,6 +189,7 @@ def compare(
         models: two or more, each as `load` takes it; by name, or named by their folders.
         out: folder of the report and of new evaluations.
         data, task, split: what they are asked; without data, what is stored with them.
+        baselines: that answer beside the models, with the features of the first one.
         controls: asked beside it; those of the command by default.
         metrics: scores to compare; the task's headline by default.
         against: name of the model that all others are compared with, instead of every pair.
@@ -202,6 +204,7 @@ def compare(
         UsageError, ConfigError, DataError: see `sightline.studies.compare.compare`.
     """
     given = ComparisonOptions(
+        baselines=tuple(baselines),
         controls=CONTROLS if controls is None else tuple(controls),
         metrics=tuple(metrics),
         against=against,

@@ -58,13 +58,13 @@ class Watched:
         self.asked: list[str] = []
         evaluate = studies.evaluate
 
-        def evaluating(spec: EvalSpec, model: str, **more: Any) -> Any:
+        def evaluating(spec: EvalSpec, model: str, checkpoint: str, out: Path, *more: Any) -> Any:
             if len(self.asked) + 1 == stop_at:
                 raise Stopped("SIGTERM", "The same command goes on from here.")
             if broken and broken in model:
                 raise UsageError(f"{broken} cannot be asked.")
-            self.asked.append(f"{more['out'].parent.name} {spec.control}")
-            return evaluate(spec, model, **more)
+            self.asked.append(f"{out.parent.name} {spec.control}")
+            return evaluate(spec, model, checkpoint, out, *more)
 
         monkeypatch.setattr(studies, "evaluate", evaluating)
 
@@ -202,6 +202,24 @@ def test_a_damaged_evaluation_is_made_again_and_one_that_fails_is_noted(
     assert [row["looks"]["verdict"] for row in found["tables"][0]["rows"]] == ["not checked"] * 2
     assert "--control shuffled" in found["verdicts"][-1]
     assert [(pair["first"], pair["second"]) for pair in found["tables"][0]["pairs"]] == [("early", "late")]
+
+
+def test_a_baseline_stands_beside_the_models_and_what_is_below_it_is_said_first(
+    place: Path, compared: tuple[Path, list[list[str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [f"late={place / 'run'}", f"llava={stock_folder('llava')}", "--data", place / "data", *ASKED]
+    more = ["--baseline", "neighbours", "--control", "none", "--json"]
+    code, told, _ = call(capsys, "compare", *models, "--out", place / "out5", *more)
+    found = json.loads(told)
+    (table,) = found["tables"]
+    assert (code, table["baselines"]) == (0, ["neighbours"])
+    rows = {row["name"]: row for row in table["rows"]}
+    scores = storage.read_json(place / f"out5/evaluations/neighbours/caption-data-train-n{COUNT}/scores.json")
+    assert rows["neighbours"]["value"] == pytest.approx(scores["scores"]["cider_d"]["value"])
+    assert (scores["baseline"], rows["neighbours"]["looks"]) == ("neighbours", None)
+    assert rows["llava"]["value"] < rows["neighbours"]["value"]
+    assert "llava" in found["verdicts"][0] and "below the baseline neighbours" in found["verdicts"][0]  # noqa: PT018
+    assert list(found["cost"]) == ["late", "llava"]
 
 
 def test_without_a_question_what_is_stored_with_the_models_is_compared(

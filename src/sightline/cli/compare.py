@@ -1,7 +1,7 @@
 """`sightline compare`: several models on the same questions, with and without their images, as one report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,10 +20,14 @@ def compare(
         list[str] | None, typer.Option(help="A dataset folder; by default what is stored with the models is compared.")
     ] = None,
     split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    baseline: Annotated[
+        Literal["neighbours"] | None,
+        typer.Option(help="neighbours: also what the nearest training images have, by the features of the first model."),
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="Controls: shuffled and blind by default, `ladder` for all of probe --what looking, `none`; may be given again."
+            help="Asked beside it: shuffled and blind by default; ladder: all of probe --what looking; none. May be given again."
         ),
     ] = None,
     metric: Annotated[
@@ -38,6 +42,10 @@ def compare(
     limit: Annotated[int | None, typer.Option(min=1, help="Only this many records, drawn at random with a fixed seed.")] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Text beside the image; by default the task's, or that of each model's training.")
+    ] = None,
+    likelihood: Annotated[
+        Literal["gain", "plain", "yes_no"] | None,
+        typer.Option(help="Score the options of choice and yes_no instead of generating an answer."),
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
@@ -64,6 +72,7 @@ def compare(
     if task and not data:
         raise UsageError("--task needs --data.", "Name a dataset folder.")
     options = ComparisonOptions(
+        baselines=() if baseline is None else (baseline,),
         controls=CONTROLS if control is None else _controls(control),
         metrics=tuple(metric or ()),
         against=against,
@@ -81,6 +90,7 @@ def compare(
             batch_size=batch_size,
             limit=limit,
             prompt=prompt,
+            likelihood=likelihood,
             max_new_tokens=max_new_tokens,
             num_beams=beams,
         )

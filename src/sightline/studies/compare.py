@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CheckpointChoice
@@ -26,7 +26,7 @@ from sightline.evaluation.controls import BLIND, SHUFFLED
 from sightline.evaluation.predict import ITEMS, PREDICTIONS, SCORES
 from sightline.evaluation.probes.looking import LADDER
 from sightline.evaluation.spec import EvalSpec
-from sightline.evaluation.tasks import ScoreInfo, task_by_name
+from sightline.evaluation.tasks import ScoreInfo, Task, task_by_name
 from sightline.reporting.comparison import Comparison, Table, sentences
 from sightline.runtime import storage
 from sightline.runtime.logs import logger, readable_duration
@@ -47,10 +47,11 @@ class Compared:
     Attributes:
         name: for people, unique.
         source: what the user named.
-        kind: a run, a checkpoint, a model folder or a stock model.
+        kind: a run, a model folder, a stock model or a baseline.
         folder: of its weights.
         choice: the checkpoint of a run; None for a folder.
         weights: hash of the weight files.
+        baseline: what answers with the features of this model in its place.
     """
 
     name: str
@@ -59,11 +60,16 @@ class Compared:
     folder: Path
     choice: CheckpointChoice | None
     weights: str
+    baseline: Literal["neighbours"] | None = None
 
     @property
     def run(self) -> Path | None:
-        """The run's folder; None for a model folder."""
-        return None if self.choice is None else locate.run_of(self.source)
+        """The run's folder; None for a model folder and a baseline."""
+        return None if self.choice is None or self.baseline is not None else locate.run_of(self.source)
+
+    def asked(self, spec: EvalSpec, control: str | None) -> EvalSpec:
+        """Returns what the model, or the baseline in its place, is asked."""
+        return spec.model_copy(update={"control": control, "baseline": self.baseline})
 
     def to_json(self) -> dict[str, Any]:
         step = None if self.choice is None else self.choice.saved.step
@@ -75,6 +81,7 @@ class ComparisonOptions:
     """What `compare` is told beside models and questions.
 
     Attributes:
+        baselines: that answer beside the models, with the features of the first one.
         controls: what else every model is asked. Other steps of the ladder are shown where they are stored already.
         metrics: scores with a table each; by default the headline of each task.
         against: name of the model that all others are compared with; by default every pair is compared.
@@ -82,6 +89,7 @@ class ComparisonOptions:
         title: of the report.
     """
 
+    baselines: tuple[Literal["neighbours"], ...] = ()
     controls: tuple[str, ...] = CONTROLS
     metrics: tuple[str, ...] = ()
     against: str = ""
@@ -135,7 +143,7 @@ def compare(
         Stopped: a signal arrived; what is finished is kept.
     """
     options = options or ComparisonOptions()
-    compared = named_models(models, options.checkpoint, options.fallback)
+    compared = named_models(models, options.checkpoint, options.fallback, options.baselines)
     if options.against and options.against not in [model.name for model in compared]:
         raise UsageError(f"no model is named {options.against!r}; there are {', '.join(model.name for model in compared)}.")
     specs = list(dict.fromkeys(asked)) or stored_questions(compared)
@@ -146,11 +154,13 @@ def compare(
     if not tables:
         reasons = "; ".join(f"{fault['model']}: {fault['error']}" for fault in found.faults) or "they have no record in common"
         raise UsageError(f"no two models could be compared ({reasons}).")
+    of_models = [model for model in compared if model.baseline is None]
+    settings = settings_grid(of_models)
     comparison = Comparison(
         title=options.title or _title([model.name for model in compared]),
         tables=tuple(tables),
         curves=curves_of(compared),
-        grids=tuple(grid for grid in (cost_grid(compared, _measured(found, specs)), settings_grid(compared)) if grid is not None),
+        grids=(cost_grid(of_models, _measured(found, specs)), *([] if settings is None else [settings])),
         notes=tuple(f"{fault['model']} was not asked {fault['question']}: {fault['error']}" for fault in found.faults),
         facts={
             "models": [model.to_json() for model in compared],
@@ -166,14 +176,16 @@ def compare(
 # Models ---------------------------------------------------------------------------------------------------------------------
 
 
-def named_models(models: Sequence[str], checkpoint: str = "last", fallback: bool = False) -> list[Compared]:
-    """Finds every model that the user named.
+def named_models(
+    models: Sequence[str], checkpoint: str = "last", fallback: bool = False, baselines: Sequence[Literal["neighbours"]] = ()
+) -> list[Compared]:
+    """Finds every model that the user named, and adds the baselines.
 
     Raises:
         UsageError: fewer than two, two with one name, or a run without such a checkpoint.
         StorageError: a checkpoint is damaged.
     """
-    if len(models) < 2:
+    if len(models) + len(baselines) < 2 or not models:
         raise UsageError("a comparison needs two models or more.", "For example: sightline compare runs/a runs/b --out DIR")
     pairs = [_name_and_source(model) for model in models]
     short = [name or Path(source).name for name, source in pairs]
@@ -185,7 +197,8 @@ def named_models(models: Sequence[str], checkpoint: str = "last", fallback: bool
         folder, choice = locate.find_model(source, checkpoint, fallback)
         kind = ("model folder" if is_ours(str(folder)) else "stock model") if choice is None else "run"
         found[name] = Compared(name, source, kind, folder, choice, weights_hash(folder))
-    return list(found.values())
+    first = next(iter(found.values()))
+    return [*found.values(), *(replace(first, name=name, kind="baseline", baseline=name) for name in baselines)]
 
 
 def _name_and_source(text: str) -> tuple[str, str]:
@@ -215,7 +228,7 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
                 spec = EvalSpec.model_validate_json(storage.dump_line(stored["spec"]))
             except (StorageError, KeyError, TypeError, ValueError):
                 continue
-            is_plain = spec.control is None and spec.noise is None and spec.words is None
+            is_plain = spec.control is None and spec.noise is None and spec.words is None and spec.baseline is None
             if is_plain and stored["settings"].get("model") == model.weights and Path(spec.data).is_dir():
                 found[spec] = None
     if not found:
@@ -279,7 +292,7 @@ def _evaluated(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
                 model = question.model
                 opened = open_model(model.source, options.checkpoint, None, options.device, options.threads, options.fallback)
                 name = model.name
-            _evaluate(question, opened)
+            _evaluate(question, opened, options)
         except Stopped:
             raise
         except SightlineError as error:
@@ -294,8 +307,8 @@ def _questions(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
     for model in models:
         home = out / EVALUATIONS / re.sub(r"[^\w.-]", "_", model.name)
         for spec in specs:
-            for control in (None, *controls):
-                own = spec.model_copy(update={"control": control})
+            for control in (None, *(controls if model.baseline is None else ())):
+                own = model.asked(spec, control)
                 name = question_key(spec) + (f"-{control.replace(':', '')}" if control else "")
                 yield _Question(model, own, home / name)
 
@@ -305,9 +318,18 @@ def _ladder(options: ComparisonOptions) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*LADDER, BLIND, *options.controls))) if options.controls else ()
 
 
-def _evaluate(question: _Question, opened: OpenedModel) -> None:
+def _evaluate(question: _Question, opened: OpenedModel, options: ComparisonOptions) -> None:
     is_new, begin = not (question.folder / PREDICTIONS).exists(), time.perf_counter()
-    done = evaluate(question.spec, question.model.source, out=question.folder, opened=opened)
+    done = evaluate(
+        question.spec,
+        question.model.source,
+        options.checkpoint,
+        question.folder,
+        options.device,
+        options.threads,
+        options.fallback,
+        opened,
+    )
     if is_new:
         seconds = time.perf_counter() - begin
         storage.write_json(question.folder / SECONDS, {"seconds": round(seconds, 3), "queries": len(done.queries)})
@@ -318,7 +340,7 @@ def _measured(found: _Found, specs: Sequence[EvalSpec]) -> Mapping[str, Mapping[
     tokens: dict[str, list[int]] = {}
     seconds: dict[str, list[float]] = {}
     for (name, spec), folder in found.folders.items():
-        if spec not in specs:
+        if spec.model_copy(update={"baseline": None}) not in specs:
             continue
         lines = storage.read_json_lines(folder / PREDICTIONS)
         tokens.setdefault(name, []).extend(line["tokens"] for line in lines if "tokens" in line)
@@ -341,26 +363,34 @@ def _tables(spec: EvalSpec, models: Sequence[Compared], found: _Found, options: 
     task = task_by_name(spec.task, spec.resamples)
     infos = {info.name: info for info in task.scores}
     tables = []
-    for metric in options.metrics or (task.headline.name,):
+    for metric in options.metrics or _first_metric(task, arms):
         measured = measure(arms, metric)
         if measured is None or len(measured.arms) < 2:
             continue
         info = infos.get(metric, ScoreInfo(metric, metric, times=1.0))
         pairs = all_pairs(list(measured.arms), options.against if options.against in measured.arms else "")
         table = table_of(question_key(spec), _heading(spec), info, measured, pairs, bool(options.against))
-        answers = {name: found.folders[name, spec] for name in measured.arms}
+        answers = {
+            model.name: found.folders[model.name, model.asked(spec, None)] for model in models if model.name in measured.arms
+        }
         chart = ladder_chart(table, table.rows, table.conditions, table.title)
         table = replace(table, charts={f"{table.evaluation}-{metric}.svg": chart})
         tables.append(with_items(table, spec, task, answers))
     return tables
 
 
+def _first_metric(task: Task, arms: Sequence[Arm]) -> tuple[str, ...]:
+    """The first score of a task that has a value for each record: the headline, where it is no sum of others."""
+    everything = [items.scores for arm in arms for seeds in arm.found.values() for items in seeds.values()]
+    return next(((info.name,) for info in task.scores if all(info.name in scores for scores in everything)), ())
+
+
 def _arm(spec: EvalSpec, model: Compared, found: _Found, options: ComparisonOptions) -> Arm:
     kinds: dict[str, Mapping[int, Items]] = {}
     for control in (None, *_ladder(options)):
-        folder = found.folders.get((model.name, spec.model_copy(update={"control": control})))
+        folder = found.folders.get((model.name, model.asked(spec, control)))
         items = None if folder is None else read_items(folder / ITEMS)
         if items is not None:
             kinds[control or ""] = {0: items}
     command = control_command(spec, model.source, options.checkpoint)
-    return Arm(model.name, kinds if "" in kinds else {}, command)
+    return Arm(model.name, kinds if "" in kinds else {}, command, model.baseline is not None)

@@ -41,7 +41,7 @@ def with_items(table: Table, spec: EvalSpec, task: Task, folders: Mapping[str, P
         query.id: query
         for record in dataset.records(spec.split)
         if task.asks(record)
-        for query in task.queries(record, spec.prompt or "")
+        for query in task.queries(record, task.bare_prompt)
         if query.id in chosen
     }
     place = {record: number for number, record in enumerate(table.records)}
@@ -78,9 +78,11 @@ def _answers(folder: Path) -> dict[str, Prediction]:
 
 
 def _text(prediction: Prediction, query: Query) -> str:
-    """What was said, or the candidate with the largest log-probability."""
+    """What was said, or the candidate with the largest score."""
     scores = prediction.scores
-    return prediction.text if scores is None else query.candidates[max(range(len(scores)), key=lambda number: scores[number])]
+    if scores is None or len(scores) != len(query.candidates):
+        return prediction.text
+    return query.candidates[max(range(len(scores)), key=lambda number: scores[number])]
 
 
 def _image(dataset: Dataset, record: Record) -> bytes | None:

@@ -27,14 +27,18 @@ class Retrieval(Task):
 
     name = "retrieval"
     scores = (
-        ScoreInfo("rsum", "sum of six recalls", top=600.0),
+        ScoreInfo("rsum", "sum of six recalls", top=600.0, times=1.0),
         *(
             ScoreInfo(f"{direction}_r{k}", f"{label} R@{k}")
             for direction, label in ((TO_IMAGE, "text to image"), (TO_TEXT, "image to text"))
             for k in KS
         ),
-        ScoreInfo("t2i_median_rank", "text to image, median rank", top=float("inf"), is_detail=True, higher_is_better=False),
-        ScoreInfo("i2t_median_rank", "image to text, median rank", top=float("inf"), is_detail=True, higher_is_better=False),
+        ScoreInfo(
+            "t2i_median_rank", "text to image, median rank", top=float("inf"), is_detail=True, higher_is_better=False, times=1.0
+        ),
+        ScoreInfo(
+            "i2t_median_rank", "image to text, median rank", top=float("inf"), is_detail=True, higher_is_better=False, times=1.0
+        ),
         ScoreInfo("i2t_r_precision", "image to text, R-Precision", is_detail=True),
         ScoreInfo("i2t_map_at_r", "image to text, mAP@R", is_detail=True),
     )
