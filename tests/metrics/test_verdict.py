@@ -67,6 +67,12 @@ def test_a_handful_of_items_decides_nothing(count: int) -> None:
     assert verdict_of(Difference(0.5, 0.5, 0.5, 0.01, n=20), 1.0, "shuffled").verdict == "looks"
 
 
+def test_a_score_of_zero_says_that_nothing_could_be_lost() -> None:
+    found = verdict_of(Difference(0.0, 0.0, 0.0, 1.0, n=500), 0.0, "shuffled")
+    assert (found.verdict, found.note) == ("does not look", "the score with the image is 0, so it could not be lower without")
+    assert verdict_of(Difference(0.0, 0.0, 0.0, 1.0, n=500), 0.1, "shuffled").note == ""
+
+
 def test_a_model_that_is_clearly_worse_with_the_image_is_told_so() -> None:
     found = verdict_of(Difference(-0.3, -0.4, -0.2, 0.001, n=500), 1.0, "blind")
     assert str(found) == "worse with the image than without: -0.300 [-0.400, -0.200] with the image minus blind"

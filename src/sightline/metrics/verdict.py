@@ -11,6 +11,7 @@ NOT_ENOUGH_ITEMS = "not enough items to say"
 NOT_CHECKED = "not checked"
 VerdictName = Literal["looks", "does not look", "not enough items to say", "not checked"]
 
+NOTHING_TO_LOSE = "the score with the image is 0, so it could not be lower without"
 WORSE = "worse with the image than without"
 NEGLIGIBLE = 0.05  # share of the score
 MIN_ITEMS = 20
@@ -80,5 +81,5 @@ def verdict_of(difference: Difference | None, score: float, control: str | None 
     if difference.low > 0:
         return Verdict(LOOKS, control, difference)
     if -limit <= difference.low and difference.high <= limit:
-        return Verdict(DOES_NOT_LOOK, control, difference)
+        return Verdict(DOES_NOT_LOOK, control, difference, note=NOTHING_TO_LOSE if score == 0 else "")
     return Verdict(NOT_ENOUGH_ITEMS, control, difference, note=WORSE if difference.high < 0 else "")

@@ -165,6 +165,7 @@ class LookingFindings:
             return f"{verdict}."
         than = CONTROL_WORDS.get(verdict.control or "", verdict.control)
         head = "It is worse with the image than without" if verdict.note == WORSE else _HEADS[verdict.verdict]
+        head += f" ({verdict.note})" if verdict.note not in ("", WORSE) else ""
         parts = [f"{head}: {self.info.label} {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] with the image minus {than}"]
         if self.half_blur is not None:
             parts.append(f"a blur of {self.half_blur:g} pixels costs half of that")
