@@ -161,7 +161,7 @@ def test_evaluation_reads_the_store_under_every_control(tmp_path: Path, made_set
     train(config(made_set, store), tmp_path / "run")
     shutil.copytree(made_set, tmp_path / "set")
     run, spec = str(tmp_path / "run"), {"data": str(tmp_path / "set"), "batch_size": 4, "max_new_tokens": 6, "resamples": 5}
-    for control in (None, "blind", "shuffled"):
+    for control in (None, "blind", "grey", "shuffled", "text", "blur:8"):
         texts = []
         for features in (None, str(store)):
             asked = EvalSpec.model_validate(spec | {"control": control, "features": features})
@@ -366,10 +366,14 @@ def test_records_without_photos_train_and_are_evaluated_from_a_table(tmp_path: P
     run, spec = str(tmp_path / "run"), EvalSpec(data=str(table[0]), batch_size=4, max_new_tokens=4, resamples=5)
     with pytest.raises(UsageError, match=r"external table.*--features STORE"):
         evaluate(spec, run)
-    for control in (None, "blind", "shuffled"):
+    for control in (None, "blind", "shuffled", "text"):
         asked = spec.model_copy(update={"control": control, "features": str(table[1])})
         done = evaluate(asked, run, out=tmp_path / str(control))
         assert len(done.predicted.predictions) == 4
+    for control in ("grey", "blur:8"):
+        asked = spec.model_copy(update={"control": control, "features": str(table[1])})
+        with pytest.raises(UsageError, match=f"control '{control}' needs an encoder.*Use the control blind"):
+            evaluate(asked, run, out=tmp_path / control)
     train(external(table, init=str(tmp_path / "run")), tmp_path / "next")
 
 

@@ -100,7 +100,7 @@ def test_a_stock_model_is_asked_like_one_of_ours(kind: str, dataset: Path, tmp_p
     assert "Score under each control" in (tmp_path / "page.html").read_text()
 
 
-def test_a_model_that_cannot_see_does_not_look(dataset: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_see_does_not_look(model: Path, dataset: Path, tmp_path: Path) -> None:
     bundle = build_from_config(run_config(), Processing(prompt="Look.", max_tokens=120), None)
     assert bundle.model.connector is not None
     with torch.no_grad():
@@ -108,11 +108,17 @@ def test_a_model_that_cannot_see_does_not_look(dataset: Path, tmp_path: Path) ->
             parameter.zero_()
     (tmp_path / "deaf").mkdir()
     write_model(bundle, tmp_path / "deaf")
-    found = look(spec_of(dataset), str(tmp_path / "deaf"), device="cpu", controls=("blur:16", "grey", "shuffled"))
+    controls = ("blur:16", "grey", "shuffled")
+    found = look(spec_of(dataset), str(tmp_path / "deaf"), device="cpu", controls=controls, floor=str(model))
     assert found.verdict.verdict == "does not look"
     assert found.never_changes is not None
     assert found.never_changes.value == 1.0
-    assert all(step.unchanged is not None and step.unchanged.value == 1.0 for step in found.ladder)
+    *ladder, floor = found.ladder
+    assert all(step.unchanged is not None and step.unchanged.value == 1.0 for step in ladder)
+    other = evaluate(spec_of(dataset), str(model), device="cpu")  # another model, with its images
+    assert (floor.control, floor.score) == ("floor", other.scores["cider_d"])
+    assert floor.difference is not None
+    assert floor.difference.value == pytest.approx(found.seen.value - other.scores["cider_d"].value)
     assert found.flips == ()
 
 
