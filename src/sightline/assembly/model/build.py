@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.schema import ModelConfig, RunConfig
@@ -194,7 +194,10 @@ def rows_of(module: nn.Module | None) -> nn.Parameter:
 
 
 def generation_config(bundle: ModelBundle) -> Any:
-    """Returns the decoder's generation settings with all tokens that end a turn, the pad id, and image tokens suppressed."""
+    """Returns the decoder's generation settings with all tokens that end a turn, the pad id, and image tokens suppressed.
+
+    Settings without effect are left out, because transformers refuses to save them (Vicuna: `temperature` without `do_sample`).
+    """
     config: Any = bundle.model.language.generation_config
     ends = config.eos_token_id
     found = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
@@ -209,7 +212,16 @@ def generation_config(bundle: ModelBundle) -> Any:
     if bundle.model.takes_images:
         tokens = (IMAGE, *bundle.processing.tiling.tokens)
         config.suppress_tokens = sorted(bundle.tokenizer.get_vocab()[token] for token in tokens)
+    plain = GenerationConfig()
+    for names, has_effect in ((OF_SAMPLING, config.do_sample is True), (OF_BEAMS, (config.num_beams or 1) > 1)):
+        for name in names:
+            if not has_effect and hasattr(config, name):
+                setattr(config, name, getattr(plain, name))
     return config
+
+
+OF_SAMPLING = ("temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+OF_BEAMS = ("early_stopping", "length_penalty")
 
 
 # Folders -------------------------------------------------------------------------------------------------------------------------
