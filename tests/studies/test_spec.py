@@ -34,7 +34,7 @@ def test_the_first_seed_of_everything_comes_first_and_blocks_keep_their_order(tm
     blocks = """\
 runs:
   - {seeds: [0, 1], grid: {data.noise: [0.0, 0.3]}}
-  - {arms: [align], grid: {stages.align.train.lr: [0.01]}, seeds: [7]}
+  - {arms: [align], grid: {stages.instruct.train.lr: [0.01]}, seeds: [7]}
 """
     sweep = read(tmp_path, BASE.replace("runs:\n  - {seeds: [0, 1]}\n", blocks))
     cells = ["noise0.0", "noise0.3"]
@@ -67,7 +67,7 @@ def test_a_run_that_two_blocks_name_is_made_once_and_null_leaves_a_setting_alone
 
 
 def test_two_different_runs_of_one_name_are_refused(tmp_path: Path) -> None:
-    text = BASE.replace("  - {seeds: [0, 1]}\n", "  - {grid: {data.limit: [5]}}\n  - {grid: {stages.align.data.limit: [5]}}\n")
+    text = BASE.replace("  - {seeds: [0, 1]}\n", "  - {grid: {data.limit: [5]}}\n  - {grid: {stages.instruct.data.limit: [5]}}\n")
     with pytest.raises(ConfigError, match="two runs are named 'mlp-limit5-s0' and differ"):
         read(tmp_path, text)
 

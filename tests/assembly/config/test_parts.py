@@ -9,8 +9,8 @@ from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
 
 
 def test_an_unknown_part_is_refused_with_the_parts_of_the_model() -> None:
-    with pytest.raises(ConfigError, match="stage 'align': the model has no part 'conector'; it has vision, connector, language"):
-        resolve_config(flickr8k_mobilenet_v2(), None, ["stages.align.parts.conector=train"])
+    with pytest.raises(ConfigError, match="stage 'instruct': the model has no part 'conector'; it has vision, connector, language"):
+        resolve_config(flickr8k_mobilenet_v2(), None, ["stages.instruct.parts.conector=train"])
 
 
 def test_a_decoder_alone_has_one_part_and_the_message_says_what_is_missing() -> None:
