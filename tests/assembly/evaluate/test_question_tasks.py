@@ -120,6 +120,8 @@ def test_a_yes_no_question_is_asked_about_each_option(model: Path, dataset: Path
     done = asked(model, dataset, tmp_path, task="choice", likelihood="yes_no")
     assert done.prompt == '{question}\nIs "{candidate}" the correct answer? Please answer yes or no.'
     assert all(len(prediction.scores or ()) == len(COLORS) for prediction in done.predicted.predictions)
+    with pytest.raises(UsageError, match="alpha belongs to --likelihood gain"):
+        asked(model, dataset, tmp_path / "v", task="choice", likelihood="plain", alpha=0.5)
     with pytest.raises(UsageError, match="no candidates"):
         asked(model, dataset, tmp_path / "v", task="vqa", likelihood="gain")
 

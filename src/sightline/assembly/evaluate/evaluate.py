@@ -289,8 +289,11 @@ def _answers(
 
 def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:
     """How candidates are scored: as asked for, else as the task does by default; a dual encoder has similarities instead."""
+    kind = spec.likelihood or task.likelihood
+    if spec.alpha is not None and kind != "gain":
+        raise UsageError("alpha belongs to --likelihood gain.", "Leave out --alpha, or add --likelihood gain.")
     if bundle.pairs is None:
-        return spec.likelihood or task.likelihood
+        return kind
     if spec.likelihood is not None:
         raise UsageError("a dual encoder compares images with texts and has no likelihoods.", "Leave out --likelihood.")
     return None
