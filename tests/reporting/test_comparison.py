@@ -182,12 +182,22 @@ def test_files_hold_the_scores_of_their_scorer_and_people_read_them_times_100(co
 
     text = markdown(comparison)
     assert (
-        "| model | CIDEr-D × 100 [95 %] | wins / pairs | shuffled | blind | does it look? |\n|---|---:|---:|---:|---:|---|" in text
+        "| model | CIDEr-D × 100 [95 %] | wins / pairs | does it look? | shuffled | blind |\n|---|---:|---:|---|---:|---:|" in text
     )
-    assert "| A | 53.1 [43.1, 63.1] | 1 / 1 | 20.0 [10.0, 30.0] |  | looks |" in text
+    assert "| A | 53.1 [43.1, 63.1] | 1 / 1 | looks | 20.0 [10.0, 30.0] |  |" in text
     assert "| A | B | +3.1 [+1.2, +5.0] | 0.001 | 0.003 | 25 | 10 | 5 |" in text
     assert "| A\\|1 | 1,000 |" in text
     assert shown_interval(CIDER, Interval(0.5312, 0.4, 0.66)) == "53.1 [40.0, 66.0]"
+
+
+def test_a_long_ladder_has_a_table_of_its_own() -> None:
+    blurs = {f"blur:{sigma}": 0.5 - sigma / 100 for sigma in (2, 4, 8, 16)}
+    long = Comparison("c", (table((row("A", 0.5, None, **blurs), row("B", 0.4))),))
+    text = markdown(long)
+    assert "| model | CIDEr-D × 100 [95 %] | does it look? |\n" in text
+    assert "| shown | A | B |\n|---|---:|---:|\n| the image | 50.0 [40.0, 60.0] | 40.0 [30.0, 50.0] |\n" in text
+    assert "\n| blur:8 | 42.0 [32.0, 52.0] |  |\n" in text
+    assert "42.0 [32.0, 52.0]" in read(comparison_page(long)).text
 
 
 def test_the_page_needs_nothing_else_and_allows_its_one_script_alone(comparison: Comparison) -> None:

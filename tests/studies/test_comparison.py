@@ -165,7 +165,7 @@ def test_the_report_holds_the_numbers_of_the_stored_items(tmp_path: Path) -> Non
     assert losses["cal"]["lost"]["value"] == pytest.approx(0.1)
     assert [losses["cal"]["ratio"][name] for name in ("value", "low", "high")] == pytest.approx([0.2, 0.2, 0.2])
     text = (tmp_path / "report.md").read_text("utf-8")
-    assert "| model | CIDEr-D \u00d7 100 [95 %] | wins / pairs | seeds | lowest to highest seed | blind | does it look? |" in text
+    assert "| model | CIDEr-D \u00d7 100 [95 %] | wins / pairs | seeds | lowest to highest seed | does it look? | blind |" in text
     assert "| cal noise=0.3 | 140.0 [90.0, 190.0] | 0 / 1 | 1 |" in text
     assert "| cal noise=0.3 | ce noise=0.3 | +40.0 [+40.0, +40.0] | 0.001 | 0.002 | 4 | 0 | 0 |" in text
     assert "| cal noise=0.3 | 10.0 [10.0, 10.0] | 0.200 [0.200, 0.200] | 40.0 [40.0, 40.0] | 0.001 |" in text

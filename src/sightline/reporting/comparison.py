@@ -16,6 +16,7 @@ from sightline.reporting.html import Column, Html, Tone
 from sightline.reporting.plots import LineSeries
 
 LEVEL = 0.05  # of the corrected p-value, below which a model is called better
+FEW_CONDITIONS = 3  # up to so many stand beside the scores; more have a table of their own
 FEW_ROWS = 3  # up to so many models, every pair has its sentence; with more, the pairs of the best model
 
 
@@ -344,7 +345,8 @@ def score_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
     heads = [Column("model"), Column(f"{table.label} [95 %]", "right")]
     heads += [Column("wins / pairs", "right")] if table.pairs else []
     heads += [Column("seeds", "right"), Column("lowest to highest seed", "right")] if has_seeds else []
-    heads += [Column(kind, "right") for kind in table.conditions] + [Column("does it look?")]
+    beside = table.conditions if len(table.conditions) <= FEW_CONDITIONS else []
+    heads += [Column("does it look?"), *(Column(kind, "right") for kind in beside)]
     rows = []
     for row in table.rows:
         cells = [row.name, shown_interval(table.info, row.score)]
@@ -352,8 +354,19 @@ def score_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
         if has_seeds:
             seeds = [shown(table.info, value) for value in sorted(row.per_seed.values())]
             cells += [str(row.score.seeds), f"{seeds[0]} to {seeds[-1]}" if seeds else ""]
-        cells += [shown_interval(table.info, row.others[kind]) if kind in row.others else "" for kind in table.conditions]
-        rows.append([*cells, "baseline" if row.looks is None else row.looks.verdict])
+        cells += ["baseline" if row.looks is None else row.looks.verdict]
+        rows.append([*cells, *(shown_interval(table.info, row.others[kind]) if kind in row.others else "" for kind in beside)])
+    return heads, rows
+
+
+def ladder_grid(table: Table) -> tuple[list[Column], list[list[str]]] | None:
+    """The table of a long ladder: a row for each condition, a column for each model; None where the table of scores has it all."""
+    if len(table.conditions) <= FEW_CONDITIONS:
+        return None
+    heads = [Column("shown"), *(Column(row.name, "right") for row in table.rows)]
+    rows = [["the image", *(shown_interval(table.info, row.score) for row in table.rows)]]
+    for kind in table.conditions:
+        rows.append([kind, *(shown_interval(table.info, row.others[kind]) if kind in row.others else "" for row in table.rows)])
     return heads, rows
 
 
@@ -398,6 +411,8 @@ def markdown(comparison: Comparison) -> str:
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
     for table in comparison.tables:
         lines += ["", f"## {table.title}: {table.label}", "", table_note(table), "", *_lines(*score_grid(table))]
+        ladder = ladder_grid(table)
+        lines += ["", *_lines(*ladder)] if ladder is not None else []
         lines += ["", *_lines(*pair_grid(table))] if table.pairs else []
         lines += [line for name in table.charts for line in ("", f"![]({name})")]
     for grid in comparison.grids:

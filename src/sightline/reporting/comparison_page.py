@@ -3,7 +3,18 @@
 import json
 
 from sightline.reporting import html
-from sightline.reporting.comparison import Comparison, Grid, ItemCard, Table, pair_grid, score_grid, sentences, shown, table_note
+from sightline.reporting.comparison import (
+    Comparison,
+    Grid,
+    ItemCard,
+    Table,
+    ladder_grid,
+    pair_grid,
+    score_grid,
+    sentences,
+    shown,
+    table_note,
+)
 from sightline.reporting.html import Html, Node
 from sightline.reporting.plots import line_chart
 from sightline.reporting.scales import Axis
@@ -25,7 +36,7 @@ def comparison_page(comparison: Comparison) -> str:
         ]
         sections.append(html.Section("Training", html.columns(*charts, narrowest=26)))
     sections += [html.Section(grid.title, _grid(grid)) for grid in comparison.grids]
-    facts = {name: value for name, value in comparison.facts.items() if isinstance(value, str | int | float)}
+    facts = {name.replace("_", " "): value for name, value in comparison.facts.items() if isinstance(value, str | int | float)}
     if facts:
         sections.append(html.Section("Facts", html.facts(facts)))
     return html.page(comparison.title, sections, lead, has_script=True)
@@ -36,6 +47,8 @@ def _sections(table: Table, is_named: bool) -> list[html.Section]:
         return f"{title}: {table.title}" if is_named else title
 
     scores = [html.paragraph(f"{table.title}. {table_note(table)}"), html.table(*score_grid(table), is_sortable=True)]
+    ladder = ladder_grid(table)
+    scores += [html.table(*ladder, is_sortable=True)] if ladder is not None else []
     scores += [html.figure(chart) for chart in table.charts.values()]
     sections = [html.Section(titled(f"Scores, {table.label}"), html.join(scores))]
     if table.pairs:
