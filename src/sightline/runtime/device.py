@@ -19,6 +19,7 @@ class Runtime:
     Attributes:
         device: `cpu`, `cuda` or `mps`.
         bf16: autocast to bf16 over fp32 weights.
+        fp16: autocast to fp16 over fp32 weights, in training alone.
         threads: CPU threads of torch.
         deterministic: allow only deterministic kernels (`torch.use_deterministic_algorithms`).
     """
@@ -27,6 +28,7 @@ class Runtime:
     bf16: bool
     threads: int
     deterministic: bool
+    fp16: bool = False
 
     def apply(self) -> None:
         """Applies the settings to torch and the environment of this process; call it inside `process_settings_restored`."""
@@ -46,12 +48,13 @@ class Runtime:
             "device": self.device,
             "gpu": torch.cuda.get_device_name() if self.device == "cuda" else "",
             "bf16": self.bf16,
+            **({"fp16": True} if self.fp16 else {}),
             "threads": self.threads,
         }
 
 
 def choose_runtime(
-    device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
+    device: str, dtype: Literal["auto", "bf16", "fp16", "fp32"], threads: int | None, deterministic: bool | None = None
 ) -> Runtime:
     """Chooses device and arithmetic without changing settings of this process.
 
@@ -72,11 +75,11 @@ def choose_runtime(
         )
     bf16 = dtype == "bf16" or (dtype == "auto" and device == "cuda" and torch.cuda.is_bf16_supported())
     exact = device == "cpu" if deterministic is None else deterministic
-    return Runtime(device, bf16, torch.get_num_threads() if threads is None else threads, exact)
+    return Runtime(device, bf16, torch.get_num_threads() if threads is None else threads, exact, dtype == "fp16")
 
 
 def prepare_runtime(
-    device: str, dtype: Literal["auto", "bf16", "fp32"], threads: int | None, deterministic: bool | None = None
+    device: str, dtype: Literal["auto", "bf16", "fp16", "fp32"], threads: int | None, deterministic: bool | None = None
 ) -> Runtime:
     """Chooses a runtime as `choose_runtime` does and applies it to this process."""
     runtime = choose_runtime(device, dtype, threads, deterministic)

@@ -58,6 +58,7 @@ class Progress:
         refused: steps that the guard against non-finite steps refused.
         skipped: samples whose images could not be opened.
         best: best validation value so far and its step.
+        loss_scale, good_steps: of `LossScale`; 0 where the loss is not scaled.
     """
 
     step: int = 0
@@ -70,6 +71,8 @@ class Progress:
     refused: int = 0
     skipped: int = 0
     best: tuple[float, int] | None = None
+    loss_scale: int = 0
+    good_steps: int = 0
 
 
 @dataclass(frozen=True)

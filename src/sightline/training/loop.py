@@ -4,6 +4,7 @@ A micro-batch gives a loss sum and a weight. StepTotals are back-propagated, wei
 gradient is divided once by the total weight, before clipping. So one large batch and several small ones give the same step.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ def fit(job: Job, at: Progress) -> Progress:
             gathered = sums.gathered(job.accelerator)
             sums, (norm,) = gathered.read(_scale_and_clip(job, parameters, gathered.weight))  # the only wait for the device
             # With a total weight of 0 there is nothing to train on; a weight that is not finite is handled like such a loss.
-            stepped = sums.weight != 0 and job.guard.allows(sums.mean, norm, at.step + 1, _ids(micro_batches))
+            stepped = sums.weight != 0 and _may_step(job, sums, norm, at.step + 1, micro_batches)
             if stepped:
                 job.optimiser.step()
             job.optimiser.zero_grad(set_to_none=True)
@@ -171,9 +172,22 @@ def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> StepTota
     return sums
 
 
+def _may_step(job: Job, sums: StepTotals, norm: float, step: int, micro_batches: Sequence[MicroBatch]) -> bool:
+    """Whether loss and gradient are finite; a gradient that overflowed in fp16 lowers the factor on the loss instead."""
+    scale = job.ranks.scale
+    if scale is not None and math.isfinite(sums.mean) and not math.isfinite(norm) and scale.overflowed():
+        return False
+    allowed = job.guard.allows(sums.mean, norm, step, _ids(micro_batches))
+    if allowed and scale is not None:
+        scale.stepped()
+    return allowed
+
+
 def _scale_and_clip(job: Job, parameters: list[nn.Parameter], weight: Tensor) -> Tensor:
     """Divides gradients by the weight of the complete step (the ranks' average is undone), clips them, and returns the norm."""
     factor = torch.where(weight > 0, job.accelerator.num_processes / weight, 1.0)
+    if job.ranks.scale is not None:
+        factor = factor / job.ranks.scale.value
     return job.ranks.scale_and_clip(parameters, factor, job.schedule.clip if job.schedule.clip > 0 else float("inf"))
 
 
@@ -191,6 +205,8 @@ def _advanced(at: Progress, job: Job, sums: StepTotals, stepped: bool) -> Progre
         seen_samples=at.seen_samples + sums.counts.get("samples", 0),
         refused=at.refused + (0 if stepped else 1),
         skipped=at.skipped + sums.skipped,
+        loss_scale=0 if job.ranks.scale is None else job.ranks.scale.value,
+        good_steps=0 if job.ranks.scale is None else job.ranks.scale.good_steps,
     )
 
 
@@ -214,6 +230,7 @@ def _line(
         "grad_norm": norm,
         "lr": rates,
         "weight": sums.weight,
+        **({"loss_scale": at.loss_scale} if at.loss_scale else {}),
         **sums.counts,
         **({"skipped": sums.skipped} if sums.skipped else {}),
         **({} if stepped else {"refused": True}),

@@ -23,6 +23,7 @@ from sightline.errors import ConfigError, DistributedError
 from sightline.models.language import body
 from sightline.models.transformers_private import layer_classes
 from sightline.objectives.base import HiddenStateModel, Objective
+from sightline.training.loss_scale import LossScale
 from sightline.types import Batch, Loss, TrainingBatch, tensors_of
 
 # Modules of torch in which nothing happens but exchange between processes, and words of the errors of gloo and NCCL, which have no
@@ -108,6 +109,8 @@ class Ranks(Protocol):
 
     module: nn.Module
     """Maps a batch to its loss."""
+    scale: LossScale | None
+    """Factor on the loss in fp16, which the gradient has until `scale_and_clip`."""
 
     def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
         """Adds the gradient of a step to the parameters and averages it over ranks; returns losses without graph.
@@ -164,10 +167,12 @@ class _IndependentMicroBatches:
     Attributes:
         accelerator: device, precision and ranks.
         module: model and objective.
+        scale: factor on the loss in fp16.
     """
 
     accelerator: Accelerator
     module: nn.Module
+    scale: LossScale | None = None
 
     def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
         losses = []
@@ -175,9 +180,13 @@ class _IndependentMicroBatches:
             with self.accelerator.autocast(), self._gradient_sync(number == len(batches)):
                 loss: Loss = self.module(batch)
                 if loss.total.requires_grad:
-                    self.accelerator.backward(loss.total)
+                    self.backward(loss.total)
             losses.append(replace(loss, total=loss.total.detach()))
         return losses
+
+    def backward(self, total: Tensor) -> None:
+        """Back-propagates a loss, scaled in fp16."""
+        self.accelerator.backward(total if self.scale is None else total * self.scale.value)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """Returns a context for a micro-batch; only the `last` one of a step exchanges gradients between ranks."""

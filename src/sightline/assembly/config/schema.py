@@ -258,8 +258,9 @@ class RuntimeConfig(Config):
     """Device and arithmetic; nothing here changes results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic: bf16 autocast over fp32 weights, or fp32; `auto` is bf16 on GPUs that have it."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic: bf16 or fp16 autocast over fp32 weights, or fp32; `auto` is bf16 on GPUs that have it. fp16 scales the loss, for
+    GPUs without bf16 (T4); not with `shard`."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; all by default."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -274,6 +275,12 @@ class RuntimeConfig(Config):
     not fit on each GPU. One process splits nothing."""
     deadline: float = Field(default=600.0, gt=0)
     """Timeout in seconds for communication between processes."""
+
+    @model_validator(mode="after")
+    def _shards_without_scaling(self) -> "RuntimeConfig":
+        if self.shard and self.dtype == "fp16":
+            raise ValueError("shard=true does not work with dtype=fp16; set dtype to bf16 or fp32")
+        return self
 
 
 class TrackingConfig(Config):

@@ -23,6 +23,7 @@ from sightline.runtime import seeds
 from sightline.runtime.device import prepare_runtime, process_settings_restored
 from sightline.runtime.signals import watch_signals
 from sightline.training import checkpoint, optim
+from sightline.training.loss_scale import HalfAccelerator
 from sightline.training.ranks import exchange_errors_named
 
 
@@ -73,7 +74,8 @@ def train(config: RunConfig, run: Path, allow_change: Sequence[str] = ()) -> Tra
     wanted = config.runtime
     runtime = prepare_runtime(wanted.device, wanted.dtype, wanted.threads, wanted.deterministic)
     with exchange_errors_named(int(os.environ.get("WORLD_SIZE", "1"))):
-        accelerator = Accelerator(
+        kind: type[Accelerator] = HalfAccelerator if runtime.fp16 else Accelerator
+        accelerator = kind(
             cpu=runtime.device == "cpu",
             mixed_precision="bf16" if runtime.bf16 else "no",
             log_with=list(config.tracking.trackers) or None,

@@ -132,7 +132,7 @@ class RunFolder:
 
     def _compare_facts(self, saved: Saved) -> None:
         before = saved.note.get("facts", {})
-        for key in ("torch", "threads", "world_size", "device", "bf16", "plug-ins"):
+        for key in ("torch", "threads", "world_size", "device", "bf16", "fp16", "plug-ins"):
             if before.get(key) != self._facts.get(key):
                 logger.warning(
                     "%s was %s and is %s: the run goes on, but not bit for bit", key, before.get(key), self._facts.get(key)

@@ -28,6 +28,7 @@ from sightline.reporting.card import Card
 from sightline.runtime.logs import logger
 from sightline.training import checkpoint, loop, lora, optim, ranks, stages
 from sightline.training.checkpoint import Progress
+from sightline.training.loss_scale import HalfAccelerator, LossScale
 
 
 class StageRun:
@@ -60,6 +61,8 @@ class StageRun:
         at = _within_epoch(at, loader)
         shared, stage = self._shared(stage)
         self.is_sharded = isinstance(shared, ranks.Sharded)
+        if isinstance(self.accelerator, HalfAccelerator):
+            shared.scale = LossScale(at.loss_scale, at.good_steps)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
         self._report(stage, corpus, loader, schedule)
