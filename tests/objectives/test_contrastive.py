@@ -90,6 +90,15 @@ def test_the_loss_of_a_stock_model_is_that_of_transformers(kind: str) -> None:
     torch.testing.assert_close(loss.total / loss.weight, expected.loss, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("objective", [InfoNCE(), PairwiseSigmoid(3)])
+def test_logits_are_exact_under_autocast(objective: ContrastiveObjective) -> None:
+    embeddings, batch = pairs(IMAGES, TEXTS, NEGATIVES, bias=-2.0)
+    single = Embeddings(embeddings.image_NW.detach().float(), embeddings.text_CW.detach().float(), torch.tensor(99.0), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.loss(single, batch).total
+    torch.testing.assert_close(found, objective.loss(single, batch).total, rtol=1e-6, atol=0)
+
+
 # Ranks ------------------------------------------------------------------------------------------------------------------------
 
 
