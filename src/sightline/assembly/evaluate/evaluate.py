@@ -147,6 +147,10 @@ def evaluate(
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
     likelihood = spec.likelihood or task.likelihood
+    if likelihood is not None and bundle.pairs is not None:
+        raise UsageError(
+            f"likelihood={likelihood!r} needs a decoder; a dual encoder scores candidates by their similarity.", "Leave it out."
+        )
     prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
     prompt = next(text for text in prompts if text is not None)
     asked_with = task.bare_prompt if likelihood == "yes_no" else prompt  # its prompt is about one candidate
