@@ -18,6 +18,7 @@ from sightline.errors import ConfigError
 from sightline.models.dual import DualModel
 from sightline.objectives import InfoNCEConfig, PairwiseSigmoidConfig
 from sightline.objectives.contrastive import ContrastiveObjective, InfoNCE, PairwiseSigmoid
+from sightline.recipes import RECIPES
 from sightline.types import Embeddings, PairBatch, Texts
 from tests.builders import pictures
 from tests.duals import dual_folder, identities, leaves, pairs
@@ -88,6 +89,15 @@ def test_the_loss_of_a_stock_model_is_that_of_transformers(kind: str) -> None:
     loss = objective.loss(model.embeddings(batch), batch)
     assert expected.loss is not None
     torch.testing.assert_close(loss.total / loss.weight, expected.loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("objective", [InfoNCE(), PairwiseSigmoid(3)])
+def test_logits_are_exact_under_autocast(objective: ContrastiveObjective) -> None:
+    embeddings, batch = pairs(IMAGES, TEXTS, NEGATIVES, bias=-2.0)
+    single = Embeddings(embeddings.image_NW.detach().float(), embeddings.text_CW.detach().float(), torch.tensor(99.0), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objective.loss(single, batch).total
+    torch.testing.assert_close(found, objective.loss(single, batch).total, rtol=1e-6, atol=0)
 
 
 # Ranks ------------------------------------------------------------------------------------------------------------------------
@@ -191,6 +201,16 @@ def test_objective_and_model_must_fit(tmp_path: Path) -> None:
     decoder = {"language": {"path": "llama"}}
     with pytest.raises(ConfigError, match=r"it needs model\.dual"):
         resolve_config(None, settings(tmp_path, model=decoder, stages=[{"name": "all", "parts": {"language": "train"}}]), [])
+
+
+def test_encoders_and_a_whole_dual_encoder_replace_each_other() -> None:
+    text = ["model.dual.text.path=bert", "model.vision.path=dinov2"]
+    joined = resolve_config(RECIPES["clip"](), None, text).model
+    assert joined.dual is not None
+    assert (joined.dual.path, joined.vision is None) == (None, False)
+    whole = resolve_config(RECIPES["flickr8k_dual"](), None, ["model.dual.path=clip"]).model
+    assert whole.dual is not None
+    assert (whole.dual.path, whole.dual.text, whole.vision) == ("clip", None, None)
 
 
 def test_kinds_build_their_objectives() -> None:

@@ -138,9 +138,15 @@ class InfoNCE(ContrastiveObjective):
         return Loss(0.5 * (to_text + to_image), weight, parts)
 
     def _direction(self, query_NW: Tensor, candidates: Candidates, scale: Tensor) -> Float[Tensor, ""]:
-        logits_NA = scale * query_NW @ candidates.text_AW.T
+        logits_NA = _logits(query_NW, candidates.text_AW, scale)
         own_N = logits_NA.gather(1, candidates.own_text_N[:, None])[:, 0]
         return (logits_NA.masked_fill(candidates.ignored_NA, float("-inf")).logsumexp(1) - own_N).sum()
+
+
+def _logits(query_NW: Tensor, candidate_AW: Tensor, scale: Tensor) -> Float[Tensor, "N A"]:
+    """Returns scaled cosines in the vectors' own dtype: in bf16 a logit near 100 would be off by up to 0.25."""
+    with torch.autocast(query_NW.device.type, enabled=False):
+        return scale * query_NW @ candidate_AW.T
 
 
 class PairwiseSigmoidConfig(ContrastiveConfig):
@@ -184,6 +190,6 @@ class PairwiseSigmoid(ContrastiveObjective):
 def _sigmoid_sum(
     image_NW: Tensor, text_AW: Tensor, scale: Tensor, bias: Tensor, own_N: Tensor, ignored_NA: Tensor
 ) -> Float[Tensor, ""]:
-    logits_NA = scale * image_NW @ text_AW.T + bias
+    logits_NA = _logits(image_NW, text_AW, scale) + bias
     is_own_NA = own_N[:, None] == torch.arange(len(text_AW), device=text_AW.device)[None]
     return -logsigmoid(torch.where(is_own_NA, logits_NA, -logits_NA)).masked_fill(ignored_NA, 0.0).sum()

@@ -98,6 +98,7 @@ def _set_compat(tree: Tree, changes: Sequence[Mapping[str, Any]]) -> None:
 
 def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
     """Removes from `data` the keys that a key at `path` excludes; a list is entered by index or by an item's `name`."""
+    _drop_other_dual(data, tuple(path))
     node: Any = data
     for key in path[:-1]:
         if isinstance(node, list):
@@ -113,6 +114,19 @@ def drop_alternative(data: dict[str, Any], path: Sequence[str | int]) -> None:
                 others.append("tokenizer")  # a decoder from a folder has a tokenizer of its own
         for other in others:
             node.pop(other, None)
+
+
+def _drop_other_dual(data: dict[str, Any], path: tuple[str | int, ...]) -> None:
+    """Removes a whole dual encoder where its encoders are given one by one, and the encoders where a whole one is given."""
+    model = data.get("model")
+    dual = model.get("dual") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or not isinstance(dual, dict):
+        return
+    if path[:3] == ("model", "dual", "text") or (path[:2] == ("model", "vision") and len(path) > 2):
+        dual.pop("path", None)
+    elif path == ("model", "dual", "path"):
+        dual.pop("text", None)
+        model.pop("vision", None)
 
 
 def locked_paths(data: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
