@@ -242,9 +242,27 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         raise DataError(f"{path / DATASET} cannot be read: {error}.", _AGAIN) from error
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
         raise DataError(f"{path / DATASET}: schema {SCHEMA} is expected.", "Prepare it again with this version.")
-    if missing := {"fingerprint", "splits", "ok", "image_places", "images", "files"} - summary.keys():
-        raise DataError(f"{path / DATASET}: {sorted(missing)[0]!r} is missing.", _AGAIN)
+    try:
+        _check_summary(summary)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path / DATASET} is damaged ({type(error).__name__}: {error}).", _AGAIN) from error
     return summary
+
+
+def _check_summary(summary: Mapping[str, Any]) -> None:
+    """Raises an AttributeError, KeyError, TypeError or ValueError where a value that is read is missing or of another type."""
+    numbers = [summary[name] for name in ("ok", "image_places", "images")]
+    numbers += summary["splits"].values()
+    for name, entry in _listed_files(summary):
+        numbers.append(entry["bytes"])
+        if not isinstance(entry["sha256"], str) or not isinstance(name, str) or ".." in name or name.startswith("/"):
+            raise ValueError(f"{name!r} is no entry of a file")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number of records, images or bytes is not a whole number from 0")
+    if sum(summary["splits"].values()) != summary["ok"]:
+        raise ValueError("the splits do not add up to the number of records")
+    if not isinstance(summary["fingerprint"], str):
+        raise ValueError("the fingerprint is no text")
 
 
 def _listed_files(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

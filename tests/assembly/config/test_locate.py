@@ -51,6 +51,9 @@ def test_a_checkpoint_is_found_by_name_and_says_why(run: Path, name: str, which:
 
 def test_a_model_folder_is_no_checkpoint(tmp_path: Path) -> None:
     assert locate.find_model(tmp_path) == (tmp_path, None)
+    for which in ("best", "3", "align"):
+        with pytest.raises(UsageError, match=f"is no run, so it has no checkpoint '{which}'"):
+            locate.find_model(tmp_path, which)
 
 
 @pytest.mark.parametrize("which", ["7", "tune", "007x"])

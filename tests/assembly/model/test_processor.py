@@ -22,7 +22,7 @@ from sightline.assembly.model import build as models
 from sightline.assembly.model.build import ModelBundle, Processing
 from sightline.assembly.model.processor import SightlineProcessor
 from sightline.data.images.tilings import AnyResConfig, CoverConfig, SplitConfig, TilingConfig, WholeConfig
-from sightline.errors import UsageError
+from sightline.errors import ConfigError, StorageError, UsageError
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.models.connectors.mlp import MLPConfig
 from sightline.types import Message, Part, Record
@@ -306,3 +306,22 @@ def test_the_trainer_of_transformers_trains_the_folder(whole: tuple[ModelBundle,
     assert torch.equal(
         opened.inner.state_dict()["connector.project.linears.0.weight"], model.state_dict()["connector.project.linears.0.weight"]
     )
+
+
+def test_a_model_folder_without_its_chat_template_says_so(tmp_path: Path) -> None:
+    """The template `auto` is that of the tokenizer; without it another one would be used, with other answers."""
+    bundle = models.build_from_config(run_config(), Processing(max_tokens=120), None)
+    models.write_model(bundle, tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(StorageError, match=r"has no chat_template.jinja, the chat template that the model was trained with"):
+        models.read_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[]", "5", "{"])
+def test_a_damaged_tokenizer_is_one_clear_error(tmp_path: Path, name: str, content: str) -> None:
+    bundle = models.build_from_config(run_config(), Processing(max_tokens=120), None)
+    models.write_model(bundle, tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match="no tokenizer at"):
+        models.read_model(tmp_path)

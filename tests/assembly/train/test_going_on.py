@@ -23,8 +23,10 @@ from sightline.errors import ConfigError, Stopped, StorageError
 from sightline.runtime import fault_injection, storage
 from sightline.training import checkpoint
 from tests.assembly.helpers import run_config
+from tests.builders import encoder_folder
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
+from tests.duals import text_folder
 from tests.golden import make
 from tests.training.checkpoints import flip
 
@@ -367,6 +369,24 @@ def test_parts_of_a_run_that_began_from_another_run_are_taken_from_there(tmp_pat
     flip_everywhere(run, name)
     again = train(config, run, f"init={tmp_path / 'first'}")
     assert (again.weights_sha256, len(again.rebuilt)) == (done.weights_sha256, 1)
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_encoders_of_a_dual_encoder_are_written_anew_too(tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str) -> None:
+    settings = {
+        "model": {"vision": {"path": str(encoder_folder("dinov2"))}, "dual": {"text": {"path": str(text_folder())}, "width": 8}},
+        "objective": {"kind": "info_nce"},
+        "data": {"path": str(data(tmp_path / "set")), "captions": "one", "pack": False, "share_prefix": False},
+        "train": {"batch_size": 2, "steps": 3, "checkpoint_every": 1, "evaluate_samples": 0},
+        "stages": [{"name": "heads", "parts": {"projection": "train"}}],
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), "utf-8")
+    config, run, name = resolve_config(None, tmp_path / "config.yaml", []), tmp_path / "run", f"model/{part}.safetensors"
+    done = train(config, run)
+    flip_everywhere(run, name)
+    again = train(config, run)
+    assert (again.weights_sha256, again.rebuilt) == (done.weights_sha256, (str(done.checkpoint / name),))
+    assert f"It was rebuilt from model.{'dual.text' if part == 'text' else part}.path=" in caplog.text
 
 
 def test_a_bit_that_flips_while_the_run_goes_on_is_repaired_and_reported(

@@ -71,6 +71,8 @@ def find_model(
     if at and is_run(run):
         text, which = run, stage
     if not is_run(text):
+        if which != "last":
+            raise UsageError(f"{text} is no run, so it has no checkpoint {which!r}.", "Leave --checkpoint out, or name a run.")
         return Path(text), None
     choice = find_checkpoint(Path(text), which, fallback, origin_of)
     return choice.saved.path / checkpoint.MODEL, choice

@@ -26,7 +26,7 @@ from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
 from sightline.data.images.tilings import WholeConfig
 from sightline.data.samples.processing import Processing, is_ours, read_processing
-from sightline.errors import ConfigError, UsageError
+from sightline.errors import ConfigError, StorageError, UsageError
 from sightline.models import composites, language, loading, vision
 from sightline.models.connectors import Connector, ConnectorConfig, ConnectorShape
 from sightline.models.dual import DualConfig, dual_config
@@ -350,10 +350,15 @@ def saved_blueprint(folder: str) -> Blueprint:
     Raises:
         ConfigError, StorageError: its files are damaged.
     """
-    processing, config = read_processing(folder), loading.read_config(folder)
+    processing, config, tokenizer = read_processing(folder), loading.read_config(folder), load_tokenizer(folder)
     whole = dual_config(config)
+    if whole is None and processing.template == "auto" and tokenizer.chat_template is None:
+        raise StorageError(
+            f"{folder} has no chat_template.jinja, the chat template that the model was trained with.",
+            "Give a run, or copy the whole model folder of a checkpoint.",
+        )
     text_config = config.get_text_config(decoder=True) if whole is None else config.text_config
-    return Blueprint(load_tokenizer(folder), processing, text_config, vlm_config(config), dual=whole)
+    return Blueprint(tokenizer, processing, text_config, vlm_config(config), dual=whole)
 
 
 def _stock_blueprint(path: str) -> Blueprint:

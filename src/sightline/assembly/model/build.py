@@ -278,13 +278,19 @@ def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:
     return ModelBundle(load_model(str(folder), kernel), saved.tokenizer, saved.processing)
 
 
-def load_initial_weights(bundle: ModelBundle, origin: str) -> None:
+def load_initial_weights(bundle: ModelBundle, origin: str, origin_of: locate.OriginOf | None = None) -> None:
     """Replaces all weights of a model by those of another run or model folder.
+
+    Args:
+        bundle: the model.
+        origin: the run or folder.
+        origin_of: rebuilds damaged parts of that run.
 
     Raises:
         ConfigError: that model is not of the same shape.
+        StorageError: its weights are damaged.
     """
-    other = read_model(locate.model_folder(origin))
+    other = read_model(locate.model_folder(origin, origin_of=origin_of))
     mine, theirs = bundle.inner.state_dict(), other.inner.state_dict()
     odd = sorted(set(mine) ^ set(theirs)) or sorted(name for name in mine if mine[name].shape != theirs[name].shape)
     if odd:

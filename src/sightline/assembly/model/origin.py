@@ -10,8 +10,8 @@ from sightline.assembly.config import locate
 from sightline.assembly.config.parts import resolve_model_section
 from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.config.schema import RunConfig
-from sightline.assembly.model.blueprint import encoder_blueprint
-from sightline.assembly.model.build import build_decoder, build_encoder
+from sightline.assembly.model.blueprint import config_blueprint, encoder_blueprint
+from sightline.assembly.model.build import build_decoder, build_encoder, build_model
 from sightline.errors import StorageError
 from sightline.models import loading
 from sightline.models.saving import INDEX, load_model, save_part
@@ -19,6 +19,7 @@ from sightline.training import lora
 from sightline.training.checkpoint import LORA, MODEL
 
 KERNEL = "eager"  # no kernel changes a weight
+PARTS_FROM_ELSEWHERE = ("vision", "language", "text")
 
 
 class RunOrigin:
@@ -32,7 +33,7 @@ class RunOrigin:
         self.run = run
 
     def write(self, checkpoint: Path, name: str, target: Path) -> str:
-        """Writes `model/vision.safetensors`, `model/language.safetensors` or the base weights of adapters.
+        """Writes an encoder or decoder of `model/`, or the base weights of adapters.
 
         Raises:
             SightlineError: the file is another one, or the origin is gone.
@@ -51,7 +52,7 @@ class RunOrigin:
             lora.save_weights(base, target)
             return " and ".join(places)
         part = Path(name).stem
-        if name not in (f"{MODEL}/vision.safetensors", f"{MODEL}/language.safetensors"):
+        if name not in (f"{MODEL}/{part}.safetensors" for part in PARTS_FROM_ELSEWHERE):
             raise StorageError(f"{name} has no origin outside of the run.")
         state, place = self._part(checkpoint, part)
         save_part(state, _names(checkpoint / MODEL, f"{part}.safetensors"), target)
@@ -62,6 +63,8 @@ class RunOrigin:
         config = resolve_config(None, self.run / locate.CONFIG, [])
         if config.init is not None:
             return load_model(str(locate.model_folder(config.init)), KERNEL).state_dict(), f"init={config.init}"
+        if config.model.dual is not None:
+            return build_model(config_blueprint(config), config.train.seed, KERNEL).state_dict(), _place(config, part)
         section = resolve_model_section(config.model)
         seed = config.train.seed
         if part == "vision":
@@ -74,11 +77,13 @@ class RunOrigin:
 
 def _place(config: RunConfig, part: str) -> str:
     """Where a configuration takes a part from, as its key says it."""
-    own = config.model.vision if part == "vision" else config.model.language
+    model = config.model
+    key = {"vision": "model.vision", "language": "model.language", "text": "model.dual.text"}[part]
+    own = {"vision": model.vision, "language": model.language, "text": model.dual and model.dual.text}[part]
     if own is None:
-        assert config.model.from_ is not None
-        return f"model.from.path={config.model.from_.path}"
-    return f"model.{part}.path={own.path}" if own.path is not None else f"model.{part}.config"
+        assert model.from_ is not None
+        return f"model.from.path={model.from_.path}"
+    return f"{key}.path={own.path}" if own.path is not None else f"{key}.config"
 
 
 def _names(folder: Path, file: str) -> list[str]:

@@ -44,7 +44,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers may raise anything for a foreign or damaged file
         raise ConfigError(f"no tokenizer at {path!r}: {first_line(error)}", "Give model.language.tokenizer.") from error
     if tokenizer is None or not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer at {path!r} gives no character offsets.", "Give a folder with a tokenizer.json.")

@@ -15,6 +15,7 @@ from sightline.assembly.config.resolving import stage_plan
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model.blueprint import config_blueprint
 from sightline.assembly.model.build import ModelBundle, build_bundle, load_initial_weights, read_model
+from sightline.assembly.model.origin import RunOrigin
 from sightline.assembly.train.pairs import PairStageRun
 from sightline.assembly.train.run_folder import RunFolder, claimed
 from sightline.assembly.train.stage import StageRun
@@ -123,7 +124,7 @@ def _model(config: RunConfig, folder: RunFolder, accelerator: Accelerator) -> Mo
     else:
         bundle = build_bundle(config_blueprint(config), config)
         if config.init is not None:
-            load_initial_weights(bundle, config.init)
+            load_initial_weights(bundle, config.init, RunOrigin)
     bundle.module.to(accelerator.device)
     if accelerator.device.type == "cpu":
         own_weights(bundle.module)
