@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -148,7 +149,10 @@ def test_of_many_rows_what_is_alike_is_said_once() -> None:
 
 def test_of_several_tables_each_sentence_names_its_own() -> None:
     one = table((A, B), (pair("A", "B", 0.031, 0.012, 0.05, 0.001, 0.001),))
-    assert said(one, one) == ["caption on set, val: A is better than B by 3.1 points [1.2, 5.0]."] * 2
+    text = "A is better than B by 3.1 points [1.2, 5.0]."
+    assert said(one, replace(one, title="vqa on set, val")) == [f"caption on set, val: {text}", f"vqa on set, val: {text}"]
+    other = replace(one, info=ScoreInfo("rouge_l", "ROUGE-L"))  # another score of the same evaluation
+    assert said(one, other) == [f"caption on set, val, CIDEr-D: {text}", f"caption on set, val, ROUGE-L: {text}"]
 
 
 @pytest.fixture

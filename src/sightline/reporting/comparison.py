@@ -205,6 +205,14 @@ class Comparison:
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def table_names(self) -> list[str]:
+        """What distinguishes each table from the others: nothing, its title, or its title and its score."""
+        titles = [table.title for table in self.tables]
+        if len(titles) == 1:
+            return [""]
+        is_unique = len(set(titles)) == len(titles)
+        return [table.title if is_unique else f"{table.title}, {table.info.label}" for table in self.tables]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
@@ -233,8 +241,8 @@ def sentences(comparison: Comparison) -> list[Sentence]:
     First what makes a ranking worthless (models below a baseline, models that do not look), then who is better, then who looks.
     """
     found: list[tuple[int, Sentence]] = []
-    for table in comparison.tables:
-        name = f"{table.title}: " if len(comparison.tables) > 1 else ""
+    for table, name in zip(comparison.tables, comparison.table_names(), strict=True):
+        name = f"{name}: " if name else ""
         own = [*_below_baselines(table), *_looking(table), *_ranking(table)]
         found += [(place, Sentence(name + sentence.text, sentence.tone)) for place, sentence in own]
     return [sentence for _, sentence in sorted(found, key=lambda entry: entry[0])]
