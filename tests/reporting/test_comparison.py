@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -117,8 +118,8 @@ def test_what_makes_a_ranking_worthless_is_said_before_the_ranking() -> None:
         f"odd is {WORSE}: -20.0 points [-30.0, -10.0] with the image instead of shuffled.",
         "good is better than deaf by 10.0 points [5.0, 15.0] after correction.",  # five rows: the pairs of the best one
         "good is better than copy by 5.0 points [1.0, 10.0] after correction.",
-        "good looks: +30.0 points [+20.0, +40.0] with the image instead of shuffled.",
         "Whether new looks is not checked. Check it with: sightline eval new",
+        "good looks: +30.0 points [+20.0, +40.0] with the image instead of shuffled.",
     ]
     against = said(table(rows, pairs, is_against_one=True))
     assert "deaf is better than odd by 20.0 points [10.0, 30.0] after correction." in against
@@ -129,9 +130,29 @@ def test_what_makes_a_ranking_worthless_is_said_before_the_ranking() -> None:
     assert said(table((unsure,))) == [wanted + "a verdict needs at least 20)."]
 
 
+def test_of_many_rows_what_is_alike_is_said_once() -> None:
+    names = [f"m{n}" for n in range(10)]
+    rows = (
+        *(row(name, 0.5, looks(0.3, 0.2, 0.4)) for name in names),
+        row("x", 0.4, verdict_of(None, 0.0)),
+        row("y", 0.4, verdict_of(None, 0.0)),
+    )
+    unclear = [pair(name, "m0", 0.0, -0.1, 0.1, 0.9, 1.0) for name in names[2:]]
+    clear = pair("m1", "m0", 0.031, 0.012, 0.05, 0.001, 0.01)
+    assert said(table(rows, (clear, *unclear), is_against_one=True)) == [
+        "m1 is better than m0 by 3.1 points [1.2, 5.0] after correction.",
+        "8 of 9 pairs cannot be told apart after correction.",
+        "Whether x and y look is not checked.",
+        "m0, m1, m2, m3, m4, m5, m6, m7, m8 and m9 look.",
+    ]
+
+
 def test_of_several_tables_each_sentence_names_its_own() -> None:
     one = table((A, B), (pair("A", "B", 0.031, 0.012, 0.05, 0.001, 0.001),))
-    assert said(one, one) == ["caption on set, val: A is better than B by 3.1 points [1.2, 5.0]."] * 2
+    text = "A is better than B by 3.1 points [1.2, 5.0]."
+    assert said(one, replace(one, title="vqa on set, val")) == [f"caption on set, val: {text}", f"vqa on set, val: {text}"]
+    other = replace(one, info=ScoreInfo("rouge_l", "ROUGE-L"))  # another score of the same evaluation
+    assert said(one, other) == [f"caption on set, val, CIDEr-D: {text}", f"caption on set, val, ROUGE-L: {text}"]
 
 
 @pytest.fixture

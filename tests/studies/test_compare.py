@@ -137,6 +137,9 @@ def test_the_verdict_of_a_good_and_of_an_untrained_model(compared: tuple[Path, l
     told = report(compared[0])
     looks = {row["name"]: row["looks"]["verdict"] for row in told["tables"][0]["rows"]}
     assert looks == {"late": "looks", "early": "looks", "llava": "does not look"}  # after 360 steps; never trained
+    assert {row["looks"]["control"] for row in told["tables"][0]["rows"]} == {
+        "shuffled"
+    }  # rather than `blind`, which was asked too
     assert told["verdicts"][0].startswith("llava does not look: ")
     assert any(
         text.startswith("late is better than llava by ") and text.endswith(" after correction.") for text in told["verdicts"]

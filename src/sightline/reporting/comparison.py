@@ -16,6 +16,7 @@ from sightline.reporting.html import Column, Html, Tone
 from sightline.reporting.plots import LineSeries
 
 LEVEL = 0.05  # of the corrected p-value, below which a model is called better
+MANY = 8  # with more sentences of a kind, those that say the same are joined
 FEW_CONDITIONS = 3  # up to so many stand beside the scores; more have a table of their own
 FEW_ROWS = 3  # up to so many models, every pair has its sentence; with more, the pairs of the best model
 
@@ -204,6 +205,14 @@ class Comparison:
     notes: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def table_names(self) -> list[str]:
+        """What distinguishes each table from the others: nothing, its title, or its title and its score."""
+        titles = [table.title for table in self.tables]
+        if len(titles) == 1:
+            return [""]
+        is_unique = len(set(titles)) == len(titles)
+        return [table.title if is_unique else f"{table.title}, {table.info.label}" for table in self.tables]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
@@ -232,8 +241,8 @@ def sentences(comparison: Comparison) -> list[Sentence]:
     First what makes a ranking worthless (models below a baseline, models that do not look), then who is better, then who looks.
     """
     found: list[tuple[int, Sentence]] = []
-    for table in comparison.tables:
-        name = f"{table.title}: " if len(comparison.tables) > 1 else ""
+    for table, name in zip(comparison.tables, comparison.table_names(), strict=True):
+        name = f"{name}: " if name else ""
         own = [*_below_baselines(table), *_looking(table), *_ranking(table)]
         found += [(place, Sentence(name + sentence.text, sentence.tone)) for place, sentence in own]
     return [sentence for _, sentence in sorted(found, key=lambda entry: entry[0])]
@@ -255,16 +264,22 @@ def _below_baselines(table: Table) -> Iterator[tuple[int, Sentence]]:
 
 
 def _looking(table: Table) -> Iterator[tuple[int, Sentence]]:
-    for row in table.rows:
-        verdict = row.looks
-        if verdict is None or row.name in table.floor:
-            continue
+    rows = [(row, row.looks) for row in table.rows if row.looks is not None and row.name not in table.floor]
+    looking = [row.name for row, verdict in rows if verdict.verdict == LOOKS]
+    unchecked = [(row.name, verdict.command) for row, verdict in rows if verdict.difference is None]
+    if unchecked:
+        names = [name for name, _ in unchecked]
+        how = f" Check it with: {unchecked[0][1]}" if unchecked[0][1] else ""
+        yield 3, Sentence(f"Whether {_listed(names)} {'look' if len(names) > 1 else 'looks'} is {NOT_CHECKED}.{how}", "note")
+    if len(looking) > MANY:
+        yield 3, Sentence(f"{_listed(looking)} look.", "good")
+    for row, verdict in rows:
         if verdict.difference is None:
-            how = f" Check it with: {verdict.command}" if verdict.command else ""
-            yield 3, Sentence(f"Whether {row.name} looks is {NOT_CHECKED}.{how}", "note")
             continue
         numbers = f"{_change(table, verdict.difference, sign=True)} with the image instead of {verdict.control}"
         match verdict.verdict:
+            case "looks" if len(looking) > MANY:
+                continue
             case "looks":
                 yield 3, Sentence(f"{row.name} {LOOKS}: {numbers}.", "good")
             case "does not look":
@@ -280,8 +295,11 @@ def _ranking(table: Table) -> Iterator[tuple[int, Sentence]]:
     pairs, best = table.pairs, table.best().name
     if not table.is_against_one and len(table.rows) > FEW_ROWS:
         pairs = tuple(pair for pair in pairs if best in (pair.first, pair.second))
-    for pair in pairs:
+    told = pairs if len(pairs) <= MANY else tuple(pair for pair in pairs if table.is_clear(pair))
+    for pair in told:
         yield 2, ranking_sentence(table, pair)
+    if len(told) < len(pairs):
+        yield 2, Sentence(f"{len(pairs) - len(told)} of {len(pairs)} pairs cannot be told apart after correction.", "note")
 
 
 def ranking_sentence(table: Table, pair: RowPair) -> Sentence:

@@ -28,7 +28,8 @@ def comparison_page(comparison: Comparison) -> str:
         [html.note(sentence.text, sentence.tone) for sentence in sentences(comparison)]
         + [html.note(note) for note in comparison.notes]
     )
-    sections = [section for table in comparison.tables for section in _sections(table, len(comparison.tables) > 1)]
+    named = zip(comparison.tables, comparison.table_names(), strict=True)
+    sections = [section for table, name in named for section in _sections(table, name)]
     if comparison.curves:
         charts = [
             html.figure(line_chart(lines, Axis("optimiser step"), Axis(title, is_log="loss" in title)), title)
@@ -42,9 +43,9 @@ def comparison_page(comparison: Comparison) -> str:
     return html.page(comparison.title, sections, lead, has_script=True)
 
 
-def _sections(table: Table, is_named: bool) -> list[html.Section]:
+def _sections(table: Table, name: str) -> list[html.Section]:
     def titled(title: str) -> str:
-        return f"{title}: {table.title}" if is_named else title
+        return f"{title}: {name}" if name else title
 
     scores = [html.paragraph(f"{table.title}. {table_note(table)}"), html.table(*score_grid(table), is_sortable=True)]
     ladder = ladder_grid(table)

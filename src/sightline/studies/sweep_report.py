@@ -29,6 +29,7 @@ from sightline.studies.sweep import EVALUATIONS, STATE, folder_of
 from sightline.studies.tables import Arm, Measured, all_pairs, ladder_chart, measure, table_of, write_comparison
 
 Place = tuple[str, str]  # arm, cell
+_HOW_TO_CHECK = "sightline sweep, with `controls: [shuffled]` in its evaluation"
 
 
 def write_report(sweep: Sweep, out: Path) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tup
                 if not kind:
                     answers.setdefault(place, (run.spec_of(asked), folder_of(out, run) / EVALUATIONS / asked.key))
                 found.setdefault(place, {}).setdefault(kind, {})[run.seed] = items
-    arms = {place: Arm(" ".join(place).strip(), kinds) for place, kinds in found.items()}
+    arms = {place: Arm(" ".join(place).strip(), kinds, _HOW_TO_CHECK) for place, kinds in found.items()}
     task = task_by_name(evaluation.task)
     infos = {info.name: info for info in task.scores}
     tables = []
