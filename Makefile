@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trl constraints check format bench lines clean
+.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trl constraints check format bench gpu gpu-wheels lines clean
 
 setup: $(VENV)/.ok
 
@@ -72,6 +72,14 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks all
+
+# All that a GPU can show, in about six minutes: results in build/gpu, benchmarks/results and docs/results/gpu.md. gpu-wheels gathers what a
+# machine without a package index lacks; copy it there together with the code and run `sh benchmarks/gpu.sh OUT`.
+gpu: setup
+	PYTHON=$(abspath $(BIN))/python sh benchmarks/gpu.sh build/gpu
+
+gpu-wheels: setup
+	$(BIN)/python tools/gpu_wheels.py build/gpu-wheels
 
 # Lines of code by package, without docstrings, comments and blank lines.
 lines: setup
