@@ -16,7 +16,9 @@ from sightline.errors import Stopped, UsageError
 from sightline.evaluation.spec import EvalSpec
 from sightline.runtime import storage
 from sightline.studies import compare as studies
+from sightline.studies.stored import is_stored
 from tests.composites import stock_folder
+from tests.duals import dual_folder
 from tests.golden import make
 
 COUNT, TOKENS = 24, 8
@@ -107,6 +109,36 @@ def test_what_is_stored_is_not_computed_again(compared: tuple[Path, list[list[st
     assert third == []
     told = report(out)
     assert (told["evaluations"], told["evaluations_reused"], told["not_asked"]) == (9, 9, [])
+
+
+def test_a_stored_evaluation_is_that_of_its_weights_its_data_and_its_options(
+    place: Path, compared: tuple[Path, list[list[str]]], tmp_path: Path
+) -> None:
+    folder = compared[0] / f"evaluations/early/caption-data-train-n{COUNT}"
+    stored = storage.read_json(folder / "scores.json")
+    spec, weights = EvalSpec.model_validate_json(json.dumps(stored["spec"])), stored["settings"]["model"]
+    assert is_stored(spec, folder, weights)
+    assert not is_stored(spec, folder, "0" * 64)
+    assert not is_stored(spec.model_copy(update={"num_beams": 2}), folder, weights)
+    moved = shutil.copytree(place / "data", tmp_path / "moved")
+    elsewhere = spec.model_copy(update={"data": str(moved)})
+    assert is_stored(elsewhere, folder, weights)
+    summary = storage.read_json(moved / "dataset.json")
+    storage.write_json(moved / "dataset.json", summary | {"fingerprint": "0" * 64})
+    assert not is_stored(elsewhere, folder, weights)
+
+
+def test_dual_encoders_are_compared_by_retrieval(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    duals = [f"{kind}={dual_folder(kind)}" for kind in ("clip", "siglip")]
+    asked = ["--task", "retrieval", "--data", place / "data", "--split", "train", "--device", "cpu", "--control", "shuffled"]
+    code, told, err = call(capsys, "compare", *duals, *asked, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    (table,) = json.loads(told)["tables"]
+    scores = [
+        storage.read_json(tmp_path / f"out/evaluations/{kind}/retrieval-data-train/scores.json") for kind in ("clip", "siglip")
+    ]
+    assert (table["metric"], table["shown_times"]) == ("rsum", 1.0)
+    assert [row["value"] for row in table["rows"]] == [pytest.approx(own["scores"][table["metric"]]["value"]) for own in scores]
 
 
 def test_scores_and_differences_are_those_of_the_stored_items(place: Path, compared: tuple[Path, list[list[str]]]) -> None:
