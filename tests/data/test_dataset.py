@@ -1,5 +1,6 @@
 """An opened dataset folder: lazy, checked, shared by threads and processes, and clear about what is wrong."""
 
+import contextlib
 import json
 import multiprocessing
 import pickle
@@ -180,3 +181,33 @@ def test_a_damaged_record_is_not_a_skip() -> None:
     """Loaders count RecordErrors; damage of the folder must not pass as one."""
     assert not issubclass(DataError, RecordError)
     assert Dataset.__module__ == "sightline.data.dataset"
+
+
+@pytest.mark.parametrize("shards", [None, 100_000])
+def test_whatever_bit_flips_in_the_files_of_a_folder_it_is_a_clear_error_or_the_same_records(
+    tmp_path: Path, shards: int | None
+) -> None:
+    """Every byte of dataset.json and of the indices, one bit of each: no other error, and never other texts or splits."""
+    put(
+        tmp_path / "in/records.jsonl",
+        [{"id": n, "images": [f"{n}.png"], "captions": [f"c {n}"], "split": "train" if n < 3 else "test"} for n in range(4)],
+    )
+    for number in range(4):
+        put(tmp_path / f"in/{number}.png", picture(number))
+    folder = tmp_path / "set"
+    prepared("records", tmp_path / "in", folder, shards=shards)
+
+    def told() -> list[tuple[str, tuple[str, ...]]]:
+        dataset = open_dataset(folder)
+        return [(record.id, record.captions) for split in ("train", "test") for record in dataset.records(split)]
+
+    whole = told()
+    for name in ("dataset.json", "index.npy", *([] if shards is None else ["images.npy"])):
+        good = (folder / name).read_bytes()
+        for place in range(len(good)):
+            data = bytearray(good)
+            data[place] ^= 1 << place % 7
+            (folder / name).write_bytes(data)
+            with contextlib.suppress(DataError):
+                assert told() == whole, (name, place)
+        (folder / name).write_bytes(good)

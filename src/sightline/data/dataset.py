@@ -94,12 +94,17 @@ class Dataset:
             DataError: the record is damaged.
         """
         row = self.index[index]
+        if self._shards and row["file"] >= len(self._shards):
+            raise DataError(f"{self.path / INDEX} is damaged: record {index} would be in shard {row['file']}.", _AGAIN)
         file = self.path / self._shards[row["file"]]["file"] if self._shards else self._records
         data = self._files.read(file, int(row["offset"]), int(row["size"]))
         try:
-            return record_from_json(json.loads(data))
+            record = record_from_json(json.loads(data))
         except (ValueError, RecordError) as error:
             raise DataError(f"{file}: record {index} at byte {row['offset']} is damaged: {error}.", _AGAIN) from error
+        if self._shards and record.images and not _is_image_of(record.images[0], index):
+            raise DataError(f"{self.path / INDEX} is damaged: it leads to another record than number {index}.", _AGAIN)
+        return record
 
     def records(self, split: str | None = None) -> Iterator[Record]:
         """Yields all records, or those of a split, in order."""
@@ -127,6 +132,8 @@ class Dataset:
         if not number.isdecimal() or int(number) >= len(self) or not rest.startswith(f"{k}."):
             raise DataError(f"{self.path}: image {name!r} does not belong to this dataset.")
         row = self.index[int(number)]
+        if row["file"] >= len(self._shards) or int(row["first_image"]) + k >= len(self._image_index):
+            raise DataError(f"{self.path / INDEX} is damaged: it gives no place of image {name!r}.", _AGAIN)
         place = self._image_index[int(row["first_image"]) + k]
         return self._files.read(self.path / self._shards[row["file"]]["file"], int(place["offset"]), int(place["size"]))
 
@@ -134,11 +141,16 @@ class Dataset:
         """Returns the indices of the records of a split, ascending, as int64.
 
         Raises:
-            DataError: there is no such split; the message lists the splits.
+            DataError: there is no such split (the message lists the splits), or it has another number of records than was written.
         """
         if name not in self.splits:
             raise DataError(f"{self.path} has no split {name!r}; it has {', '.join(map(repr, self.splits)) or 'none'}.")
-        return np.flatnonzero(self.index["split"] == self._split_names.index(name))
+        found = np.flatnonzero(self.index["split"] == self._split_names.index(name))
+        if len(found) != self.splits[name]:
+            raise DataError(
+                f"{self.path / INDEX} is damaged: {len(found)} records in split {name!r}, {self.splits[name]} expected.", _AGAIN
+            )
+        return found
 
     def verify(self) -> int:
         """Compares the sha256 of every file and image with the stored ones; returns the number of image files.
@@ -176,7 +188,7 @@ class Dataset:
     def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
         try:
             array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+        except Exception as error:  # numpy may raise anything for a damaged header
             raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
         if array.dtype != dtype or array.shape != (count,):
             raise DataError(f"{self.path / name} has {array.shape} rows of {array.dtype}, {count} expected.", _AGAIN)
@@ -225,6 +237,12 @@ class _Files:
         if len(data) < size:
             raise DataError(f"{path}: it ends at byte {offset + len(data)}, {offset + size} expected.", _AGAIN)
         return data
+
+
+def _is_image_of(name: str, index: int) -> bool:
+    """Whether an image in a shard is named after the record with this index."""
+    number = name.partition(".")[0]
+    return number.isdecimal() and int(number) == index
 
 
 def _read_summary(path: Path) -> Mapping[str, Any]:

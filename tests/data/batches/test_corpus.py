@@ -20,7 +20,7 @@ from sightline.data.samples.encoding import EncodedConversation, TextRules
 from sightline.data.samples.length_table import (
     LengthTable,
     LengthTableRules,
-    check_skip_limit,
+    check_trainable,
     load_length_table,
     make_length_table,
     read_table,
@@ -243,10 +243,10 @@ def test_tables_are_cached_by_all_that_they_depend_on_and_torn_ones_made_again(d
 def test_too_much_that_cannot_be_trained_on_is_refused_with_its_reasons(dataset: Dataset) -> None:
     units = table(dataset)
     with pytest.raises(SkipLimitError, match=r"3 of 14 conversations of split 'train' cannot be trained on \(.*too_long 1.*\)"):
-        check_skip_limit(units, 0.21, "train")
-    check_skip_limit(units, 3 / 14, "train")
+        check_trainable(units, 0.21, "train")
+    check_trainable(units, 3 / 14, "train")
     with pytest.raises(SkipLimitError, match=r"nothing of split 'train' can be trained on \(it is empty\)"):
-        check_skip_limit(make_length_table(dataset, [], BUILDER, LengthTableRules()), 1.0, "train")
+        check_trainable(make_length_table(dataset, [], BUILDER, LengthTableRules()), 1.0, "train")
 
 
 def test_some_units_are_a_table_too(dataset: Dataset) -> None:

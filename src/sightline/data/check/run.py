@@ -18,7 +18,7 @@ from sightline.data.check.duplicates import Duplicates, FolderSplit, Occurrences
 from sightline.data.check.examine import Examiner, ExamineTask, ImageTable, examine_all, short_key
 from sightline.data.check.figures import ASPECTS, SIDES, Figures, RecordFigures, Spread, spread
 from sightline.data.check.perceptual_hash import NEAR_BITS
-from sightline.data.dataset import Dataset
+from sightline.data.dataset import INDEX, Dataset
 from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
 from sightline.data.images.reader import ImageLocation
 from sightline.errors import DataError, RecordError
@@ -337,7 +337,8 @@ class _Reading:
                 names = list(dataset.splits)
                 ids: set[int] = set()
                 for index in range(len(dataset)):
-                    split = names[int(dataset.index[index]["split"])]
+                    code = int(dataset.index[index]["split"])
+                    split = names[code] if code < len(names) else ""
                     record = self._read(folder, dataset, index, split, ids)
                     if record is not None:
                         yield from self._image_tasks(folder, dataset, index, split, record)
@@ -350,6 +351,10 @@ class _Reading:
         except DataError as error:
             reason = error.__cause__.reason if isinstance(error.__cause__, RecordError) else "record_damaged"
             self._damaged.append(Fault(location, "", split, reason, error.message))
+            return None
+        if record.split != split:
+            detail = f"{INDEX} says split {split!r}, the record says {record.split!r}"
+            self._damaged.append(Fault(location, record.id, record.split, "record_damaged", detail))
             return None
         key = short_key(record.id)
         if key in ids:
