@@ -65,6 +65,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tools.configuration_page --check
 
 format: setup
 	$(BIN)/ruff format .

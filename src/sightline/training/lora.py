@@ -33,6 +33,7 @@ class LoraRule(Config):
     alpha: float | None = Field(default=None, gt=0)
     """Numerator of the scale; the rank by default."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
     rslora: bool = False
     """Divide by the square root of the rank instead of the rank (Kalajdzievski 2023)."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

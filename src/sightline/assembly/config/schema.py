@@ -109,6 +109,7 @@ class SourceConfig(Config):
     path: str
     """A dataset folder."""
     split: str = "train"
+    """Split of `path` to train on."""
     name: str = ""
     """Name in the log (`nll/NAME`); the folder's name by default."""
     weight: float | None = Field(default=None, gt=0)
@@ -201,15 +202,19 @@ class TrainConfig(Config):
     lr: float = Field(default=1e-3, gt=0, le=10)
     """Peak learning rate of parts without a rate of their own."""
     schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up, down to `floor`."""
     warmup: float = Field(default=0.03, ge=0)
     """Share of the steps if below 1, else a number of steps."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """Final learning rate as a share of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW; see `decay_all`."""
     decay_all: bool = False
     """Decay biases and norms too (plain AdamW); by default only what has two or more dimensions."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the denominator of AdamW's step."""
     clip: float = Field(default=1.0, ge=0)
     """Maximum gradient norm; 0 does not clip."""
     checkpoint_every: int = Field(default=500, ge=0)
@@ -258,6 +263,7 @@ class RuntimeConfig(Config):
     """Device and arithmetic; nothing here changes results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device of the model; `auto` takes CUDA, else MPS, else the CPU."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: bf16 or fp16 autocast over fp32 weights, or fp32; `auto` is bf16 on GPUs that have it. fp16 scales the loss, for
     GPUs without bf16 (T4); not with `shard`."""
@@ -287,7 +293,9 @@ class TrackingConfig(Config):
     """Where metrics go beside `metrics.jsonl`."""
 
     trackers: tuple[Literal["mlflow", "tensorboard", "trackio", "wandb"], ...] = ()
+    """Services that get the numbers of the log; each needs its package."""
     project: str = "sightline"
+    """Name of the project in these services."""
 
 
 class RunConfig(Config):
@@ -298,8 +306,10 @@ class RunConfig(Config):
     model: ModelConfig
     data: DataConfig = DataConfig()
     objective: AnyObjective = NextTokenConfig()
+    """The loss."""
     train: TrainConfig = TrainConfig()
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """Stages that run one after the other."""
     init: str | None = None
     """Run (`RUN` or `RUN@STAGE`) or model folder whose weights initialise this run."""
     runtime: RuntimeConfig = RuntimeConfig()

@@ -20,6 +20,7 @@ class MLPConfig(ConnectorConfig):
     hidden: int | None = Field(default=None, ge=1)
     """Width between them; the decoder's width by default, as in LLaVA-1.5."""
     bias: bool = True
+    """Use biases."""
 
     def build(self, shape: ConnectorShape) -> nn.Module:
         return MLP(shape.width_in, self.hidden or shape.width_out, shape.width_out, self.depth, self.bias)
