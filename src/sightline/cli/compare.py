@@ -15,19 +15,19 @@ def compare(
         list[str], typer.Argument(metavar="MODEL...", help="Runs, RUN@STAGE, model folders or Hub ids; NAME=MODEL names one.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the report and of new evaluations.")] = None,
-    task: Annotated[list[str] | None, typer.Option(help="What they are asked; may be given again, as --data.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Task, as in eval; may be given again, as --data.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="A dataset folder; by default what is stored with the models is compared.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of the dataset folder.")] = "val",
     baseline: Annotated[
         Literal["neighbours"] | None,
-        typer.Option(help="neighbours: also what the nearest training images have, by the features of the first model."),
+        typer.Option(help="neighbours: also compare answers of the nearest training images, by the features of the first model."),
     ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="Asked beside it: shuffled and blind by default; ladder: all of probe --what looking; none. May be given again."
+            help="Control to run too, shuffled and blind by default; ladder: all of probe --what looking; none. May be given again."
         ),
     ] = None,
     metric: Annotated[
@@ -47,20 +47,22 @@ def compare(
         Literal["gain", "plain", "yes_no"] | None,
         typer.Option(help="Score the options of choice and yes_no instead of generating an answer."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
+    ] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
-    title: Annotated[str, typer.Option(help="Of the report.")] = "",
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare models: who is better, by how much, how sure that is, and who looks at the image.
+    """Compare models: which is better, by how much, how sure that is, and which looks at the image.
 
       sightline compare runs/mlp runs/align --task caption --data flickr8k --out compared
 
     Writes OUT/report.html (one file, works offline), report.md, report.json, scores.csv and items.csv. Evaluations that are stored
-    for the same weights, data and options are not computed again, so the same command goes on after a stop.
+    for the same weights, data and options are not computed again, so the same command continues after a stop.
     """
     if out is None:
         raise UsageError("compare needs --out.", "For example --out compared")

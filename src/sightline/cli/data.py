@@ -37,7 +37,7 @@ def prepare(
     text_only: Annotated[bool, typer.Option(help="Leave the images out and keep the text.")] = False,
     without_images: Annotated[bool, typer.Option(help="Keep the names of images and look for no files.")] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; all cores by default.", min=0)] = None,
-    seed: Annotated[int, typer.Option(help="Of splits, samples and generators.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of splits, samples and generators.")] = 0,
     count: Annotated[int, typer.Option(help="Images that a generator makes.", min=1)] = 1000,
     level: Annotated[int, typer.Option(help="scenes: 1 one thing, 2 two with a relation, 3 many.", min=1, max=3)] = 1,
     size: Annotated[int, typer.Option(help="scenes: side of the images in pixels.")] = 64,

@@ -44,7 +44,7 @@ def check(
         str | None, typer.Option(metavar="RUN", help="A model that looks: list the texts that their images support least.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="A feature store for --gain, instead of the images.")] = None,
-    device: Annotated[str, typer.Option(help="Of --gain: auto, cpu, cuda, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device for --gain: auto, cpu, cuda, mps.")] = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a page with images.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,

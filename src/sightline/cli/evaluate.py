@@ -24,13 +24,13 @@ def evaluate(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="What is asked, such as caption, vqa, retrieval, or a plug-in's MODULE:Class; see docs/evaluation.md."),
+        typer.Option(help="A task such as caption, vqa, retrieval, or a plug-in's MODULE:Class; see docs/evaluation.md."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="A dataset folder.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="A YAML file with the settings of the evaluation; options that are given override it.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of the dataset folder.")] = "val",
     control: Annotated[
         str | None,
         typer.Option(
@@ -53,41 +53,43 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         Literal["neighbours"] | None,
-        typer.Option(help="neighbours: answer with what the nearest training images have, by the features of MODEL or --features."),
+        typer.Option(help="neighbours: take the answers of the nearest training images, by the features of RUN or --features."),
     ] = None,
     neighbours: Annotated[
         int, typer.Option(min=1, help="Training images that agree on an answer; 1 takes that of the nearest.")
     ] = 30,
     neighbours_from: Annotated[
-        str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
+        str, typer.Option(metavar="DATA[:SPLIT]", help="Where the neighbours come from; or a split of the same data.")
     ] = "train",
     likelihood: Annotated[
         Literal["gain", "plain", "yes_no"] | None,
         typer.Option(
-            help="Score the options of choice and yes_no instead of generating an answer. gain: what the image adds to an "
-            "option's log-probability; plain: log-probability per byte; yes_no: ask about each option."
+            help="Score the options of choice, yes_no or composition instead of generating an answer. gain: what the image adds to "
+            "the log-probability of an option; plain: log-probability per byte; yes_no: ask about each option."
         ),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(min=0.0, help="Weight of the log-probability without image in gain; chosen by default.")
     ] = None,
     alpha_from: Annotated[str, typer.Option(help="Split that alpha is chosen on.")] = "train",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; by task.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
+    ] = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
     features: Annotated[str | None, typer.Option(help="A feature store to read instead of the images.")] = None,
     noise: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Put Gaussian noise on the visual features, this many standard deviations of them."),
+        typer.Option(min=0.0, help="Add Gaussian noise to the visual features, of this many of their standard deviations."),
     ] = None,
     words: Annotated[
-        int | None, typer.Option(min=1, help="Connector align: mix only so many words, those that it uses most on --words-from.")
+        int | None, typer.Option(min=1, help="Connector align: mix only this many words, those that it uses most on --words-from.")
     ] = None,
     words_from: Annotated[str, typer.Option(help="Split that the most used words are counted on.")] = "train",
     shots: Annotated[int, typer.Option(min=0, max=64, help="Examples before each question, with images and answers.")] = 0,
     shots_from: Annotated[
-        str, typer.Option(metavar="DATA[:SPLIT]", help="Where they come from; or a split of the same data.")
+        str, typer.Option(metavar="DATA[:SPLIT]", help="Where the examples come from; or a split of the same data.")
     ] = "train",
-    shots_seed: Annotated[int, typer.Option(min=0, help="Seed for choosing them.")] = 0,
+    shots_seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the examples.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; inside the run by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -97,8 +99,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model on held-out records.
 
-    Writes predictions.jsonl, scores.json and items.json (the scores of each record). An evaluation that was stopped goes on
-    where it was. Compare with --control blind and --control shuffled before you believe a score.
+    Writes predictions.jsonl, scores.json and items.json (the scores of each record). An evaluation that was stopped continues
+    with the same command. Compare with --control blind and --control shuffled before you believe a score.
 
       sightline eval runs/flickr --task caption --data flickr8k --split val --control blind
 

@@ -18,17 +18,19 @@ def generate(
     fallback: Annotated[
         bool, typer.Option("--fallback", help="If the last checkpoint is damaged, use the newest whole one.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 64,
     beams: Annotated[int, typer.Option(min=1, help="Beams; 1 is greedy.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above 0 draws.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw among the likeliest tokens of this total share.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding; above 0 samples.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample among the likeliest tokens of this total probability.")
+    ] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(min=1.0, help="Above 1 makes repeating less likely.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of drawing.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say something about an image.
+    """Generate a caption of an image, or an answer about it.
 
     sightline generate runs/flickr --image photo.jpg
     """

@@ -15,28 +15,30 @@ def probe(
     what: Annotated[
         str,
         typer.Option(
-            help="looking: what is left of a score under a ladder of blurs and without the image; "
-            "aligned: whether visual tokens go with the texts of their images (stage 1); "
+            help="looking: the score under a ladder of blurs and without the image, and whether the model looks; "
+            "aligned: whether visual tokens match the texts of their images, for example after stage 1; "
             "words: the words that each patch becomes a mixture of (connector align); "
             "experts: the load of each expert of a mixture-of-experts decoder, by image and text tokens; "
             "noise: how far noise on the features moves the connector's outputs; "
             "gain: how much the image raises each token of the texts, with their own and with exchanged images."
         ),
     ],
-    split: Annotated[str, typer.Option(help="Its split.")] = "val",
+    split: Annotated[str, typer.Option(help="Split of the dataset folder.")] = "val",
     count: Annotated[int, typer.Option(min=1, help="Look at this many records, drawn at random with a fixed seed.")] = 200,
     shown: Annotated[int, typer.Option(min=0, help="Records that the page shows one by one.")] = 12,
     sigma: Annotated[
         list[float] | None,
         typer.Option(min=0.0, help="Size of the noise in standard deviations of the features; may be given several times."),
     ] = None,
-    task: Annotated[str, typer.Option(help="looking: what is asked, as in eval.")] = "caption",
+    task: Annotated[str, typer.Option(help="looking: the task, as in eval.")] = "caption",
     prompt: Annotated[str | None, typer.Option(help="looking: text beside the image; see eval.")] = None,
     floor: Annotated[
         str | None, typer.Option(metavar="RUN", help="looking: a run that was trained with shuffled images, shown beside it.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="looking: rows per batch.")] = 16,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="looking: longest answer; by task.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="looking: maximum number of generated tokens; the task's by default.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="last, best, the name of a stage, or a step.")] = "last",
     features: Annotated[str | None, typer.Option(help="A feature store, instead of the images.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write an HTML page here.")] = None,
@@ -45,7 +47,7 @@ def probe(
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Look into a model.
+    """Inspect a model: whether it looks at the image, what its connector and its experts do, which words the image explains.
 
     sightline probe runs/cal --data flickr8k --what looking --task caption --out looking.html
 

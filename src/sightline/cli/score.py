@@ -24,7 +24,7 @@ def score(
     ],
     per_item: Annotated[Path | None, typer.Option(help="Write the values of every item as JSON lines.")] = None,
     resamples: Annotated[int, typer.Option(min=10, help="Bootstrap resamples of the 95 % intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
     idf: Annotated[
         Path | None, typer.Option(help="References of a larger set, for CIDEr-D's document frequencies in small evaluations.")
     ] = None,
