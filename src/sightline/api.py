@@ -252,7 +252,7 @@ def _spec(**fields: Any) -> EvalSpec:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON: paths as texts, sections as their fields."""
+    """Returns a setting as JSON: paths as texts, sections as their fields."""
     if isinstance(value, Config):
         return value.model_dump(mode="json")
     return str(value) if isinstance(value, PathLike) else value

@@ -240,7 +240,7 @@ class _Files:
 
 
 def _is_image_of(name: str, index: int) -> bool:
-    """Whether an image in a shard is named after the record with this index."""
+    """Returns whether an image in a shard is named after the record with this index."""
     number = name.partition(".")[0]
     return number.isdecimal() and int(number) == index
 

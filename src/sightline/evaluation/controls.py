@@ -137,7 +137,7 @@ class BlurredPixelLoader:
         self.preparation, self.tiling, self.sigma = preparation, tiling, sigma
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Prepared pixels of the blurred images.
+        """Returns prepared pixels of the blurred images.
 
         Raises:
             RecordError: an image cannot be opened.

@@ -104,7 +104,7 @@ def _plural(word: str) -> str:
 
 
 def _exchanges(groups: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Each word with the others of its group."""
+    """Returns each word with the others of its group."""
     return {word: tuple(other for other in group if other != word) for group in groups for word in group}
 
 

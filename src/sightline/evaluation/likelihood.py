@@ -87,7 +87,7 @@ class LikelihoodAnswers:
         return 0
 
     def answer(self, queries: Sequence[Query], width: int) -> list[Prediction]:
-        """One prediction per query with the scores of its candidates, or why there is none."""
+        """Returns one prediction per query with the scores of its candidates, or why there is none."""
         parts = {query.id: self._parts(query) for query in queries}
         found = self.answers.answer([part for own in parts.values() for part in own], width)
         by_id = {prediction.id: prediction for prediction in found}

@@ -83,7 +83,7 @@ class NeighbourAnswers:
         return 0
 
     def answer(self, queries: Sequence[Query], width: int) -> list[Prediction]:
-        """One prediction per query, or why there is none."""
+        """Returns one prediction per query, or why there is none."""
         found: dict[str, Prediction] = {}
         for query in queries:
             if query.id not in found:
@@ -125,10 +125,10 @@ def _unit(vector_E: Vector) -> Vector:
 
 
 def _text_of(query: Query) -> str:
-    """What is asked, apart from case and spaces."""
+    """Returns the text of a query, apart from case and spaces."""
     return " ".join(query.messages[-1].text.lower().split()) if query.messages else ""
 
 
 def _most_frequent(answers: Sequence[str]) -> str:
-    """The most frequent answer, the first of several; empty without any."""
+    """Returns the most frequent answer, the first of several; empty without any."""
     return Counter(answers).most_common(1)[0][0] if answers else ""

@@ -107,7 +107,7 @@ def _answer_rest(
 
 
 def _stored(folder: Path) -> dict[str, Prediction]:
-    """All predictions that the folder holds, by query."""
+    """Returns all predictions that the folder holds, by query."""
     files = [file for file in (folder / PREDICTIONS, *sorted(folder.glob(SHARES))) if file.exists()]
     return {
         line["id"]: Prediction.from_json(line) for file in files for line in storage.read_json_lines(file, Prediction.from_json)

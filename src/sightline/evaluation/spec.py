@@ -1,4 +1,4 @@
-"""What is asked of a model: one value for the command line, sweeps and reports."""
+"""The options of an evaluation, as one value for the command line, sweeps and reports."""
 
 from typing import Literal
 

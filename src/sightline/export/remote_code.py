@@ -84,7 +84,7 @@ def rewritten(code: str) -> tuple[str, list[str]]:
 
 
 def _is_for_checkers(node: ast.AST) -> bool:
-    """Whether these are imports for type checkers alone, whose packages would be asked of every user."""
+    """Returns whether these are imports for type checkers alone, whose packages users would need otherwise."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 

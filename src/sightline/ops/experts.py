@@ -92,6 +92,6 @@ def can_group(tokens_ND: Tensor, weights: ExpertWeights) -> bool:
 
 
 def _dtype(tokens: Tensor) -> torch.dtype:
-    """The dtype of products: that of autocast, which does not know the grouped product, else that of the tokens."""
+    """Returns the dtype of products: that of autocast, which does not know the grouped product, else that of the tokens."""
     device = tokens.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype

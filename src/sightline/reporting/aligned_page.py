@@ -7,7 +7,7 @@ from sightline.reporting.scales import Axis
 
 
 def aligned_page(title: str, findings: AlignedFindings) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     tones: dict[str, html.Tone] = {ALIGNED: "good", NOT_ALIGNED: "bad"}
     lead = html.note("; ".join(findings.sentences()) + ".", tones.get(findings.verdict, "note"))
     shares = {

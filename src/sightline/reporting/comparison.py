@@ -121,15 +121,15 @@ class Table:
 
     @property
     def conditions(self) -> list[str]:
-        """What else was asked, in order of first appearance."""
+        """Controls of the table, in order of first appearance."""
         return list(dict.fromkeys(key for row in self.rows for key in row.others))
 
     def quality(self, value: float) -> float:
-        """A score where more is better."""
+        """Returns a score where more is better."""
         return value if self.info.higher_is_better else -value
 
     def best(self) -> Row:
-        """The row with the best score."""
+        """Returns the row with the best score."""
         return max(self.rows, key=lambda row: self.quality(row.score.value))
 
     def pairs_won(self, name: str) -> tuple[int, int]:
@@ -206,7 +206,7 @@ class Comparison:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def table_names(self) -> list[str]:
-        """What distinguishes each table from the others: nothing, its title, or its title and its score."""
+        """Returns what distinguishes each table from the others: nothing, its title, or its title and its score."""
         titles = [table.title for table in self.tables]
         if len(titles) == 1:
             return [""]
@@ -343,22 +343,22 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def shown(info: ScoreInfo, value: float, sign: bool = False) -> str:
-    """A score as people read it."""
+    """Returns a score as it is printed, shares times 100."""
     return f"{value * info.times:{'+' if sign else ''}.{1 if info.times >= 100 else 3}f}"
 
 
 def shown_interval(info: ScoreInfo, interval: Interval | Difference, sign: bool = False) -> str:
-    """A score with its interval."""
+    """Returns a score with its interval."""
     return f"{shown(info, interval.value, sign)} [{shown(info, interval.low, sign)}, {shown(info, interval.high, sign)}]"
 
 
 def shown_p(p: float) -> str:
-    """A p-value."""
+    """Returns a p-value as it is printed."""
     return "< 0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def score_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
-    """The table of scores: a row for each model."""
+    """Returns the table of scores: a row for each model."""
     has_seeds = any(row.score.seeds > 1 for row in table.rows)
     heads = [Column("model"), Column(f"{table.label} [95 %]", "right")]
     heads += [Column("wins / pairs", "right")] if table.pairs else []
@@ -378,7 +378,7 @@ def score_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 
 def ladder_grid(table: Table) -> tuple[list[Column], list[list[str]]] | None:
-    """The table of a long ladder: a row for each condition, a column for each model; None where the table of scores has it all."""
+    """Returns the table of a long ladder, conditions by models; None where the table of scores has it all."""
     if len(table.conditions) <= FEW_CONDITIONS:
         return None
     heads = [Column("shown"), *(Column(row.name, "right") for row in table.rows)]
@@ -389,7 +389,7 @@ def ladder_grid(table: Table) -> tuple[list[Column], list[list[str]]] | None:
 
 
 def pair_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
-    """The table of differences: a row for each pair."""
+    """Returns the table of differences: a row for each pair."""
     heads = [Column("first"), Column("second"), Column("first minus second [95 %]", "right"), Column("p", "right")]
     heads += [Column("p corrected", "right"), Column("higher on", "right"), Column("lower on", "right"), Column("same on", "right")]
     rows = [
@@ -407,7 +407,7 @@ def pair_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
 
 
 def table_note(table: Table) -> str:
-    """What the numbers of a table are."""
+    """Returns the note below a table: what its numbers are."""
     methods = {row.score.method for row in table.rows}
     parts = [f"{len(table.records):,} records of {table.images:,} images."]
     if ITEMS_BOOTSTRAP in methods:
@@ -424,7 +424,7 @@ def table_note(table: Table) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The report as Markdown; charts are linked by the names of their files."""
+    """Returns the report as Markdown; charts are linked by the names of their files."""
     lines = [f"# {comparison.title}", "", *(f"- {sentence.text}" for sentence in sentences(comparison))]
     lines += ["", *(f"- {note}" for note in comparison.notes)] if comparison.notes else []
     for table in comparison.tables:
@@ -445,7 +445,7 @@ def _lines(heads: Sequence[Column], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def scores_csv(comparison: Comparison) -> str:
-    """Every score with its interval, a line each."""
+    """Returns every score with its interval, a line each."""
     rows: list[Sequence[Any]] = []
     for table in comparison.tables:
         for row in table.rows:
@@ -456,7 +456,7 @@ def scores_csv(comparison: Comparison) -> str:
 
 
 def items_csv(comparison: Comparison) -> str:
-    """The score of every record by model, mean over seeds."""
+    """Returns the score of every record by model, mean over seeds."""
     rows = [
         [table.evaluation, table.info.name, name, record, value]
         for table in comparison.tables

@@ -23,7 +23,7 @@ IMAGE_WIDTH = 200
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The page as text; it needs nothing but itself."""
+    """Returns the page as text; it needs nothing but itself."""
     lead = html.join(
         [html.note(sentence.text, sentence.tone) for sentence in sentences(comparison)]
         + [html.note(note) for note in comparison.notes]

@@ -12,7 +12,7 @@ IMAGE_WIDTH = 220
 
 
 def looking_page(title: str, findings: LookingFindings) -> str:
-    """The page as text."""
+    """Returns the page as text."""
     lead = html.join([verdict_note(findings.verdict, findings.sentence()), html.tiles(_tiles(findings))])
     sections = [html.Section("Score under each control", html.join([_chart(findings), _ladder(findings)]))]
     if findings.preferences:

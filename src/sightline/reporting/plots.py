@@ -165,7 +165,7 @@ def histogram(
 
 
 def _mark(frame: "_Frame", name: str, at: float, baseline: float) -> list[Html]:
-    """A named line across a chart; its name stands on the side that has room."""
+    """Returns a named line across a chart, with the name on the side that has room."""
     is_right = at > frame.left + frame.inner_width * 0.6
     label = _text(at - 4 if is_right else at + 4, baseline, name, "end" if is_right else "start")
     return [_path(f"M{_n(at)} {_n(baseline - 8)}V{_n(frame.bottom)}", "s1", dash="4 3"), label]

@@ -28,7 +28,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One image with what is true of it and what was said.
+    """One image with its references and the model's answer.
 
     Attributes:
         image: the file's bytes (PNG, JPEG or GIF).
@@ -106,7 +106,7 @@ def run_report_page(report: RunReport) -> str:
 
 
 def verdict_note(verdict: Verdict, sentence: str = "") -> Html:
-    """The sentence that a page about a model begins with; by default the verdict in words."""
+    """Returns the sentence that a page about a model begins with; by default the verdict in words."""
     tones: dict[str, html.Tone] = {LOOKS: "good", DOES_NOT_LOOK: "bad"}
     return html.note(sentence or f"Does it look at the image? {verdict}", tones.get(verdict.verdict, "note"))
 

@@ -240,7 +240,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _is_entry(name: str, entry: object) -> bool:
-    """Whether a manifest may hold this entry: size and hash of a file inside the directory."""
+    """Returns whether a manifest may hold this entry: size and hash of a file inside the directory."""
     parts = PurePosixPath(name).parts
     is_inside = bool(parts) and ".." not in parts and not name.startswith("/")
     return is_inside and isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)

@@ -68,7 +68,7 @@ class Compared:
         return None if self.choice is None or self.baseline is not None else locate.run_of(self.source)
 
     def asked(self, spec: EvalSpec, control: str | None) -> EvalSpec:
-        """Returns what the model, or the baseline in its place, is asked."""
+        """Returns the evaluation of the model, or of the baseline in its place."""
         return spec.model_copy(update={"control": control, "baseline": self.baseline})
 
     def to_json(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """What `compare` is told beside models and questions.
+    """Options of `compare` beside models and questions.
 
     Attributes:
         baselines: that answer beside the models, with the features of the first one.
@@ -108,7 +108,7 @@ class ComparisonResult:
     comparison: Comparison
 
     def sentences(self) -> list[str]:
-        """The verdicts, the most important first."""
+        """Returns the verdicts, the most important first."""
         return [sentence.text for sentence in sentences(self.comparison)]
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class ComparisonResult:
 
 @dataclass
 class _Found:
-    """Folders of finished evaluations by model and question, and what could not be asked."""
+    """Folders of finished evaluations by model and question, and those that could not be evaluated."""
 
     folders: dict[tuple[str, EvalSpec], Path] = field(default_factory=dict)
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -237,7 +237,7 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
 
 
 def question_key(spec: EvalSpec) -> str:
-    """Name of an evaluation in tables and files: task, data, split and what differs from the defaults."""
+    """Returns the name of an evaluation in tables and files: task, data, split and what differs from the defaults."""
     parts = [
         spec.task,
         Path(spec.data).resolve().name,
@@ -314,7 +314,7 @@ def _questions(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
 
 
 def _ladder(options: ComparisonOptions) -> tuple[str, ...]:
-    """The controls that may be shown, in the order of the ladder."""
+    """Returns the controls that may be shown, in the order of the ladder."""
     return tuple(dict.fromkeys((*LADDER, BLIND, *options.controls))) if options.controls else ()
 
 
@@ -380,7 +380,7 @@ def _tables(spec: EvalSpec, models: Sequence[Compared], found: _Found, options: 
 
 
 def _first_metric(task: Task, arms: Sequence[Arm]) -> tuple[str, ...]:
-    """The first score of a task that has a value for each record: the headline, where it is no sum of others."""
+    """Returns the first score of a task that has a value for each record: the headline, where it is no sum of others."""
     everything = [items.scores for arm in arms for seeds in arm.found.values() for items in seeds.values()]
     return next(((info.name,) for info in task.scores if all(info.name in scores for scores in everything)), ())
 

@@ -78,7 +78,7 @@ def _answers(folder: Path) -> dict[str, Prediction]:
 
 
 def _text(prediction: Prediction, query: Query) -> str:
-    """What was said, or the candidate with the largest score."""
+    """Returns the generated text, or the candidate with the largest score."""
     scores = prediction.scores
     if scores is None or len(scores) != len(query.candidates):
         return prediction.text

@@ -24,7 +24,7 @@ CURVES = {
 
 
 class ComparedModel(Protocol):
-    """What is read of a model: its name, where it lies, its run and its checkpoint where it has them."""
+    """A model of a comparison: its name, its folder, and its run and checkpoint where it has them."""
 
     @property
     def name(self) -> str: ...

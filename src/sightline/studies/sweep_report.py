@@ -89,7 +89,7 @@ def _connector_grid(connectors: Mapping[str, Mapping[str, Any]]) -> Grid:
 
 
 def tables_of(sweep: Sweep, evaluation: EvaluationConfig, out: Path) -> list[tuple[Table, Grid | None]]:
-    """A table for each metric that the sweep compares and the runs have, and what the arms lose from the reference cell."""
+    """Returns a table for each metric that the sweep compares and the runs have, and what the arms lose from the reference cell."""
     found: dict[Place, dict[str, dict[int, Items]]] = {}
     cells: dict[Place, Mapping[str, Value]] = {}
     answers: dict[Place, tuple[EvalSpec, Path]] = {}  # of the first seed, with the images as they are

@@ -106,7 +106,7 @@ def table_of(
 
 
 def all_pairs(names: Sequence[str], against: str = "") -> list[tuple[str, str]]:
-    """Every pair, or each row with the one that all are compared with."""
+    """Returns every pair, or each row with the one that all are compared with."""
     return [(name, against) for name in names if name != against] if against else list(combinations(names, 2))
 
 
@@ -118,7 +118,7 @@ def _row(arm: Arm, kinds: Mapping[str, Scored], info: ScoreInfo) -> Row:
 
 
 def _verdict(kinds: Mapping[str, Scored], info: ScoreInfo, command: str) -> Verdict:
-    """Whether an arm looks, from its first control that a verdict can rest on."""
+    """Returns whether an arm looks, from its first control that a verdict can rest on."""
     plain = kinds[""]
     images = int(plain.cluster_N.max()) + 1
     for control in WITHOUT_IMAGE:

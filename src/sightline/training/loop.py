@@ -173,7 +173,7 @@ def _forward_backward(job: Job, micro_batches: Sequence[MicroBatch]) -> StepTota
 
 
 def _may_step(job: Job, sums: StepTotals, norm: float, step: int, micro_batches: Sequence[MicroBatch]) -> bool:
-    """Whether loss and gradient are finite; a gradient that overflowed in fp16 lowers the factor on the loss instead."""
+    """Returns whether loss and gradient are finite; a gradient that overflowed in fp16 lowers the factor on the loss instead."""
     scale = job.ranks.scale
     if scale is not None and math.isfinite(sums.mean) and not math.isfinite(norm) and scale.overflowed():
         return False

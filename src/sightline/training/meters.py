@@ -76,7 +76,7 @@ class StepTotals:
         return json.dumps([list(self.counts), list(self.sums), self.stop])
 
     def _vector(self) -> Tensor:
-        """The sums of the loss and of the parts, one after the other."""
+        """Returns the sums of the loss and of the parts, one after the other."""
         return torch.cat(list(self.sums.values())) if self.sums else torch.zeros(2, dtype=torch.float64)
 
     def read(self) -> "StepTotals":

@@ -67,7 +67,7 @@ def probe_aligned(
 def _likelihoods(
     model: OpenedModel, dataset: Dataset, records: Sequence[Record], texts: dict[str, str], loader: VisualInputLoader
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability of each text with its own image and with another record's, for records that have both."""
+    """Returns the log-probability of each text with its own image and with another record's, for records that have both."""
     bundle = model.bundle
     prompt = bundle.processing.prompt
     answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.builder(prompt), model.runtime.bf16)

@@ -57,7 +57,7 @@ class ChatModel:
         return self.model.bundle
 
     def opening(self, num_images: int, text: str | None) -> Message:
-        """The first turn: the images, then the text; without a text the prompt that the model was trained with."""
+        """Returns the first turn: the images, then the text; without a text the prompt that the model was trained with."""
         said = self.bundle.processing.prompt if text is None else text
         parts = tuple(Part() for _ in range(num_images))
         return Message("user", (*parts, Part(said)) if said else parts)

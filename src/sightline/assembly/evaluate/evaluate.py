@@ -225,7 +225,7 @@ def _evaluate_neighbours(
 
 
 def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record]) -> dict[str, Any]:
-    """What all answers depend on, whoever gives them."""
+    """Returns the settings that all answers depend on, those of a model and of the baseline."""
     return {
         "data": dataset.fingerprint,
         "split": spec.split,
@@ -288,7 +288,7 @@ def _answers(
 
 
 def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:
-    """How candidates are scored: as asked for, else as the task does by default; a dual encoder has similarities instead."""
+    """Returns how candidates are scored: by `--likelihood`, else as the task does; a dual encoder has similarities instead."""
     kind = spec.likelihood or task.likelihood
     if spec.alpha is not None and kind != "gain":
         raise UsageError("alpha belongs to --likelihood gain.", "Leave out --alpha, or add --likelihood gain.")

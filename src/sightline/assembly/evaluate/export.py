@@ -95,7 +95,7 @@ def _check(bundle: ModelBundle, name: str) -> None:
 
 
 def _inputs(processor: Any) -> dict[str, torch.Tensor]:
-    """The inputs of two texts: one about two images of noise, which differ in shape, and one without an image."""
+    """Returns the inputs of two texts: one about two images of noise, which differ in shape, and one without an image."""
     sizes = ((120, 90), (64, 200))
     images = [
         Image.fromarray(np.random.default_rng(place).integers(0, 256, (*size, 3), np.uint8)) for place, size in enumerate(sizes)

@@ -42,7 +42,7 @@ class LikelihoodScoring:
     choice: AlphaChoice | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What the scores depend on."""
+        """Returns the settings that the scores depend on."""
         return {"kind": self.kind, **({} if self.alpha is None else {"alpha": self.alpha})}
 
     def to_json(self) -> dict[str, Any]:

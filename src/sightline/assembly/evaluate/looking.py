@@ -173,7 +173,7 @@ def _preferences(opened: OpenedModel, dataset: Dataset, seen: Evaluation) -> lis
 
 
 def _margins(answers: ModelAnswers, queries: Sequence[Query], folder: Path, weights: str, spec: EvalSpec) -> dict[str, float]:
-    """Log-probability of the true text minus that of the false one, by query."""
+    """Returns the log-probability of the true text minus that of the false one, by query."""
     settings = {
         "model": weights,
         "spec": spec.model_dump(mode="json"),

@@ -56,7 +56,7 @@ Load = Callable[[Dataset, Record], np.ndarray]
 
 
 def _loader(spec: EvalSpec, opened: OpenedModel | None, control: Control | None = None) -> Load:
-    """What gives the features of a record's images, `[N, P, E]`, under a control."""
+    """Returns the loader of the features of a record's images, `[N, P, E]`, under a control."""
     if control == TEXT or (opened is None and control not in (None, SHUFFLED)):
         raise UsageError(
             f"the baseline neighbours cannot answer under the control {control!r}.",
@@ -82,7 +82,7 @@ def _features(inputs: VisualInputs) -> np.ndarray:
 
 
 def _vectors(load: Load, dataset: Dataset) -> Callable[[Record], Vector]:
-    """Mean features of records of a dataset; images that several records share are read once."""
+    """Returns the mean features of the records of a dataset; images that several records share are read once."""
     known: dict[tuple[str, ...], Vector] = {}
 
     def vector_of(record: Record) -> Vector:

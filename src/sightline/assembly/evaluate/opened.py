@@ -122,7 +122,7 @@ class OpenedModel:
             return self.bundle.model.features(Visual(tensor(inputs.pixels), tensor(inputs.features), nowhere, nowhere))
 
     def _controlled(self, control: str, plain: VisualInputLoader, splits: Sequence[tuple[Dataset, str]]) -> VisualInputLoader:
-        """What a control shows in place of the images that `plain` loads."""
+        """Returns the loader that shows a control's images in place of those that `plain` loads."""
         processing = self.bundle.processing
         if processing.preparation is None:
             if control != BLIND:

@@ -67,7 +67,7 @@ def report_run(
 
 
 def _verdict(seen: Evaluation, hidden: Mapping[str, Evaluation]) -> Verdict:
-    """The verdict on the records of the report, from the control that a verdict prefers of those that it shows."""
+    """Returns the verdict on the records of the report, from the control that a verdict prefers of those that it shows."""
     control = next((name for name in WITHOUT_IMAGE if name in hidden), None)
     if control is None:
         return seen.verdict
@@ -160,7 +160,7 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
 
 
 def _differences(seen: Evaluation, control: Evaluation) -> dict[str, Difference]:
-    """By how much each score that is a mean over records is better with the image than under a control, paired by record."""
+    """Returns the paired difference of each score that is a mean over records: with the image minus under a control."""
     found, items = seen.items_json(), control.items_json()
     means = [info for info in seen.task.scores if info.name in seen.scores and _is_mean(seen.scores[info.name])]
     differences = {info.name: image_difference(found, items, info, seen.spec.resamples) for info in means}
@@ -180,7 +180,7 @@ def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], l
 
 
 def _rates(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The learning rate of each part; parts with the same one share a curve."""
+    """Returns the learning rate of each part; parts with the same one share a curve."""
     known = [line for line in lines if isinstance(line.get("lr"), dict)]
     parts = dict.fromkeys(part for line in known for part in line["lr"])
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}
@@ -191,7 +191,7 @@ def _rates(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
 
 
 def _borders(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Name and first step of each stage; empty for a run of one stage."""
+    """Returns the name and first step of each stage; empty for a run of one stage."""
     first: dict[str, float] = {}
     for line in lines:
         if isinstance(line.get("stage"), str):

@@ -67,7 +67,7 @@ def control_command(spec: EvalSpec, model: str | None, checkpoint: str) -> str:
 
 
 def _stored(folder: Path, settings: Mapping[str, Any]) -> Items | None:
-    """The items of a stored evaluation with the same settings; None where there is none, or it is damaged."""
+    """Returns the items of a stored evaluation with the same settings; None where there is none, or it is damaged."""
     try:
         stored = storage.read_json(folder / SCORES)["settings"]
         items = storage.read_json(folder / ITEMS)

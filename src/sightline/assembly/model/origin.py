@@ -59,7 +59,7 @@ class RunOrigin:
         return place
 
     def _part(self, checkpoint: Path, part: str) -> tuple[Mapping[str, Tensor], str]:
-        """The weights of a part as the run began with them, by full name, and where they come from."""
+        """Returns the weights of a part as the run began with them, by full name, and where they come from."""
         config = resolve_config(None, self.run / locate.CONFIG, [])
         if config.init is not None:
             return load_model(str(locate.model_folder(config.init)), KERNEL).state_dict(), f"init={config.init}"
@@ -76,7 +76,7 @@ class RunOrigin:
 
 
 def _place(config: RunConfig, part: str) -> str:
-    """Where a configuration takes a part from, as its key says it."""
+    """Returns the key and value by which a configuration takes a part from somewhere."""
     model = config.model
     key = {"vision": "model.vision", "language": "model.language", "text": "model.dual.text"}[part]
     own = {"vision": model.vision, "language": model.language, "text": model.dual and model.dual.text}[part]
@@ -87,6 +87,6 @@ def _place(config: RunConfig, part: str) -> str:
 
 
 def _names(folder: Path, file: str) -> list[str]:
-    """The weights that the index of a model folder places in a file."""
+    """Returns the weights that the index of a model folder places in a file."""
     index = json.loads((folder / INDEX).read_text("utf-8"))
     return [name for name, place in index["weight_map"].items() if place == file]

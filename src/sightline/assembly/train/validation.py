@@ -141,7 +141,7 @@ def generated_texts(
 
 
 def _queries(corpus: Corpus, count: int, task: Task | None) -> Iterator[tuple[Source, Query]]:
-    """Yields what is asked about the records of the first samples, each record once."""
+    """Yields the queries of the records of the first samples, each record once."""
     seen = set()
     for sample in range(min(count, len(corpus.tokens))):
         source, record = corpus.first_member(sample)

@@ -156,7 +156,7 @@ class Tally:
 
 
 def unused_reason(name: str, of_others: str = "file_not_used") -> str:
-    """The reason under which a file or member that no record uses is counted, by its name; `of_others` for what is no image."""
+    """Returns the reason under which an unused file or member is counted, by its name; `of_others` if it is no image."""
     return "hidden" if is_hidden(name) else "image_not_named" if has_image_suffix(name) else of_others
 
 

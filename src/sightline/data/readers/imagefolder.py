@@ -98,7 +98,7 @@ def _class_of(path: Path, name: str) -> str:
 
 
 def _side_files(file: Path) -> list[Path]:
-    """The `.txt` and the `.json` beside an image, those there are; the suffix may be in capital letters."""
+    """Returns the `.txt` and the `.json` beside an image, those there are; the suffix may be in capital letters."""
     pairs = [(file.with_suffix(suffix), file.with_suffix(suffix.upper())) for suffix in SIDE_SUFFIXES]
     return [next(beside for beside in pair if beside.is_file()) for pair in pairs if any(beside.is_file() for beside in pair)]
 

@@ -29,7 +29,7 @@ ALIGNED, NOT_ALIGNED = "aligned", "not aligned"
 
 @dataclass(frozen=True)
 class Representations:
-    """What is known of each record, in one order.
+    """Features, visual tokens and texts of the records, in one order.
 
     Attributes:
         encoder: mean encoder output of its images.
@@ -85,7 +85,7 @@ class AlignedFindings:
         return NOT_ALIGNED if found.high <= 0.5 + MARGIN else NOT_ENOUGH_ITEMS
 
     def sentences(self) -> list[str]:
-        """The verdict and its reasons in words."""
+        """Returns the verdict and its reasons in words."""
         out = [self.verdict[0].upper() + self.verdict[1:]]
         if self.own_image is not None:
             share = _percent(self.own_image)
@@ -196,7 +196,7 @@ def effective_rank(rows_MD: Float[np.ndarray, "M D"]) -> float:
 
 
 def _rank_interval(tokens_NMD: Float[np.ndarray, "N M D"]) -> Interval:
-    """The effective rank with a jackknife interval over groups of records; repeated records of a bootstrap would lower it."""
+    """Returns the effective rank with a jackknife interval over records; a bootstrap, which repeats records, would lower it."""
     count = len(tokens_NMD)
     groups = min(GROUPS, count)
     value = effective_rank(tokens_NMD.reshape(-1, tokens_NMD.shape[-1]))

@@ -176,7 +176,7 @@ def percentiles(gains: Iterable[float], shares: Sequence[float]) -> dict[str, fl
 
 
 def separation(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
-    """Chance that a text's mean gain is higher with its own image than another text's with a foreign one (area under ROC)."""
+    """Returns the chance that a text with its own image has a higher mean gain than another with a foreign one (ROC area)."""
     own, foreign = np.array([text.mean for text in true]), np.sort([text.mean for text in noisy])
     if not len(own) or not len(foreign):
         return 0.5
@@ -185,7 +185,7 @@ def separation(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
 
 
 def higher_with_own(true: Sequence[TextGain], noisy: Sequence[TextGain]) -> float:
-    """Share of the texts whose mean gain is higher with their own image than with the foreign one; equal ones count half."""
+    """Returns the share of texts with a higher mean gain with their own image than with the foreign one; ties count half."""
     other = {(text.record_id, text.text): text.mean for text in noisy}
     pairs = [(text.mean, other[key]) for text in true if (key := (text.record_id, text.text)) in other]
     if not pairs:

@@ -143,7 +143,7 @@ class LookingFindings:
     skipped: Mapping[str, int]
 
     def step(self, control: str) -> LadderStep | None:
-        """The step of a control, if it was asked."""
+        """Returns the step of a control, or None if it was not evaluated."""
         return next((step for step in self.ladder if step.control == control and step.score is not None), None)
 
     @property
@@ -159,7 +159,7 @@ class LookingFindings:
         return None
 
     def sentence(self) -> str:
-        """The verdict with its uncertainty in one sentence."""
+        """Returns the verdict with its uncertainty in one sentence."""
         verdict, found = self.verdict, self.verdict.difference
         if found is None:
             return f"{verdict}."
@@ -303,7 +303,7 @@ def preference(
 
 
 def _share(values: Mapping[str, float], items: Items, resamples: int) -> Interval | None:
-    """The mean of values by query with its interval over images."""
+    """Returns the mean of values by query with its interval over images."""
     images = dict(zip(items["records"], items["image"], strict=True))
     numbers: dict[str, int] = {}
     kept = [(value, numbers.setdefault(images[key], len(numbers))) for key, value in values.items() if key in images]

@@ -50,7 +50,7 @@ class NoisyFeatureLoader:
         self.visual_loader, self.sigma, self.encode = visual_loader, sigma, encode
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
-        """Noisy features of a record's images."""
+        """Returns noisy features of a record's images."""
         inputs = self.visual_loader.load(dataset, record)
         features = inputs.features
         if features is None:

@@ -106,11 +106,11 @@ class Task(ABC):
         """Whether a record has what the task needs."""
 
     def survey(self, records: Sequence[Record]) -> None:  # noqa: B027 (most tasks need nothing)
-        """Sees all records that will be asked about, before the first query."""
+        """Gets all records that will be queried, before the first query."""
 
     @abstractmethod
     def queries(self, record: Record, prompt: str) -> Sequence[Query]:
-        """What is asked about a record.
+        """Returns the queries of a record, one for each question.
 
         Args:
             record: one that `asks` accepts.

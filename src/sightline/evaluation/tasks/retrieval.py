@@ -81,7 +81,7 @@ class Retrieval(Task):
         return score_of(name, list(items), SCORER, statistic=statistic, resamples=self.resamples, seed=self.seed)
 
     def _median(self, name: str, counts_3Q: Int[np.ndarray, "3 Q"], cluster_Q: Int[np.ndarray, " Q"]) -> Score:
-        """A median is no function of sums, so images are drawn here."""
+        """Returns the median with its interval; a median is no function of sums, so images are drawn here."""
         generator, images = keyed_generator("median", self.seed), int(cluster_Q.max()) + 1
         first = np.searchsorted(cluster_Q, np.arange(images + 1))
         values = []

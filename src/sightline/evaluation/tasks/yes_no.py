@@ -46,7 +46,7 @@ class YesNo(QuestionTask):
 
 
 def _pair_of(answer: str) -> tuple[str, str] | None:
-    """The two words to choose from, capitalised as the answer is; None where it is none of them."""
+    """Returns the two words to choose from, capitalised as the answer is; None where it is none of them."""
     pair = next((pair for pair in _PAIRS if answer.rstrip(".").lower() in pair), None)
     return (pair[0].capitalize(), pair[1].capitalize()) if pair is not None and answer[0].isupper() else pair
 
