@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sightline.evaluation.spec import EvalSpec
 from tests.pages import DOCS, write_python
 
 
@@ -34,8 +35,9 @@ def test_the_script_runs_and_transformers_alone_gives_the_same_caption(tmp_path:
     names = runpy.run_path(str(script), run_name="__main__")
     assert names["run"].step == 2
     assert names["text"].strip() == names["answer"].text.strip() != ""
+    rest = EvalSpec(data="scenes", max_new_tokens=12).name_of_rest()
     folders = sorted((tmp_path / "runs/first/eval/caption").iterdir())
-    assert [folder.name for folder in folders] == ["scenes-val-blind-n4-step-2", "scenes-val-n4-step-2"]
+    assert [folder.name for folder in folders] == [f"scenes-val-blind-n4-{rest}-step-2", f"scenes-val-n4-{rest}-step-2"]
     assert [json.loads((folder / "scores.json").read_text())["control"] for folder in folders] == ["blind", None]
 
 

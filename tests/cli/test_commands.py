@@ -211,7 +211,8 @@ def test_a_run_is_trained_evaluated_and_asked_by_command(home: Path, capsys: pyt
     asked = ("eval", run, "--task", "caption", "--data", home / "set", "--max-new-tokens", 4, "--resamples", 10, "--device", "cpu")
     seen = told(capsys, *asked)
     assert seen["input"] == seen["ok"] + sum(seen["skipped"].values()) == 3
-    assert Path(seen["folder"]) == run / "eval/caption/set-val-step-3"
+    assert Path(seen["folder"]).parent == run / "eval/caption"
+    assert re.fullmatch("set-val-[0-9a-f]{8}-step-3", Path(seen["folder"]).name)  # the hash is that of --max-new-tokens
     assert told(capsys, *asked, "--control", "blind")["control"] == "blind"
     assert call(capsys, *asked)[1].count("cider_d") == 1
 

@@ -23,6 +23,7 @@ from tests.golden import make
 
 COUNT, TOKENS = 24, 8
 ASKED = ("--task", "caption", "--split", "train", "--limit", str(COUNT), "--max-new-tokens", str(TOKENS), "--device", "cpu")
+KEY = f"caption-data-train-n{COUNT}-{EvalSpec(data='data', max_new_tokens=TOKENS).name_of_rest()}"
 MODELS = ("late", "early", "llava")
 
 
@@ -99,7 +100,7 @@ def scores_of(folder: Path) -> np.ndarray:
 def folders(place: Path, out: Path) -> dict[str, Path]:
     """Where the evaluation with the image of each model is stored: that of `eval`, and those of the comparison."""
     (own,) = (folder for folder in (place / "run/eval/caption").iterdir() if "n24" in folder.name)
-    return {"late": own} | {name: out / f"evaluations/{name}/caption-data-train-n{COUNT}" for name in ("early", "llava")}
+    return {"late": own} | {name: out / f"evaluations/{name}/{KEY}" for name in ("early", "llava")}
 
 
 def test_what_is_stored_is_not_computed_again(compared: tuple[Path, list[list[str]]]) -> None:
@@ -114,7 +115,7 @@ def test_what_is_stored_is_not_computed_again(compared: tuple[Path, list[list[st
 def test_a_stored_evaluation_is_that_of_its_weights_its_data_and_its_options(
     place: Path, compared: tuple[Path, list[list[str]]], tmp_path: Path
 ) -> None:
-    folder = compared[0] / f"evaluations/early/caption-data-train-n{COUNT}"
+    folder = compared[0] / f"evaluations/early/{KEY}"
     stored = storage.read_json(folder / "scores.json")
     spec, weights = EvalSpec.model_validate_json(json.dumps(stored["spec"])), stored["settings"]["model"]
     assert is_stored(spec, folder, weights)
@@ -152,7 +153,7 @@ def test_scores_and_differences_are_those_of_the_stored_items(place: Path, compa
         stored = storage.read_json(folders(place, out)[name] / "scores.json")["scores"]["cider_d"]
         assert rows[name]["value"] == pytest.approx(stored["value"]) == pytest.approx(values.mean())
         assert rows[name]["low"] < rows[name]["value"] < rows[name]["high"] or values.max() == 0
-    blind = scores_of(out / f"evaluations/early/caption-data-train-n{COUNT}-blind")
+    blind = scores_of(out / f"evaluations/early/{KEY}-blind")
     assert rows["early"]["others"]["blind"]["value"] == pytest.approx(blind.mean())
     pairs = {(pair["first"], pair["second"]): pair for pair in table["pairs"]}
     assert list(pairs) == [("late", "early"), ("late", "llava"), ("early", "llava")]
@@ -213,14 +214,14 @@ def test_every_form_of_the_report_is_written(compared: tuple[Path, list[list[str
     for name in ("scores.csv", "items.csv"):
         rows = list(csv.DictReader((out / name).read_text("utf-8").splitlines()))
         assert {row["model"] for row in rows} == set(MODELS)
-    assert (out / f"caption-data-train-n{COUNT}-cider_d.svg").exists()
+    assert (out / f"{KEY}-cider_d.svg").exists()
 
 
 def test_a_damaged_evaluation_is_made_again_and_one_that_fails_is_noted(
     place: Path, compared: tuple[Path, list[list[str]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = compared
-    items = out / f"evaluations/early/caption-data-train-n{COUNT}-blind/items.json"
+    items = out / f"evaluations/early/{KEY}-blind/items.json"
     whole = items.read_bytes()
     items.write_bytes(whole[:50])
     watched = Watched(monkeypatch)
@@ -249,7 +250,7 @@ def test_a_baseline_stands_beside_the_models_and_what_is_below_it_is_said_first(
     (table,) = found["tables"]
     assert (code, table["baselines"]) == (0, ["neighbours"])
     rows = {row["name"]: row for row in table["rows"]}
-    scores = storage.read_json(place / f"out5/evaluations/neighbours/caption-data-train-n{COUNT}/scores.json")
+    scores = storage.read_json(place / f"out5/evaluations/neighbours/{KEY}/scores.json")
     assert rows["neighbours"]["value"] == pytest.approx(scores["scores"]["cider_d"]["value"])
     assert (scores["baseline"], rows["neighbours"]["looks"]) == ("neighbours", None)
     assert rows["llava"]["value"] < rows["neighbours"]["value"]
@@ -293,3 +294,17 @@ def test_mistakes_are_said_before_anything_is_computed(
     code, _, err = call(capsys, "compare", *models, "--data", "data", *ASKED, "--out", "nothing", *more)
     assert (code, message in err) == (2, True), err
     assert not (place / "nothing").exists()
+
+
+def test_stored_evaluations_that_differ_in_batches_are_one_question_and_in_prompts_two(tmp_path: Path) -> None:
+    model = studies.Compared("m", "m", "model folder", tmp_path / "m", None, "w")
+    (tmp_path / "set").mkdir()
+    plain = EvalSpec(data=str(tmp_path / "set"))
+    for number, change in enumerate(({}, {"batch_size": 3}, {"resamples": 9}, {"prompt": "Say it."})):
+        spec = plain.model_copy(update=change)
+        place = tmp_path / f"m-eval/caption/{number}/scores.json"
+        place.parent.mkdir(parents=True)
+        storage.write_json(place, {"spec": spec.model_dump(mode="json"), "settings": {"model": "w"}})
+    found = studies.stored_questions([model])
+    assert [spec.prompt for spec in found] == [None, "Say it."]
+    assert len({studies.question_key(spec) for spec in found}) == 2

@@ -1,5 +1,7 @@
 """The options of an evaluation, as one value for the command line, sweeps and reports."""
 
+import hashlib
+import json
 from typing import Literal
 
 from pydantic import Field
@@ -7,6 +9,9 @@ from pydantic import Field
 from sightline.config import Config
 from sightline.evaluation.controls import Control
 from sightline.evaluation.tasks.base import Likelihood
+
+_TOLD = ("task", "data", "split", "limit", "control", "noise", "words", "shots", "likelihood", "baseline", "neighbours")
+_NEUTRAL = ("batch_size", "resamples")  # no other question: the same answers in other batches, other draws for the intervals
 
 
 class QuestionConfig(Config):
@@ -61,3 +66,9 @@ class EvalSpec(QuestionConfig):
     """Size of Gaussian noise on the visual features, in units of their standard deviation."""
     words: int | None = Field(default=None, ge=1)
     """Allow an `align` connector only so many words: those it uses most."""
+
+    def name_of_rest(self) -> str:
+        """Returns a short hash of the options that names of folders do not tell; empty where they have their defaults."""
+        left_out = {*_TOLD, *_NEUTRAL}
+        rest = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:8] if rest else ""

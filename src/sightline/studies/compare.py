@@ -214,12 +214,12 @@ def _title(names: Sequence[str]) -> str:
 
 
 def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
-    """Returns the plain evaluations that are stored with the models, of the data sets that are still there.
+    """Returns the plain evaluations that are stored with the models, of the data sets that are still there, each question once.
 
     Raises:
         UsageError: there are none.
     """
-    found: dict[EvalSpec, None] = {}
+    found: dict[str, EvalSpec] = {}
     for model in models:
         root = default_folder(EvalSpec(data="."), model.folder).parents[1]
         for file in sorted(root.glob(f"*/*/{SCORES}")):
@@ -230,10 +230,10 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
                 continue
             is_plain = spec.control is None and spec.noise is None and spec.words is None and spec.baseline is None
             if is_plain and stored["settings"].get("model") == model.weights and Path(spec.data).is_dir():
-                found[spec] = None
+                found.setdefault(question_key(spec), spec)
     if not found:
         raise UsageError("no evaluation is stored with these models.", "Say what they are asked: --task TASK --data DIR.")
-    return list(found)
+    return list(found.values())
 
 
 def question_key(spec: EvalSpec) -> str:
@@ -243,7 +243,9 @@ def question_key(spec: EvalSpec) -> str:
         Path(spec.data).resolve().name,
         spec.split,
         spec.shots and f"shots{spec.shots}",
+        spec.likelihood,
         spec.limit and f"n{spec.limit}",
+        spec.name_of_rest(),
     ]
     return re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.assembly.evaluate import answers
-from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
+from sightline.assembly.evaluate.evaluate import Evaluation, default_folder, evaluate
 from sightline.assembly.model.build import Processing, build_from_config, read_model, write_model
 from sightline.data.dataset import Dataset
 from sightline.data.samples.prompts import Prompt
@@ -218,7 +218,8 @@ def test_what_is_not_there_is_named(
 
 def test_results_of_a_folder_stand_beside_it(model: Path, dataset: Path) -> None:
     done = asked(model, dataset, None, control="blind", limit=3)  # pyrefly: ignore
-    assert done.folder == model.parent / "model-eval/caption/set-val-blind-n3"
+    assert done.folder == default_folder(done.spec, model)
+    assert done.folder.parent == model.parent / "model-eval/caption"
     assert np.isfinite([score.value for score in done.scores.values()]).all()
 
 
@@ -244,7 +245,8 @@ def test_the_verdict_is_that_of_the_stored_control_and_of_no_other(model: Path, 
     }
     control = looks(control="shuffled")
     seen, other = (
-        json.loads((model.parent / f"model-eval/caption/set-val{kind}-n8/items.json").read_text()) for kind in ("", "-shuffled")
+        json.loads((next((model.parent / "model-eval/caption").glob(f"set-val{kind}-n8-*")) / "items.json").read_text())
+        for kind in ("", "-shuffled")
     )
     assert control["difference"] == pytest.approx(np.mean(seen["items"]["cider_d"]) - np.mean(other["items"]["cider_d"]))
     assert (control["verdict"], control["control"]) == ("not enough items to say", "shuffled")
@@ -253,3 +255,35 @@ def test_the_verdict_is_that_of_the_stored_control_and_of_no_other(model: Path, 
     assert looks(max_new_tokens=5)["verdict"] == "not checked"  # the stored control is one of another question
     blind = looks(control="blind", max_new_tokens=5)
     assert (blind["verdict"], blind["control"]) == ("not enough items to say", "blind")
+    assert looks() == control  # neither was overwritten by the other question
+
+
+def test_two_questions_never_share_a_folder(tmp_path: Path) -> None:
+    data, source = str(tmp_path / "set"), tmp_path / "run/checkpoints/step-3/model"
+    plain = EvalSpec(task="vqa", data=data, likelihood="gain")
+    changes: list[dict[str, Any]] = [
+        {"prompt": "Say it."},
+        {"alpha": 0.5},
+        {"alpha": 0.25},
+        {"alpha_from": "test"},
+        {"max_new_tokens": 5},
+        {"num_beams": 3},
+        {"likelihood": "plain"},
+        {"likelihood": None},
+        {"shots": 2},
+        {"shots": 2, "shots_seed": 1},
+        {"shots": 2, "shots_from": "test"},
+        {"words": 9},
+        {"words": 9, "words_from": "test"},
+        {"features": "store"},
+        {"baseline": "neighbours", "likelihood": None},
+        {"baseline": "neighbours", "likelihood": None, "neighbours": 1},
+        {"baseline": "neighbours", "likelihood": None, "neighbours_from": "test"},
+    ]
+    asked_too = [plain, *(plain.model_copy(update=change) for change in changes)]
+    folders = [default_folder(spec, source) for spec in asked_too]
+    assert len({*folders}) == len(folders)
+    assert folders[0] == tmp_path / "run/eval/vqa/set-val-gain-step-3"
+    assert default_folder(EvalSpec(data=data, shots=2, limit=7), source).name == "set-val-shots2-n7-step-3"
+    same = plain.model_copy(update={"batch_size": 3, "resamples": 50})
+    assert default_folder(same, source) == folders[0]

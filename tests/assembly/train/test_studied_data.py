@@ -133,7 +133,8 @@ def test_each_change_is_an_evaluation_of_its_own(folder: Path, align_run: Path) 
     spec = EvalSpec(data=str(folder), max_new_tokens=3, batch_size=4)
     changes = ({}, {"noise": 2.0}, {"words": 5})
     folders = {evaluate(spec.model_copy(update=change), str(align_run)).folder.name for change in changes}
-    assert folders == {"set-val-step-1", "set-val-noise2-step-1", "set-val-words5-step-1"}
+    rest = spec.name_of_rest()  # the hash of max_new_tokens
+    assert folders == {f"set-val-{rest}-step-1", f"set-val-noise2-{rest}-step-1", f"set-val-words5-{rest}-step-1"}
 
 
 def test_few_words_need_a_connector_that_mixes_words(folder: Path) -> None:

@@ -354,10 +354,10 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:
-    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...-CHECKPOINT`; beside a model outside of a run."""
+    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...[-HASH]-CHECKPOINT`, or beside a model folder."""
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
     parts += [spec.baseline and f"{spec.baseline}{spec.neighbours}", spec.likelihood, spec.limit and f"n{spec.limit}"]
-    parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}"]
+    parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}", spec.name_of_rest()]
     name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):
         return source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
