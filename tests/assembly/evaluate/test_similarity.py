@@ -93,6 +93,25 @@ def test_a_dual_encoder_writes_no_captions(scenes: Path, capsys: pytest.CaptureF
     assert "compares images with texts and writes none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--shots", "2"], "Leave out --shots and the control text"),
+        (["--control", "text"], "Leave out --shots and the control text"),
+        (["--baseline", "neighbours"], "asks for embeddings"),
+        (["--baseline", "neighbours", "--alpha", "1"], "Leave out --likelihood, --alpha"),
+    ],
+)
+def test_options_that_do_not_go_with_retrieval_are_refused(
+    scenes: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    words = ["eval", str(dual_folder("clip")), "--task", "retrieval", "--data", str(scenes), "--split", "train", "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        main([*words, *options])
+    assert caught.value.code == 2
+    assert says in capsys.readouterr().err
+
+
 def test_vectors_of_another_program_are_ranked(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = [record for record in open_dataset(scenes).records("train") if record.captions and record.images]
     counts = [len(record.captions[:5]) for record in records]

@@ -150,6 +150,8 @@ def evaluate(
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
+    if bundle.pairs is not None and (spec.shots or spec.control == TEXT):
+        raise UsageError("a dual encoder compares one image with texts.", "Leave out --shots and the control text.")
     likelihood = _likelihood_of(spec, task, bundle)
     prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
     prompt = next(text for text in prompts if text is not None)
@@ -206,10 +208,12 @@ def _evaluate_neighbours(
     Raises:
         UsageError: the options ask for likelihoods, few-shot examples, noise or word limits, or there are no features to compare.
     """
-    if spec.likelihood or spec.shots or spec.noise or spec.words:
+    if spec.likelihood or spec.alpha is not None or spec.shots or spec.noise or spec.words:
         raise UsageError(
-            "the baseline neighbours answers with texts of the training data.", "Leave out --likelihood, --shots, --noise, --words."
+            "the baseline neighbours answers with texts of the training data.",
+            "Leave out --likelihood, --alpha, --shots, --noise, --words.",
         )
+    _refuse_embeddings(task, _queries_of(task, records, task.bare_prompt))
     answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     queries = _queries_of(task, records, task.bare_prompt)
     asked = _queries_of(task, exchange_images(records), task.bare_prompt) if spec.control == SHUFFLED else queries
