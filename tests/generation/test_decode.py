@@ -32,12 +32,16 @@ def bundle() -> Iterator[ModelBundle]:
 
 def prompt(bundle: ModelBundle, seed: int, num_images: int, words: int) -> Prompt:
     """A question of a number of words about images of noise."""
-    builder, tiling, preparation = bundle.builder(), bundle.processing.tiling, bundle.processing.preparation
+    conversation_encoder, tiling, preparation = (
+        bundle.conversation_encoder(),
+        bundle.processing.tiling,
+        bundle.processing.preparation,
+    )
     assert preparation is not None
     text = " ".join(np.random.default_rng(seed).choice(["dog", "field", "What", "red", "ball"], words))
-    grid = builder.rules.grid
+    grid = conversation_encoder.rules.grid
     layouts = [tiling.layout(32, 32, grid) for _ in range(num_images)]
-    row = builder.encode_prompt((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
+    row = conversation_encoder.encode_prompt((Message("user", (*(Part() for _ in range(num_images)), Part(text))),), layouts)
     pixels = pictures(seed, num_images) if num_images else None
     return Prompt(row, join_visual_indices(layouts, bundle.tokens_per_crop), pixels)
 

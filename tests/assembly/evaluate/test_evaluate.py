@@ -117,7 +117,7 @@ def test_a_blurred_and_a_grey_image_change_the_answers_and_text_alone_gives_one(
     for control in ("grey", "text"):
         assert len(set(texts(asked(model, dataset, tmp_path / control, control=control)).values())) == 1
     bundle = read_model(model)
-    row = bundle.builder("Look.").encode_prompt([Message("user", (Part("Look."),))], [])
+    row = bundle.conversation_encoder("Look.").encode_prompt([Message("user", (Part("Look."),))], [])
     [alone] = generate(bundle.model, bundle.tokenizer, [Prompt(row, np.zeros(0, np.int64))], DecodingConfig(max_new_tokens=6))
     assert set(texts(asked(model, dataset, tmp_path / "text", control="text")).values()) == {alone.text}
 

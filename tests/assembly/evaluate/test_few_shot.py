@@ -61,13 +61,13 @@ def asked(dataset: Dataset) -> list[Record]:
 
 def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, folder: Path) -> None:
     """Two examples with images, then the question: ids and pixels of Idefics3's processor for the same conversation."""
-    dataset, builder = open_dataset(folder), bundle.builder("What is it?")
+    dataset, conversation_encoder = open_dataset(folder), bundle.conversation_encoder("What is it?")
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
     shots = draw_all(asked(dataset), dataset, dataset, "train", 2, 0, captioned, pictures)
     for record in asked(dataset):
         examples = shots.of[record.id]
-        prompt = make_prompt(dataset, record, builder, pictures, bundle.tokens_per_crop, examples)
+        prompt = make_prompt(dataset, record, conversation_encoder, pictures, bundle.tokens_per_crop, examples)
         shown = [*(example.record for example in examples), record]
         said = "".join(
             f"User:<image>What is it?<end_of_utterance>\nAssistant: {example.record.captions[0]}<end_of_utterance>\n"
@@ -87,11 +87,11 @@ def test_prompts_are_those_of_the_models_own_processor(bundle: ModelBundle, fold
 def test_a_prompt_that_the_decoder_cannot_place_is_a_counted_skip(bundle: ModelBundle, folder: Path) -> None:
     dataset = open_dataset(folder)
     record = asked(dataset)[0]
-    length = len(encode_prompt(record, bundle.builder("What?"))[0].ids)
+    length = len(encode_prompt(record, bundle.conversation_encoder("What?"))[0].ids)
     decoding = DecodingConfig(max_new_tokens=4096 - length + 1)
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
-    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.builder("What?"), False)
+    answers = ModelAnswers(bundle, dataset, pictures, decoding, bundle.conversation_encoder("What?"), False)
     queries = TASKS["caption"]().queries(record, "What?")
     (answer,) = answers.answer(queries, 0)
     assert (answer.id, answer.skipped) == (record.id, "too_long")

@@ -60,9 +60,11 @@ def found(bundle: ModelBundle, dataset: Dataset, records: list[Record], skipped:
 
 def by_hand(bundle: ModelBundle, dataset: Dataset, record: Record, text: int) -> list[float]:
     """Two calls of the model's own forward: ids with pixels, and the same ids without the image tokens at their positions."""
-    model, builder = bundle.model, bundle.builder()
+    model, conversation_encoder = bundle.model, bundle.conversation_encoder()
     assert isinstance(model, SightlineForConditionalGeneration)
-    row = builder.encode_conversation(builder.conversations(record)[text], builder.layouts(record))
+    row = conversation_encoder.encode_conversation(
+        conversation_encoder.conversations(record)[text], conversation_encoder.layouts(record)
+    )
     pixels = pictures(bundle).load(dataset, record).pixels
     ids, position = torch.from_numpy(row.ids), torch.arange(len(row.ids))
     is_text = torch.ones(len(ids), dtype=torch.bool)

@@ -65,10 +65,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plain_log_probability(bundle: ModelBundle, dataset: Dataset, record: Record, candidate: str) -> float:
     """One conversation, all logits, the softmax of torch: the tokens behind the prompt, up to and with the first end token."""
-    builder = bundle.builder(Choice.prompt, max_tokens=4096)
+    conversation_encoder = bundle.conversation_encoder(Choice.prompt, max_tokens=4096)
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
-    prompt = make_prompt(dataset, record, builder, pictures, bundle.tokens_per_crop)
+    prompt = make_prompt(dataset, record, conversation_encoder, pictures, bundle.tokens_per_crop)
     said = bundle.tokenizer(f"{candidate}{bundle.tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
     ids = torch.tensor([[*prompt.row.ids.tolist(), *said]])
     length = len(prompt.row.ids)

@@ -80,7 +80,7 @@ def test_preferences_come_from_the_likelihood_of_both_texts(model: Path, dataset
     turn = (Message("user", (Part("Look."),)),)
     query = Query("q", data.record(0), turn, "likelihood", (true, false))
     bare = Query("q", type(query.record)("r0"), turn, "likelihood", (true, false))
-    [alone] = ModelAnswers(bundle, data, None, DecodingConfig(), bundle.builder("Look."), False).answer([bare], 0)
+    [alone] = ModelAnswers(bundle, data, None, DecodingConfig(), bundle.conversation_encoder("Look."), False).answer([bare], 0)
     assert alone.scores == pytest.approx(stored[name], abs=1e-4)
 
 

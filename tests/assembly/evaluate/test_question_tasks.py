@@ -82,9 +82,9 @@ def test_gain_is_the_likelihood_with_the_image_less_that_of_the_same_text_alone(
     bundle = read_model(model)
     bundle.module.eval()
     (query,) = TASKS["choice"]().queries(next(r for r in open_dataset(dataset).records("val") if r.id == "c0"), "{question}")
-    builder = bundle.builder("", max_tokens=4096)
+    conversation_encoder = bundle.conversation_encoder("", max_tokens=4096)
     texts = tuple(turn.__class__(turn.role, turn.content[1:]) for turn in query.messages)
-    prompt = builder.encode_prompt(texts, []).ids.tolist()
+    prompt = conversation_encoder.encode_prompt(texts, []).ids.tolist()
     blind = []
     for color in COLORS:
         answer = bundle.tokenizer(f"{color}{bundle.tokenizer.eos_token}", add_special_tokens=False)["input_ids"]

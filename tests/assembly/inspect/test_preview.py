@@ -46,9 +46,11 @@ def viewer(path: Path, **section: Any) -> tuple[_Viewer, ModelBundle, Any]:
     config = run_config(path=str(path), max_skipped=1.0, row_tokens=400, **section)
     described = config_blueprint(config)
     plan = stage_plan(config, 0).data
-    builder = described.builder(plan.prompt, plan.max_tokens, plan.too_long, plan.supervise, plan.captions)
+    conversation_encoder = described.conversation_encoder(
+        plan.prompt, plan.max_tokens, plan.too_long, plan.supervise, plan.captions
+    )
     bundle = build_from_config(config, Processing(prompt=plan.prompt, max_tokens=plan.max_tokens), None)
-    return _Viewer(Dataset(path), builder, LengthTableRules(plan.share_prefix, plan.width), described), bundle, plan
+    return _Viewer(Dataset(path), conversation_encoder, LengthTableRules(plan.share_prefix, plan.width), described), bundle, plan
 
 
 def spelled(row: list[Token] | tuple[Token, ...]) -> list[tuple[str, int]]:
@@ -120,13 +122,15 @@ TEXTS = [*CAPTIONS, "  two  spaces \n\n and lines ", "zero\u200bwidth\u202e", "Ã
 def test_pieces_join_to_the_text_that_was_tokenised(kind: str, text: str) -> None:
     tokenizer = load_tokenizer(kind)
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
-    builder = ConversationEncoder(tokenizer, Template(tokenizer), TextRules(max_tokens=500, grid=(2, 2), tiling=WholeConfig()))
+    conversation_encoder = ConversationEncoder(
+        tokenizer, Template(tokenizer), TextRules(max_tokens=500, grid=(2, 2), tiling=WholeConfig())
+    )
     messages = (Message("user", (Part(), Part("Say it."))), Message("assistant", (Part(text),)))
     layout = WholeConfig().layout(10, 10, (2, 2))
-    pieces = builder.pieces(messages, [layout])
-    row = builder.encode_conversation(messages, [layout])
+    pieces = conversation_encoder.pieces(messages, [layout])
+    row = conversation_encoder.encode_conversation(messages, [layout])
     assert len(pieces) == len(row.ids)
-    assert "".join(pieces) == builder.template.render(messages).replace(IMAGE, "")
+    assert "".join(pieces) == conversation_encoder.template.render(messages).replace(IMAGE, "")
     assert all(pieces[slot] == "" for slot in row.slots)
 
 
@@ -195,9 +199,11 @@ def test_ids_and_pixels_are_in_the_page(tmp_path: Path) -> None:
     described = config_blueprint(run_config(path=str(path)))
     preview(request(path, tmp_path / "p.html", ids=("five",)), described)
     page = (tmp_path / "p.html").read_text("utf-8")
-    builder = described.builder("", 120)
-    row = builder.encode_conversation(builder.conversations(Dataset(path).record(0))[0], builder.layouts(Dataset(path).record(0)))
-    for place in np.flatnonzero(row.ids != builder.image_id)[-4:]:
+    conversation_encoder = described.conversation_encoder("", 120)
+    row = conversation_encoder.encode_conversation(
+        conversation_encoder.conversations(Dataset(path).record(0))[0], conversation_encoder.layouts(Dataset(path).record(0))
+    )
+    for place in np.flatnonzero(row.ids != conversation_encoder.image_id)[-4:]:
         assert f"{place}: id {row.ids[place]} " in page
     reader = read(page.removeprefix("<!doctype html>"))
     assert [name for name, _ in reader.elements].count("img") == 1

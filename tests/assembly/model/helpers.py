@@ -26,9 +26,9 @@ def question(*pictures: int, text: str = "What colour is the dog?") -> Record:
 
 
 def prompt(bundle: ModelBundle, record: Record) -> Prompt:
-    builder = bundle.builder()
-    layouts = builder.layouts(record)
-    row = builder.encode_prompt(record.messages, layouts)
+    conversation_encoder = bundle.conversation_encoder()
+    layouts = conversation_encoder.layouts(record)
+    row = conversation_encoder.encode_prompt(record.messages, layouts)
     if not record.images:
         return Prompt(row, join_visual_indices([], 0))
     preparation, tiling = bundle.processing.preparation, bundle.processing.tiling

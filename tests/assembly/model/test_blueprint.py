@@ -60,7 +60,7 @@ def assert_same(described: Blueprint, bundle: ModelBundle) -> None:
     assert described.processing.preparation == bundle.processing.preparation
     assert described.processing.tiling == bundle.processing.tiling
     assert described.tokenizer.get_vocab() == bundle.tokenizer.get_vocab()
-    assert described.pad_id == bundle.pad_id == bundle.builder().pad_id
+    assert described.pad_id == bundle.pad_id == bundle.conversation_encoder().pad_id
     if described.vlm is not None and bundle.model.connector is not None:
         assert described.connector_shape == bundle.model.connector.shape
     if described.section is not None and described.section.from_ is None:
@@ -69,9 +69,12 @@ def assert_same(described: Blueprint, bundle: ModelBundle) -> None:
             name: value.shape for name, value in bundle.inner.named_parameters()
         }
         assert {value.device.type for value in meta.inner.parameters()} == {"meta"}
-    ours, theirs = described.builder("Look."), bundle.builder("Look.")
+    ours, theirs = described.conversation_encoder("Look."), bundle.conversation_encoder("Look.")
     assert ours.rules == theirs.rules
-    rows = [builder.encode_conversation(RECORD.messages, builder.layouts(RECORD)) for builder in (ours, theirs)]
+    rows = [
+        conversation_encoder.encode_conversation(RECORD.messages, conversation_encoder.layouts(RECORD))
+        for conversation_encoder in (ours, theirs)
+    ]
     assert rows[0].ids.tolist() == rows[1].ids.tolist()
     assert rows[0].spans == rows[1].spans
 
@@ -115,7 +118,7 @@ def test_the_number_of_words_is_that_of_the_smaller_of_tokenizer_and_embedding(
 
 def test_the_pad_id_is_known_without_compiling_a_template(monkeypatch: pytest.MonkeyPatch) -> None:
     described = config_blueprint(run_config(None, LanguageConfig(path=str(decoder_folder("llama")))))
-    expected = described.builder().pad_id
+    expected = described.conversation_encoder().pad_id
     monkeypatch.setattr(inputs, "Template", None)
     assert described.pad_id == expected
 
@@ -141,7 +144,7 @@ def test_a_decoder_alone_has_no_grid() -> None:
     config = run_config(None, LanguageConfig(path=str(decoder_folder("qwen2"))))
     described = config_blueprint(config)
     assert (described.takes_images, described.token_grid, described.tokens_per_crop) == (False, (1, 1), 0)
-    assert described.builder().rules.tiling is None
+    assert described.conversation_encoder().rules.tiling is None
     assert described.facts()["image_size"] is None
 
 

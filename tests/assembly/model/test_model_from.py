@@ -91,7 +91,7 @@ def test_all_parts_together_give_the_stock_models_logits_in_float64(kind: str, r
     bundle = built(**{"from": {"path": str(stock_folder(kind)), "parts": WHOLE}})
     model = bundle.model.double()
     theirs = {name: value.double() if value.is_floating_point() else value for name, value in inputs(kind, bundle, record).items()}
-    layouts = bundle.builder().layouts(record)
+    layouts = bundle.conversation_encoder().layouts(record)
     rows = theirs["pixel_values"]
     if kind == "llava_next":
         rows = torch.cat([crops[: layout.num_crops] for crops, layout in zip(rows, layouts, strict=True)])

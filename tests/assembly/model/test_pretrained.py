@@ -49,7 +49,7 @@ def test_ids_and_pixels_are_those_of_the_models_own_processor(kind: str, bundle:
     pixels = bundle.model.normalise(torch.from_numpy(ours.pixels))
     reference_pixels = theirs["pixel_values"].flatten(0, -4)
     if kind == "llava_next":  # images of fewer tiles are filled up
-        counts = [layout.num_crops for layout in bundle.builder().layouts(record)]
+        counts = [layout.num_crops for layout in bundle.conversation_encoder().layouts(record)]
         reference_pixels = torch.cat([rows[:count] for rows, count in zip(theirs["pixel_values"], counts, strict=True)])
     # two orders of float32 roundings: measured 4.8e-7
     torch.testing.assert_close(pixels, reference_pixels, rtol=0, atol=1e-6)
@@ -86,7 +86,7 @@ def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(
     """Two samples in one row, one with two images, against `forward` of the model itself on each."""
     bundle = read_model(stock_folder(kind))
     bundle.model.double()
-    records, builder = [question(0), question(1, 3)], bundle.builder()
+    records, conversation_encoder = [question(0), question(1, 3)], bundle.conversation_encoder()
     samples, logits = [], []
     with Exact(), torch.no_grad():
         for record in records:
@@ -97,7 +97,7 @@ def test_hidden_states_of_packed_rows_are_those_of_the_stock_forward_in_float64(
         batch = batch_of(samples)
         hidden = bundle.model.hidden(batch)
         ours_SV = hidden.states_SD @ hidden.head.weight_VD.T
-    assert builder.image_id == bundle.inner.config.image_token_id
+    assert conversation_encoder.image_id == bundle.inner.config.image_token_id
     for number, expected in enumerate(logits):
         found = ours_SV[batch.supervision.sample_S == number][-3:]
         # pixels are normalised in float32 by two routes: measured 6e-7 of the largest logit
@@ -168,11 +168,11 @@ def test_answers_skip_a_record_whose_image_is_gone(bundle: ModelBundle, dataset:
     (tmp_path / "set" / records[1].images[0]).unlink()
     assert bundle.processing.preparation is not None
     pictures = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)
-    answers = ModelAnswers(bundle, opened, pictures, GREEDY, bundle.builder(), bf16=False)
+    answers = ModelAnswers(bundle, opened, pictures, GREEDY, bundle.conversation_encoder(), bf16=False)
     queries = [Query(record.id, record, prompt_messages(record, "Describe the image.")) for record in records]
     assert [given.skipped for given in answers.answer(queries[:3], answers.width(queries))] == ["", "image_missing", ""]
     blind = BlindPixelLoader(bundle.processing.preparation, bundle.processing.tiling)
-    unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.builder(), bf16=False).answer(queries[:3], 0)
+    unseen = ModelAnswers(bundle, opened, blind, GREEDY, bundle.conversation_encoder(), bf16=False).answer(queries[:3], 0)
     assert not any(given.skipped for given in unseen)
 
 

@@ -172,7 +172,7 @@ def test_contents_may_be_texts(template: str) -> None:
     bundle = built(WholeConfig(), template)
     processor = SightlineProcessor.of(bundle)
     messages = (Message("system", (Part("Be brief."),)), Message("user", (Part("Who?"),)))
-    expected = bundle.builder().encode_prompt(messages, []).ids.tolist()
+    expected = bundle.conversation_encoder().encode_prompt(messages, []).ids.tolist()
     plain = [{"role": message.role, "content": message.text} for message in messages]
     parts = [{"role": message.role, "content": [{"type": "text", "text": message.text}]} for message in messages]
     for form in (plain, parts):

@@ -182,15 +182,15 @@ def test_every_slot_holds_the_token_of_its_own_image(bundle: ModelBundle, folder
         for unit in reversed(range(len(samples))):
             source, record = corpus.first_member(unit)
             if record.images:
-                expected.extend(alone(bundle, source.builder, corpus, record))
+                expected.extend(alone(bundle, source.conversation_encoder, corpus, record))
     torch.testing.assert_close(filled, torch.cat(expected), rtol=1e-9, atol=1e-9)
 
 
-def alone(bundle: ModelBundle, builder: ConversationEncoder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
+def alone(bundle: ModelBundle, conversation_encoder: ConversationEncoder, corpus: Corpus, record: Record) -> list[torch.Tensor]:
     """What fills the slots of each image of a record, encoded by itself."""
     model, out = bundle.model, []
     assert isinstance(model, SightlineForConditionalGeneration)
-    for number, layout in enumerate(builder.layouts(record)):
+    for number, layout in enumerate(conversation_encoder.layouts(record)):
         one = replace(record, images=record.images[number : number + 1], image_info=record.image_info[number : number + 1])
         assert corpus.visual_inputs is not None
         pixels = corpus.visual_inputs.load(corpus.sources[0].dataset, one).pixels
@@ -204,7 +204,7 @@ def test_a_image_changes_nothing_before_its_place_and_everything_after(bundle: M
     """The second image of `two-turns` stands behind the first answer: that answer cannot know it."""
     sample = next(s for s in samples_of(corpus_of(bundle, folder)) if s.branches[0].record_id == "two-turns")
     assert sample.images is not None
-    layouts = bundle.builder().layouts(
+    layouts = bundle.conversation_encoder().layouts(
         next(r for r in corpus_of(bundle, folder).sources[0].dataset.records() if r.id == "two-turns")
     )
     first = layouts[0].num_crops
@@ -219,12 +219,12 @@ def test_a_image_changes_nothing_before_its_place_and_everything_after(bundle: M
 
 
 def test_what_generate_is_fed_is_the_beginning_of_what_was_trained(bundle: ModelBundle, folder: Path) -> None:
-    builder = bundle.builder(prompt="Say it.")
+    conversation_encoder = bundle.conversation_encoder(prompt="Say it.")
     for record in corpus_of(bundle, folder).sources[0].dataset.records():
-        layouts, conversation = builder.layouts(record), builder.conversations(record)[0]
-        row = builder.encode_conversation(conversation, layouts, verify=True)
+        layouts, conversation = conversation_encoder.layouts(record), conversation_encoder.conversations(record)[0]
+        row = conversation_encoder.encode_conversation(conversation, layouts, verify=True)
         shown = sum(message.num_images for message in conversation[:-1])
-        fed = builder.encode_prompt(conversation[:-1], layouts[:shown])
+        fed = conversation_encoder.encode_prompt(conversation[:-1], layouts[:shown])
         assert row.spans[-1].start == len(fed.ids)
         assert row.ids[: len(fed.ids)].tolist() == fed.ids.tolist()
 

@@ -105,15 +105,17 @@ def test_the_probe_counts_the_choices_of_every_token(tmp_path: Path, scenes: Pat
     assert (told["records"], told["experts_per_token"], len(told["layers"])) == (3, 2, 2)
     assert told["tokens"]["image"] == 3 * 16
     bundle = read_model(locate.model_folder(run))
-    model, builder = bundle.model.inner.eval(), bundle.builder()
+    model, conversation_encoder = bundle.model.inner.eval(), bundle.conversation_encoder()
     dataset, records = open_records(str(scenes), "train", has_images, 3, "")
     loader = PixelLoader(bundle.processing.preparation, bundle.processing.tiling)  # pyrefly: ignore
     chosen: list[list[list[int]]] = [[], []]
     router = model.language.model.network.layers[1].mlp.router
     router.register_forward_hook(lambda module, inputs, output: rows.extend(output[1].tolist()))
     for record in records:
-        layouts = builder.layouts(record)
-        encoded = [builder.encode_conversation(messages, layouts) for messages in builder.conversations(record)]
+        layouts = conversation_encoder.layouts(record)
+        encoded = [
+            conversation_encoder.encode_conversation(messages, layouts) for messages in conversation_encoder.conversations(record)
+        ]
         for number, one in enumerate(encoded):
             rows: list[list[int]] = []
             ids = torch.from_numpy(one.ids)[None].clone()

@@ -42,10 +42,10 @@ def data(path: Path) -> Dataset:
 
 
 def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: Path) -> None:
-    dataset, builder, rules = data(tmp_path), builder_of(), LengthTableRules(row_tokens=120)
+    dataset, conversation_encoder, rules = data(tmp_path), builder_of(), LengthTableRules(row_tokens=120)
     told: list[Left] = []
-    figures = measure_rows(dataset, range(len(dataset)), builder, rules, told.append)
-    units = make_length_table(dataset, range(len(dataset)), builder, rules)
+    figures = measure_rows(dataset, range(len(dataset)), conversation_encoder, rules, told.append)
+    units = make_length_table(dataset, range(len(dataset)), conversation_encoder, rules)
     assert figures.table is not None
     for name in ("tokens", "tokens_unshared", "supervised", "crops", "record", "branch", "begin"):
         assert getattr(figures.table, name).tolist() == getattr(units, name).tolist()
@@ -66,8 +66,8 @@ def test_the_numbers_are_those_of_the_length_table_that_training_uses(tmp_path: 
 
 
 def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
-    dataset, builder = data(tmp_path), builder_of(60)
-    found = asdict(measure_rows(dataset, range(len(dataset)), builder, LengthTableRules()).summary())
+    dataset, conversation_encoder = data(tmp_path), builder_of(60)
+    found = asdict(measure_rows(dataset, range(len(dataset)), conversation_encoder, LengthTableRules()).summary())
     unlimited = builder_of(1000)
     record_ = dataset.record(3)
     length = len(unlimited.encode_conversation(unlimited.conversations(record_)[0], unlimited.layouts(record_)).ids)
@@ -80,8 +80,8 @@ def test_the_length_of_what_is_too_long_is_measured(tmp_path: Path) -> None:
 def test_images_in_a_text_model_are_left_out(tmp_path: Path) -> None:
     tokenizer = load_tokenizer("plain")
     tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
-    builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))
-    found = asdict(measure_rows(data(tmp_path), range(6), builder, LengthTableRules()).summary())
+    conversation_encoder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(max_tokens=60))
+    found = asdict(measure_rows(data(tmp_path), range(6), conversation_encoder, LengthTableRules()).summary())
     assert found["skipped"] == {"image_in_text_model": 10}
     assert found["visual_tokens_per_image"] is None
 
@@ -130,9 +130,9 @@ def test_rows_of_their_own_are_padded_batch_by_batch() -> None:
 
 
 def test_conversations_of_several_sources_stand_one_after_the_other(tmp_path: Path) -> None:
-    dataset, builder = data(tmp_path), builder_of()
-    first = measure_rows(dataset, [0], builder, LengthTableRules())
-    second = measure_rows(dataset, [1, 2, 5], builder, LengthTableRules())
+    dataset, conversation_encoder = data(tmp_path), builder_of()
+    first = measure_rows(dataset, [0], conversation_encoder, LengthTableRules())
+    second = measure_rows(dataset, [1, 2, 5], conversation_encoder, LengthTableRules())
     assert first.table is not None
     assert second.table is not None
     kept = [first.kept_lengths, second.kept_lengths]

@@ -59,9 +59,11 @@ def expanded(kind: str, text: str, slots: int = 4) -> list[int]:
     return [token for token in encoded(kind, text) for _ in range(slots if token == marker else 1)]
 
 
-def refused(builder: ConversationEncoder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True) -> str:
+def refused(
+    conversation_encoder: ConversationEncoder, messages: Sequence[Message], layouts: Sequence[Layout], verify: bool = True
+) -> str:
     with pytest.raises(RecordError) as caught:
-        builder.encode_conversation(messages, layouts, verify)
+        conversation_encoder.encode_conversation(messages, layouts, verify)
     return caught.value.reason
 
 
@@ -79,13 +81,13 @@ def test_answers_and_their_end_tokens_are_supervised(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_stands_before_an_answer_is_what_generate_is_fed(kind: str) -> None:
-    builder = builder_of(kind)
-    row = builder.encode_conversation(TWO_TURNS, [ONE], verify=True)
-    fed = builder.encode_prompt(TWO_TURNS[:3], [ONE])
+    conversation_encoder = builder_of(kind)
+    row = conversation_encoder.encode_conversation(TWO_TURNS, [ONE], verify=True)
+    fed = conversation_encoder.encode_prompt(TWO_TURNS[:3], [ONE])
     assert row.ids[: row.spans[1].start].tolist() == fed.ids.tolist()
     assert fed.slots.tolist() == row.slots.tolist()
-    single = builder.encode_conversation(TWO_TURNS[:2], [ONE], verify=True)
-    assert single.ids[: single.spans[0].start].tolist() == builder.encode_prompt(TWO_TURNS[:1], [ONE]).ids.tolist()
+    single = conversation_encoder.encode_conversation(TWO_TURNS[:2], [ONE], verify=True)
+    assert single.ids[: single.spans[0].start].tolist() == conversation_encoder.encode_prompt(TWO_TURNS[:1], [ONE]).ids.tolist()
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -127,7 +129,7 @@ def test_a_system_message_is_not_supervised(kind: str) -> None:
 
 def test_a_conversation_is_tokenised_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    builder = builder_of("stories")
+    conversation_encoder = builder_of("stories")
     call = PreTrainedTokenizerFast.__call__
 
     def counted(self: PreTrainedTokenizerFast, text: str, **options: Any) -> Any:
@@ -135,7 +137,7 @@ def test_a_conversation_is_tokenised_once_and_whole(monkeypatch: pytest.MonkeyPa
         return call(self, text, **options)
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
-    builder.encode_conversation(TWO_TURNS, [ONE])
+    conversation_encoder.encode_conversation(TWO_TURNS, [ONE])
     assert seen == ["".join(WRITTEN["stories"])]
 
 
@@ -153,21 +155,24 @@ SCRIPTS = st.one_of(
 @settings(deadline=None, max_examples=120)
 @given(kind=st.sampled_from(sorted(KINDS)), text=SCRIPTS)
 def test_answers_in_any_script_come_back_from_the_mask(kind: str, text: str) -> None:
-    builder = kept_builder(kind)
+    conversation_encoder = kept_builder(kind)
     messages = (turn("user", None, "What is it?"), turn("assistant", text))
     try:
-        row = builder.encode_conversation(messages, [ONE], verify=True)
+        row = conversation_encoder.encode_conversation(messages, [ONE], verify=True)
     except RecordError as error:
         # The prompt alone would be cut into other tokens than those that it was trained as.
-        whole, prompt = builder.template.render(messages), builder.template.render(messages[:1], prompt=True)
+        whole, prompt = (
+            conversation_encoder.template.render(messages),
+            conversation_encoder.template.render(messages[:1], prompt=True),
+        )
         assert error.reason == "merged_boundary"  # noqa: PT017
         assert encoded(kind, whole)[: len(encoded(kind, prompt))] != encoded(kind, prompt)
         return
     (span,) = row.spans
-    fed = builder.encode_prompt(messages[:1], [ONE])
+    fed = conversation_encoder.encode_prompt(messages[:1], [ONE])
     assert row.ids[: span.start].tolist() == fed.ids.tolist()
     end = decoded(kind, row.ids[span.end - 1 : span.end])
-    assert end.strip() == builder.template.render(messages).strip()[-len(end.strip()) :]
+    assert end.strip() == conversation_encoder.template.render(messages).strip()[-len(end.strip()) :]
     said = decoded(kind, row.ids[span.start : span.end - 1])
     wanted = unicodedata.normalize("NFC", text) if kind == "qwen3" else text
     if kind in LOSSLESS or kind == "qwen3":
@@ -199,11 +204,11 @@ FRAGMENTS = [
 @settings(deadline=None, max_examples=120)
 @given(kind=st.sampled_from(sorted(KINDS)), parts=st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6))
 def test_nothing_that_a_user_writes_becomes_a_control_token(kind: str, parts: list[str]) -> None:
-    builder = kept_builder(kind)
-    special = builder.special_ids - {builder.tokenizer.unk_token_id}
+    conversation_encoder = kept_builder(kind)
+    special = conversation_encoder.special_ids - {conversation_encoder.tokenizer.unk_token_id}
 
     def controls(text: str) -> list[int]:
-        row = builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE])
+        row = conversation_encoder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE])
         return [token for token in row.ids.tolist() if token in special]
 
     try:
@@ -216,15 +221,15 @@ def test_nothing_that_a_user_writes_becomes_a_control_token(kind: str, parts: li
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_special_token_is_refused_in_every_text(kind: str) -> None:
-    builder = builder_of(kind)
+    conversation_encoder = builder_of(kind)
     for token in tokenizer_of(kind).added_tokens_decoder.values():
         if token.special:
             reason = "placeholder_in_text" if token.content == IMAGE else "special_token_in_text"
             asked = f"What is {token.content} for?"
-            assert refused(builder, (turn("user", None, asked), turn("assistant", SAID)), [ONE]) == reason
-            assert refused(builder, (turn("user", None), turn("assistant", asked)), [ONE]) == reason
+            assert refused(conversation_encoder, (turn("user", None, asked), turn("assistant", SAID)), [ONE]) == reason
+            assert refused(conversation_encoder, (turn("user", None), turn("assistant", asked)), [ONE]) == reason
             with pytest.raises(RecordError) as caught:
-                builder.encode_prompt((turn("user", None, asked),), [ONE])
+                conversation_encoder.encode_prompt((turn("user", None, asked),), [ONE])
             assert caught.value.reason == reason
 
 
@@ -239,9 +244,9 @@ def test_images_take_their_slots_where_they_stand(kind: str) -> None:
         turn("user", None, "Where?"),
         turn("assistant", MORE),
     )
-    builder = builder_of(kind)
-    row = builder.encode_conversation(messages, [ONE] * 3, verify=True)
-    assert row.ids.tolist() == expanded(kind, builder.template.render(messages))
+    conversation_encoder = builder_of(kind)
+    row = conversation_encoder.encode_conversation(messages, [ONE] * 3, verify=True)
+    assert row.ids.tolist() == expanded(kind, conversation_encoder.template.render(messages))
     marker = tokenizer_of(kind).convert_tokens_to_ids(IMAGE)
     assert row.slots.tolist() == np.flatnonzero(row.ids == marker).tolist()
     assert len(row.slots) == 12
@@ -250,7 +255,7 @@ def test_images_take_their_slots_where_they_stand(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
-    builder = builder_of(kind, tiling=SPLIT_TILING)
+    conversation_encoder = builder_of(kind, tiling=SPLIT_TILING)
     layouts = [SPLIT_TILING.layout(30, 20, (2, 2)), SPLIT_TILING.layout(5, 5, (2, 2))]
     messages = (
         turn("user", None, "What runs?"),
@@ -258,8 +263,8 @@ def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
         turn("user", "And here? ", None),
         turn("assistant", MORE),
     )
-    row = builder.encode_conversation(messages, layouts, verify=True)
-    before, between, after = builder.template.render(messages).split(IMAGE)
+    row = conversation_encoder.encode_conversation(messages, layouts, verify=True)
+    before, between, after = conversation_encoder.template.render(messages).split(IMAGE)
     text = before + layouts[0].text + between + layouts[1].text + after
     assert row.ids.tolist() == expanded(kind, text)
     assert len(row.slots) == layouts[0].num_tokens + layouts[1].num_tokens
@@ -271,12 +276,12 @@ def test_tiles_bring_their_tokens_and_move_the_mask(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_images_and_places_must_agree(kind: str) -> None:
-    builder = builder_of(kind)
-    assert refused(builder, TWO_TURNS, []) == "placeholder_count"
-    assert refused(builder, TWO_TURNS, [ONE, ONE]) == "placeholder_count"
+    conversation_encoder = builder_of(kind)
+    assert refused(conversation_encoder, TWO_TURNS, []) == "placeholder_count"
+    assert refused(conversation_encoder, TWO_TURNS, [ONE, ONE]) == "placeholder_count"
     for layouts in ([], [ONE, ONE]):
         with pytest.raises(RecordError) as caught:
-            builder.encode_prompt(TWO_TURNS[:1], layouts)
+            conversation_encoder.encode_prompt(TWO_TURNS[:1], layouts)
         assert caught.value.reason == "placeholder_count"
 
 
@@ -309,9 +314,9 @@ def test_rows_beyond_the_limit_are_skipped_or_cut(kind: str) -> None:
     ],
 )
 def test_images_that_no_layout_can_be_made_of_are_a_records_fault(record: Record, reason: str) -> None:
-    builder = builder_of("tinyvlm", rules(tiling=None if reason == "image_in_text_model" else WHOLE))
+    conversation_encoder = builder_of("tinyvlm", rules(tiling=None if reason == "image_in_text_model" else WHOLE))
     with pytest.raises(RecordError) as caught:
-        builder.layouts(record)
+        conversation_encoder.layouts(record)
     assert caught.value.reason == reason
 
 
@@ -322,11 +327,11 @@ PICTURES = {"images": ("a.png", "b.png"), "image_info": (ImageInfo("0", 4, 4), I
 
 def test_captions_are_answers_to_the_recipes_prompt() -> None:
     record = Record("r", captions=("one", "two"), **PICTURES)
-    builder = builder_of("tinyvlm", rules(prompt="Describe it."))
+    conversation_encoder = builder_of("tinyvlm", rules(prompt="Describe it."))
     asked = turn("user", None, None, "Describe it.")
-    assert builder.conversations(record) == [(asked, turn("assistant", "one")), (asked, turn("assistant", "two"))]
-    assert builder.prompt_messages(record) == (asked,)
-    assert len(builder.layouts(record)) == 2
+    assert conversation_encoder.conversations(record) == [(asked, turn("assistant", "one")), (asked, turn("assistant", "two"))]
+    assert conversation_encoder.prompt_messages(record) == (asked,)
+    assert len(conversation_encoder.layouts(record)) == 2
     first = builder_of("tinyvlm", rules(captions="first"))
     assert first.conversations(record) == [(turn("user", None, None), turn("assistant", "one"))]
     text = Record("t", captions=("alone",))
@@ -335,37 +340,46 @@ def test_captions_are_answers_to_the_recipes_prompt() -> None:
 
 def test_conversations_are_themselves_and_asked_up_to_the_last_answer() -> None:
     record = Record("r", images=("a.png",), image_info=PICTURES["image_info"][:1], messages=TWO_TURNS)
-    builder = builder_of("tinyvlm", rules(prompt="never used"))
-    assert builder.conversations(record) == [TWO_TURNS]
-    assert builder.prompt_messages(record) == TWO_TURNS[:3]
-    assert builder.prompt_messages(Record("q", messages=TWO_TURNS[:1])) == TWO_TURNS[:1]
+    conversation_encoder = builder_of("tinyvlm", rules(prompt="never used"))
+    assert conversation_encoder.conversations(record) == [TWO_TURNS]
+    assert conversation_encoder.prompt_messages(record) == TWO_TURNS[:3]
+    assert conversation_encoder.prompt_messages(Record("q", messages=TWO_TURNS[:1])) == TWO_TURNS[:1]
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_without_images_the_text_stays(kind: str) -> None:
     record = Record("r", images=("a.png",), image_info=PICTURES["image_info"][:1], messages=TWO_TURNS)
-    builder = builder_of(kind, rules(drop_images=True, prompt="Look."))
-    (messages,) = builder.conversations(record)
-    assert builder.layouts(record) == []
-    row = builder.encode_conversation(messages, [], verify=True)
+    conversation_encoder = builder_of(kind, rules(drop_images=True, prompt="Look."))
+    (messages,) = conversation_encoder.conversations(record)
+    assert conversation_encoder.layouts(record) == []
+    row = conversation_encoder.encode_conversation(messages, [], verify=True)
     assert row.ids.tolist() == expanded(kind, "".join(WRITTEN[kind]).replace(IMAGE, ""))
     assert spoken(kind, row) == [WRITTEN[kind][1].strip(), WRITTEN[kind][3].strip()]
     captions = Record("c", captions=("x",), **PICTURES)
-    assert builder.prompt_messages(captions) == (turn("user", "Look."),)
+    assert conversation_encoder.prompt_messages(captions) == (turn("user", "Look."),)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_captions_of_a_image_share_what_they_have_in_common(kind: str) -> None:
-    builder = builder_of(kind)
+    conversation_encoder = builder_of(kind)
     texts = ["A brown dog runs.", "A brown ball.", "Two children."]
-    rows = [builder.encode_conversation((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True) for text in texts]
+    rows = [
+        conversation_encoder.encode_conversation((turn("user", None, "?"), turn("assistant", text)), [ONE], verify=True)
+        for text in texts
+    ]
     prefix = shared_prefix(rows)
     assert all(row.ids[:prefix].tolist() == rows[0].ids[:prefix].tolist() for row in rows)
     assert prefix == rows[0].spans[0].start > rows[0].slots[-1]
     # Unequal before the last image: nothing can be shared. Unequal questions: what stands before them can.
-    others = [builder.encode_conversation((turn("user", text, None), turn("assistant", SAID)), [ONE]) for text in ("Left", "Right")]
+    others = [
+        conversation_encoder.encode_conversation((turn("user", text, None), turn("assistant", SAID)), [ONE])
+        for text in ("Left", "Right")
+    ]
     assert shared_prefix(others) == 0
-    asked = [builder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE]) for text in ("Who?", "What?")]
+    asked = [
+        conversation_encoder.encode_conversation((turn("user", None, text), turn("assistant", SAID)), [ONE])
+        for text in ("Who?", "What?")
+    ]
     assert asked[0].slots[-1] < shared_prefix(asked) < asked[0].spans[0].start
 
 

@@ -70,7 +70,7 @@ def _likelihoods(
     """Returns the log-probability of each text with its own image and with another record's, for records that have both."""
     bundle = model.bundle
     prompt = bundle.processing.prompt
-    answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.builder(prompt), model.runtime.bf16)
+    answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.conversation_encoder(prompt), model.runtime.bf16)
 
     def scores(shown: Sequence[Record]) -> dict[str, float]:
         queries = [Query(r.id, r, prompt_messages(r, prompt), "likelihood", (texts[r.id],)) for r in shown]

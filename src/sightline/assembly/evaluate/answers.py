@@ -29,7 +29,7 @@ class ModelAnswers:
         dataset: holds the images.
         visual_loader: fills visual slots; a control replaces them.
         decoding: greedy by default.
-        builder: makes prompts.
+        conversation_encoder: makes prompts.
         bf16: arithmetic of the machine.
         examples: what stands before the questions, by record id.
     """
@@ -40,12 +40,12 @@ class ModelAnswers:
         dataset: Dataset,
         visual_loader: VisualInputLoader | None,
         decoding: DecodingConfig,
-        builder: ConversationEncoder,
+        conversation_encoder: ConversationEncoder,
         bf16: bool,
         examples: Mapping[str, Sequence[FewShotExample]] | None = None,
     ) -> None:
         self.bundle, self.dataset, self.visual_loader = bundle, dataset, visual_loader
-        self.decoding, self.builder, self.bf16 = decoding, builder, bf16
+        self.decoding, self.conversation_encoder, self.bf16 = decoding, conversation_encoder, bf16
         self.examples: Mapping[str, Sequence[FewShotExample]] = examples or {}
         self.positions = max_sequence_length(bundle.inner.config.get_text_config(decoder=True))
 
@@ -92,13 +92,15 @@ class ModelAnswers:
         examples, per_crop = self.examples.get(query.record.id, ()), self.bundle.tokens_per_crop
         try:
             self._encode_prompt(query)
-            return make_prompt(self.dataset, query.record, self.builder, self.visual_loader, per_crop, examples, query.messages)
+            return make_prompt(
+                self.dataset, query.record, self.conversation_encoder, self.visual_loader, per_crop, examples, query.messages
+            )
         except RecordError as error:
             return error
 
     def _encode_prompt(self, query: Query) -> EncodedConversation:
         """The row of a prompt behind which the decoder can place an answer."""
-        row, _ = encode_prompt(query.record, self.builder, self.examples.get(query.record.id, ()), query.messages)
+        row, _ = encode_prompt(query.record, self.conversation_encoder, self.examples.get(query.record.id, ()), query.messages)
         if len(row.ids) + self.decoding.max_new_tokens > self.positions:
             raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")
         return row
@@ -121,11 +123,11 @@ class ModelAnswers:
         }
 
     def _candidates(self, query: Query) -> list[Sample] | RecordError:
-        examples, builder = self.examples.get(query.record.id, ()), self._scoring_builder
+        examples, conversation_encoder = self.examples.get(query.record.id, ()), self._scoring_builder
         try:
-            turns, layouts = conversation_of(query.record, query.messages, builder, examples)
+            turns, layouts = conversation_of(query.record, query.messages, conversation_encoder, examples)
             rows = [self._candidate(turns, candidate, layouts) for candidate in query.candidates]
-            inputs = visual_inputs_of(self.dataset, query.record, builder, self.visual_loader, examples)
+            inputs = visual_inputs_of(self.dataset, query.record, conversation_encoder, self.visual_loader, examples)
         except RecordError as error:
             return error
         return branch_samples(rows, query.record.id, layouts, VisualInputs.joined(inputs), self.bundle.tokens_per_crop)
@@ -140,7 +142,7 @@ class ModelAnswers:
 
     @cached_property
     def _scoring_builder(self) -> ConversationEncoder:
-        rules = replace(self.builder.rules, supervise="assistant", max_tokens=self.positions, too_long="skip")
+        rules = replace(self.conversation_encoder.rules, supervise="assistant", max_tokens=self.positions, too_long="skip")
         return ConversationEncoder(self.bundle.tokenizer, self.bundle.template, rules)
 
     def _log_probabilities(self, samples: Sequence[Sample]) -> list[float]:

@@ -95,13 +95,13 @@ class ChatModel:
         preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
         if images and preparation is None:
             raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
-        builder = self.bundle.builder()
+        conversation_encoder = self.bundle.conversation_encoder()
         try:
             opened = [open_image(Path(image)) if isinstance(image, str | os.PathLike) else image_of(image) for image in images]
             infos = tuple(ImageInfo("", image.width, image.height) for image in opened)
             record = Record("-", tuple(f"image {number}" for number in range(len(images))), infos, messages)
-            layouts = builder.layouts(record)
-            row = builder.encode_prompt(messages, layouts)
+            layouts = conversation_encoder.layouts(record)
+            row = conversation_encoder.encode_prompt(messages, layouts)
         except RecordError as error:
             raise UsageError(f"{error.message} ({error.reason}).") from error
         limit = self.bundle.processing.max_tokens

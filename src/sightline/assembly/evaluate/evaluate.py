@@ -288,7 +288,7 @@ def _answers(
     if bundle.pairs is not None and visual_loader is not None:
         return SimilarityAnswers(bundle, dataset, visual_loader, bf16, asked)
     _refuse_embeddings(task, asked)
-    return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.builder(prompt), bf16, examples)
+    return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.conversation_encoder(prompt), bf16, examples)
 
 
 def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:

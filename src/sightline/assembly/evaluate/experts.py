@@ -36,7 +36,7 @@ def probe_experts(
     decoder = bundle.model.language
     if loader is None:
         raise UsageError("the model takes text only; the probe compares tokens of images and of text.", "Name another run.")
-    builder, skipped = bundle.builder(), Counter[str]()
+    conversation_encoder, skipped = bundle.conversation_encoder(), Counter[str]()
     per_token = int(getattr(text_config(decoder), "num_experts_per_tok", None) or 0)
     total: np.ndarray | None = None
     tokens, used = dict.fromkeys(KINDS, 0), 0
@@ -44,7 +44,7 @@ def probe_experts(
         for record in records:
             bar.step(1)
             try:
-                samples = record_samples(bundle, dataset, record, builder, loader)
+                samples = record_samples(bundle, dataset, record, conversation_encoder, loader)
             except RecordError as error:
                 skipped[error.reason] += 1
                 continue

@@ -55,20 +55,20 @@ def gains(
     """
     if not bundle.model.takes_images or loader is None:
         raise UsageError("visual gain needs a vision-language model; this one is a decoder alone.", "Name another run.")
-    builder = bundle.builder()
+    conversation_encoder = bundle.conversation_encoder()
     ready: list[tuple[Record, list[Sample]]] = []
     with progress("gain", count) as bar:
         for record in records:
             bar.step(1)
             try:
-                ready.append((record, record_samples(bundle, dataset, record, builder, loader)))
+                ready.append((record, record_samples(bundle, dataset, record, conversation_encoder, loader)))
             except RecordError as error:
                 skipped[error.reason] += 1
             if len(ready) == BATCH:
-                yield from _gains_of(ready, bundle, builder, bf16)
+                yield from _gains_of(ready, bundle, conversation_encoder, bf16)
                 ready = []
         if ready:
-            yield from _gains_of(ready, bundle, builder, bf16)
+            yield from _gains_of(ready, bundle, conversation_encoder, bf16)
 
 
 def probe_gain(
@@ -130,27 +130,27 @@ def small_image(dataset: Dataset, record: Record) -> bytes | None:
 
 
 def record_samples(
-    bundle: ModelBundle, dataset: Dataset, record: Record, builder: ConversationEncoder, loader: VisualInputLoader
+    bundle: ModelBundle, dataset: Dataset, record: Record, conversation_encoder: ConversationEncoder, loader: VisualInputLoader
 ) -> list[Sample]:
     """All texts of a record as branches of one sample, or each as its own where they share no prefix with the images."""
-    layouts = builder.layouts(record)
+    layouts = conversation_encoder.layouts(record)
     if not layouts:
         raise RecordError("no_image", "the record has no image")
-    rows = [builder.encode_conversation(messages, layouts) for messages in builder.conversations(record)]
+    rows = [conversation_encoder.encode_conversation(messages, layouts) for messages in conversation_encoder.conversations(record)]
     return branch_samples(rows, record.id, layouts, loader.load(dataset, record), bundle.tokens_per_crop)
 
 
 def _gains_of(
-    ready: list[tuple[Record, list[Sample]]], bundle: ModelBundle, builder: ConversationEncoder, bf16: bool
+    ready: list[tuple[Record, list[Sample]]], bundle: ModelBundle, conversation_encoder: ConversationEncoder, bf16: bool
 ) -> Iterator[TextGain]:
     samples = [sample for _, own in ready for sample in own]
     values = _gain_of_targets(samples, bundle, bf16)
     at = 0
     for record, own in ready:
-        layouts = builder.layouts(record)
+        layouts = conversation_encoder.layouts(record)
         branches = [branch for sample in own for branch in sample.branches]
-        for number, (branch, messages) in enumerate(zip(branches, builder.conversations(record), strict=True)):
-            pieces = builder.pieces(messages, layouts)
+        for number, (branch, messages) in enumerate(zip(branches, conversation_encoder.conversations(record), strict=True)):
+            pieces = conversation_encoder.pieces(messages, layouts)
             places = [place for span in branch.spans for place in range(span.start, span.end)]
             found = values[at : at + len(places)]
             at += len(places)

@@ -95,7 +95,7 @@ def likelihood_scoring(
         raise UsageError(f"split {split!r} has no record for task {spec.task!r} to choose alpha on.", "Give --alpha.")
     bundle = opened.bundle
     loader = opened.visual_loader([(dataset, split)])
-    answers = ModelAnswers(bundle, dataset, loader, decoding, bundle.builder(prompt), opened.runtime.bf16)
+    answers = ModelAnswers(bundle, dataset, loader, decoding, bundle.conversation_encoder(prompt), opened.runtime.bf16)
     own = {key: value for key, value in settings.items() if key not in _OF_THE_QUESTIONS} | {
         "split": split,
         "records": [query.id for query in queries],

@@ -156,7 +156,7 @@ def _preferences(opened: OpenedModel, dataset: Dataset, seen: Evaluation) -> lis
     ]
     loader = opened.visual_loader([(dataset, spec.split)])
     bundle = opened.bundle
-    answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.builder(seen.prompt), opened.runtime.bf16)
+    answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.conversation_encoder(seen.prompt), opened.runtime.bf16)
     weights = weights_hash(opened.folder)
     margins = [
         _margins(answers, asked, seen.folder / f"counterfactual-{name}", weights, spec)

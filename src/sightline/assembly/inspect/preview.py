@@ -63,8 +63,8 @@ def preview(request: PreviewRequest, blueprint: Blueprint) -> dict[str, Any]:
     dataset = open_dataset(request.folder)
     data = _data_section(blueprint, request.stage)
     prompt = prompt_for(data, request.folder)
-    builder = blueprint.stage_builder(data, prompt)
-    viewer = _Viewer(dataset, builder, LengthTableRules(data.share_prefix, data.width), blueprint)
+    conversation_encoder = blueprint.stage_builder(data, prompt)
+    viewer = _Viewer(dataset, conversation_encoder, LengthTableRules(data.share_prefix, data.width), blueprint)
     chosen = _chosen(dataset, request)
     samples = viewer.samples(chosen, request.split)
     facts: dict[str, Node] = {
@@ -137,8 +137,10 @@ class _ConversationCollector:
 class _Viewer:
     """Builds the samples of a data set for the page."""
 
-    def __init__(self, dataset: Dataset, builder: ConversationEncoder, rules: LengthTableRules, blueprint: Blueprint) -> None:
-        self.dataset, self.builder, self.rules = dataset, builder, rules
+    def __init__(
+        self, dataset: Dataset, conversation_encoder: ConversationEncoder, rules: LengthTableRules, blueprint: Blueprint
+    ) -> None:
+        self.dataset, self.conversation_encoder, self.rules = dataset, conversation_encoder, rules
         self.collected = _ConversationCollector()
         processing = blueprint.processing
         self.loader = None
@@ -148,7 +150,9 @@ class _Viewer:
     def samples(self, chosen: Sequence[int], split: str) -> list[PreviewedSample]:
         """Returns the samples of records as training builds them, with the reasons for skipped conversations."""
         around = [self._neighbours(index, split) for index in chosen]
-        table = make_length_table(self.dataset, list(dict.fromkeys(chain(*around))), self.builder, self.rules, self.collected)
+        table = make_length_table(
+            self.dataset, list(dict.fromkeys(chain(*around))), self.conversation_encoder, self.rules, self.collected
+        )
         members_of = {index: table.members(at) for at in reversed(range(len(table))) for index, _ in table.members(at)}
         samples: dict[tuple[object, ...], PreviewedSample] = {}  # two records of one sample are shown once
         for index in chosen:
@@ -201,22 +205,22 @@ class _Viewer:
 
     def _tokens(self, record: Record, branch: int, row: EncodedConversation) -> list[Token]:
         """Returns every token of an encoded conversation with its text, kind and id."""
-        messages = self.builder.conversations(record)[branch]
-        pieces = self.builder.pieces(messages, self.builder.layouts(record))
+        messages = self.conversation_encoder.conversations(record)[branch]
+        pieces = self.conversation_encoder.pieces(messages, self.conversation_encoder.layouts(record))
         pieces += [""] * (len(row.ids) - len(pieces))  # padding
         supervised = np.zeros(len(row.ids), dtype=bool)
         for span in row.spans:
             supervised[span.start : span.end] = True
-        names = self.builder.tokenizer.convert_ids_to_tokens(row.ids.tolist())
+        names = self.conversation_encoder.tokenizer.convert_ids_to_tokens(row.ids.tolist())
         return [
             self._token(int(id_), str(name), piece, bool(is_label), place)
             for place, (id_, name, piece, is_label) in enumerate(zip(row.ids, names, pieces, supervised, strict=False))
         ]
 
     def _token(self, id_: int, name: str, piece: str, is_supervised: bool, place: int) -> Token:
-        if id_ == self.builder.image_id:
+        if id_ == self.conversation_encoder.image_id:
             return Token(IMAGE, "visual", f"id {id_}")
-        is_special = id_ in self.builder.special_ids
+        is_special = id_ in self.conversation_encoder.special_ids
         kind: TokenKind = "supervised" if is_supervised else "special" if is_special else "plain"
         text = piece or (name if is_special else "")
         return Token(text, kind, f"{place}: id {id_} {name}", is_markup=is_special)

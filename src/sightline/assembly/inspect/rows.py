@@ -99,16 +99,16 @@ class _RowMeasurements:
     def rows(self, data: DataConfig, dataset: Dataset, split: str, prompt: str) -> RowFigures:
         """Measures the rows of a split, or returns them where they were measured before."""
         rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
-        builder = self.blueprint.stage_builder(data, prompt)
+        conversation_encoder = self.blueprint.stage_builder(data, prompt)
         is_trained_on = any(Path(source.path) == dataset.path and source.split == split for source in sources_of(data))
         noise = (data.noise, data.noise_seed) if is_trained_on else (0.0, 0)
-        key = (dataset.path, split, builder.template.source, builder.rules, rules, noise)
+        key = (dataset.path, split, conversation_encoder.template.source, conversation_encoder.rules, rules, noise)
         if key not in self._known:
             folder = list(self.datasets.values()).index(dataset)
             indices = [i for i in dataset.split_indices(split).tolist() if (folder, i) not in self.checked.unreadable]
             name = next(name for name, other, part in self.splits() if other is dataset and part == split)
             noisy = with_noise(dataset, split, *noise)
-            self._known[key] = measure_rows(noisy, indices, builder, rules, lambda left: self.on_skip(name, left))
+            self._known[key] = measure_rows(noisy, indices, conversation_encoder, rules, lambda left: self.on_skip(name, left))
         return self._known[key]
 
 

@@ -45,7 +45,7 @@ class ModelInputs:
     def pad_id(self) -> int:
         return pad_id_of(self.tokenizer)
 
-    def builder(
+    def conversation_encoder(
         self,
         prompt: str | None = None,
         max_tokens: int | None = None,
@@ -80,7 +80,9 @@ class ModelInputs:
             prompt: of one source of a mixture, instead of `data.prompt`.
         """
         captions = "all" if data.captions == "one" else data.captions  # `one` is refused for decoders
-        return self.for_stage(data).builder(prompt, too_long=data.too_long, captions=captions, drop_images=data.drop_images)
+        return self.for_stage(data).conversation_encoder(
+            prompt, too_long=data.too_long, captions=captions, drop_images=data.drop_images
+        )
 
     def for_stage(self, data: DataConfig) -> Self:
         """Returns the same model with the prompt, template, supervision and row length of a stage, which evaluation uses later."""
@@ -94,11 +96,13 @@ class ModelInputs:
 
         A model that is trained on a template without one never learns to stop.
         """
-        builder = self.builder(max_tokens=1 << 16, supervise="assistant")  # whatever the data's limit and policy
+        conversation_encoder = self.conversation_encoder(
+            max_tokens=1 << 16, supervise="assistant"
+        )  # whatever the data's limit and policy
         turn = (Message("user", (Part("a"),)), Message("assistant", (Part("a"),)))
-        row = builder.encode_conversation(turn, [])
+        row = conversation_encoder.encode_conversation(turn, [])
         last = int(row.ids[row.spans[-1].end - 1])
-        return last if last in builder.special_ids else None
+        return last if last in conversation_encoder.special_ids else None
 
     def data_section(self) -> DataConfig:
         """Returns a data section with the rules that the model was trained with, for a model without a run's configuration."""

@@ -45,11 +45,11 @@ def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Sour
     """Returns all samples of a source, each drawn once an epoch."""
     dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
-    builder = bundle.stage_builder(data, prompt)
+    conversation_encoder = bundle.stage_builder(data, prompt)
     rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
-    units = load_length_table(dataset, source.split, builder, rules, Path(source.path) / CACHE)
+    units = load_length_table(dataset, source.split, conversation_encoder, rules, Path(source.path) / CACHE)
     name = source.name or Path(source.path).name
-    return Source(name, dataset, units, builder, len(units), dataset.is_sharded)
+    return Source(name, dataset, units, conversation_encoder, len(units), dataset.is_sharded)
 
 
 def visual_input_loader(bundle: ModelBundle, data: DataConfig) -> VisualInputLoader | None:

@@ -127,7 +127,7 @@ def generated_texts(
     prompts: list[tuple[Query, Prompt]] = []
     for source, query in _queries(corpus, count, task):
         with contextlib.suppress(RecordError):
-            args = (source.dataset, query.record, source.builder, corpus.visual_inputs, bundle.tokens_per_crop, ())
+            args = (source.dataset, query.record, source.conversation_encoder, corpus.visual_inputs, bundle.tokens_per_crop, ())
             prompts.append((query, make_prompt(*args, query.messages)))
     width = max((len(prompt.row.ids) for _, prompt in prompts), default=0)
     decoding = DecodingConfig(max_new_tokens=MAX_NEW_TOKENS)
@@ -148,9 +148,9 @@ def _queries(corpus: Corpus, count: int, task: Task | None) -> Iterator[tuple[So
         if (source.name, record.id) in seen:
             continue
         seen.add((source.name, record.id))
-        prompt = source.builder.rules.prompt
+        prompt = source.conversation_encoder.rules.prompt
         if task is None:
-            yield source, Query(record.id, record, source.builder.prompt_messages(record))
+            yield source, Query(record.id, record, source.conversation_encoder.prompt_messages(record))
         elif task.asks(record):
             for query in task.queries(record, prompt if task.prompt is None else task.prompt):
                 yield source, query

@@ -27,7 +27,7 @@ class Source:
         name: for the log.
         dataset: the records.
         table: length table of the samples that may be drawn.
-        builder: encodes this data set's conversations.
+        conversation_encoder: encodes this data set's conversations.
         samples_per_epoch: samples drawn per epoch; more or fewer than the table has repeat or leave out some.
         windowed: shuffle within windows over shards instead of permuting all samples.
     """
@@ -35,7 +35,7 @@ class Source:
     name: str
     dataset: Dataset
     table: LengthTable
-    builder: ConversationEncoder
+    conversation_encoder: ConversationEncoder
     samples_per_epoch: int
     windowed: bool = False
 
@@ -145,11 +145,11 @@ class Corpus:
         members, encodings = source.table.members(position), source.table.encoded(position)
         records = {record: source.dataset.record(record) for record in dict(members)}  # several captions may be of one record
         first = records[members[0][0]]
-        layouts = source.builder.layouts(first)
+        layouts = source.conversation_encoder.layouts(first)
         if encodings is None:
-            conversations = {key: source.builder.conversations(record) for key, record in records.items()}
-            encodings = [source.builder.encode(conversations[key][branch], layouts) for key, branch in members]
-        encoded = [source.builder.with_layouts(encoding, layouts) for encoding in encodings]
+            conversations = {key: source.conversation_encoder.conversations(record) for key, record in records.items()}
+            encodings = [source.conversation_encoder.encode(conversations[key][branch], layouts) for key, branch in members]
+        encoded = [source.conversation_encoder.with_layouts(encoding, layouts) for encoding in encodings]
         ids = [records[key].id for key, _ in members]
         return text_sample(encoded, ids, layouts, self.tokens_per_crop, number), source, first
 

@@ -1,6 +1,6 @@
 """Measures a data set under a configuration: lengths in tokens, supervised tokens, skipped conversations, fill of rows.
 
-Everything is counted by the code that trains: the same builder, the same length table, the same epoch plan.
+Everything is counted by the code that trains: the same conversation_encoder, the same length table, the same epoch plan.
 """
 
 from array import array
@@ -117,12 +117,12 @@ class RowFigures:
     """Numbers about the rows of one split; shown every conversation while the length table is made.
 
     Attributes:
-        builder: makes the rows.
+        conversation_encoder: makes the rows.
         on_skip: called with each conversation that is left out.
         table: the length table, once it is made.
     """
 
-    builder: ConversationEncoder
+    conversation_encoder: ConversationEncoder
     on_skip: Callable[[Left], None] = lambda left: None
     table: LengthTable | None = None
     longest: LongestConversation = LongestConversation()
@@ -152,9 +152,13 @@ class RowFigures:
             self.first_skipped.append(left)
         self.on_skip(left)
         if error.reason == "too_long":
-            rules = replace(self.builder.rules, max_tokens=UNLIMITED, supervise="assistant")
-            endless = ConversationEncoder(self.builder.tokenizer, self.builder.template, rules)
-            length = len(endless.encode_conversation(self.builder.conversations(record)[branch], self.builder.layouts(record)).ids)
+            rules = replace(self.conversation_encoder.rules, max_tokens=UNLIMITED, supervise="assistant")
+            endless = ConversationEncoder(self.conversation_encoder.tokenizer, self.conversation_encoder.template, rules)
+            length = len(
+                endless.encode_conversation(
+                    self.conversation_encoder.conversations(record)[branch], self.conversation_encoder.layouts(record)
+                ).ids
+            )
             self._too_long.append(length)
             self._measure(length, record.id)
 
@@ -180,7 +184,7 @@ class RowFigures:
             left_out=self.first_skipped,
             tokens=spread(self._lengths),
             too_long=spread(self._too_long),
-            max_tokens=self.builder.rules.max_tokens,
+            max_tokens=self.conversation_encoder.rules.max_tokens,
             longest=self.longest,
             supervised=spread(self._supervised),
             supervised_share=sum(self._supervised) / alone if alone else 0.0,
@@ -197,7 +201,7 @@ class RowFigures:
 def measure_rows(
     dataset: Dataset,
     indices: Iterable[int],
-    builder: ConversationEncoder,
+    conversation_encoder: ConversationEncoder,
     rules: LengthTableRules,
     on_skip: Callable[[Left], None] = lambda left: None,
 ) -> RowFigures:
@@ -206,12 +210,12 @@ def measure_rows(
     Args:
         dataset: holds the records.
         indices: of the records, in order.
-        builder: makes rows.
+        conversation_encoder: makes rows.
         rules: how conversations of one image are grouped.
         on_skip: called with each conversation that is left out.
     """
-    figures = RowFigures(builder, on_skip)
-    figures.table = make_length_table(dataset, indices, builder, rules, figures)
+    figures = RowFigures(conversation_encoder, on_skip)
+    figures.table = make_length_table(dataset, indices, conversation_encoder, rules, figures)
     return figures
 
 

@@ -61,11 +61,13 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             found = datasets.load_from_disk(str(path))
             tally.use(*path.rglob("*"))
         else:
-            builder = datasets.load_dataset_builder(str(path), options.subset or None, revision=options.revision or None)
-            used = {str(file) for files in (builder.config.data_files or {}).values() for file in files}
+            conversation_encoder = datasets.load_dataset_builder(
+                str(path), options.subset or None, revision=options.revision or None
+            )
+            used = {str(file) for files in (conversation_encoder.config.data_files or {}).values() for file in files}
             tally.use(*map(Path, used))
-            _count_remote_files(builder.base_path or "", used, datasets.config.HF_ENDPOINT, tally)
-            found = builder.as_streaming_dataset()
+            _count_remote_files(conversation_encoder.base_path or "", used, datasets.config.HF_ENDPOINT, tally)
+            found = conversation_encoder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
     splits = found if isinstance(found, dict) else {str(found.split or "train"): found}

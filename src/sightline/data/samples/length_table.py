@@ -168,24 +168,24 @@ class LengthTableRules:
     max_skipped: float = 0.01
 
 
-def table_key(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> str:
+def table_key(dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules) -> str:
     """Returns the cache key of a length table: a hash of everything that it depends on."""
-    tokenizer = builder.tokenizer
+    tokenizer = conversation_encoder.tokenizer
     parts = {
         "version": TABLE_VERSION,
         "dataset": dataset.fingerprint,
         "split": split,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "template": builder.template.source,
-        "prompt": builder.rules.prompt,
-        "supervise": builder.rules.supervise,
-        "max_tokens": builder.rules.max_tokens,
-        "too_long": builder.rules.too_long,
-        "grid": list(builder.rules.grid),
-        "tiling": builder.rules.tiling.key() if builder.rules.tiling else None,
-        "captions": builder.rules.captions,
-        "drop_images": builder.rules.drop_images,
+        "template": conversation_encoder.template.source,
+        "prompt": conversation_encoder.rules.prompt,
+        "supervise": conversation_encoder.rules.supervise,
+        "max_tokens": conversation_encoder.rules.max_tokens,
+        "too_long": conversation_encoder.rules.too_long,
+        "grid": list(conversation_encoder.rules.grid),
+        "tiling": conversation_encoder.rules.tiling.key() if conversation_encoder.rules.tiling else None,
+        "captions": conversation_encoder.rules.captions,
+        "drop_images": conversation_encoder.rules.drop_images,
         "share_prefix": rules.share_prefix,
         "row_tokens": rules.row_tokens,
     }
@@ -193,13 +193,13 @@ def table_key(dataset: Dataset, split: str, builder: ConversationEncoder, rules:
 
 
 def load_length_table(
-    dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, cache: Path | None
+    dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules, cache: Path | None
 ) -> LengthTable:
     """Reads the length table of a split from the cache, or makes and caches it.
 
     Args:
         dataset, split: the data.
-        builder: encodes conversations.
+        conversation_encoder: encodes conversations.
         rules: how branches are grouped.
         cache: folder of cached tables; None caches nothing.
 
@@ -207,16 +207,18 @@ def load_length_table(
         SkipLimitError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
     """
     if cache is None:
-        table = _make_in_memory(dataset, split, builder, rules)
+        table = _make_in_memory(dataset, split, conversation_encoder, rules)
     else:
-        key = table_key(dataset, split, builder, rules)
-        table = _read_or_write(cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, builder, rules)
+        key = table_key(dataset, split, conversation_encoder, rules)
+        table = _read_or_write(
+            cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, conversation_encoder, rules
+        )
     check_trainable(table, rules.max_skipped, split)
     return table
 
 
 def _read_or_write(
-    lengths: Path, tokens: Path, dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules
+    lengths: Path, tokens: Path, dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules
 ) -> LengthTable:
     """Reads the table from its two files, or makes and writes it; keeps it in memory where the folder cannot be written."""
     table = read_table(lengths, tokens)
@@ -225,26 +227,28 @@ def _read_or_write(
     try:
         lengths.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(tokens, "wb") as file:
-            table, begin = _make_with_texts(dataset, split, builder, rules, file)
+            table, begin = _make_with_texts(dataset, split, conversation_encoder, rules, file)
         _write_lengths(lengths, table, begin)
     except (OSError, StorageError) as error:
         logger.info("the length table cannot be cached and is kept in memory: %s", error)
-        return _make_in_memory(dataset, split, builder, rules)
+        return _make_in_memory(dataset, split, conversation_encoder, rules)
     return replace(table, texts=TokenTable(tokens, begin))
 
 
-def _make_in_memory(dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules) -> LengthTable:
+def _make_in_memory(
+    dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules
+) -> LengthTable:
     file = BytesIO()
-    table, begin = _make_with_texts(dataset, split, builder, rules, file)
+    table, begin = _make_with_texts(dataset, split, conversation_encoder, rules, file)
     return replace(table, texts=TokenTable(file.getvalue(), begin))
 
 
 def _make_with_texts(
-    dataset: Dataset, split: str, builder: ConversationEncoder, rules: LengthTableRules, file: IO[bytes]
+    dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules, file: IO[bytes]
 ) -> tuple[LengthTable, Int[np.ndarray, " conversations_and_end"]]:
     """Makes the table and writes the tokens; returns the table and where each conversation begins in the file."""
     writer = TokenWriter(file)
-    table = make_length_table(dataset, dataset.split_indices(split), builder, rules, texts=writer)
+    table = make_length_table(dataset, dataset.split_indices(split), conversation_encoder, rules, texts=writer)
     return table, writer.begin
 
 
@@ -277,7 +281,7 @@ class LengthObserver(Protocol):
 def make_length_table(
     dataset: Dataset,
     indices: Iterable[int],
-    builder: ConversationEncoder,
+    conversation_encoder: ConversationEncoder,
     rules: LengthTableRules,
     observer: LengthObserver | None = None,
     texts: TokenWriter | None = None,
@@ -287,12 +291,12 @@ def make_length_table(
     Args:
         dataset: the data set of the records.
         indices: indices of the records, in order.
-        builder: encodes conversations.
+        conversation_encoder: encodes conversations.
         rules: how branches are grouped.
         observer: is called with each conversation.
         texts: receives each tokenised conversation that can be trained on, in the order of the members.
     """
-    reader = _Reader(dataset, builder, observer, texts)
+    reader = _Reader(dataset, conversation_encoder, observer, texts)
     samples: list[tuple[list[tuple[int, int]], int, int, int, int]] = []
     indices = list(indices)
     with progress("tokenising", len(indices)) as bar:
@@ -328,18 +332,18 @@ class _Reader:
     """Encodes the conversations of records and counts by reason those that cannot be trained on."""
 
     dataset: Dataset
-    builder: ConversationEncoder
+    conversation_encoder: ConversationEncoder
     observer: LengthObserver | None
     texts: TokenWriter | None
     skipped: Counter[str] = field(default_factory=Counter)
 
     def conversations(self, record: Record) -> Iterator[tuple[int, EncodedConversation, int]]:
         """Yields index, encoded conversation and number of crops of each conversation of a record that can be trained on."""
-        for branch, messages in enumerate(self.builder.conversations(record)):
+        for branch, messages in enumerate(self.conversation_encoder.conversations(record)):
             try:
-                layouts = self.builder.layouts(record)
-                encoding = self.builder.encode(messages, layouts, verify=True)
-                encoded = self.builder.with_layouts(encoding, layouts)
+                layouts = self.conversation_encoder.layouts(record)
+                encoding = self.conversation_encoder.encode(messages, layouts, verify=True)
+                encoded = self.conversation_encoder.with_layouts(encoding, layouts)
             except RecordError as error:
                 self.skipped[error.reason] += 1
                 if self.observer is not None:

@@ -52,22 +52,22 @@ class FewShotExample:
 
 
 def conversation_of(
-    record: Record, messages: Sequence[Message], builder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
+    record: Record, messages: Sequence[Message], conversation_encoder: ConversationEncoder, examples: Sequence[FewShotExample] = ()
 ) -> tuple[list[Message], list[Layout]]:
     """Returns the turns of the examples followed by `messages`, and the layouts of all images; opens no image.
 
     Raises:
         RecordError: an image cannot be used.
     """
-    turns = [turn for example in examples for turn in builder.conversations(example.record)[0]]
-    layouts = [layout for example in examples for layout in builder.layouts(example.record)]
-    return [*turns, *messages], [*layouts, *builder.layouts(record)]
+    turns = [turn for example in examples for turn in conversation_encoder.conversations(example.record)[0]]
+    layouts = [layout for example in examples for layout in conversation_encoder.layouts(example.record)]
+    return [*turns, *messages], [*layouts, *conversation_encoder.layouts(record)]
 
 
 def visual_inputs_of(
     dataset: Dataset,
     record: Record,
-    builder: ConversationEncoder,
+    conversation_encoder: ConversationEncoder,
     loader: VisualInputLoader | None,
     examples: Sequence[FewShotExample] = (),
 ) -> list[VisualInputs]:
@@ -78,7 +78,7 @@ def visual_inputs_of(
     """
     inputs = []
     for shown in (*examples, FewShotExample(dataset, record, loader)):
-        if not builder.layouts(shown.record):
+        if not conversation_encoder.layouts(shown.record):
             continue
         if shown.visual_inputs is None:
             raise RecordError("image_in_text_model", "the record has images, the model takes text only")
@@ -88,7 +88,7 @@ def visual_inputs_of(
 
 def encode_prompt(
     record: Record,
-    builder: ConversationEncoder,
+    conversation_encoder: ConversationEncoder,
     examples: Sequence[FewShotExample] = (),
     messages: Sequence[Message] | None = None,
 ) -> tuple[EncodedConversation, list[Layout]]:
@@ -96,22 +96,22 @@ def encode_prompt(
 
     Args:
         record: the record that is asked about.
-        builder: encodes conversations.
+        conversation_encoder: encodes conversations.
         examples: few-shot examples, in order.
-        messages: the question; by default the record's own, or the prompt of `builder`.
+        messages: the question; by default the record's own, or the prompt of `conversation_encoder`.
 
     Raises:
         RecordError: a text or an image cannot be used.
     """
-    question = builder.prompt_messages(record) if messages is None else messages
-    turns, layouts = conversation_of(record, question, builder, examples)
-    return builder.encode_prompt(turns, layouts), layouts
+    question = conversation_encoder.prompt_messages(record) if messages is None else messages
+    turns, layouts = conversation_of(record, question, conversation_encoder, examples)
+    return conversation_encoder.encode_prompt(turns, layouts), layouts
 
 
 def make_prompt(
     dataset: Dataset,
     record: Record,
-    builder: ConversationEncoder,
+    conversation_encoder: ConversationEncoder,
     loader: VisualInputLoader | None,
     tokens_per_crop: int,
     examples: Sequence[FewShotExample] = (),
@@ -121,15 +121,15 @@ def make_prompt(
 
     Args:
         dataset: the data set of the record.
-        record, builder, examples, messages: as in `encode_prompt`.
+        record, conversation_encoder, examples, messages: as in `encode_prompt`.
         loader: loads the record's pixels or features; None for a decoder alone.
         tokens_per_crop: visual tokens of a crop.
 
     Raises:
         RecordError: its text or an image cannot be used.
     """
-    row, layouts = encode_prompt(record, builder, examples, messages)
-    return prompt_of(row, layouts, visual_inputs_of(dataset, record, builder, loader, examples), tokens_per_crop)
+    row, layouts = encode_prompt(record, conversation_encoder, examples, messages)
+    return prompt_of(row, layouts, visual_inputs_of(dataset, record, conversation_encoder, loader, examples), tokens_per_crop)
 
 
 def prompt_of(

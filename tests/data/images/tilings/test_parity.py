@@ -191,14 +191,16 @@ def test_split_rows_are_the_ids_of_idefics3s_processor(tokenizer: Any, splits: b
     )
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4)
     tiling = SplitConfig(tile=SIDE, longest_edge=3 * SIDE, splits=splits)
-    builder = ConversationEncoder(tokenizer, Template(tokenizer, "plain"), TextRules(grid=(2, 2), tiling=tiling, max_tokens=4096))
+    conversation_encoder = ConversationEncoder(
+        tokenizer, Template(tokenizer, "plain"), TextRules(grid=(2, 2), tiling=tiling, max_tokens=4096)
+    )
     many = sizes(45, seed=5)
     for number in range(0, 45, 3):
         infos = tuple(ImageInfo("", *size) for size in many[number : number + 3])
         parts = (Part("Look:"), Part(), Part("\n"), Part(), Part(), Part(" What is it?"))
         record = Record("r", ("a", "b", "c"), infos, (Message("user", parts),))
-        row = builder.encode_prompt(record.messages, builder.layouts(record))
-        text = builder.template.render(record.messages, prompt=True)
+        row = conversation_encoder.encode_prompt(record.messages, conversation_encoder.layouts(record))
+        text = conversation_encoder.template.render(record.messages, prompt=True)
         found = processor(text=text, images=[noise(*size) for size in many[number : number + 3]], add_special_tokens=False)
         assert row.ids.tolist() == found["input_ids"][0], many[number : number + 3]
 
