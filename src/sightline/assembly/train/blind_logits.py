@@ -54,10 +54,8 @@ def blind_logits_key(corpus: Corpus, bundle: ModelBundle) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     for source in corpus.sources:
-        digest.update(
         rules = source.conversation_encoder.rules
         digest.update(f"{source.dataset.fingerprint} {rules} {source.conversation_encoder.template.source}".encode())
-        )
         digest.update(source.table.record.tobytes() + source.table.branch.tobytes())
     return digest.hexdigest()
 
