@@ -70,7 +70,7 @@ def test_preferences_come_from_the_likelihood_of_both_texts(model: Path, dataset
     assert set(found) == {"all", "colour", "count", "object"}
     assert found["all"].texts == 3 * COUNT
     bundle, data = read_model(model), open_dataset(str(dataset))
-    results = model.parent / "model-eval/caption/set-val/counterfactual-text"
+    (results,) = model.parent.glob("model-eval/caption/set-val-*/counterfactual-text")
     stored = {line["id"]: line["scores"] for line in lines(results / "predictions.jsonl")}
     settings = json.loads((results / "settings.json").read_text())
     name, true, false = settings["texts"][0]

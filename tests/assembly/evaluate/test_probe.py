@@ -1,6 +1,7 @@
 """Probes and evaluations of an ALIGN model from the command line: words per patch, noise, and fewer words."""
 
 import json
+import re
 import math
 from collections import Counter
 from pathlib import Path
@@ -204,7 +205,7 @@ def test_the_command_restricts_words_and_adds_noise(
     options = ["--max-new-tokens", 3, "--resamples", 10, "--json"]
     command("eval", align, "--task", "caption", "--data", data, "--words", 2, "--noise", 1.0, *options)
     told = json.loads(capsys.readouterr().out)
-    assert told["folder"].endswith("noise1-words2")
+    assert re.search(r"-noise1-words2-[0-9a-f]{8}$", told["folder"])
     settings = json.loads((Path(told["folder"]) / "scores.json").read_text())["settings"]
     assert settings["noise"] == 1.0
     assert settings["words"] == [2, "train"]
