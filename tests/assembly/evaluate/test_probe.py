@@ -1,8 +1,8 @@
 """Probes and evaluations of an ALIGN model from the command line: words per patch, noise, and fewer words."""
 
 import json
-import re
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
