@@ -38,7 +38,7 @@ class Model:
     """A model on its device, as `load` returns it.
 
     Attributes:
-        name, checkpoint, device, threads: what was opened, as `load` was told.
+        name, checkpoint, device, threads: the arguments of `load`.
         chat: the model as something that answers.
     """
 

@@ -74,8 +74,8 @@ A, B, C = row("A", 0.531), row("B", 0.5), row("C", 0.47)
             pair("A", "B", 0.031, 0.001, 0.06, 0.03, 0.06),
             "A may be better than B (3.1 points [0.1, 6.0]), but not after correction for 2 pairs (p = 0.06).",
         ),
-        (pair("A", "B", 0.004, -0.01, 0.019, 0.6, 1.0), "A and B cannot be told apart (+0.4 points [-1.0, +1.9])."),
-        (pair("B", "A", -0.004, -0.019, 0.01, 0.6, 1.0), "A and B cannot be told apart (+0.4 points [-1.0, +1.9])."),
+        (pair("A", "B", 0.004, -0.01, 0.019, 0.6, 1.0), "A and B cannot be distinguished (+0.4 points [-1.0, +1.9])."),
+        (pair("B", "A", -0.004, -0.019, 0.01, 0.6, 1.0), "A and B cannot be distinguished (+0.4 points [-1.0, +1.9])."),
     ],
 )
 def test_the_better_of_two_is_named_with_its_interval_and_how_sure_that_is(found: RowPair, text: str) -> None:
@@ -141,7 +141,7 @@ def test_of_many_rows_what_is_alike_is_said_once() -> None:
     clear = pair("m1", "m0", 0.031, 0.012, 0.05, 0.001, 0.01)
     assert said(table(rows, (clear, *unclear), is_against_one=True)) == [
         "m1 is better than m0 by 3.1 points [1.2, 5.0] after correction.",
-        "8 of 9 pairs cannot be told apart after correction.",
+        "8 of 9 pairs cannot be distinguished after correction.",
         "Whether x and y look is not checked.",
         "m0, m1, m2, m3, m4, m5, m6, m7, m8 and m9 look.",
     ]

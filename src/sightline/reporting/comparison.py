@@ -295,11 +295,11 @@ def _ranking(table: Table) -> Iterator[tuple[int, Sentence]]:
     pairs, best = table.pairs, table.best().name
     if not table.is_against_one and len(table.rows) > FEW_ROWS:
         pairs = tuple(pair for pair in pairs if best in (pair.first, pair.second))
-    told = pairs if len(pairs) <= MANY else tuple(pair for pair in pairs if table.is_clear(pair))
-    for pair in told:
+    clear = pairs if len(pairs) <= MANY else tuple(pair for pair in pairs if table.is_clear(pair))
+    for pair in clear:
         yield 2, ranking_sentence(table, pair)
-    if len(told) < len(pairs):
-        yield 2, Sentence(f"{len(pairs) - len(told)} of {len(pairs)} pairs cannot be told apart after correction.", "note")
+    if len(clear) < len(pairs):
+        yield 2, Sentence(f"{len(pairs) - len(clear)} of {len(pairs)} pairs cannot be distinguished after correction.", "note")
 
 
 def ranking_sentence(table: Table, pair: RowPair) -> Sentence:
@@ -318,7 +318,7 @@ def ranking_sentence(table: Table, pair: RowPair) -> Sentence:
     if pair.difference.p < LEVEL:
         text = f"{better} may be better than {worse} ({_change(table, difference)}), but not after correction for "
         return Sentence(f"{text}{len(table.pairs)} pairs (p = {pair.p:.2g}).", "note")
-    return Sentence(f"{better} and {worse} cannot be told apart ({_change(table, difference, sign=True)}).", "note")
+    return Sentence(f"{better} and {worse} cannot be distinguished ({_change(table, difference, sign=True)}).", "note")
 
 
 def _better(table: Table, pair: RowPair) -> str:

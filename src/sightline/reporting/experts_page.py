@@ -17,7 +17,7 @@ def experts_page(title: str, findings: ExpertFindings) -> str:
         names = [str(number) for number in range(len(layer.load["all"]))]
         bars = [Bars(f"{kind} tokens", layer.load[kind]) for kind in KINDS]
         chart = bar_chart(names, bars, Axis("share of choices"), title=f"load of the experts of layer {layer.layer}")
-        told = ", ".join(f"{kind} {layer.entropy(kind):.3f}" for kind in ("all", *KINDS))
-        caption = f"Entropy: {told}. Distance between image and text: {layer.distance:.3f}."
+        entropies = ", ".join(f"{kind} {layer.entropy(kind):.3f}" for kind in ("all", *KINDS))
+        caption = f"Entropy: {entropies}. Distance between image and text: {layer.distance:.3f}."
         sections.append(html.Section(f"Layer {layer.layer}", html.figure(chart, caption)))
     return html.page(title, sections, lead)

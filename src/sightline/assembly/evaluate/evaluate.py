@@ -22,6 +22,7 @@ from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.samples.prompts import FewShotExample
+from sightline.data.skip_limit import reasons_text
 from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
 from sightline.evaluation.likelihood import check_candidates
@@ -260,7 +261,7 @@ def _answered(
         predicted = replace(predicted, skipped=skipped)
     if not predicted.predictions:
         raise SkipLimitError(
-            f"none of {len(queries)} records could be answered ({_told(predicted)}).", "See `sightline data check`."
+            f"none of {len(queries)} records could be answered ({reasons_text(predicted.skipped)}).", "See `sightline data check`."
         )
     done = replace(done, predicted=predicted, scores=task.score(queries, predicted.predictions))
     items = done.items_json()
@@ -269,7 +270,7 @@ def _answered(
     _write(folder / ITEMS, items)
     _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
-        logger.warning("skipped: %s", _told(predicted))
+        logger.warning("skipped: %s", reasons_text(predicted.skipped))
     return done
 
 
@@ -316,10 +317,6 @@ def _write(file: Path, value: dict[str, Any]) -> None:
     """Writes a file of the results; of several processes, which all have the same results, only the first does."""
     if process_number() == 0:
         storage.write_json(file, value)
-
-
-def _told(predicted: Predicted) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in predicted.skipped.items())
 
 
 def shots_for(

@@ -15,6 +15,7 @@ from sightline.data.batches.order import mixture_order
 from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
+from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import RecordError, SkipLimitError
 from sightline.runtime.keyed import keyed_generator
 from sightline.types import PairBatch, Record, Texts
@@ -143,13 +144,11 @@ def pair_table(dataset: Dataset, split: str, captions: Captions, max_skipped: fl
             continue
         records.append(index)
         counts.append(1 if captions == "first" else len(record.captions))
-    total = len(records) + sum(skipped.values())
-    if not records or sum(skipped.values()) > max_skipped * total:
-        told = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
-        raise SkipLimitError(
-            f"{total - len(records)} of {total} records of {dataset.path}, split {split!r}, make no pair ({told or 'no records'}).",
-            "A pair needs one image and a caption; raise data.max_skipped if leaving the others out is intended.",
-        )
+    lost, what = sum(skipped.values()), f"records of {dataset.path}, split {split!r}, make no pair"
+    remedy = "A pair needs one image and a caption; raise data.max_skipped if leaving the others out is intended."
+    if not records:
+        raise SkipLimitError(f"all {lost} {what} ({reasons_text(skipped) or 'no records'}).", remedy)
+    check_skip_limit(lost, lost + len(records), max_skipped, f"{what} ({reasons_text(skipped)})", remedy, "data.max_skipped")
     record_P = np.repeat(np.array(records, dtype=np.int64), counts)
     caption_P = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
     sizes = np.array(counts if captions == "one" else np.ones(len(record_P)), dtype=np.int64)

@@ -49,7 +49,7 @@ class Choice(QuestionTask):
 
 
 def _right_index(record: Record, choices: Sequence[str], answers: Sequence[str]) -> int | None:
-    """Returns the index of the right choice; None where the record names none, or has choices that cannot be told apart."""
+    """Returns the index of the right choice; None where the record names none, or has choices that cannot be distinguished."""
     if not 2 <= len(choices) <= len(LETTERS) or len(set(choices)) < len(choices):
         return None
     index = record.meta.get("answer_index")
