@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sightline.cli.app import emit
+from sightline.errors import DataError
 
 app = typer.Typer(name="data", help="Make, check, show and export dataset folders.", no_args_is_help=True)
 
@@ -62,6 +63,7 @@ def prepare(
     from sightline.data.prepare.splitting import SplitRule, parse_shares
     from sightline.data.readers import SourceOptions
     from sightline.data.readers.base import parse_mapping
+    from sightline.runtime.hub import find_local
     from sightline.runtime.workers import usable_cores
 
     options = PrepareOptions(
@@ -90,6 +92,8 @@ def prepare(
         licence=licence,
         download=DownloadOptions(connections, per_host, tries, url_seconds, allowed=parse_networks(allow_network or ())),
     )
+    if format_name == "hf":
+        find_local(source, "data set", DataError)  # before Path() makes a Hub id of "./name"
     summary = run(Path(source), format_name, options)
     names = ("input", "ok", "skipped", "splits", "images", "ignored", "ignored_names", "notes", "fingerprint")
     result = {name: summary[name] for name in names}

@@ -16,6 +16,7 @@ import numpy as np
 
 from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
+from sightline.runtime.hub import nearest_hint
 from sightline.runtime.storage import safe_join, sha256_file
 from sightline.types import Record
 
@@ -268,7 +269,8 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
                 f"{path} is not finished; the work so far is in {unfinished}.", "Run the same command again to finish it."
             )
         state = "is not a dataset folder (it has no dataset.json)" if path.exists() else "does not exist"
-        raise DataError(f"{path} {state}.", f"{_PREPARE} {path}.")
+        near = "" if path.exists() else nearest_hint(path)
+        raise DataError(f"{path} {state}.", near if near.startswith("Did") else f"{_PREPARE} {path}.")
     try:
         summary = json.loads(safe_join(path, DATASET).read_text("utf-8"))
     except (OSError, ValueError) as error:

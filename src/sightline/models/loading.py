@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sightline.errors import ConfigError, DataError, SightlineError, StorageError
 from sightline.models.transformers_private import clear_kernels, supports_sdpa
+from sightline.runtime import hub
 from sightline.runtime.storage import check_links, safe_join
 
 # Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
@@ -48,6 +49,9 @@ def read_config(path: str) -> PreTrainedConfig:
         ConfigError: there is no configuration, it needs remote code, its weights are quantised, or a size exceeds `LIMITS`.
         StorageError: a file in it is a link out of it, or the index of its weights is damaged or names files outside of the folder.
     """
+    is_local = hub.find_local(path) is not None
+    if not is_local:
+        hub.check_reachable()
     check_folder(path)
     if "\0" not in path and (Path(path) / ADAPTER).is_file():
         raise ConfigError(f"{path!r} is a PEFT adapter, not a model.", "Merge it into its base model (PEFT: merge_and_unload).")
@@ -60,6 +64,8 @@ def read_config(path: str) -> PreTrainedConfig:
     except ConfigError:
         raise
     except Exception as error:  # transformers may raise anything for a foreign file
+        if not is_local:
+            raise ConfigError(*hub.not_found(path, "model", first_line(error))) from error
         raise ConfigError(
             f"cannot read a model configuration from {path!r}: {first_line(error)}",
             "Give a folder written by save_pretrained, or the id of a model on the Hub.",

@@ -335,7 +335,7 @@ def test_an_origin_that_is_another_by_now_or_gone_is_a_clear_error_and_no_checkp
         assert says in caught.value.message
         assert tree(run) == before
     shutil.rmtree(tmp_path / "vision")
-    with pytest.raises(StorageError, match=r"cannot be written anew: .*vision: no such folder"):
+    with pytest.raises(StorageError, match=r"cannot be written anew: .*vision does not exist"):
         locate.find_model(run, origin_of=RunOrigin)
     shutil.copytree(tmp_path / "kept", tmp_path / "vision")
     again = train(config, run)

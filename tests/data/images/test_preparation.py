@@ -260,7 +260,7 @@ def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_folder_without_a_processor_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither"):
         from_folder(tmp_path)
-    with pytest.raises(ConfigError, match="no such folder"):
+    with pytest.raises(ConfigError, match="does not exist"):
         from_folder(tmp_path / "none")
 
 

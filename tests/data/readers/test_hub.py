@@ -74,7 +74,7 @@ def test_columns_of_another_name_are_an_error_and_not_text(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_opened_is_an_error_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a name on the Hub"):
+    with pytest.raises(DataError, match="is no path here, and as an id on the Hub"):
         read("hf", Path("nobody/nothing"))
     put(tmp_path / "in/x.parquet", b"PAR1 torn")
     with pytest.raises(DataError, match="in"):

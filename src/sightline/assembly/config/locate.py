@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import StorageError, UsageError
+from sightline.runtime import hub
 from sightline.runtime.logs import logger
 from sightline.training import checkpoint
 from sightline.training.checkpoint import Origin, Saved
@@ -64,6 +65,7 @@ def find_model(
 
     Raises:
         UsageError: the run has no such checkpoint.
+        ConfigError: it is a path, and nothing lies there.
         StorageError: that checkpoint is damaged.
     """
     text = str(path)
@@ -73,6 +75,7 @@ def find_model(
     if not is_run(text):
         if which != "last":
             raise UsageError(f"{text} is no run, so it has no checkpoint {which!r}.", "Leave --checkpoint out, or name a run.")
+        hub.find_local(text)  # before Path() makes a Hub id of "./name"
         return Path(text), None
     choice = find_checkpoint(Path(text), which, fallback, origin_of)
     return choice.saved.path / checkpoint.MODEL, choice
@@ -89,6 +92,8 @@ def run_of(path: str | Path) -> Path:
     for found in (text, run) if at else (text,):
         if is_run(found):
             return Path(found)
+    if not Path(text).exists():
+        raise UsageError(f"{text} does not exist.", hub.nearest_hint(Path(text)) or "Name the folder that `sightline train` wrote.")
     raise UsageError(f"{text} is no run of Sightline: it has no checkpoints.", "Name the folder that `sightline train` wrote.")
 
 

@@ -14,6 +14,7 @@ from sightline.models import loading
 from sightline.models.composites import COMPOSITES
 from sightline.models.language import LanguageConfig, TokenizerConfig
 from sightline.models.loading import first_line
+from sightline.runtime import hub
 from sightline.types import IMAGE, Message, Part
 
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
@@ -43,10 +44,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         ConfigError: there is none, or it gives no character offsets.
         StorageError: a file in the folder is a link out of it.
     """
+    is_local = hub.find_local(path, "tokenizer") is not None
+    if not is_local:
+        hub.check_reachable()
     loading.check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers may raise anything for a foreign or damaged file
+        if not is_local:
+            raise ConfigError(*hub.not_found(path, "tokenizer", first_line(error))) from error
         raise ConfigError(f"no tokenizer at {path!r}: {first_line(error)}", "Give model.language.tokenizer.") from error
     if tokenizer is None or not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer at {path!r} gives no character offsets.", "Give a folder with a tokenizer.json.")

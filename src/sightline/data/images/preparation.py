@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sightline.config import Config
 from sightline.errors import ConfigError, DataError
+from sightline.runtime import hub
 from sightline.runtime.storage import check_links
 
 if TYPE_CHECKING:
@@ -262,19 +263,20 @@ def _find_file(path: str, name: str) -> Path | None:
         except DataError as error:
             raise ConfigError(error.message, error.remedy) from error
         return folder / name if (folder / name).is_file() else None
-    if folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
-        raise ConfigError(f"{path}: no such folder.", "Give the folder of an encoder, or a Hub id.")
+    if hub.find_local(path, "encoder") is not None:
+        raise ConfigError(f"{path} is not a folder.", "Give the folder of an encoder, or a Hub id.")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    hub.check_reachable()
     try:
         return Path(hf_hub_download(path, name))
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError, but it says nothing about the Hub
-        raise ConfigError(f"{path}: {name} is not in the cache and the Hub cannot be reached.", "Give a local folder.") from error
+        raise ConfigError(*hub.not_found(path, "encoder", f"{name} is not there")) from error
     except EntryNotFoundError:
         return None
     except (OSError, HFValidationError) as error:
-        raise ConfigError(f"{path}: neither a folder nor a repository that can be read.", "Check the name.") from error
+        raise ConfigError(*hub.not_found(path, "encoder", " ".join(str(error).split())[:200])) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from sightline.data.records import check_record, record_to_json
 from sightline.data.skip_limit import SkipLimit
 from sightline.errors import DataError, RecordError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection
+from sightline.runtime.hub import nearest_hint
 from sightline.runtime.logs import Bar, progress
 from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
@@ -131,7 +132,7 @@ def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
         if options.source.without_images:
             raise UsageError("--without-images keeps names of files, and a URL is none.", "Use --text-only, or fetch the images.")
     if chosen.takes == "path" and not path.exists():
-        raise DataError(f"{path} does not exist.", "Give the file or folder to read.")
+        raise DataError(f"{path} does not exist.", nearest_hint(path) or "Give the file or folder to read.")
     chosen.check_mapping(options.source.mapping, name)
     if options.source.without_images and (options.source.text_only or options.shards is not None):
         other = "--text-only" if options.source.text_only else "--shards"

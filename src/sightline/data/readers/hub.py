@@ -13,6 +13,7 @@ from sightline.data.readers.labels import named_labels
 from sightline.data.readers.rows import Keys, Numbered, TableRow, image_root, items, require_columns
 from sightline.data.readers.tables import GENERAL
 from sightline.errors import DataError, RecordError
+from sightline.runtime import hub
 from sightline.runtime.optional import require
 
 KEYS: Keys = {**GENERAL, "caption": ("caption", "text")}
@@ -56,6 +57,9 @@ def _numbered(
 
 def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[str, Any]]:
     datasets = require("datasets", "data", "Format hf")
+    is_local = hub.find_local(str(path), "data set", DataError) is not None
+    if not is_local and hub.check_reachable():
+        raise DataError(*hub.not_found(str(path), "data set", ""))
     try:
         if any((path / name).is_file() for name in SAVED):
             found = datasets.load_from_disk(str(path))
@@ -69,7 +73,9 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             _count_remote_files(conversation_encoder.base_path or "", used, datasets.config.HF_ENDPOINT, tally)
             found = conversation_encoder.as_streaming_dataset()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files, or a name on the Hub?") from error
+        if not is_local:
+            raise DataError(*hub.not_found(str(path), "data set", _error_text(error))) from error
+        raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files?") from error
     splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
     for name, rows in splits.items():
         stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
@@ -86,8 +92,8 @@ def _count_remote_files(base: str, used: Collection[str], endpoint: str, tally: 
     """
     if not base.startswith(REMOTE):
         return
-    hub = require("huggingface_hub", "data", "Format hf")
-    for file in sorted(hub.HfFileSystem(endpoint=endpoint).find(base)):
+    library = require("huggingface_hub", "data", "Format hf")
+    for file in sorted(library.HfFileSystem(endpoint=endpoint).find(base)):
         if REMOTE + file not in used:
             name = (REMOTE + file).removeprefix(base).lstrip("/")
             tally.ignore(unused_reason(name), name)
