@@ -16,6 +16,7 @@ from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_mod
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.samples.tokenizing import decode
 from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
@@ -168,7 +169,7 @@ def noise(inputs: ProbeInputs) -> Findings:
 
 def word_text(bundle: ModelBundle, word: int) -> str:
     """A word as it is read; the tokenizer's own sign for it where it is only a part of a character."""
-    text = bundle.tokenizer.decode([word])
+    text = decode(bundle.tokenizer, [word])
     if isinstance(text, str) and text and "\ufffd" not in text:
         return text
     return str(bundle.tokenizer.convert_ids_to_tokens(word))
