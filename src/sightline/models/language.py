@@ -150,7 +150,7 @@ def check_decoder(decoder: PreTrainedModel) -> None:
     name = type(decoder).__name__
     ids = torch.arange(4, device=decoder.device)[None]
     head = head_of(decoder)
-    with _eval_mode(decoder):
+    with eval_mode(decoder):
         try:
             expected = decoder(input_ids=ids, use_cache=False).logits.float()
             states, shorter = (_unpacked_states(decoder, part) for part in (ids, ids[:, :3]))
@@ -190,7 +190,7 @@ def check_packable(decoder: PreTrainedModel) -> None:
         is_plain=False,
     )
     name = decoder.config.model_type
-    with _eval_mode(decoder):
+    with eval_mode(decoder):
         alone = _unpacked_states(decoder, ids[:, [3, 4, 7, 8]])
         try:
             together = decode(decoder, decoder.get_input_embeddings()(ids), tokens)[0]
@@ -208,7 +208,7 @@ def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Turns gradients, dropout and router noise off, and restores the mode of each submodule afterwards."""
     training = [part for part in module.modules() if part.training]
     noisy = [part for part in module.modules() if getattr(part, "noise_in_evaluation", False)]

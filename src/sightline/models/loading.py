@@ -275,6 +275,11 @@ def _elements(file: Path) -> int:
         ) from error
 
 
+def kernel_by_choice(attention: str) -> str:
+    """Returns the attention kernel that a model is built with, by `runtime.attention`; `flex` is set later, for training alone."""
+    return "sdpa" if attention in ("auto", "flex") else attention
+
+
 def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:
     """Returns the requested attention kernel, or `eager` if that is sdpa and the architecture does not support it."""
     return "eager" if attention == "sdpa" and not supports_sdpa(architecture) else attention

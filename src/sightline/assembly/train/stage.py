@@ -14,6 +14,7 @@ from sightline.assembly.model.build import ModelBundle, state_of
 from sightline.assembly.train.blind_logits import with_blind_logits
 from sightline.assembly.train.corpus import build_corpus, validation_corpus, visual_input_loader
 from sightline.assembly.train.run_folder import MetricsLog, RunFolder
+from sightline.assembly.train.speed import Speed, choose_speed
 from sightline.assembly.train.validation import Validation, check_scored, generated_texts, validation_batches
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
@@ -56,7 +57,8 @@ class StageRun:
         stage = stages.apply(bundle.module, plan.name, plan.parts, plan.train.lr, plan.train.weight_decay, plan.train.decay_all)
         visual_loader = visual_input_loader(bundle, plan.data)
         corpus = self._corpus(visual_loader)
-        loader = self._loader(corpus)
+        speed = choose_speed(self.folder.config.runtime, plan, bundle, self.accelerator.device, self.accelerator.autocast)
+        loader = self._loader(corpus, speed)
         schedule = stage_schedule(plan, loader.plan)
         at = _within_epoch(at, loader)
         shared, stage = self._shared(stage)
@@ -65,7 +67,7 @@ class StageRun:
             shared.scale = LossScale(at.loss_scale, at.good_steps)
         optimiser = optim.build_optimiser(stage, plan.train.betas, plan.train.eps)
         names = {parameter: name for group in stage.groups for name, parameter in group.parameters.items()}
-        self._report(stage, corpus, loader, schedule)
+        self._report(stage, corpus, loader, schedule, speed)
         if at.stage_step:
             self._restore(optimiser, names)
         self.folder.restore_random()
@@ -76,25 +78,24 @@ class StageRun:
             state = shared.gathered(checkpoint.optimiser_tensors(optimiser, names)) if keeps_optimiser else None
             self.folder.save(bundle, plan, progress, shared.gathered(state_of(bundle)), state, changed, ended)
 
-        ended = loop.fit(
-            loop.Job(
-                accelerator=self.accelerator,
-                model=bundle.module,
-                ranks=shared,
-                stage=stage,
-                optimiser=optimiser,
-                loader=loader,
-                schedule=schedule,
-                log=self.log,
-                save=save,
-                evaluate=self._validation(visual_loader),
-                stop=stopped,
-                guard=guard,
-                log_values=lambda: summary.log_values(bundle),
-                sources=corpus.names,
-            ),
-            at,
+        job = loop.Job(
+            accelerator=self.accelerator,
+            model=bundle.module,
+            ranks=shared,
+            stage=stage,
+            optimiser=optimiser,
+            loader=loader,
+            schedule=schedule,
+            log=self.log,
+            save=save,
+            evaluate=self._validation(visual_loader, speed),
+            stop=stopped,
+            guard=guard,
+            log_values=lambda: summary.log_values(bundle),
+            sources=corpus.names,
         )
+        with speed.applied(bundle):
+            ended = loop.fit(job, at)
         at = replace(ended, stage=at.stage + 1, stage_step=0, epoch=0, epoch_step=0, best=self._carried(ended.best))
         self.folder.write_card(self._card(stage, corpus, at))
         if not self.is_last:
@@ -123,7 +124,7 @@ class StageRun:
         bundle.module.train()
         return corpus
 
-    def _loader(self, corpus: Corpus) -> Loader:
+    def _loader(self, corpus: Corpus, speed: Speed) -> Loader:
         return Loader(
             corpus,
             batch_rules(self.plan),
@@ -132,6 +133,7 @@ class StageRun:
             self.accelerator.num_processes,
             self.plan.data.workers,
             self.plan.data.worker_timeout,
+            min_width=self.plan.data.width if self.plan.data.pack and speed.fixes_shapes else 1,
         )
 
     def _shared(self, stage: stages.Stage) -> tuple[ranks.Ranks, stages.Stage]:
@@ -152,7 +154,7 @@ class StageRun:
         if not checkpoint.restore_optimiser(saved, optimiser, names):
             logger.warning("%s was written without the optimiser's state; the optimiser starts from zero", saved.path.name)
 
-    def _validation(self, visual_loader: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
+    def _validation(self, visual_loader: VisualInputLoader | None, speed: Speed) -> Callable[[Progress], dict[str, Any]] | None:
         bundle, plan, accelerator = self.bundle, self.plan, self.accelerator
         corpus = validation_corpus(bundle, plan.data, visual_loader, plan.train.evaluate_samples)
         if corpus is None:
@@ -161,7 +163,7 @@ class StageRun:
         task = task_by_name(plan.train.best_task, resamples=1) if plan.train.best == "score" else None
         if task is not None:
             check_scored(task, corpus, plan.data.drop_images)
-        return Validation(
+        validation = Validation(
             accelerator,
             bundle.module,
             NextToken(),
@@ -170,7 +172,13 @@ class StageRun:
             task,
         )
 
-    def _report(self, stage: stages.Stage, corpus: Corpus, loader: Loader, schedule: loop.StageSchedule) -> None:
+        def validate(at: Progress) -> dict[str, Any]:
+            with speed.paused(bundle):
+                return validation(at)
+
+        return validate
+
+    def _report(self, stage: stages.Stage, corpus: Corpus, loader: Loader, schedule: loop.StageSchedule, speed: Speed) -> None:
         """Logs the parts, the data and the lengths before the first step."""
         if not self.accelerator.is_main_process:
             return
@@ -187,6 +195,10 @@ class StageRun:
             loader.steps_in_epoch(0),
             loader.rules.rows_per_step,
         )
+        if speed != Speed():
+            logger.info("  speed      %s", speed.line())
+        for note in speed.notes:
+            logger.info("             %s", note)
 
     def _card(self, stage: stages.Stage, corpus: Corpus, at: Progress) -> Card:
         return Card(
