@@ -45,8 +45,10 @@ def compare(
     ] = None,
     likelihood: Annotated[
         Literal["gain", "plain", "yes_no"] | None,
-        typer.Option(help="Score the options of choice and yes_no instead of generating an answer."),
+        typer.Option(help="Score candidates by likelihood instead of generating an answer; see eval."),
     ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="retrieval: only this many images; see eval.")] = None,
+    captions: Annotated[int | None, typer.Option(min=1, max=5, help="retrieval: captions of each image; see eval.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
     ] = None,
@@ -93,6 +95,8 @@ def compare(
             limit=limit,
             prompt=prompt,
             likelihood=likelihood,
+            images=images,
+            captions=captions,
             max_new_tokens=max_new_tokens,
             num_beams=beams,
         )

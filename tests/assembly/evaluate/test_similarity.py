@@ -96,9 +96,9 @@ def test_a_dual_encoder_writes_no_captions(scenes: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--shots", "2"], "Leave out --shots and the control text"),
-        (["--control", "text"], "Leave out --shots and the control text"),
-        (["--baseline", "neighbours"], "asks for embeddings"),
+        (["--shots", "2"], "Leave out --shots"),
+        (["--control", "text"], "Leave out the control text"),
+        (["--baseline", "neighbours"], "which the baseline neighbours cannot"),
         (["--baseline", "neighbours", "--alpha", "1"], "Leave out --likelihood, --alpha"),
     ],
 )

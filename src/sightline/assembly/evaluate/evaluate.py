@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from sightline.assembly.evaluate.verdicts import control_command, find_verdict
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
-from sightline.data.images.pixels import VisualInputLoader
-from sightline.data.samples.prompts import FewShotExample
 from sightline.data.skip_limit import reasons_text
 from sightline.errors import SkipLimitError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
@@ -141,6 +139,7 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    records = task.drawn(records, spec.images, spec.captions, spec.gallery_seed)
     task.survey(records)
     if spec.baseline is not None:
         if opened is None and model is not None:
@@ -151,41 +150,31 @@ def evaluate(
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
-    if bundle.pairs is not None and (spec.shots or spec.control == TEXT):
-        raise UsageError("a dual encoder compares one image with texts.", "Leave out --shots and the control text.")
     likelihood = _likelihood_of(spec, task, bundle)
-    prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
-    prompt = next(text for text in prompts if text is not None)
+    choices = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
+    prompt = next(text for text in choices if text is not None)
     asked_with = task.bare_prompt if likelihood == "yes_no" else prompt  # its prompt is about one candidate
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
     queries = _queries_of(task, records, asked_with)
+    _check_form(spec, queries, bundle, likelihood)
     asked = _queries_of(task, exchange_images(records), asked_with) if spec.control == SHUFFLED else queries
     asked = without_images(asked) if spec.control == TEXT else asked
-    if likelihood is not None:
-        check_candidates(queries, spec.task, likelihood)
     visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
     as_example = functools.partial(task.example, prompt=asked_with)
     shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
-    examples = None if shots is None else shots.of
-    answers = _answers(opened, dataset, visual_loader, decoding, prompt, task, asked, examples)
     folder = out or default_folder(spec, opened.folder)
-    settings = {
-        "model": weights_hash(opened.folder),
-        **_settings_of_data(spec, dataset, records),
-        "prompt": prompt,
-        "decoding": decoding.model_dump(mode="json"),
-        "batch_size": spec.batch_size,
-        **({"shots": shots.settings()} if shots is not None else {}),
-        **({"noise": spec.noise} if spec.noise is not None else {}),
-        **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
-        "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
-    }
+    settings = _settings_of_model(spec, opened, prompt, decoding, shots) | _settings_of_data(spec, dataset, records)
+    if bundle.pairs is not None and visual_loader is not None:
+        answers: Answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
+    else:
+        encoder, examples = bundle.conversation_encoder(prompt), None if shots is None else shots.of
+        answers = ModelAnswers(bundle, dataset, visual_loader, decoding, encoder, runtime.bf16, examples)
     scoring = None
-    if likelihood is not None:
+    if likelihood is not None and isinstance(answers, ModelAnswers):
         scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, folder, settings)
-        answers = scoring.of(answers, prompt)
+        answers = scoring.of(answers, asked, prompt, folder, settings)
         settings["likelihood"] = scoring.settings()
     done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
     done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
@@ -214,9 +203,12 @@ def _evaluate_neighbours(
             "the baseline neighbours answers with texts of the training data.",
             "Leave out --likelihood, --alpha, --shots, --noise, --words.",
         )
-    _refuse_embeddings(task, _queries_of(task, records, task.bare_prompt))
-    answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     queries = _queries_of(task, records, task.bare_prompt)
+    if any(query.form == "embed" for query in queries):
+        raise UsageError(
+            f"task {task.name!r} ranks images and captions, which the baseline neighbours cannot.", "Leave out --baseline."
+        )
+    answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     asked = _queries_of(task, exchange_images(records), task.bare_prompt) if spec.control == SHUFFLED else queries
     source = Path(spec.data) if opened is None else opened.folder
     settings = {
@@ -229,6 +221,22 @@ def _evaluate_neighbours(
     return _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), source)
 
 
+def _settings_of_model(
+    spec: EvalSpec, opened: OpenedModel, prompt: str, decoding: DecodingConfig, shots: Shots | None
+) -> dict[str, Any]:
+    """Returns the settings that a model's answers depend on beside the data."""
+    return {
+        "model": weights_hash(opened.folder),
+        "prompt": prompt,
+        "decoding": decoding.model_dump(mode="json"),
+        "batch_size": spec.batch_size,
+        **({"shots": shots.settings()} if shots is not None else {}),
+        **({"noise": spec.noise} if spec.noise is not None else {}),
+        **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
+        "facts": {key: opened.runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
+    }
+
+
 def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record]) -> dict[str, Any]:
     """Returns the settings that all answers depend on, those of a model and of the baseline."""
     return {
@@ -238,6 +246,7 @@ def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record
         "task": spec.task,
         "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
         "features": open_store(spec.features).key if spec.features is not None else None,
+        **({"gallery": [spec.images, spec.captions, spec.gallery_seed]} if spec.images or spec.captions else {}),
     }
 
 
@@ -274,24 +283,6 @@ def _answered(
     return done
 
 
-def _answers(
-    opened: OpenedModel,
-    dataset: Dataset,
-    visual_loader: VisualInputLoader | None,
-    decoding: DecodingConfig,
-    prompt: str,
-    task: Task,
-    asked: Sequence[Query],
-    examples: Mapping[str, Sequence[FewShotExample]] | None,
-) -> Answers:
-    """Returns what answers the queries: a dual encoder by similarity, any other model by its texts."""
-    bundle, bf16 = opened.bundle, opened.runtime.bf16
-    if bundle.pairs is not None and visual_loader is not None:
-        return SimilarityAnswers(bundle, dataset, visual_loader, bf16, asked)
-    _refuse_embeddings(task, asked)
-    return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.conversation_encoder(prompt), bf16, examples)
-
-
 def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:
     """Returns how candidates are scored: by `--likelihood`, else as the task does; a dual encoder has similarities instead."""
     kind = spec.likelihood or task.likelihood
@@ -304,13 +295,24 @@ def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihoo
     return None
 
 
+def _check_form(spec: EvalSpec, queries: Sequence[Query], bundle: ModelBundle, likelihood: Likelihood | None) -> None:
+    """Refuses what the model cannot answer, or would not take into account."""
+    is_gallery = any(query.form == "embed" for query in queries)
+    if bundle.pairs is not None and spec.control == TEXT:
+        raise UsageError("a dual encoder compares images with texts.", "Leave out the control text.")
+    if spec.shots and (is_gallery or bundle.pairs is not None):
+        raise UsageError("an image is compared with texts, without few-shot examples.", "Leave out --shots.")
+    if is_gallery and bundle.pairs is None and likelihood is None:
+        raise UsageError(
+            f"task {spec.task!r} asks for embeddings, which only a dual encoder computes.",
+            "Add --likelihood gain, plain or yes_no.",
+        )
+    if likelihood is not None:
+        check_candidates(queries, spec.task, likelihood)
+
+
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:
     return [query for record in records for query in task.queries(record, prompt)]
-
-
-def _refuse_embeddings(task: Task, queries: Sequence[Query]) -> None:
-    if any(query.form == "embed" for query in queries):
-        raise UsageError(f"task {task.name!r} asks for embeddings, which only a dual encoder computes.", "Name another --task.")
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
     folder = out or default_folder(spec, Path(path))
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.ascontiguousarray(text).tobytes()).hexdigest()
     settings = {"model": digest, "data": dataset.fingerprint, "split": spec.split, "control": None, "task": spec.task}
-    predicted = predict(GalleryAnswers(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
+    predicted = predict(GalleryAnswers.of_vectors(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
     done = Evaluation(spec, folder, queries, predicted, task.score(queries, predicted.predictions), "", DecodingConfig())
     storage.write_json(folder / ITEMS, done.items_json())
     storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
