@@ -9,7 +9,7 @@ TRL_VENV ?= .venv-trl
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trl constraints check format bench gpu gpu-wheels lines clean
+.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trackers test-trl constraints check format bench gpu gpu-wheels lines clean
 
 setup: $(VENV)/.ok
 
@@ -59,6 +59,17 @@ $(TRL_VENV)/.ok: $(VENV)/.ok
 	$(BIN)/python tools/environment.py tested $(TRL_VENV) --like $(VENV) --extra trl==1.16.0 --extra "transformers[serving]"
 	touch $@
 
+# A short training with each tracker, in an environment of its own below TRACKERS; then what the tracker stored is read back. MLflow needs
+# an older pyarrow than that of constraints/.
+TRACKERS ?= .venv-trackers
+test-trackers: $(TRACKERS)/tensorboard/.ok $(TRACKERS)/mlflow/.ok $(TRACKERS)/wandb/.ok
+	for name in tensorboard mlflow wandb; do $(TRACKERS)/$$name/bin/python -m pytest tests/trackers_suite/$$name.py || exit 1; done
+
+$(TRACKERS)/%/.ok: $(VENV)/.ok
+	mkdir -p $(TRACKERS)
+	$(BIN)/python tools/environment.py tested $(TRACKERS)/$* --like $(VENV) --extras dev,$* --free pyarrow
+	touch $@
+
 # Writes the versions that test-latest has passed with to constraints/.
 constraints:
 	$(PY) tools/environment.py freeze .venv-latest
@@ -90,4 +101,4 @@ lines: setup
 	$(BIN)/python benchmarks/count_lines.py
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-oldest $(TRANSFORMERS_VENV) $(TRL_VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest $(TRANSFORMERS_VENV) $(TRL_VENV) $(TRACKERS) build dist .pytest_cache .ruff_cache src/*.egg-info

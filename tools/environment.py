@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--torch", default="torch", help="what to install as torch where none is there")
     parser.add_argument("--like", type=Path, help="environment whose torch is shared")
     parser.add_argument("--extra", action="append", default=[], help="further packages")
+    parser.add_argument("--extras", default="dev", help="extras of pyproject.toml, joined by commas")
+    parser.add_argument("--free", action="append", default=[], help="a package whose version is not that of constraints/")
     asked = parser.parse_args()
     if asked.kind == "freeze":
         return freeze(Environment(asked.path))
@@ -154,13 +156,14 @@ def main() -> None:
         environment.share_torch(other)
     torch = environment.installed("torch")
     assert torch is not None
-    lines = [*constraints_of(asked.kind, environment), f"torch=={torch.version}"]  # no later package replaces this build
+    constrained_by = [line for line in constraints_of(asked.kind, environment) if line.partition("==")[0] not in asked.free]
+    lines = [*constrained_by, f"torch=={torch.version}"]  # no later package replaces this build
     versions = asked.path / "constraints.txt"
     versions.write_text("\n".join(lines) + "\n", "utf-8")
     constrained, upgrade = ("-c", str(versions.resolve())), asked.kind == "latest"
     # The build backend is one of the tested versions too, hence no isolated build with the newest.
     environment.install(*constrained, "setuptools", "torch", upgrade=upgrade)
-    environment.install(*constrained, "--no-build-isolation", "-e", ".[dev]", *asked.extra, upgrade=upgrade)
+    environment.install(*constrained, "--no-build-isolation", "-e", f".[{asked.extras}]", *asked.extra, upgrade=upgrade)
     if asked.kind == "tested" and len(lines) > 1:
         untested = [f"{name} {version}" for name, version in environment.versions().items() if f"{name}=={version}" not in lines]
         if untested:

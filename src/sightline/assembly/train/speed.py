@@ -80,6 +80,10 @@ class Speed:
             yield
 
 
+OFF = Speed()
+"""The definitions alone, as on a CPU."""
+
+
 def choose_speed(
     wanted: RuntimeConfig, plan: StagePlan, bundle: ModelBundle, device: torch.device, arithmetic: Arithmetic
 ) -> Speed:

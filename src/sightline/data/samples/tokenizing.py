@@ -74,6 +74,6 @@ def decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], **options: 
     Raises:
         ConfigError: it took too long.
     """
-    text = within_limit(tokenizer, lambda: tokenizer.decode(ids, **options), "the decoder of the tokenizer", len(ids))
+    text = within_limit(tokenizer, lambda: tokenizer.decode(list(ids), **options), "the decoder of the tokenizer", len(ids))
     assert isinstance(text, str)
     return text

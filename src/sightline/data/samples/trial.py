@@ -100,7 +100,7 @@ def _try_template(trial: TemplateTrial) -> str:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": str}
+    environment.globals.update(raise_exception=raise_exception, strftime_now=str)
     try:
         template = environment.from_string(trial.source)
     except MemoryError:
