@@ -91,7 +91,7 @@ class RunConsole:
                 task = bars.add_task(title, total=steps, completed=done, left="", figures="")
                 yield remember(lambda count, figures: bars.update(task, advance=count, left=left.text(), figures=figures))
         else:
-            yield remember(_PlainLines(title, left, self.clock))
+            yield remember(_LogLines(title, left, self.clock))
         if left.done > done:
             passed = readable_clock(self.clock() - left.begin)
             logger.info("%s: %s steps done in %s, %s", title, f"{left.done - done:,}", passed, last[0])
@@ -150,7 +150,7 @@ class _TimeLeft:
         return f"left {readable_clock(stage)}, run {run}"
 
 
-class _PlainLines:
+class _LogLines:
     """One line every 15 seconds, for a file."""
 
     def __init__(self, title: str, left: _TimeLeft, clock: Callable[[], float]) -> None:

@@ -7,6 +7,7 @@ the result only has to end: errors are left to the real renderer.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MAX_RENDERED = 1 << 20  # characters that a template may make of a few short turns
 
@@ -100,7 +101,8 @@ def _try_template(trial: TemplateTrial) -> str:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
-    environment.globals.update(raise_exception=raise_exception, strftime_now=str)
+    functions: dict[str, Any] = {"raise_exception": raise_exception, "strftime_now": str}
+    environment.globals.update(functions)
     try:
         template = environment.from_string(trial.source)
     except MemoryError:
