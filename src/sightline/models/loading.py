@@ -29,6 +29,7 @@ from sightline.runtime.storage import check_links, safe_join
 # Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 512),
+    **dict.fromkeys(("depth", "depths", "num_stages", "layer_types", "num_hidden_groups", "num_blocks"), 512),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1024),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4096),
     **dict.fromkeys(("hidden_size", "hidden_sizes", "n_embd", "d_model", "head_dim", "projection_dim"), 1 << 16),
