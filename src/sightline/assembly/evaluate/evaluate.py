@@ -181,7 +181,7 @@ def evaluate(
     done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
     done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
     if shots is not None:
-        _write(folder / SHOTS, shots.to_json())
+        write_result(folder / SHOTS, shots.to_json())
     return done
 
 
@@ -279,8 +279,8 @@ def _answered(
     beside = folders_beside(folder) if folder != default_folder(spec, source) else []
     verdict = find_verdict(spec, items, settings, lambda other: [default_folder(other, source), *beside], task.headline, command)
     done = replace(done, verdict=verdict)
-    _write(folder / ITEMS, items)
-    _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    write_result(folder / ITEMS, items)
+    write_result(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", reasons_text(predicted.skipped))
     return done
@@ -318,7 +318,7 @@ def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Quer
     return [query for record in records for query in task.queries(record, prompt)]
 
 
-def _write(file: Path, value: dict[str, Any]) -> None:
+def write_result(file: Path, value: dict[str, Any]) -> None:
     """Writes a file of the results; of several processes, which all have the same results, only the first does."""
     if process_number() == 0:
         storage.write_json(file, value)
