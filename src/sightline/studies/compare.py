@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CheckpointChoice
-from sightline.assembly.evaluate.evaluate import default_folder, evaluate, weights_hash
-from sightline.assembly.evaluate.opened import OpenedModel, open_model
+from sightline.assembly.evaluate.evaluate import default_folder, evaluate
+from sightline.assembly.evaluate.opened import OpenedModel, open_model, weights_hash
 from sightline.assembly.evaluate.verdicts import control_command
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import is_ours

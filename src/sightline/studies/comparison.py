@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sightline.errors import StorageError
+from sightline.evaluation.looking import stored_items
 from sightline.metrics.statistics import (
     Difference,
     Interval,
@@ -24,7 +24,6 @@ from sightline.metrics.statistics import (
     mean_by_cluster,
     ratio_over_seeds,
 )
-from sightline.runtime import storage
 
 RESAMPLES = 2000
 
@@ -46,11 +45,8 @@ class Items:
 
 def read_items(path: Path) -> Items | None:
     """Returns what an evaluation's `items.json` holds; None where it is not there or damaged."""
-    try:
-        stored = storage.read_json(path)
-        return Items(tuple(stored["records"]), tuple(stored["image"] if "image" in stored else stored["picture"]), stored["items"])
-    except (StorageError, KeyError, TypeError):
-        return None
+    stored = stored_items(path)
+    return None if stored is None else Items(tuple(stored["records"]), tuple(stored["image"]), stored["items"])
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,10 @@ class Scored:
         """Returns the same arm with some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         return Scored(tuple(seeds), self.values_SN[rows], self.cluster_N)
+
+    def averaged(self) -> "Scored":
+        """Returns the mean over the seeds as if it were one seed: its intervals are over items alone."""
+        return Scored((0,), self.values_SN.mean(axis=0, keepdims=True), self.cluster_N)
 
     @property
     def per_seed(self) -> dict[int, float]:

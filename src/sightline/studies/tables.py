@@ -125,7 +125,11 @@ def _verdict(kinds: Mapping[str, Scored], info: ScoreInfo, command: str) -> Verd
         if control in kinds:
             one, other = (plain, kinds[control]) if info.higher_is_better else (kinds[control], plain)
             found = difference(one, other)
-            return verdict_of(found if found is None else replace(found, n=images), plain.interval().value, control, command)
+            if found is None:
+                return verdict_of(None, 0.0, command=command)
+            items = difference(one.averaged(), other.averaged()) if found.seeds > 1 else None
+            over_items = items if items is None else replace(items, n=images)
+            return verdict_of(replace(found, n=images), plain.interval().value, control, command, over_items)
     return verdict_of(None, 0.0, command=command)
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sightline.assembly.model.build import Processing, build_from_config, write_model
@@ -88,6 +89,18 @@ def test_likelihoods_of_two_processes_are_those_of_one(place: Path, tmp_path: Pa
     assert code == 0, said
     alone = bytes_of(tmp_path / "out")
     assert json.loads(alone["scores.json"])["likelihood"]["chosen_on"]["split"] == "train"
+    shutil.rmtree(tmp_path / "out")
+    assert codes(commands.ranks(2, command)) == [0, 0]
+    assert bytes_of(tmp_path / "out") == alone
+
+
+def test_vectors_are_ranked_by_two_processes_as_by_one(place: Path, tmp_path: Path, commands: Commands) -> None:
+    for name, rows in (("image", COUNT), ("text", 2 * COUNT)):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(rows).normal(size=(rows, 4)))
+    command = ["eval", tmp_path, "--task", "retrieval", "--data", place / "set", "--batch-size", 2, "--out", tmp_path / "out"]
+    code, said = commands.run(command)
+    assert code == 0, said
+    alone = bytes_of(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     assert codes(commands.ranks(2, command)) == [0, 0]
     assert bytes_of(tmp_path / "out") == alone

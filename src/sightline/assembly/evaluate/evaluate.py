@@ -16,15 +16,15 @@ from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood
 from sightline.assembly.evaluate.neighbours import neighbour_answers
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.assembly.evaluate.similarity import SimilarityAnswers
-from sightline.assembly.evaluate.verdicts import control_command, find_verdict
+from sightline.assembly.evaluate.verdicts import control_command, find_verdict, folders_beside
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
 from sightline.data.skip_limit import reasons_text
-from sightline.errors import SkipLimitError, UsageError
+from sightline.errors import DataError, SkipLimitError, StorageError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
 from sightline.evaluation.likelihood import check_candidates
-from sightline.evaluation.predict import ITEMS, SCORES, Answers, Predicted, predict
+from sightline.evaluation.predict import ITEMS, SCORES, SETTINGS, Answers, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
@@ -173,13 +173,15 @@ def evaluate(
         answers = ModelAnswers(bundle, dataset, visual_loader, decoding, encoder, runtime.bf16, examples)
     scoring = None
     if likelihood is not None and isinstance(answers, ModelAnswers):
-        scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, folder, settings)
+        # The choice of alpha is the same under every control, and is stored once for all.
+        home = folder if out is not None else default_folder(spec.model_copy(update={"control": None}), opened.folder)
+        scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, home, settings)
         answers = scoring.of(answers, asked, prompt, folder, settings)
         settings["likelihood"] = scoring.settings()
     done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
     done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
     if shots is not None:
-        _write(folder / SHOTS, shots.to_json())
+        write_result(folder / SHOTS, shots.to_json())
     return done
 
 
@@ -213,7 +215,7 @@ def _evaluate_neighbours(
     source = Path(spec.data) if opened is None else opened.folder
     settings = {
         "baseline": {"name": spec.baseline} | neighbours,
-        "model": None if opened is None else weights_hash(opened.folder),
+        "model": None if opened is None else opened.weights,
         **_settings_of_data(spec, dataset, records),
     }
     choice = None if opened is None else opened.checkpoint
@@ -226,7 +228,7 @@ def _settings_of_model(
 ) -> dict[str, Any]:
     """Returns the settings that a model's answers depend on beside the data."""
     return {
-        "model": weights_hash(opened.folder),
+        "model": opened.weights,
         "prompt": prompt,
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": spec.batch_size,
@@ -274,10 +276,11 @@ def _answered(
         )
     done = replace(done, predicted=predicted, scores=task.score(queries, predicted.predictions))
     items = done.items_json()
-    verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, source), task.headline, command)
+    beside = folders_beside(folder) if folder != default_folder(spec, source) else []
+    verdict = find_verdict(spec, items, settings, lambda other: [default_folder(other, source), *beside], task.headline, command)
     done = replace(done, verdict=verdict)
-    _write(folder / ITEMS, items)
-    _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    write_result(folder / ITEMS, items)
+    write_result(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", reasons_text(predicted.skipped))
     return done
@@ -315,7 +318,7 @@ def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Quer
     return [query for record in records for query in task.queries(record, prompt)]
 
 
-def _write(file: Path, value: dict[str, Any]) -> None:
+def write_result(file: Path, value: dict[str, Any]) -> None:
     """Writes a file of the results; of several processes, which all have the same results, only the first does."""
     if process_number() == 0:
         storage.write_json(file, value)
@@ -357,17 +360,23 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:
-    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...[-HASH]-CHECKPOINT`, or beside a model folder."""
+    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...[-HASH]-CHECKPOINT`, or beside a model folder.
+
+    Where that holds an evaluation of other data (another folder of the same name), the beginning of the data's fingerprint is
+    added.
+    """
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
     parts += [spec.baseline and f"{spec.baseline}{spec.neighbours}", spec.likelihood, spec.limit and f"n{spec.limit}"]
     parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}", spec.name_of_rest()]
     name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):
-        return source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
-    return source.parent / f"{source.name}-eval" / task / name
-
-
-def weights_hash(source: Path) -> str:
-    """One hash over the weight files of a model folder."""
-    files = sorted(source.glob("*.safetensors"))
-    return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
+        folder = source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
+    else:
+        folder = source.parent / f"{source.name}-eval" / task / name
+    if not (folder / SETTINGS).exists():
+        return folder
+    try:
+        stored, own = storage.read_json(folder / SETTINGS)["data"], open_dataset(spec.data).fingerprint
+    except (StorageError, DataError, KeyError, TypeError):
+        return folder
+    return folder if stored == own else folder.with_name(f"{folder.name}-{own[:8]}")

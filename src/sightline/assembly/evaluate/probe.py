@@ -21,6 +21,7 @@ from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks.base import Likelihood
 from sightline.reporting.aligned_page import aligned_page
 from sightline.reporting.experts_page import experts_page
 from sightline.reporting.gain_page import gain_page
@@ -48,7 +49,7 @@ class ProbeRequest:
         sigmas: sizes of noise, for `noise`.
         features: a feature store instead of images.
         device, threads: the machine.
-        task, prompt, batch_size, max_new_tokens, floor: of `looking`; see `EvalSpec` and `look`.
+        task, prompt, likelihood, alpha, batch_size, max_new_tokens, floor: of `looking`; see `EvalSpec` and `look`.
     """
 
     model: str
@@ -64,6 +65,8 @@ class ProbeRequest:
     threads: int | None = None
     task: str = "caption"
     prompt: str | None = None
+    likelihood: Likelihood | None = None
+    alpha: float | None = None
     batch_size: int = 16
     max_new_tokens: int | None = None
     floor: str | None = None
@@ -112,6 +115,8 @@ def looking(request: ProbeRequest) -> Findings:
         split=request.split,
         limit=request.count,
         prompt=request.prompt,
+        likelihood=request.likelihood,
+        alpha=request.alpha,
         features=request.features,
         batch_size=request.batch_size,
         max_new_tokens=request.max_new_tokens,

@@ -136,6 +136,13 @@ class Task(ABC):
     def references(self, query: Query) -> tuple[str, ...]:
         """The right answers."""
 
+    def shown(self, query: Query, prediction: Prediction) -> str:
+        """Returns an answer as people read it: the text, or the candidate with the largest score."""
+        scores = prediction.scores
+        if scores is None or len(scores) != len(query.candidates):
+            return prediction.text
+        return query.candidates[max(range(len(scores)), key=lambda number: scores[number])]
+
     @abstractmethod
     def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
         """Scores the answers.

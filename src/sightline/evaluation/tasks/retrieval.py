@@ -68,6 +68,14 @@ class Retrieval(Task):
     def references(self, query: Query) -> tuple[str, ...]:
         return query.candidates
 
+    def shown(self, query: Query, prediction: Prediction) -> str:
+        """Returns the rank of the image's best caption, and those of the image by each of its captions."""
+        if prediction.scores is None:
+            return ""
+        found = RankedImage.from_scores(prediction.scores)
+        of_captions = ", ".join(str(above + 1) for above, _, _ in found.captions)
+        return f"best caption at rank {found.image[0] + 1}; by its captions the image is at rank {of_captions}"
+
     def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
         ranked = [RankedImage.from_scores(prediction.scores or ()) for _, prediction in answered(queries, predictions)]
         image = np.array([found.image for found in ranked]).T
