@@ -8,6 +8,8 @@ handed on, which changes no value. Without `--decoder` the decoder has SmolLM2-1
 product of the same run. Counted are 2 FLOPs a weight and token forward and 2 backward (the weights are frozen, so the backward pass
 computes gradients of activations only), attention between tokens that see each other, and the head at supervised tokens; padding,
 masked pairs and recomputation are not.
+
+`host_reads_per_step`: how often a step of the training loop reads a value of the device (benchmarks/host_reads.py).
 """
 
 import argparse
@@ -23,9 +25,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks import material
 from benchmarks.cal import SHAPES
 from benchmarks.findings import Finding, fixed, say
+from benchmarks.host_reads import reads_of
+from benchmarks.jobs import job
 from benchmarks.measure import Ratio, compute_clock
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.model.build import ModelBundle, build_from_config
+from sightline.assembly.model.summary import log_values
 from sightline.assembly.model.tokenizer import texts_of, train_tokenizer
 from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.collate import collate
@@ -47,6 +52,7 @@ from sightline.types import Batch
 PARTS = ("data", "encoder", "connector", "decoder_forward", "head", "decoder_backward", "connector_backward", "rest")
 MOBILENET = {"model_type": "mobilenet_v2", "image_size": 224}
 AIM = 0.55
+COUNTED_STEPS, MICRO_BATCHES = 2, 4  # for `host_reads_per_step`
 SIDES = (512, 1024, 2048)  # of the square matrices whose product sets the peak
 
 
@@ -78,12 +84,13 @@ def run(options: argparse.Namespace) -> list[Finding]:
             sort_by_length=False,
             seed=0,
         )
-        return measure(
+        found = measure(
             TimedStep(bundle, options.dtype == "bf16"),
             _batches(shared, rules, bundle),
             _batches(single, padded, bundle),
             options.repeats,
         )
+        return [*found, host_reads(bundle, _batches(shared, rules, bundle))]
 
 
 @dataclass
@@ -223,6 +230,23 @@ def measure(
         Finding("step_seconds", Ratio.of(totals), "one step"),
         *(Finding(f"step_share_{name}", Ratio.of(values), f"share of the step: {name}") for name, values in parts.items()),
     ]
+
+
+def host_reads(bundle: ModelBundle, packed: Iterator[Callable[[], Batch]]) -> Finding:
+    """Counts where the training loop's steps would wait for a GPU, with several micro-batches a step."""
+    say(f"  counting the host reads of {COUNTED_STEPS} steps of {MICRO_BATCHES} micro-batches")
+    batches = [next(packed)() for _ in range(MICRO_BATCHES)]
+    given = job(
+        bundle.module,
+        [batches] * COUNTED_STEPS,
+        NextToken(),
+        {"connector": "train"},
+        clip=1.0,
+        log_values=lambda: log_values(bundle),
+    )
+    return fixed(
+        "host_reads_per_step", len(reads_of(given)) / COUNTED_STEPS, "reads of the host that a GPU would be waited for", at_most=2
+    )
 
 
 def decoder_flops(bundle: ModelBundle, batch: Batch) -> float:

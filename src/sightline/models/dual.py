@@ -28,6 +28,7 @@ from sightline.models.language import TokenizerConfig
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, Layer, pooled_output
+from sightline.ops.precision import read_at_once
 from sightline.types import Batch, Embeddings, PairBatch, Texts, Visual
 
 PARTS = ("vision", "text", "projection")
@@ -377,9 +378,9 @@ class DualModel(nn.Module):
 
     def log_values(self) -> dict[str, float]:
         """Returns scale and bias for the log."""
-        scalars = self._scalars()
-        values = {"scale": float(self.logit_scale().detach())}
-        return values if scalars.logit_bias is None else values | {"bias": float(scalars.logit_bias.detach())}
+        values = {"scale": self.logit_scale()}
+        bias = self.logit_bias()
+        return read_at_once(values if bias is None else {**values, "bias": bias})
 
     def _scalars(self) -> Any:
         return (

@@ -4,6 +4,7 @@ Decoders differ in three things that are handled here: which output holds the hi
 soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.models.flex_attention import FLEX
-from sightline.models.transformers_private import attention_kernel, named_cache
+from sightline.models.transformers_private import attention_kernel, named_cache, positions_unsearched
 from sightline.ops.load_balancing import load_balancing_loss, load_values, router_z_loss
 from sightline.ops.masks import additive_mask, block_mask
 from sightline.types import PADDING, Batch, Head, Hidden, Tokens
@@ -254,13 +255,14 @@ def decode(
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
     coefficients = router_coefficients(decoder)
-    output = body(decoder)(
-        inputs_embeds=embeddings_BTD,
-        attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
-        position_ids=tokens.position_BT,
-        use_cache=False,
-        **({"output_router_logits": True} if coefficients else {}),
-    )
+    with positions_unsearched() if tokens.is_plain else contextlib.nullcontext():
+        output = body(decoder)(
+            inputs_embeds=embeddings_BTD,
+            attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
+            position_ids=tokens.position_BT,
+            use_cache=False,
+            **({"output_router_logits": True} if coefficients else {}),
+        )
     routers = (output.get("router_logits") or ()) if coefficients else ()  # empty if every layer is dense
     if not routers:
         return output.last_hidden_state, {}, {}

@@ -4,14 +4,15 @@ Any minor version of transformers may rename one; tests/models/test_transformers
 No other file of the package may use them, but for runtime/auto_classes.py, which must not import transformers.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.generation.utils import GenerationMixin
 
 # transformers 5.24 renamed `past_key_values` to `cache`. Callers may use either; CACHE_NAME is the installed version's name.
@@ -56,6 +57,20 @@ def supports_sdpa(architecture: type[PreTrainedModel]) -> bool:
 def supports_flex(architecture: type[PreTrainedModel]) -> bool:
     """Returns whether an architecture can run on FlexAttention with a block mask."""
     return bool(architecture._supports_flex_attn)
+
+
+@contextlib.contextmanager
+def positions_unsearched() -> Iterator[None]:
+    """Leaves out transformers' search of the position ids for packed samples, which waits for the device in every forward pass.
+
+    Only for rows whose positions rise by one from slot to slot, where it finds nothing.
+    """
+    search = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # pyrefly: ignore
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
 
 
 def layer_classes(model: PreTrainedModel) -> set[str]:

@@ -204,7 +204,8 @@ class StageRun:
         # Where the decoder is frozen or has adapters, what trains is small, and not every rank's backward pass goes through it.
         if not self.folder.config.runtime.shard or self.accelerator.num_processes == 1 or rule is None or rule.lora is not None:
             return ranks.Replicated(self.accelerator, ranks.StepModule(module, objective)), stage
-        shared = ranks.Sharded(self.accelerator, module, objective, self.bundle.model.language)
+        seconds = self.folder.config.runtime.deadline
+        shared = ranks.Sharded(self.accelerator, module, objective, self.bundle.model.language, seconds)
         return shared, stages.with_current_parameters(stage, module)
 
     def _restore(self, optimiser: Any, names: dict[Any, str]) -> None:
