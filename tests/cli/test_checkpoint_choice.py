@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sightline.cli import main
 from sightline.training import checkpoint
+from tests.cli.helpers import call
 from tests.golden import make
 from tests.training.checkpoints import flip
 
@@ -17,13 +17,6 @@ from tests.training.checkpoints import flip
 def run(tmp_path: Path) -> Path:
     """The stopped golden run: the end of its first stage at step 360, and step 370 within its second."""
     return shutil.copytree(make.HOME / make.RUN, tmp_path / "run")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
 
 
 def evaluation(run: Path, *options: str) -> list[object]:

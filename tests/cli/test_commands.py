@@ -20,17 +20,10 @@ from sightline.config import to_yaml
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
 from tests.assembly.helpers import run_config
+from tests.cli.helpers import call
 from tests.data.check.planted import folder, png, record, scene
 
 ROOT = Path(__file__).parents[2]
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Runs `sightline` in this process: exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

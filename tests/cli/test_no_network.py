@@ -8,7 +8,7 @@ import pytest
 
 from sightline.config import to_yaml
 from tests.assembly.helpers import run_config
-from tests.cli.test_commands import call
+from tests.cli.helpers import call
 from tests.data.check.planted import folder, png, record, scene
 from tests.golden import make
 

@@ -29,6 +29,9 @@ app = typer.Typer(
 )
 
 
+MAX_PIXELS = "Largest image, in pixels (width times height); 51,000,000 by default, as photos of 50 megapixels have."
+
+
 def emit(value: dict[str, Any]) -> None:
     """Prints the one JSON object that `--json` promises."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
