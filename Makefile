@@ -2,6 +2,9 @@
 PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Environments of single targets; each can be put elsewhere.
+TRANSFORMERS_VENV ?= .venv-transformers
+TRL_VENV ?= .venv-trl
 # On a machine with an NVIDIA GPU the same set-up takes the CUDA build of torch.
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
@@ -39,21 +42,21 @@ test-oldest: .venv-oldest/.ok
 
 # transformers' own model and generation tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
 # checkout of its repository, which has more of them.
-test-transformers: .venv-transformers/.ok
-	.venv-transformers/bin/python -m tests.transformers_suite.fetch .venv-transformers $(TRANSFORMERS_SRC)
-	PYTHONPATH=.venv-transformers HF_HUB_OFFLINE=1 .venv-transformers/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
+test-transformers: $(TRANSFORMERS_VENV)/.ok
+	$(TRANSFORMERS_VENV)/bin/python -m tests.transformers_suite.fetch $(TRANSFORMERS_VENV) $(TRANSFORMERS_SRC)
+	PYTHONPATH=$(TRANSFORMERS_VENV) HF_HUB_OFFLINE=1 $(TRANSFORMERS_VENV)/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
 		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py
 
-.venv-transformers/.ok: $(VENV)/.ok
-	$(BIN)/python tools/environment.py tested .venv-transformers --like $(VENV) --extra parameterized==0.9.0
+$(TRANSFORMERS_VENV)/.ok: $(VENV)/.ok
+	$(BIN)/python tools/environment.py tested $(TRANSFORMERS_VENV) --like $(VENV) --extra parameterized==0.9.0
 	touch $@
 
 # TRL's SFTTrainer and `transformers serve` on a folder exported with its code, where Sightline cannot be imported.
-test-trl: .venv-trl/.ok
-	.venv-trl/bin/python -m pytest -W default tests/trl_suite/suite.py
+test-trl: $(TRL_VENV)/.ok
+	$(TRL_VENV)/bin/python -m pytest -W default tests/trl_suite/suite.py
 
-.venv-trl/.ok: $(VENV)/.ok
-	$(BIN)/python tools/environment.py tested .venv-trl --like $(VENV) --extra trl==1.16.0 --extra "transformers[serving]"
+$(TRL_VENV)/.ok: $(VENV)/.ok
+	$(BIN)/python tools/environment.py tested $(TRL_VENV) --like $(VENV) --extra trl==1.16.0 --extra "transformers[serving]"
 	touch $@
 
 # Writes the versions that test-latest has passed with to constraints/.
@@ -87,4 +90,4 @@ lines: setup
 	$(BIN)/python benchmarks/count_lines.py
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-oldest .venv-transformers .venv-trl build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest $(TRANSFORMERS_VENV) $(TRL_VENV) build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -30,6 +30,7 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+from jaxtyping import config as jaxtyping_config  # noqa: E402 (after the environment)
 from jaxtyping import install_import_hook  # noqa: E402 (after the environment)
 
 from tests import versions  # noqa: E402 (after the environment)
@@ -67,6 +68,14 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [record.getMessage() for record in caplog.get_records("call")] == []
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turns the shape checks off: torch's compiler cannot trace them."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(autouse=True)
 def _logger_stays() -> Iterator[None]:
     """Gives each test the package's logger as it is imported, whatever a command in an earlier fixture or test has configured."""
@@ -100,8 +109,12 @@ def _settings_of_torch_stay() -> Iterator[None]:
     assert before in (None, settings_of_torch())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests that need newer versions than are installed (`make test-oldest`)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests of a GPU where there is none; skips those that need newer versions (`make test-oldest`)."""
+    of_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_gpu and not importlib.import_module("torch").cuda.is_available():
+        items[:] = [item for item in items if item not in of_gpu]
+        config.hook.pytest_deselected(items=of_gpu)
     for item in items:
         missing = [line for mark in item.iter_markers("needs") for line in versions.missing(**mark.kwargs)]
         if missing:

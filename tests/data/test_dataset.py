@@ -57,6 +57,44 @@ def test_splits_are_numbers_in_order_and_an_unknown_one_is_named_with_those_ther
         dataset.split_indices("test")
 
 
+@pytest.fixture(scope="module")
+def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sharded") / "out"
+    prepared("records", folder, out, shards=1 << 20)
+    return out
+
+
+@pytest.mark.parametrize("way", ["{}/outside.tar", "../outside.tar", "shards/../../outside.tar"])
+def test_a_shard_outside_of_the_folder_is_neither_opened_nor_copied(shards: Path, tmp_path: Path, way: str) -> None:
+    copy = copied(shards, tmp_path / "copy")
+    summary = json.loads((copy / "dataset.json").read_text())
+    (copy / summary["shards"][0]["file"]).rename(tmp_path / "outside.tar")
+    summary["shards"][0]["file"] = way.format(tmp_path)
+    put(copy / "dataset.json", json.dumps(summary).encode())
+    with pytest.raises(DataError, match=r"no entry of a file|is not a relative path"):
+        open_dataset(copy)
+    with pytest.raises(DataError, match=r"no entry of a file|is not a relative path"):
+        prepared("records", copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "index.npy", "images.npy", "shards/{}", "shards", "records.jsonl"])
+def test_a_file_that_is_a_link_out_of_the_folder_is_refused(folder: Path, shards: Path, tmp_path: Path, name: str) -> None:
+    copy = copied(folder if name == "records.jsonl" else shards, tmp_path / "copy")
+    place = copy / name.format(next((copy / "shards").glob("*.tar")).name if "{}" in name else "")
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"leads to .*outside"):
+        open_dataset(copy)
+    with pytest.raises(DataError, match=r"leads to .*outside"):
+        prepared("records", copy, tmp_path / "out")
+
+
+def test_a_folder_that_the_user_names_may_be_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    dataset = open_dataset(tmp_path / "link")
+    assert dataset.image_bytes(dataset.record(4)) == picture(4)
+
+
 def test_threads_and_forked_or_fresh_processes_read_the_same(folder: Path) -> None:
     dataset = open_dataset(folder)
     wanted = [(record.id, *map(len, [dataset.image_bytes(record)] if record.images else [])) for record in dataset.records()]

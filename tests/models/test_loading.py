@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from sightline.assembly.model.tokenizer import load_tokenizer
 from sightline.errors import ConfigError, SightlineError, StorageError
 from sightline.models import language, loading, vision
 from sightline.models.loading import check_sizes, config_from, read_config
@@ -95,6 +96,31 @@ def test_a_snapshot_in_the_cache_of_the_hub_loads_though_its_files_are_links(fol
         (snapshot / part).rename(blobs / part[:11])
         (snapshot / part).symlink_to(f"../../blobs/{part[:11]}")
     assert same_as_source(snapshot)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "other.json"])
+def test_a_file_that_is_a_link_out_of_its_folder_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    outside = tmp_path / "outside"
+    (copy / name).rename(outside) if (copy / name).exists() else outside.write_text("{}")
+    (copy / name).symlink_to(outside)
+    for read in (read_config, load_tokenizer):
+        with pytest.raises(StorageError, match=rf"{name} leads to .*outside"):
+            read(str(copy))
+
+
+def test_a_folder_of_chat_templates_that_is_a_link_out_of_a_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (tmp_path / "secret.jinja").write_text("secret")
+    (folder / "additional_chat_templates/a.jinja").symlink_to(tmp_path / "secret.jinja")
+    with pytest.raises(StorageError, match=r"a\.jinja leads to"):
+        read_config(str(folder))
+
+
+def test_a_model_folder_that_is_a_link_itself_loads(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    assert same_as_source(tmp_path / "link")
 
 
 # Indexes ----------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def gone(owner: Any, name: str, user: str) -> str:
         (CONFIG, "_experts_implementation", "clear_kernels"),
         (PreTrainedModel, "_supports_sdpa", "supports_sdpa and CustomModel"),
         (PreTrainedModel, "_supports_flash_attn", "CustomModel"),
+        (PreTrainedModel, "_supports_flex_attn", "supports_flex and CustomModel"),
         (PreTrainedModel, "_supports_attention_backend", "CustomModel"),
         (PreTrainedModel, "_skip_keys_device_placement", "CustomModel"),
         (PreTrainedModel, "_no_split_modules", "layer_classes and CustomModel"),

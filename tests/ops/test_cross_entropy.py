@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sightline.ops import cross_entropy
 from sightline.ops.cross_entropy import cross_entropy_reference, linear_cross_entropy, target_logits
 from sightline.types import Head
+from tests.ops.helpers import Largest
 
 HEADS = {
     "plain": {},
@@ -241,21 +242,6 @@ def test_bf16_weights_get_bf16_gradients_summed_in_fp32() -> None:
     exact, weight = states.detach().double(), head.weight_VD.detach().double().requires_grad_()
     (truth,) = torch.autograd.grad(by_torch(exact, Head(weight), target)[0].sum(), weight)
     assert worst([ours], [truth])[0] < 1e-2
-
-
-class Largest(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(value, Tensor):
-                self.elements = max(self.elements, value.numel())
-        return out
 
 
 @pytest.mark.parametrize("autocast", [False, True])

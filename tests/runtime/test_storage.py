@@ -20,7 +20,17 @@ from hypothesis import strategies as st
 
 from sightline.errors import DataError, StorageError
 from sightline.runtime import fault_injection, storage
-from sightline.runtime.storage import JsonLines, Lock, atomic_dir, atomic_file, read_json_lines, safe_join, verify_dir, write_text
+from sightline.runtime.storage import (
+    JsonLines,
+    Lock,
+    atomic_dir,
+    atomic_file,
+    check_links,
+    read_json_lines,
+    safe_join,
+    verify_dir,
+    write_text,
+)
 
 HEAD = "import sys; from pathlib import Path; from sightline.runtime import storage; home = Path(sys.argv[1])\n"
 OLD, NEW = "old " * 50_000, "new " * 60_000
@@ -371,6 +381,90 @@ def test_a_path_from_data_stays_inside_its_root(tmp_path: Path, path: str) -> No
         safe_join(root, path)
     assert safe_join(root, "a/b") == root / "a/b"
     assert safe_join(root, "fine").read_text() == "x"
+
+
+def test_a_path_and_a_link_may_lead_to_a_trusted_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, shared, other = tmp_path / "root", tmp_path / "shared", tmp_path / "other"
+    for folder in (root, shared, other):
+        folder.mkdir()
+        write_text(folder / "a", folder.name)
+        (root / f"to_{folder.name}").symlink_to(folder / "a")
+    ways = [str(shared / "a"), "../shared/a", "to_shared"]
+    for way in ways:
+        assert safe_join(root, way, [shared]).read_text() == "shared"
+        with pytest.raises(DataError):
+            safe_join(root, way)
+        with pytest.raises(DataError):
+            safe_join(root, way, [other])
+    monkeypatch.setenv("SIGHTLINE_ROOTS", os.pathsep.join(map(str, [other, shared])))
+    assert [safe_join(root, way).read_text() for way in ways] == ["shared"] * 3
+    check_links(root)
+    with pytest.raises(DataError):
+        safe_join(root, str(tmp_path / "none"))
+
+
+def test_files_of_a_folder_that_are_links_out_of_it_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write_text(root / "real", "x")
+    write_text(tmp_path / "secret", "x")
+    (root / "near").symlink_to("real")
+    (tmp_path / "named").symlink_to(root)
+    check_links(root)
+    check_links(tmp_path / "named")  # what the user named may be a link itself
+    for target in (tmp_path / "secret", tmp_path / "missing", root / "far", Path("/dev/zero")):
+        (root / "far").symlink_to(target)
+        with pytest.raises(DataError, match="far"):
+            check_links(root)
+        check_links(root, ["real", "near"])
+        (root / "far").unlink()
+    os.mkfifo(root / "pipe")
+    with pytest.raises(DataError, match="pipe is not a regular file"):
+        check_links(root)
+
+
+def test_a_snapshot_of_the_hub_may_link_to_the_blobs_of_its_own_cache_only(tmp_path: Path) -> None:
+    for name in ("models--a--b", "models--c--d"):
+        (tmp_path / name / "snapshots/abc").mkdir(parents=True)
+        (tmp_path / name / "blobs").mkdir()
+        write_text(tmp_path / name / "blobs/1", "x")
+    snapshot = tmp_path / "models--a--b/snapshots/abc"
+    (snapshot / "config.json").symlink_to("../../blobs/1")
+    check_links(snapshot)
+    (snapshot / "other").symlink_to("../../../models--c--d/blobs/1")
+    with pytest.raises(DataError, match="other leads to"):
+        check_links(snapshot)
+    (snapshot / "other").unlink()
+    (tmp_path / "models--a--b/blobs").rename(tmp_path / "secret")
+    (tmp_path / "models--a--b/blobs").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"config\.json leads to"):
+        check_links(snapshot)
+
+
+def test_files_that_sightline_writes_are_not_read_or_appended_to_through_a_link(tmp_path: Path) -> None:
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    root.mkdir()
+    write_text(secret, '{"a": 1}\n')
+    for target in (secret, tmp_path / "missing"):
+        (root / "file").symlink_to(target)
+        for use in (storage.read_json, storage.read_json_lines, JsonLines):
+            with pytest.raises(StorageError, match=rf"file leads to .*{target.name}, outside of"):
+                use(root / "file")
+        (root / "file").unlink()
+    assert secret.read_text() == '{"a": 1}\n'
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_manifest_and_its_files_are_not_read_through_links(tmp_path: Path, directory: Path) -> None:
+    (directory / "b").rename(tmp_path / "secret")
+    (directory / "b").symlink_to(tmp_path / "secret")
+    with pytest.raises(StorageError, match="outside of"):
+        verify_dir(directory)
+    assert not storage.has_all_files(directory)
+    (directory / "manifest.json").rename(tmp_path / "manifest.json")
+    (directory / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(StorageError, match=r"manifest.json leads to"):
+        storage.read_manifest(directory)
 
 
 # Logs -------------------------------------------------------------------------------------------------------------------------

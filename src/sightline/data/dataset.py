@@ -61,12 +61,12 @@ class Dataset:
         self._split_names = list(self.splits)
         self._shards: list[dict[str, Any]] = self.summary.get("shards", [])
         for name, entry in self.summary["files"].items():
-            _check_size(self.path / name, entry["bytes"])
+            _check_size(self._place(name), entry["bytes"])
         self.index = self._map(INDEX, INDEX_ROW, self.summary["ok"])
         self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
         for number, shard in enumerate(self._shards):
-            _check_size(self.path / shard["file"], shard["bytes"], lambda size, number=number: self._readable_part(number, size))
-        self._records = self.path / RECORDS
+            _check_size(self._place(shard["file"]), shard["bytes"], lambda size, number=number: self._readable_part(number, size))
+        self._records = self.path / RECORDS if self._shards else self._place(RECORDS)
         self._files = _Files()
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ class Dataset:
             for name, info in zip(record.images, record.image_info, strict=True):
                 if name not in seen:
                     seen.add(name)
-                    fault = _hash_fault(self.path / name, info.sha256)
+                    fault = self._hash_fault(name, info.sha256)
                     faults += [fault] if fault else []
         if faults:
             more = f", and {len(faults) - 10} more" if len(faults) > 10 else ""
@@ -179,7 +179,20 @@ class Dataset:
 
     def damaged_files(self) -> list[str]:
         """Compares the sha256 of the files listed in `dataset.json` (records, index, shards); returns what is wrong with each."""
-        return [fault for name, entry in _listed_files(self.summary) if (fault := _hash_fault(self.path / name, entry["sha256"]))]
+        return [fault for name, entry in _listed_files(self.summary) if (fault := self._hash_fault(name, entry["sha256"]))]
+
+    def _place(self, name: str) -> Path:
+        """Returns the path of a file of this folder; a DataError where it is not there, or leads out of the folder."""
+        try:
+            return safe_join(self.path, name)
+        except DataError as error:
+            raise DataError(error.message, _AGAIN) from error
+
+    def _hash_fault(self, name: str, sha256: str) -> str:
+        try:
+            return "" if sha256_file(safe_join(self.path, name)) == sha256 else f"{Path(name).name} differs from what was written"
+        except (DataError, OSError) as error:
+            return f"{Path(name).name}: {getattr(error, 'strerror', None) or error}"
 
     def _readable_part(self, shard: int, size: int) -> str:
         """Says how many records of a shard lie within its first `size` bytes, for an error message."""
@@ -193,7 +206,9 @@ class Dataset:
 
     def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
         try:
-            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+            array = np.load(self._place(name), mmap_mode="r", allow_pickle=False)
+        except DataError:
+            raise
         except Exception as error:  # numpy may raise anything for a damaged header
             raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
         if array.dtype != dtype or array.shape != (count,):
@@ -262,7 +277,7 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         near = "" if path.exists() else nearest_hint(path)
         raise DataError(f"{path} {state}.", near if near.startswith("Did") else f"{_PREPARE} {path}.")
     try:
-        summary = json.loads((path / DATASET).read_text("utf-8"))
+        summary = json.loads(safe_join(path, DATASET).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path / DATASET} cannot be read: {error}.", _AGAIN) from error
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
@@ -306,10 +321,3 @@ def _check_size(path: Path, size: int, what_is_left: Callable[[int], str] = lamb
     if found != size:
         left = what_is_left(found)
         raise DataError(f"{path}: {found} bytes, {size} expected; it was changed or truncated after it was written.{left}", _AGAIN)
-
-
-def _hash_fault(path: Path, sha256: str) -> str:
-    try:
-        return "" if sha256_file(path) == sha256 else f"{path.name} differs from what was written"
-    except OSError as error:
-        return f"{path.name}: {error.strerror}"

@@ -13,14 +13,16 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
+from sightline.models.flex_attention import FLEX
 from sightline.models.transformers_private import attention_kernel
 from sightline.ops.load_balancing import load_balancing_loss, load_values, router_z_loss
-from sightline.ops.masks import additive_mask
+from sightline.ops.masks import additive_mask, block_mask
 from sightline.types import PADDING, Batch, Head, Hidden, Tokens
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -335,8 +337,12 @@ def hidden_states(decoder: PreTrainedModel, embeddings_BTD: Float[Tensor, "B T D
     return Hidden(states_SD, head_of(decoder), losses, values)
 
 
-def attention_masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype) -> Tensor | dict[str, Tensor] | None:
+def attention_masks(
+    config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype
+) -> Tensor | BlockMask | dict[str, Tensor | BlockMask] | None:
     """Returns the attention mask for packed rows: one mask per kind of layer if the decoder has several kinds.
+
+    Masks are dense, or block masks for the kernel `FLEX`.
 
     Rows that hold one sample each need no mask: transformers then uses the kernel's own causal attention (it reads the position
     ids, which rise by one along such a row, padding included).
@@ -349,11 +355,15 @@ def attention_masks(config: PreTrainedConfig, tokens: Tokens, dtype: torch.dtype
     check_layers(config)
     kinds = layer_kinds(config)
     window = getattr(config, "sliding_window", None)
+
+    def mask(window: int | None) -> Tensor | BlockMask:
+        return block_mask(tokens, window) if attention_kernel(config) == FLEX else additive_mask(tokens, dtype, window)
+
     if not kinds:
-        return additive_mask(tokens, dtype, window)
-    built = {FULL: additive_mask(tokens, dtype)}
+        return mask(window)
+    built = {FULL: mask(None)}
     if SLIDING in kinds:
-        built[SLIDING] = additive_mask(tokens, dtype, window)
+        built[SLIDING] = mask(window)
     return built if SLIDING in kinds else built[FULL]
 
 
@@ -387,7 +397,7 @@ def check_layers(config: PreTrainedConfig) -> None:
 
 
 UNPACK_HINT = "Set data.pack=false and data.share_prefix=false."
-WITH_MASKS = ("eager", "sdpa")
+WITH_MASKS = ("eager", "sdpa", FLEX)
 WITHOUT_POSITION_IDS = frozenset({"bloom", "mpt", "rwkv", "mamba", "mamba2", "falcon_mamba", "xlnet"})
 
 

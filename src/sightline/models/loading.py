@@ -9,6 +9,7 @@ import copy
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from sightline.errors import ConfigError, DataError, SightlineError, StorageError
 from sightline.models.transformers_private import clear_kernels, supports_sdpa
 from sightline.runtime import hub
-from sightline.runtime.storage import safe_join
+from sightline.runtime.storage import check_links, safe_join
 
 # Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
 LIMITS = {
@@ -38,6 +39,7 @@ LIMITS = {
 }
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER = "adapter_config.json"
+_SUBFOLDERS = ("additional_chat_templates",)  # that transformers looks into
 MAX_ITEMS = 100_000  # entries of a configuration, all sections together
 
 
@@ -46,12 +48,12 @@ def read_config(path: str) -> PreTrainedConfig:
 
     Raises:
         ConfigError: there is no configuration, it needs remote code, its weights are quantised, or a size exceeds `LIMITS`.
-        StorageError: the index of its weights is damaged or names files outside of the folder.
+        StorageError: a file in it is a link out of it, or the index of its weights is damaged or names files outside of the folder.
     """
     is_local = hub.find_local(path) is not None
     if not is_local:
         hub.check_reachable()
-    check_index(path)
+    check_folder(path)
     if "\0" not in path and (Path(path) / ADAPTER).is_file():
         raise ConfigError(f"{path!r} is a PEFT adapter, not a model.", "Merge it into its base model (PEFT: merge_and_unload).")
     try:
@@ -125,14 +127,22 @@ def check_sizes(values: dict[str, Any], place: str) -> None:
     raise ConfigError(f"{place}: more than {MAX_ITEMS} entries; this is not the configuration of a model.")
 
 
-def check_index(path: str) -> None:
-    """Refuses a sharded checkpoint whose index names files outside of its folder, before transformers reads it.
+def check_folder(path: str) -> None:
+    """Refuses a model folder with files that lead out of it, before transformers reads it; a Hub id is left to its own cache.
 
     Raises:
-        StorageError: the index names such a file or a missing file, or is not an index.
+        StorageError: a file is a link out of the folder or no regular file; an index of weights names a file outside of the folder
+            or a missing file, or is not an index.
     """
     folder = Path(path)
-    for index in folder.glob("*.index.json") if "\0" not in path and folder.is_dir() else ():
+    if "\0" in path or not folder.is_dir():
+        return
+    try:
+        for place in (folder, *(folder / name for name in _SUBFOLDERS if os.path.lexists(folder / name))):
+            check_links(place)
+    except DataError as error:
+        raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
+    for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -53,6 +53,11 @@ def supports_sdpa(architecture: type[PreTrainedModel]) -> bool:
     return bool(architecture._supports_sdpa)
 
 
+def supports_flex(architecture: type[PreTrainedModel]) -> bool:
+    """Returns whether an architecture can run on FlexAttention with a block mask."""
+    return bool(architecture._supports_flex_attn)
+
+
 def layer_classes(model: PreTrainedModel) -> set[str]:
     """Returns the class names of a model's layers; empty if the model does not list them."""
     return set(model._no_split_modules or ())
@@ -83,6 +88,7 @@ class CustomModel(PreTrainedModel, GenerationMixin):
 
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012 (transformers' own form)
     _no_split_modules: list[str] = []  # noqa: RUF012

@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -28,6 +28,7 @@ from sightline.runtime import fault_injection
 from sightline.runtime.logs import logger
 
 MANIFEST = "manifest.json"
+TRUSTED = "SIGHTLINE_ROOTS"  # environment variable: folders, separated as in PATH
 SCHEMA = 1
 _TEMPORARY = ".writing-"
 LOCK_SECONDS = 0.2  # of waiting: its last holder may be removing it just now
@@ -44,28 +45,88 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def safe_join(root: Path, relative: str) -> Path:
+def trusted_folders() -> tuple[Path, ...]:
+    """Returns the folders outside of a data or model folder that its paths and links may lead to (`SIGHTLINE_ROOTS`).
+
+    They stand in the environment so that worker processes know them too; empty by default.
+    """
+    return tuple(Path(folder) for folder in os.environ.get(TRUSTED, "").split(os.pathsep) if folder)
+
+
+def safe_join(root: Path, relative: str, trusted: Sequence[Path] | None = None) -> Path:
     """Joins a path that comes from data to `root`.
+
+    Args:
+        root: the folder that holds the file with that path in it.
+        relative: the path.
+        trusted: folders that an absolute path, `..` or a link may lead to; by default those of `trusted_folders`.
 
     Raises:
         DataError: it is absolute, climbs out of `root` (by `..` or a link), or is no regular file.
     """
+    trusted = trusted_folders() if trusted is None else trusted
     pure = PurePosixPath(relative)
-    if not relative or "\0" in relative or "\\" in relative or pure.is_absolute() or ".." in pure.parts:
+    is_inside = not pure.is_absolute() and ".." not in pure.parts
+    if not relative or "\0" in relative or "\\" in relative or not (is_inside or trusted):
         raise DataError(f"{relative!r} is not a relative path inside {root}.")
     path = root / pure
-    if _is_plain_file(str(root), pure.parts):
+    if is_inside and _is_plain_file(str(root), pure.parts):
         return path
     try:
         real = path.resolve(strict=True)
-        inside = real.is_relative_to(root.resolve(strict=True))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}.") from error
-    if not inside:
-        raise DataError(f"{path} leads to {real}, outside of {root}.")
+    _check_place(root, path, str(real), trusted)
     if not real.is_file():
         raise DataError(f"{path} is not a file.")
     return path
+
+
+def _check_place(root: Path, path: Path, real: str, trusted: Sequence[Path]) -> None:
+    """Raises a DataError where a resolved path is neither in `root` nor in a trusted folder."""
+    if not any(Path(real).is_relative_to(os.path.realpath(folder)) for folder in (root, *trusted)):
+        raise DataError(f"{path} leads to {real}, outside of {root}.", "Put the file itself there.")
+
+
+def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Refuses a folder in which a file is a link out of it, or no regular file (a pipe or device could block its reader).
+
+    A snapshot in the cache of the Hub is a folder of links to `../../blobs`, which belong to it. Links to trusted folders are
+    followed. What lies in folders below is left out; no loader reads it, or it is named by a file and joined by `safe_join`.
+
+    Args:
+        folder: the folder; it may be a link itself.
+        names: of the files to look at; all by default.
+
+    Raises:
+        DataError: names the file, and where it leads to.
+    """
+    real_folder = os.path.realpath(folder)
+    above = os.path.dirname(real_folder)
+    blobs = [Path(above).parent / "blobs"] if os.path.basename(above) == "snapshots" else []
+    # `blobs` must be a folder of that cache; were it a link, its files would lie elsewhere.
+    trusted = (*(place for place in blobs if not place.is_symlink()), *trusted_folders())
+    try:
+        for name in sorted(os.listdir(folder)) if names is None else names:
+            path = folder / name
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.lstat(path).st_mode
+                if stat.S_ISLNK(mode):
+                    _check_place(folder, path, os.path.realpath(path), trusted)
+                    mode = os.stat(path).st_mode
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    raise DataError(f"{path} is not a regular file.", "Remove it.")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        place = getattr(error, "filename", None) or folder
+        raise DataError(f"{place}: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _check_own(path: Path) -> None:
+    """Raises a StorageError where a file that Sightline writes itself is a link out of its folder, or no regular file."""
+    try:
+        check_links(path.parent, (path.name,))
+    except DataError as error:
+        raise StorageError(error.message, error.remedy) from error
 
 
 def _is_plain_file(root: str, parts: Sequence[str]) -> bool:
@@ -227,6 +288,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         StorageError: it is missing or torn.
     """
+    _check_own(path / MANIFEST)
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         is_whole = all(_is_entry(name, entry) for name, entry in manifest["files"].items())
@@ -271,17 +333,21 @@ def damaged_files(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str
     for name in sorted(present - set(manifest["files"])):
         yield name, f"{path / name}: not in the manifest."
     for name, entry in manifest["files"].items():
-        fault = _fault_of(path / name, entry) if name in present else f"{path / name}: missing."
+        fault = _fault_of(path, name, entry) if name in present else f"{path / name}: missing."
         if fault:
             yield name, fault
 
 
-def _fault_of(file: Path, entry: Mapping[str, Any]) -> str:
+def _fault_of(folder: Path, name: str, entry: Mapping[str, Any]) -> str:
+    file = folder / name
     try:
+        safe_join(folder, name)
         size = file.stat().st_size
         if size != entry["size"]:
             return f"{file}: {size} bytes, {entry['size']} expected."
         return "" if sha256_file(file) == entry["sha256"] else f"{file}: its hash is not that of the manifest."
+    except DataError as error:
+        return error.message
     except OSError as error:
         return f"{file}: {error.strerror or error}."
 
@@ -290,8 +356,8 @@ def has_all_files(path: Path) -> bool:
     """Returns whether a directory has a manifest and every file in it has its size; hashes are left to `verify_dir`."""
     try:
         entries = read_manifest(path)["files"]
-        return all((path / name).stat().st_size == entry["size"] for name, entry in entries.items())
-    except (StorageError, OSError, ValueError):  # ValueError: a damaged name that no file can have
+        return all(safe_join(path, name).stat().st_size == entry["size"] for name, entry in entries.items())
+    except (StorageError, DataError, OSError, ValueError):  # ValueError: a damaged name that no file can have
         return False
 
 
@@ -316,6 +382,7 @@ def read_json(path: Path) -> Any:
     Raises:
         StorageError: it is missing or torn.
     """
+    _check_own(path)
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -375,6 +442,7 @@ class JsonLines:
         self._checksum, self._check = checksum, check
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _check_own(path)
             if path.exists():
                 self._mend()
             self._file = path.open("ab", buffering=0)
@@ -476,6 +544,7 @@ def whole_lines(
     Raises:
         StorageError: the file cannot be read.
     """
+    _check_own(path)
     damaged = []
     try:
         for number, (offset, line, value) in enumerate(_scan(path, check, end), 1):

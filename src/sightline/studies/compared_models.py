@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sightline.assembly.config.locate import CONFIG, METRICS, CheckpointChoice
-from sightline.assembly.config.resolving import resolve_config
+from sightline.assembly.config.resolving import stored_config
 from sightline.assembly.model.summary import EXAMPLE, folder_cost, short_flops
 from sightline.errors import SightlineError
 from sightline.reporting.comparison import Grid
@@ -117,7 +117,7 @@ def settings_grid(models: Sequence[ComparedModel]) -> Grid | None:
     settings = {}
     for model in models:
         if model.run is not None and (model.run / CONFIG).exists():
-            config = resolve_config(None, model.run / CONFIG, [])
+            config = stored_config(model.run)
             settings[model.name] = dict(_flat(json.loads(config.model_dump_json()), ""))
     if len(settings) < 2:
         return None

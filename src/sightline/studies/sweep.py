@@ -21,7 +21,7 @@ from typing import Any
 
 from sightline.assembly.config.changes import describe_changes, differences, may_differ
 from sightline.assembly.config.locate import CONFIG, model_folder
-from sightline.assembly.config.resolving import resolve_config
+from sightline.assembly.config.resolving import stored_config
 from sightline.assembly.config.sources import sources_of
 from sightline.assembly.evaluate.evaluate import evaluate, weights_hash
 from sightline.assembly.train.run import train
@@ -172,7 +172,7 @@ def refuse_others(runs: Sequence[PlannedRun], out: Path) -> None:
         stored = folder_of(out, run) / CONFIG
         if not stored.exists() or not checkpoint.steps(folder_of(out, run)):
             continue
-        before = resolve_config(None, stored, [])
+        before = stored_config(folder_of(out, run))
         changed = {key: both for key, both in differences(before, run.config).items() if not may_differ(key)}
         if changed:
             raise ConfigError(

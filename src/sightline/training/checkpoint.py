@@ -33,7 +33,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from sightline.errors import SightlineError, StorageError
+from sightline.errors import DataError, SightlineError, StorageError
 from sightline.runtime import fault_injection, storage
 from sightline.runtime.logs import logger
 from sightline.training.ranks import shards
@@ -152,7 +152,7 @@ def read(path: Path, origin: Origin | None = None) -> Saved:
     Raises:
         StorageError: it is not valid.
     """
-    run, manifest = path.parent.parent, storage.read_manifest(path)
+    run, manifest = path.parent.parent, _own_manifest(path)
     rebuilt = []
     for name, fault in storage.damaged_files(path, manifest):
         entry = manifest["files"].get(name)
@@ -175,7 +175,7 @@ def read_note(path: Path) -> tuple[Progress, dict[str, Any]]:
     Raises:
         StorageError: it is damaged.
     """
-    entry = storage.read_manifest(path)["files"].get(STATE)
+    entry = _own_manifest(path)["files"].get(STATE)
     try:
         is_whole = entry is not None and storage.sha256_file(path / STATE) == entry["sha256"]
     except OSError as error:
@@ -184,6 +184,16 @@ def read_note(path: Path) -> tuple[Progress, dict[str, Any]]:
         raise StorageError(f"{path / STATE}: its hash is not that of the manifest.")
     progress, _, note = _read_state(path / STATE)
     return progress, note
+
+
+def _own_manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a checkpoint; a StorageError where it, or a folder on the way, is a link out of the run."""
+    manifest = storage.read_manifest(path)
+    try:
+        storage.safe_join(path.parent.parent, f"{path.parent.name}/{path.name}/{storage.MANIFEST}")
+    except DataError as error:
+        raise StorageError(error.message, error.remedy) from error
+    return manifest
 
 
 def _read_state(file: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
@@ -431,6 +441,8 @@ def _rebuild(run: Path, damaged: Path, sha256: str, made: Path | None = None) ->
     others = [folder(run) / COPIES / sha256, *(place for place in places if place not in alike)] if made is None else [made]
     for source in [damaged, *others]:
         try:
+            if source != made:
+                storage.safe_join(run, source.relative_to(run).as_posix())
             if not source.is_file() or (source == damaged and storage.sha256_file(source) != sha256):
                 continue
             if source == damaged:  # another process has rebuilt it
@@ -442,7 +454,7 @@ def _rebuild(run: Path, damaged: Path, sha256: str, made: Path | None = None) ->
                 if place != damaged:
                     _replace_by_link(damaged, place)
             return True
-        except (OSError, StorageError):
+        except (OSError, DataError, StorageError):  # DataError: it is not there, or leads out of the run
             continue
     return False
 

@@ -63,6 +63,32 @@ def test_rows_go_to_the_images_of_their_names(tmp_path: Path, monkeypatch: pytes
     assert store.summary["told"] == {"table": f"t.{kind.partition('_')[0]}"}
 
 
+@pytest.mark.parametrize("kind", ["external", "virtual", "link", "link to a group", "soft link to a link"])
+def test_an_hdf5_file_reads_no_other_file(tmp_path: Path, kind: str) -> None:
+    secret = np.arange(20, dtype=np.float32).reshape(4, 5)
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["feat"] = secret
+    (tmp_path / "secret.bin").write_bytes(secret.tobytes())
+    key = "group/feat" if kind == "link to a group" else "feat"
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file["names"] = np.array(NAMES, dtype="S")
+        if kind == "external":
+            file.create_dataset("feat", (4, 5), "f4", external=[(str(tmp_path / "secret.bin"), 0, secret.nbytes)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4, 5), "f4")
+            layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "feat", (4, 5))
+            file.create_virtual_dataset("feat", layout)
+        else:
+            name = "group" if kind == "link to a group" else "feat" if kind == "link" else "real"
+            file[name] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/" if kind == "link to a group" else "feat")
+            if kind == "soft link to a link":
+                file["feat"] = h5py.SoftLink("/real")
+        np.testing.assert_array_equal(file[key][()], secret)  # h5py follows it
+    with pytest.raises((DataError, UsageError), match=r"other file|another file|no such array"):
+        imported(tmp_path, tmp_path / "t.h5", TableKeys("names", key))
+    assert not (tmp_path / "store").exists()
+
+
 def test_rows_of_several_tokens_keep_them(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
     found, store = imported(tmp_path, save(tmp_path / "t", "npz", names=NAMES, feat=values))

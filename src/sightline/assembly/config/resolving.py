@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.assembly.config.locate import CONFIG
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.config import Tree, apply_overrides, merge_sections, parse_override, read_yaml, validate_tree
 from sightline.errors import ConfigError
+from sightline.runtime.storage import check_links
 
 SECTIONS = ("data", "objective", "train")
 # Mutually exclusive keys of a section: setting one removes the other from the layers below.
@@ -58,6 +60,21 @@ def resolve_config(base: RunConfig | None, file: str | Path | None, arguments: S
     config = validate_tree(RunConfig, tree)
     check_stages(config, tree)
     return config
+
+
+def stored_config(run: Path, arguments: Sequence[str] = ()) -> RunConfig:
+    """Resolves the configuration that a run wrote into its folder.
+
+    Args:
+        run: the run folder.
+        arguments: `key=value` arguments that override it.
+
+    Raises:
+        ConfigError: lists every wrong key with its origin.
+        DataError: the file is a link out of the folder.
+    """
+    check_links(run, (CONFIG,))
+    return resolve_config(None, run / CONFIG, arguments)
 
 
 def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CONFIG
 from sightline.assembly.config.parts import preparation_of, resolve_model_section
-from sightline.assembly.config.resolving import resolve_config, stage_plan
+from sightline.assembly.config.resolving import stage_plan, stored_config
 from sightline.assembly.config.schema import FromConfig, ModelConfig, RunConfig
 from sightline.assembly.config.sources import training_splits
 from sightline.assembly.model import pretrained, towers
@@ -340,7 +340,7 @@ def folder_blueprint(path: str, arguments: Sequence[str] = ()) -> Blueprint:
         if dual_config(loading.read_config(folder)) is not None:
             return section_blueprint(ModelConfig(dual=DualConfig(path=folder)))
         return _stock_blueprint(folder)
-    config = resolve_config(None, Path(run) / CONFIG, arguments) if has_config else None
+    config = stored_config(Path(run), arguments) if has_config else None
     return replace(saved_blueprint(folder), config=config)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.parts import resolve_model_section
-from sightline.assembly.config.resolving import resolve_config
+from sightline.assembly.config.resolving import stored_config
 from sightline.assembly.config.schema import RunConfig
 from sightline.assembly.model.blueprint import config_blueprint, encoder_blueprint
 from sightline.assembly.model.build import build_decoder, build_encoder, build_model
@@ -60,7 +60,7 @@ class RunOrigin:
 
     def _part(self, checkpoint: Path, part: str) -> tuple[Mapping[str, Tensor], str]:
         """Returns the weights of a part as the run began with them, by full name, and where they come from."""
-        config = resolve_config(None, self.run / locate.CONFIG, [])
+        config = stored_config(self.run)
         if config.init is not None:
             return load_model(str(locate.model_folder(config.init)), KERNEL).state_dict(), f"init={config.init}"
         if config.model.dual is not None:

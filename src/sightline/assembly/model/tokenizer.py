@@ -42,10 +42,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     Raises:
         ConfigError: there is none, or it gives no character offsets.
+        StorageError: a file in the folder is a link out of it.
     """
     is_local = hub.find_local(path, "tokenizer") is not None
     if not is_local:
         hub.check_reachable()
+    loading.check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers may raise anything for a foreign or damaged file

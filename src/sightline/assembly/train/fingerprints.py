@@ -19,7 +19,7 @@ from sightline.data.features import store as features
 from sightline.data.features.store import FeatureStore, open_store
 from sightline.errors import ConfigError, DataError
 from sightline.runtime.logs import logger
-from sightline.runtime.storage import sha256_file
+from sightline.runtime.storage import safe_join, sha256_file
 
 CONTENT_BYTES = 256_000_000  # hashed in about a second
 ALLOWED_BY = ("data", "data.features", "data.mixture", "data.path")
@@ -95,7 +95,7 @@ def _of_dataset(path: str) -> dict[str, str]:
 
 def _dataset_files(dataset: Dataset) -> Iterator[Path]:
     if dataset.is_sharded:
-        yield from (dataset.path / shard["file"] for shard in dataset.summary["shards"])
+        yield from (safe_join(dataset.path, shard["file"]) for shard in dataset.summary["shards"])
         return
     yield dataset.path / RECORDS
     if not dataset.is_without_images:
@@ -105,7 +105,7 @@ def _dataset_files(dataset: Dataset) -> Iterator[Path]:
 
 def _of_store(path: str) -> dict[str, str]:
     store: FeatureStore = open_store(path)
-    shards = [store.path / shard["file"] for shard in store.summary["shards"]]
+    shards = [safe_join(store.path, shard["file"]) for shard in store.summary["shards"]]
     return {"features": store.key, "index": sha256_file(store.path / features.INDEX), "files": _files_hash(iter(shards))}
 
 

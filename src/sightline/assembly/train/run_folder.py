@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from sightline import __version__
 from sightline.assembly.config.changes import describe_changes, differences, may_differ
 from sightline.assembly.config.locate import CARD, CONFIG, LOCK, METRICS, check_metrics
-from sightline.assembly.config.resolving import resolve_config, stage_plan
+from sightline.assembly.config.resolving import stage_plan, stored_config
 from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.model.build import ModelBundle, non_finite, write_model
 from sightline.assembly.model.origin import RunOrigin
@@ -108,7 +108,7 @@ class RunFolder:
 
     def _open(self, allow_change: Sequence[str]) -> tuple[Progress, Saved | None, dict[str, Any]]:
         stored = self.path / CONFIG
-        before = resolve_config(None, stored, []) if stored.exists() else self.config
+        before = stored_config(self.path) if stored.exists() else self.config
         changed = differences(before, self.config)
         refused = {key: values for key, values in changed.items() if not may_differ(key, allow_change)}
         if refused and checkpoint.steps(self.path):

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from sightline.data.dataset import UNFINISHED, Dataset
 from sightline.data.images.pixels import VisualInputs
 from sightline.errors import DataError, NumericsError, RecordError
-from sightline.runtime.storage import sha256_file
+from sightline.runtime.storage import safe_join, sha256_file
 from sightline.types import Record
 
 SCHEMA = 1
@@ -148,7 +148,7 @@ class FeatureStore:
         self._shards: list[dict[str, Any]] = self.summary["shards"]
         self._first = [shard["first"] for shard in self._shards]
         for entry in (self.summary["index"], *self._shards):
-            _check_size(self.path / entry["file"], entry["bytes"])
+            _check_size(self._place(entry["file"]), entry["bytes"])
         self._index = self._load(INDEX, INDEX_ROW, (self.summary["ok"],))
         self._prefix = _prefixes(self._index["sha256"])
         self._maps: dict[int, np.ndarray] = {}
@@ -205,7 +205,7 @@ class FeatureStore:
             DataError: lists the first ten that differ.
         """
         entries = (self.summary["index"], *self._shards)
-        faults = [entry["file"] for entry in entries if sha256_file(self.path / entry["file"]) != entry["sha256"]]
+        faults = [entry["file"] for entry in entries if sha256_file(self._place(entry["file"])) != entry["sha256"]]
         if faults:
             more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
             raise DataError(f"{self.path} is damaged: {', '.join(faults[:10])}{more} differ from what was written.", _AGAIN)
@@ -234,9 +234,16 @@ class FeatureStore:
             array = self._maps[number] = self._load(shard["file"], base, (shard["rows"], *axes))
         return array
 
+    def _place(self, name: str) -> Path:
+        """Returns the path of a file of this folder; a DataError where it is not there, or leads out of the folder."""
+        try:
+            return safe_join(self.path, name)
+        except DataError as error:
+            raise DataError(error.message, _AGAIN) from error
+
     def _load(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            array = np.load(self.path / name, mmap_mode="r" if shape[0] else None, allow_pickle=False)
+            array = np.load(self._place(name), mmap_mode="r" if shape[0] else None, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
         if array.dtype != dtype or array.shape != shape:
@@ -308,7 +315,7 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         state = f"is not a feature store (it has no {STORE})" if path.exists() else "does not exist"
         raise DataError(f"{path} {state}.", f"Make one: sightline data features DATASET --config FILE --out {path}.")
     try:
-        summary = json.loads((path / STORE).read_text("utf-8"))
+        summary = json.loads(safe_join(path, STORE).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path / STORE} cannot be read: {error}.", _AGAIN) from error
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:

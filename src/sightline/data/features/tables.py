@@ -290,6 +290,9 @@ class _Npy:
         return [row[field] for row in rows]
 
 
+_INTO_ONE_FILE = "Copy its content into one file: h5repack does."
+
+
 class _Hdf5:
     """Arrays of an HDF5 file, read in slices."""
 
@@ -307,8 +310,21 @@ class _Hdf5:
     def column(self, key: str | None, option: str) -> _Column:
         keys: list[str] = []
         self._file.visititems(lambda name, item: keys.append(name) if isinstance(item, self._h5py.Dataset) else None)
+        if key is not None and key not in keys:
+            self._refuse_link(key)
         data = self._file[_known_key(key, keys, option, self.path)]
+        if data.is_virtual or data.external:
+            kind = "a virtual data set" if data.is_virtual else "stored"
+            raise DataError(f"{self.path}: {key!r} is {kind} in other files, which are not read.", _INTO_ONE_FILE)
         return _Column(data.dtype, data.shape, lambda begin, end: np.asarray(data[begin:end] if data.shape else data[()]))
+
+    def _refuse_link(self, key: str) -> None:
+        """Raises a DataError where a part of a key is a link to another file."""
+        parts = key.strip("/").split("/")
+        for count in range(1, len(parts) + 1):
+            link = self._file.get("/".join(parts[:count]), getlink=True)
+            if isinstance(link, self._h5py.ExternalLink):
+                raise DataError(f"{self.path}: {key!r} is a link to another file, which is not read.", _INTO_ONE_FILE)
 
     def names(self, key: str | None) -> list[str]:
         column = self.column(key, "--names")

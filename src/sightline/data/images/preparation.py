@@ -16,8 +16,9 @@ from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
 from sightline.config import Config
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError
 from sightline.runtime import hub
+from sightline.runtime.storage import check_links
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -257,6 +258,10 @@ def read_processor_file(path: str) -> tuple[dict[str, Any], str]:
 def _find_file(path: str, name: str) -> Path | None:
     folder = Path(path)
     if folder.is_dir():
+        try:
+            check_links(folder, (name,))
+        except DataError as error:
+            raise ConfigError(error.message, error.remedy) from error
         return folder / name if (folder / name).is_file() else None
     if hub.find_local(path, "encoder") is not None:
         raise ConfigError(f"{path} is not a folder.", "Give the folder of an encoder, or a Hub id.")

@@ -12,6 +12,7 @@ from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECOR
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, count_ignored, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.data.records import record_from_json
+from sightline.runtime.storage import check_links
 
 USED_BELOW = {"boxes": ("label", "xyxy", "score"), "messages": ("role", "content")}
 
@@ -21,6 +22,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
     folder = path.parent if path.is_file() else path
     if (folder / DATASET).is_file():
         own = (DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED, DOWNLOADS)
+        check_links(folder, own)
         tally.use(*(folder / name for name in own), *folder.glob("shards/*.tar"))
         if path == folder and not (path / RECORDS).exists():
             return _sharded(Dataset(path), options)
