@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sightline.cli.app import MAX_PIXELS, emit
+from sightline.cli.app import MAX_PIXELS, Roots, emit
 from sightline.errors import DataError
 
 app = typer.Typer(name="data", help="Make, check, show and export dataset folders.", no_args_is_help=True)
@@ -47,6 +47,7 @@ def prepare(
     characters: Annotated[int, typer.Option(help="text: maximum length of a piece of the file.", min=1)] = 256,
     max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,
     max_pixels: Annotated[int | None, typer.Option(help=MAX_PIXELS, min=1, max=89_478_485)] = None,
+    root: Roots = None,
     shards: Annotated[str | None, typer.Option(help="Write tar shards of this size, e.g. 500M, not image files.")] = None,
     connections: Annotated[int, typer.Option(help="urls: requests at a time.", min=1, max=1024)] = 64,
     per_host: Annotated[int, typer.Option(help="urls: requests at a time to one host.", min=1)] = 4,

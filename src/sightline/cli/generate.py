@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import MAX_PIXELS, Plugins, app, emit, load_plugins
+from sightline.cli.app import MAX_PIXELS, Plugins, Roots, app, emit, load_plugins
 
 
 @app.command()
@@ -28,6 +28,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     max_pixels: Annotated[int | None, typer.Option(help=MAX_PIXELS, min=1, max=89_478_485)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

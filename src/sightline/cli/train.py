@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, app, emit, load_plugins
 from sightline.errors import UsageError
 
 
@@ -22,6 +22,7 @@ def train(
     allow_change: Annotated[
         str, typer.Option(metavar="KEY,KEY", help="Settings that may differ from those the run began with.")
     ] = "",
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
