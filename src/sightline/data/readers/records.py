@@ -12,8 +12,7 @@ from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECOR
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, count_ignored, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.data.records import record_from_json
-from sightline.runtime.storage import trusted_folders
-from sightline.runtime.storage import check_links
+from sightline.runtime.storage import check_links, trusted_folders
 
 USED_BELOW = {"boxes": ("label", "xyxy", "score"), "messages": ("role", "content")}
 
