@@ -396,3 +396,34 @@ def to_yaml(config: BaseModel) -> str:
     """Converts a configuration to YAML that `read_yaml` reads back to an equal one."""
     data = json.loads(config.model_dump_json())
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
+
+
+def to_commented_yaml(config: BaseModel) -> str:
+    """Converts a configuration to the YAML of `to_yaml`, with the first sentence about each key as a comment behind it.
+
+    A key that occurs several times, such as those of all stages, is explained where it stands first.
+    """
+    text = to_yaml(config)
+    comments = dict(_comments(config, yaml.compose(text, Loader=yaml.SafeLoader), set()))
+    lines = text.splitlines()
+    return "".join(f"{line}  # {comments[n]}\n" if n in comments else f"{line}\n" for n, line in enumerate(lines))
+
+
+def _comments(value: Any, node: yaml.Node | None, seen: set[tuple[type, str]]) -> Iterator[tuple[int, str]]:
+    """Yields the line of each key of a section in its YAML, and the first sentence about it."""
+    if isinstance(value, BaseModel) and isinstance(node, yaml.MappingNode):
+        fields = {info.alias or name: (name, info) for name, info in type(value).model_fields.items()}
+        for key, below in node.value:
+            name, info = fields.get(key.value, (key.value, None))
+            inside = getattr(value, name, None)
+            about = (info and info.description) or (isinstance(inside, BaseModel) and type(inside).__doc__) or ""
+            if about and (type(value), name) not in seen:
+                seen.add((type(value), name))
+                yield key.start_mark.line, re.split(r"(?<=\.)\s", " ".join(about.split("\n\n")[0].split()))[0]
+            yield from _comments(inside, below, seen)
+    elif isinstance(value, Mapping) and isinstance(node, yaml.MappingNode):
+        for key, below in node.value:
+            yield from _comments(value.get(key.value), below, seen)
+    elif isinstance(value, list | tuple) and isinstance(node, yaml.SequenceNode):
+        for item, below in zip(value, node.value, strict=True):
+            yield from _comments(item, below, seen)

@@ -142,6 +142,22 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in out.splitlines()] == list(RECIPES)
 
 
+def uncommented(shown: str) -> str:
+    """What `recipes show` prints without the comments behind keys and without those at its end."""
+    lines = [re.sub(r"  # [^\"]*$", "", line) for line in shown.splitlines() if not line.startswith("#")]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def test_keys_are_explained_where_they_stand_first(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = call(capsys, "recipes", "show", "tinyvlm")[1]
+    page = (ROOT / "docs/configuration.md").read_text("utf-8")
+    told = re.findall(r"^[ -]*(\w+):.*?  # (.+)$", shown, re.MULTILINE)
+    assert len(told) > 60
+    for key, sentence in told:
+        assert re.search(rf"`(\w+\.)*{key}` \|.*{re.escape(sentence)}", page) or f"\n\n{sentence}" in page, (key, sentence)
+    assert shown.count("# Peak learning rate of parts without a rate of their own.") == 1
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_what_show_prints_is_a_configuration_of_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     code, out, _ = call(capsys, "recipes", "show", name, "train.seed=7")
@@ -153,6 +169,7 @@ def test_what_show_prints_is_a_configuration_of_the_same_run(tmp_path: Path, cap
     read = resolve_config(None, file, [])
     assert isinstance(read, RunConfig)
     assert read == resolve_config(RECIPES[name](), None, ["train.seed=7"])
+    assert uncommented(out) == to_yaml(read)
     assert read.train.seed == 7
     values = told(capsys, "recipes", "show", name)
     assert values["recipe"] == name

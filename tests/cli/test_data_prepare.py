@@ -173,3 +173,46 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         "--max-skipped",
     ):
         assert option in text
+
+
+# Folders that the user trusts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_name", ["records", "llava", "csv", "hf"])
+def test_a_root_lets_absolute_paths_and_links_lead_into_it_and_nowhere_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], format_name: str
+) -> None:
+    disk, other = put(tmp_path / "disk/1.png", picture(1)).parent, put(tmp_path / "other/3.png", picture(3)).parent
+    put(disk / "2.png", picture(2))
+    names = [str(disk / "1.png"), "link.png", str(other / "3.png"), "../other/3.png", f"{disk}/../other/3.png", "../disk/2.png"]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.png").symlink_to(disk / "2.png")
+    if format_name == "llava":
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "That."}]
+        file = put(tmp_path / "in/a.json", [{"id": f"{n}", "image": name, "conversations": turns} for n, name in enumerate(names)])
+    elif format_name == "csv":
+        file = put(tmp_path / "in/a.csv", "image,caption\n" + "".join(f"{name},text {n}\n" for n, name in enumerate(names)))
+    elif format_name == "hf":
+        rows = [{"image": name, "caption": f"text {n}"} for n, name in enumerate(names)]
+        file = put(tmp_path / "in/a.jsonl", rows).parent
+    else:
+        rows = [{"id": f"{n}", "images": [name], "captions": [f"text {n}"]} for n, name in enumerate(names)]
+        file = put(tmp_path / "in/records.jsonl", rows)
+    words = [file, "--format", format_name, "--max-skipped", 1, "--workers", 1, "--json"]
+    words += ["--map", "image=image"] if format_name == "csv" else []
+    code, out, err = call(capsys, *words, "--out", tmp_path / "a", "--root", disk)
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["images"], result["skipped"]) == (2, {"path_outside_root": 3})
+    code, out, err = call(capsys, *words, "--out", tmp_path / "b")  # the trust ended with the command
+    assert code != 0 or json.loads(out)["ok"] == 0
+    assert "path_outside_root" in err + out
+    both = call(capsys, *words, "--out", tmp_path / "c", "--root", disk, "--root", other)[1]
+    assert (json.loads(both)["images"], json.loads(both)["skipped"]) == (3, {})
+
+
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [source(tmp_path / "in"), "--format", "records", "--out", tmp_path / "out"]
+    code, _, err = call(capsys, *words, "--root", tmp_path / "none")
+    assert code == 2
+    assert f"--root {tmp_path / 'none'} is not a folder" in err

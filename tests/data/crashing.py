@@ -5,11 +5,12 @@ import signal
 import time
 from pathlib import Path
 
+from sightline.data.images.opener import ImageLimits
 from sightline.data.prepare import image_store as landing
 from sightline.runtime.workers import TaskFailure
 
 
-def check_images(sources: tuple[Path | bytes, ...]) -> tuple[landing.ImageFacts | TaskFailure, ...]:
+def check_images(sources: tuple[Path | bytes, ...], limits: ImageLimits) -> tuple[landing.ImageFacts | TaskFailure, ...]:
     for source in sources:
         name = source.name if isinstance(source, Path) else ""
         if name.startswith("crash"):
@@ -18,4 +19,4 @@ def check_images(sources: tuple[Path | bytes, ...]) -> tuple[landing.ImageFacts 
             time.sleep(60)
         if name.startswith("fat"):
             bytearray(1 << 40)
-    return landing.check_images(sources)
+    return landing.check_images(sources, limits)

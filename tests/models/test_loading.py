@@ -261,7 +261,7 @@ def test_a_damaged_configuration_is_one_error(folder: Path, content: bytes) -> N
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "a b/c/d:e", "nul\0", "someone/some-model", ""])
 def test_a_place_that_is_none_is_one_error(path: str) -> None:
-    with pytest.raises(ConfigError, match=r"does not exist|not the path of a model|is no path here, and as an id on the Hub"):
+    with pytest.raises(ConfigError, match=r"does not exist|is no path and no id|is no path here, and as an id on the Hub"):
         read_config(path)
 
 

@@ -45,7 +45,7 @@ def no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("opens", [read_config, load_tokenizer, read_processor_file, locate.find_model])
 @pytest.mark.usefixtures("here", "no_socket")
 def test_a_path_that_does_not_exist_asks_no_network(name: str, opens: Callable[[str], object]) -> None:
-    with pytest.raises(SightlineError, match=r"does not exist|is not the path"):
+    with pytest.raises(SightlineError, match="does not exist"):
         opens(name)
 
 

@@ -1,6 +1,7 @@
 """The command line: one file per verb. Only this floor prints to stdout and turns errors into exit codes."""
 
 from sightline.cli import compare as compare
+from sightline.cli import convert as convert
 from sightline.cli import data as data
 from sightline.cli import data_check as data_check
 from sightline.cli import data_export as data_export

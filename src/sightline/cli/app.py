@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sightline.errors import SightlineError
+from sightline.errors import SightlineError, UsageError
 from sightline.runtime import logs
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -29,6 +30,9 @@ app = typer.Typer(
 )
 
 
+MAX_PIXELS = "Largest image, in pixels (width times height); 51,000,000 by default, as photos of 50 megapixels have."
+
+
 def emit(value: dict[str, Any]) -> None:
     """Prints the one JSON object that `--json` promises."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
@@ -41,6 +45,35 @@ Plugins = Annotated[
         "--plugin",
         metavar="FILE.py|MODULE",
         help="Code of yours that settings and models may then name, as MODULE:Class; may be given again.",
+    ),
+]
+
+
+def _trust(context: typer.Context, folders: list[Path]) -> list[Path]:
+    """Adds folders to those that paths and links in data and model folders may lead to, for this command and its workers.
+
+    Raises:
+        UsageError: one is no folder.
+    """
+    from sightline.runtime.storage import TRUSTED
+
+    for folder in folders or ():
+        if not folder.is_dir() or os.pathsep in str(folder):
+            raise UsageError(f"--root {folder} is not a folder.", "Give the folder that files may lie in.")
+    if folders:
+        before = os.environ.get(TRUSTED, "")
+        context.call_on_close(lambda: os.environ.update({TRUSTED: before}))  # the next command in this process trusts nothing more
+        os.environ[TRUSTED] = os.pathsep.join([*filter(None, [before]), *(os.path.abspath(folder) for folder in folders)])
+    return folders
+
+
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        callback=_trust,
+        help="A folder you trust: absolute paths and links in data and model folders may lead into it; may be given again.",
     ),
 ]
 

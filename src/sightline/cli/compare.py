@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, app, emit, load_plugins
 from sightline.errors import UsageError
 
 
@@ -56,6 +56,7 @@ def compare(
     title: Annotated[str, typer.Option(help="Title of the report.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sightline.cli.app import emit
+from sightline.cli.app import MAX_PIXELS, Roots, emit
 from sightline.errors import DataError
 
 app = typer.Typer(name="data", help="Make, check, show and export dataset folders.", no_args_is_help=True)
@@ -46,6 +46,8 @@ def prepare(
     novel: Annotated[bool, typer.Option(help="scenes: keep four pairs of color and shape for a split of that name.")] = False,
     characters: Annotated[int, typer.Option(help="text: maximum length of a piece of the file.", min=1)] = 256,
     max_skipped: Annotated[float, typer.Option(help="Share of records that may be skipped.", min=0, max=1)] = 0.01,
+    max_pixels: Annotated[int | None, typer.Option(help=MAX_PIXELS, min=1, max=89_478_485)] = None,
+    root: Roots = None,
     shards: Annotated[str | None, typer.Option(help="Write tar shards of this size, e.g. 500M, not image files.")] = None,
     connections: Annotated[int, typer.Option(help="urls: requests at a time.", min=1, max=1024)] = 64,
     per_host: Annotated[int, typer.Option(help="urls: requests at a time to one host.", min=1)] = 4,
@@ -57,6 +59,7 @@ def prepare(
 ) -> None:
     """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
     from sightline.data.download import DownloadOptions, parse_networks
+    from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
     from sightline.data.prepare.run import PrepareOptions
     from sightline.data.prepare.run import prepare as run
     from sightline.data.prepare.shards import parse_size
@@ -90,6 +93,7 @@ def prepare(
         max_skipped=max_skipped,
         shards=None if shards is None else parse_size(shards),
         licence=licence,
+        limits=DEFAULT_LIMITS if max_pixels is None else ImageLimits(max_pixels=max_pixels),
         download=DownloadOptions(connections, per_host, tries, url_seconds, allowed=parse_networks(allow_network or ())),
     )
     if format_name == "hf":

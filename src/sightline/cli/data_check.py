@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sightline.cli.app import Plugins, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, emit, load_plugins
 from sightline.cli.data import app
 from sightline.cli.model_choice import ModelChoice, split_words
 from sightline.errors import UsageError
@@ -48,6 +48,7 @@ def check(
     html: Annotated[Path | None, typer.Option(help="Write a page with images.")] = None,
     listing: Annotated[Path | None, typer.Option("--list", help="Write every fault as a line of this JSONL file.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; all cores by default.")] = None,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sightline.cli.app import Plugins, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, emit, load_plugins
 from sightline.cli.data import app
 from sightline.errors import UsageError
 
@@ -32,6 +32,7 @@ def features(
     values: Annotated[str | None, typer.Option(help="external: key of the features.")] = None,
     scale: Annotated[str | None, typer.Option(help="external: key of a factor, one for all or one per row.")] = None,
     power: Annotated[float, typer.Option(help="external: raise values to this power, after the factor.")] = 1.0,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

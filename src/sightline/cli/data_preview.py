@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import Plugins, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, emit, load_plugins
 from sightline.cli.data import app
 from sightline.cli.model_choice import ModelChoice, split_words
 from sightline.errors import UsageError
@@ -25,6 +25,7 @@ def preview(
     count: Annotated[int, typer.Option(min=1, max=1000, help="Records to draw.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed for choosing the samples.")] = 0,
     ids: Annotated[list[str] | None, typer.Option("--id", help="A record to show, instead of a draw; may be given again.")] = None,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.cli.app import MAX_PIXELS, Plugins, Roots, app, emit, load_plugins
 
 
 @app.command()
@@ -26,7 +26,9 @@ def generate(
     ] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(min=1.0, help="Above 1 makes repeating less likely.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    max_pixels: Annotated[int | None, typer.Option(help=MAX_PIXELS, min=1, max=89_478_485)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -38,6 +40,7 @@ def generate(
     import torch
 
     from sightline.assembly.evaluate.chat import ChatModel
+    from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
     from sightline.generation.decode import DecodingConfig
 
     speaker = ChatModel.open(run, checkpoint, device, fallback=fallback)
@@ -51,6 +54,7 @@ def generate(
         repetition_penalty=repetition_penalty,
     )
     images = image or []
+    limits = DEFAULT_LIMITS if max_pixels is None else ImageLimits(max_pixels=max_pixels)
     message = speaker.opening(len(images), prompt)
 
     def show(piece: str) -> None:
@@ -58,7 +62,7 @@ def generate(
         sys.stdout.flush()
 
     streams = not as_json and beams == 1
-    answer = speaker.answer((message,) if message.content else (), images, decoding, show if streams else None)
+    answer = speaker.answer((message,) if message.content else (), images, decoding, show if streams else None, limits)
     if as_json:
         used = speaker.model.checkpoint
         emit(answer.to_json() | ({"checkpoint": used.to_json()} if used is not None else {}))

@@ -38,7 +38,7 @@ def show(
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Print a recipe as YAML; the output is itself a valid --config.
+    """Print a recipe as YAML with a comment on every key; the output is itself a valid --config.
 
     Comments at its end say what trains in each stage and what an image costs: parameters, operations, visual tokens. For that
     the configurations of encoder and decoder are read from their folders or from the Hub's cache; nothing is downloaded, unless
@@ -53,7 +53,7 @@ def show(
     load_plugins(plugin)
     from sightline.assembly.config.resolving import resolve_config
     from sightline.assembly.model.summary import summarise
-    from sightline.config import to_yaml
+    from sightline.config import to_commented_yaml
     from sightline.recipes import recipe_by_name
 
     recipe = resolve_config(recipe_by_name(name), None, settings or [])
@@ -65,7 +65,7 @@ def show(
         values = json.loads(recipe.model_dump_json())
         emit(values | {"cost": known | ({"unknown": reason} if reason else {}), "outline": stages})
         return
-    typer.echo(to_yaml(recipe), nl=False)
+    typer.echo(to_commented_yaml(recipe), nl=False)
     lines = [line for stage in summary.stages for line in ("", *stage.lines())]
     lines += ["", *cost.lines()] if cost is not None else []
     lines += ["", *_not_known(recipe, reason)] if reason else []

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, app, emit, load_plugins
 from sightline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def sweep(
     show: Annotated[bool, typer.Option("--list", help="Only say which runs there are.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Make no run, only the report of those that are done.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Make no report at the end.")] = False,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sightline.cli.app import Plugins, app, emit, load_plugins
+from sightline.cli.app import Plugins, Roots, app, emit, load_plugins
 from sightline.errors import UsageError
 
 
@@ -25,6 +25,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure a few steps, print length, time and memory, and write nothing.")
     ] = False,
+    root: Roots = None,
     plugin: Plugins = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:

@@ -85,6 +85,11 @@ class Dataset:
         """Whether images are name-only (`data prepare --without-images`)."""
         return bool(self.summary.get("without_images"))
 
+    @property
+    def max_pixels(self) -> int:
+        """Limit on the pixels of an image that `data prepare --max-pixels` set; 0 where it kept the default."""
+        return self.summary.get("max_pixels", 0)
+
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}, {len(self)} records)"
 
@@ -288,6 +293,7 @@ def _check_summary(summary: Mapping[str, Any]) -> None:
     """Raises an AttributeError, KeyError, TypeError or ValueError where a value that is read is missing or of another type."""
     numbers = [summary[name] for name in ("ok", "image_places", "images")]
     numbers += summary["splits"].values()
+    numbers.append(summary.get("max_pixels", 0))
     for name, entry in _listed_files(summary):
         numbers.append(entry["bytes"])
         if not isinstance(entry["sha256"], str) or not isinstance(name, str):

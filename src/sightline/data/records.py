@@ -70,7 +70,7 @@ def listed_choices(choices: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
-def record_from_json(line: Any) -> Record:
+def record_from_json(line: Any, may_lead_outside: bool = False) -> Record:
     """Converts a JSON object to a record and checks it.
 
     Raises:
@@ -97,12 +97,16 @@ def record_from_json(line: Any) -> Record:
         split=_text(line.get("split", "train"), "split"),
         meta=_meta(line.get("meta", {})),
     )
-    check_record(record)
+    check_record(record, may_lead_outside)
     return record
 
 
-def check_record(record: Record) -> None:
+def check_record(record: Record, may_lead_outside: bool = False) -> None:
     """Checks that a record can be trained or evaluated on.
+
+    Args:
+        record: to be checked.
+        may_lead_outside: leaves the paths of images to whoever opens them, for sources with folders that the user trusts.
 
     Raises:
         RecordError: reasons `no_text`, `two_texts`, `empty_caption`, `images_without_place`, `places_without_image`,
@@ -125,7 +129,7 @@ def check_record(record: Record) -> None:
     if record.image_info and len(record.image_info) != len(record.images):
         raise RecordError("image_info_count", f"{len(record.images)} images, {len(record.image_info)} entries in 'image_info'")
     _check_components(record)
-    for path in record.images:
+    for path in () if may_lead_outside else record.images:
         pure = PurePosixPath(path.replace("\\", "/"))
         if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
             raise RecordError("path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder")

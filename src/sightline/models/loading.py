@@ -39,6 +39,7 @@ LIMITS = {
     **dict.fromkeys(("image_size", "patch_size"), 1 << 14),
     "depth_multiplier": 64,
 }
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER = "adapter_config.json"
 _SUBFOLDERS = ("additional_chat_templates",)  # that transformers looks into
 # Largest files that are parsed as a whole. No real model has larger ones.
@@ -255,6 +256,11 @@ def check_num_weights(auto: Any, config: PreTrainedConfig, path: str) -> None:
         files = {single}
     elif index.is_file():
         files = {folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    elif pickles := sorted(file.name for suffix in PICKLES for file in folder.glob(f"*{suffix}") if folder.is_dir()):
+        raise StorageError(
+            f"{path}: weights are in {pickles[0]}, a pickle, which may run code when it is opened; Sightline reads safetensors.",
+            f"Convert them, without running code: sightline convert {path} --out {folder.with_name(folder.name + '-safetensors')}",
+        )
     else:
         return  # a model on the Hub, or a folder without weights, for which transformers raises an error
     held = sum(_elements(file) for file in files)

@@ -40,10 +40,10 @@ def find_local(name: str, kind: str = "model", error: type[SightlineError] = Con
     if not is_path(name):
         return None
     if not name or "\0" in name:
-        raise error(f"{name!r} is not the path of a {kind}.", "Give a folder, or an id on the Hub.")
+        raise error(f"{name!r} is no path and no id on the Hub ({kind}).", "Give a folder, or an id on the Hub.")
     path = Path(name)
     if not path.exists():
-        raise error(f"{name} does not exist.", nearest_hint(path) or f"Give the path of a {kind}.")
+        raise error(f"{name} does not exist.", nearest_hint(path) or "Check the path.")
     return path
 
 
@@ -92,7 +92,7 @@ def not_found(name: str, kind: str, detail: str) -> tuple[str, str]:
     if reason := check_reachable():
         return (
             f"{name!r} is no path here, and as an id on the Hub it is not in the cache, and the Hub cannot be reached ({reason}).",
-            f"Give the path of a {kind}, or connect to the Hub.{near}",
+            f"Give the path of one ({kind}), or connect to the Hub.{near}",
         )
     return (
         f"{name!r} is no path here, and the Hub has no {kind} of this name that can be read: {detail}",

@@ -85,7 +85,9 @@ def safe_join(root: Path, relative: str, trusted: Sequence[Path] | None = None) 
 def _check_place(root: Path, path: Path, real: str, trusted: Sequence[Path]) -> None:
     """Raises a DataError where a resolved path is neither in `root` nor in a trusted folder."""
     if not any(Path(real).is_relative_to(os.path.realpath(folder)) for folder in (root, *trusted)):
-        raise DataError(f"{path} leads to {real}, outside of {root}.", "Put the file itself there.")
+        raise DataError(
+            f"{path} leads to {real}, outside of {root}.", "Put the file itself there, or trust its folder (--root DIR)."
+        )
 
 
 def check_links(folder: Path, names: Iterable[str] | None = None) -> None:

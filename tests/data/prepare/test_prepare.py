@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from sightline.data.dataset import open_dataset
+from sightline.data.images.opener import ImageLimits
+from sightline.data.images.reader import read_image
 from sightline.data.prepare import image_store as landing
 from sightline.data.prepare import run as prepare
 from sightline.data.prepare.run import PrepareOptions
@@ -247,8 +250,8 @@ def test_a_file_that_changes_under_our_hands_is_skipped(tmp_path: Path, monkeypa
 
     check_image = landing.check_image
 
-    def check(task: Path | bytes) -> landing.ImageFacts:
-        found = check_image(task)
+    def check(task: Path | bytes, limits: ImageLimits) -> landing.ImageFacts:
+        found = check_image(task, limits)
         if isinstance(task, Path) and task.name == "1.png":
             task.write_bytes(picture(5, "BMP"))
         return found
@@ -436,7 +439,7 @@ def test_killed_anywhere_it_leaves_no_folder_and_goes_on_to_the_same_bytes(
         open_dataset(tmp_path / "out")
     decoded = []
     check_image = landing.check_image
-    monkeypatch.setattr(landing, "check_image", lambda source: decoded.append(source) or check_image(source))
+    monkeypatch.setattr(landing, "check_image", lambda source, limits: decoded.append(source) or check_image(source, limits))
     prepared("records", tmp_path / "in", tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "reference")
     good = {tmp_path / f"in/images/{index}.png" for index in range(6)}
@@ -654,3 +657,24 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
         child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         peaks.append(int(child.stdout))
     assert peaks[1] - peaks[0] < 10_000, peaks
+
+
+def test_photos_of_48_megapixels_are_taken_and_a_larger_limit_is_a_property_of_the_folder(tmp_path: Path) -> None:
+    def photo(width: int, height: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("L", (width, height)).save(buffer, "JPEG")  # as large as a photo, and quick to encode
+        return buffer.getvalue() + bytes(40_000)  # after the end of the image: below the limit of pixels per byte
+
+    put(
+        tmp_path / "in/records.jsonl", [{"id": name, "images": [f"{name}.jpg"], "captions": [name]} for name in ("phone", "camera")]
+    )
+    put(tmp_path / "in/phone.jpg", photo(8064, 6048))
+    put(tmp_path / "in/camera.jpg", photo(9504, 6336))
+    usual = prepared("records", tmp_path / "in", tmp_path / "usual")
+    assert (usual["ok"], usual["skipped"]) == (1, {"image_too_many_pixels": 1})
+    assert "max_pixels" not in usual
+    large = prepared("records", tmp_path / "in", tmp_path / "large", limits=ImageLimits(max_pixels=61_000_000))
+    assert (large["ok"], large["max_pixels"]) == (2, 61_000_000)
+    dataset = open_dataset(tmp_path / "large")
+    sizes = {record.id: read_image(dataset, record).size for record in dataset.records()}
+    assert sizes == {"phone": (8064, 6048), "camera": (9504, 6336)}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.readers import csv_table
+from sightline.data.readers import SourceOptions, csv_table
 from sightline.data.readers.csv_table import CsvRows
 from sightline.errors import DataError, RecordError
-from tests.data.pictures import picture, put, read
+from tests.data.pictures import picture, prepared, put, read
 
 PICTURE = base64.b64encode(picture(1)).decode()
 HEADER = "b64string_images,caption\n"
@@ -112,3 +112,27 @@ def test_any_bytes_give_rows_or_our_error(tmp_path_factory: pytest.TempPathFacto
             assert isinstance(row, dict | RecordError)
     except DataError:
         assert b"\0" in path.read_bytes()[:4]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(",", "t.csv"), (";", "t.csv"), ("\t", "t.csv"), ("\t", "t.tsv"), ("\t", "t.txt")])
+def test_commas_semicolons_and_tabs_separate(tmp_path: Path, mark: str, name: str) -> None:
+    rows = [["image", "caption", "split"], ["a/1.png", '"one, two; three"', "val"], ["a/2.png", "plain", "train"]]
+    items, skips, _ = read("csv", put(tmp_path / name, "\n".join(map(mark.join, rows))), mapping={"image": "image"})
+    assert not skips
+    assert [(item.record.captions, item.record.split) for item in items] == [(("one, two; three",), "val"), (("plain",), "train")]
+
+
+def test_the_column_of_the_image_decides_between_separators(tmp_path: Path) -> None:
+    table = put(tmp_path / "t.csv", "image;caption;notes, other\n1.png;red;x\n")
+    items, _, tally = read("csv", table, mapping={"image": "image"})
+    assert items[0].record.captions == ("red",)
+    assert tally.ignored["notes, other"] == 1
+
+
+def test_backslashes_in_paths_are_slashes_and_cannot_lead_outside(tmp_path: Path) -> None:
+    put(tmp_path / "in/photos/1.png", picture(1))
+    put(tmp_path / "secret.png", picture(2))
+    names = [r"photos\1.png", r"..\secret.png", r"C:\secret.png", r"\\host\secret.png"]
+    put(tmp_path / "in/t.csv", "image,caption\n" + "".join(f"{name},text {n}\n" for n, name in enumerate(names)))
+    summary = prepared("csv", tmp_path / "in/t.csv", tmp_path / "out", source=SourceOptions(mapping={"image": "image"}))
+    assert (summary["ok"], summary["skipped"]) == (1, {"path_outside_root": 3})

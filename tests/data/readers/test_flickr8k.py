@@ -79,3 +79,37 @@ def test_jsonl_rows_are_called_after_their_photo(tmp_path: Path) -> None:
 def test_a_folder_with_neither_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Flickr8k\.token\.txt"):
         read("flickr8k", tmp_path)
+
+
+# Flickr30k ------------------------------------------------------------------------------------------------------------------
+
+
+def test_flickr30k_as_published_and_as_kaggle_has_it_is_the_same(tmp_path: Path) -> None:
+    put(
+        tmp_path / "a/results_20130124.token",
+        "1.jpg#0\tTwo men, one hat .\n1.jpg#1\tA | pipe\n2.jpg#4\tA dog runs across the grass .\n",
+    )
+    rows = ["image_name| comment_number| comment", "1.jpg| 0| Two men, one hat .", "1.jpg| 1| A | pipe"]
+    put(tmp_path / "b/results.csv", "\n".join([*rows, "2.jpg| 4   A dog runs across the grass .", ""]))
+    put(tmp_path / "b/flickr30k_images/1.jpg", b"photo")
+    published, skipped, _ = read("flickr30k", tmp_path / "a")
+    kaggle, skips, tally = read("flickr30k", tmp_path / "b")
+    assert not skipped + skips
+    assert [item.record for item in published] == [item.record for item in kaggle]
+    assert [item.record.captions for item in kaggle] == [("Two men, one hat .", "A | pipe"), ("A dog runs across the grass .",)]
+    assert tally.notes == {"separator_repaired": 1}
+    ref = kaggle[0].images[0]
+    assert isinstance(ref, ImageInRoot)
+    assert ref.root.fetch(ref.name) == tmp_path / "b/flickr30k_images/1.jpg"
+    assert [item.record for item in read("flickr30k", tmp_path / "b/results.csv")[0]] == [item.record for item in kaggle]
+
+
+def test_flickr30k_of_another_form_is_refused_or_skipped_by_line(tmp_path: Path) -> None:
+    put(tmp_path / "results.csv", "image_name| comment_number| comment\n1.jpg| 0| good\nno pipe at all\n")
+    items, skips, _ = read("flickr30k", tmp_path)
+    assert (len(items), [(skip.where, skip.reason) for skip in skips]) == (1, [("results.csv:3", "bad_line")])
+    put(tmp_path / "results.csv", "image,caption\n")
+    with pytest.raises(DataError, match="the header is not image_name"):
+        read("flickr30k", tmp_path)
+    with pytest.raises(DataError, match="neither results_20130124"):
+        read("flickr30k", put(tmp_path / "none/x", "").parent)

@@ -77,6 +77,8 @@ def flickr8k(here: Path) -> None:
     )
     for n in range(9):
         put(here / f"flickr8k-kaggle/Images/{n}.jpg", picture(n, "JPEG"))
+    put(here / "flickr30k/results_20130124.token", "1000092795.jpg#0\tTwo young guys .\n")
+    put(here / "flickr30k/flickr30k-images/1000092795.jpg", picture(1, "JPEG"))
 
 
 def coco(here: Path) -> None:
@@ -112,6 +114,9 @@ def llava(here: Path) -> None:
     turns = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "That."}]
     rows = [{"id": "same", "image": f"{n:012d}.jpg", "conversations": turns} for n in range(10)]
     put(here / "llava_instruct_150k.json", rows)
+    chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    put(here / "trl-set/train.jsonl", [{"images": ["1.png"], "messages": chat}])
+    put(here / "trl-set/1.png", picture(1))
     for n in range(10):
         put(here / f"coco/train2017/{n:012d}.jpg", picture(n, "JPEG"))
 

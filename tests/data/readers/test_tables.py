@@ -333,3 +333,21 @@ def test_folders_without_the_files_are_refused_with_the_patterns(tmp_path: Path)
     put(tmp_path / "problems.json", [1])
     with pytest.raises(DataError, match="the object has no list 'data'"):
         read("textvqa", put(tmp_path / "x.json", json.dumps({"rows": []})))
+
+
+def test_the_schema_of_trl_is_read_from_parquet_and_jsonl(tmp_path: Path) -> None:
+    """`images` and `messages`, the places of images in the turns or not stated at all."""
+    placed = [
+        {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
+    ]
+    write_parquet(tmp_path / "a/data/train-00000-of-00001.parquet", [{"images": [image(1)], "messages": placed}])
+    put(tmp_path / "b/images/1.png", picture(1))
+    plain = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A dog."}]
+    put(tmp_path / "b/train.jsonl", [{"images": ["images/1.png"], "messages": plain}])
+    turns = (Message("user", (Part(), Part("What is it?"))), Message("assistant", (Part("A dog."),)))
+    for folder in ("a", "b"):
+        items, skips, _ = read("trl", tmp_path / folder)
+        assert not skips
+        assert [item.record.messages for item in items] == [turns]
+        assert len(items[0].images) == 1

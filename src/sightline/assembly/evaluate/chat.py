@@ -10,7 +10,7 @@ from typing import Any
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.model.processor import image_of
-from sightline.data.images.opener import open_image
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits, open_image
 from sightline.data.images.pixels import VisualInputs
 from sightline.data.samples.prompts import Prompt, prompt_of
 from sightline.errors import RecordError, UsageError
@@ -69,6 +69,7 @@ class ChatModel:
         images: Sequence[Any],
         decoding: DecodingConfig,
         stream: Callable[[str], None] | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> Answer:
         """Answers a conversation whose last turn is the user's.
 
@@ -77,19 +78,20 @@ class ChatModel:
             images: files, PIL images or arrays.
             decoding: how text is drawn.
             stream: gets pieces of text as they come.
+            limits: of image files.
 
         Raises:
             UsageError: an image or a text cannot be used.
         """
         begin = time.perf_counter()
         self.model.runtime.apply()
-        prompt = self._prompt(messages, images)
+        prompt = self._prompt(messages, images, limits)
         streamer = _streamer(self.bundle, stream) if stream is not None and decoding.num_beams == 1 else None
         with self.model.autocast():
             said = generate(self.bundle.model, self.bundle.tokenizer, [prompt], decoding, streamer=streamer)[0]
         return Answer(said.text, said.num_tokens, time.perf_counter() - begin)
 
-    def _prompt(self, messages: tuple[Message, ...], images: Sequence[Any]) -> Prompt:
+    def _prompt(self, messages: tuple[Message, ...], images: Sequence[Any], limits: ImageLimits) -> Prompt:
         if images and not self.bundle.model.takes_images:
             raise UsageError("this model is a decoder alone; it takes no images.", "Leave --image out.")
         preparation, tiling = self.bundle.processing.preparation, self.bundle.processing.tiling
@@ -97,7 +99,9 @@ class ChatModel:
             raise UsageError("this model was trained on an external table of features; it has no encoder.", "Leave --image out.")
         conversation_encoder = self.bundle.conversation_encoder()
         try:
-            opened = [open_image(Path(image)) if isinstance(image, str | os.PathLike) else image_of(image) for image in images]
+            opened = [
+                open_image(Path(image), limits) if isinstance(image, str | os.PathLike) else image_of(image) for image in images
+            ]
             infos = tuple(ImageInfo("", image.width, image.height) for image in opened)
             record = Record("-", tuple(f"image {number}" for number in range(len(images))), infos, messages)
             layouts = conversation_encoder.layouts(record)

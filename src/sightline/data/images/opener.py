@@ -71,8 +71,8 @@ class ImageLimits(Config):
 
     max_bytes: int = Field(20_000_000, ge=1)
     """Size of the file."""
-    max_pixels: int = Field(25_000_000, ge=1, le=PILLOW_MAX_PIXELS)
-    """Width times height."""
+    max_pixels: int = Field(51_000_000, ge=1, le=PILLOW_MAX_PIXELS)
+    """Width times height; by default as many as photos of 50 megapixels have, which take 4 bytes each while they are decoded."""
     max_aspect: float = Field(200.0, ge=1)
     """Longer side over shorter side."""
     max_pixels_per_byte: float = Field(2000.0, gt=0)

@@ -12,6 +12,7 @@ from PIL import Image
 from sightline.data.dataset import Dataset
 from sightline.data.images.opener import (
     DEFAULT_LIMITS,
+    PILLOW_MAX_PIXELS,
     ImageLimits,
     inspect_image,
     open_image,
@@ -50,7 +51,7 @@ def read_image(
         dataset: the data set of the record.
         record: of which `images` and `image_info` are read.
         k: index of the image in the record.
-        limits, draft_side: as in `open_image`.
+        limits, draft_side: as in `open_image`; a dataset that was prepared with more pixels (`--max-pixels`) keeps its own limit.
         check_hash: also compare the sha256 of the file with that of `image_info`.
 
     Raises:
@@ -64,6 +65,8 @@ def read_image(
     name, info = f"{dataset.path}: {record.images[k]}", record.image_info[k] if record.image_info else None
     if check_hash and info is not None and hashlib.sha256(data).hexdigest() != info.sha256:
         raise RecordError("hash_mismatch", f"{name} is not the file that was prepared")
+    if dataset.max_pixels > limits.max_pixels:
+        limits = limits.model_copy(update={"max_pixels": min(dataset.max_pixels, PILLOW_MAX_PIXELS)})
     image = open_image(data, limits, draft_side)
     if draft_side is None and info is not None and image.size != (info.width, info.height):
         known = f"{info.width} x {info.height} when it was prepared"
@@ -81,18 +84,19 @@ class ImageFacts(NamedTuple):
     orientation: int
 
 
-def check_image(source: Path | bytes) -> ImageFacts:
+def check_image(source: Path | bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFacts:
     """Decodes an image of a source format completely and returns what a record stores about it.
 
     Args:
         source: a file, or its bytes.
+        limits: as in `open_image`.
 
     Raises:
         RecordError: the reasons of `open_image`.
     """
-    data = read_image_file(source, DEFAULT_LIMITS) if isinstance(source, Path) else source
-    kind = inspect_image(data, DEFAULT_LIMITS).format
-    image, orientation = open_with_orientation(data, DEFAULT_LIMITS)
+    data = read_image_file(source, limits) if isinstance(source, Path) else source
+    kind = inspect_image(data, limits).format
+    image, orientation = open_with_orientation(data, limits)
     return ImageFacts(hashlib.sha256(data).hexdigest(), image.width, image.height, SUFFIXES[kind], orientation)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
 from sightline.data.images.reader import ImageFacts, check_image
 from sightline.errors import RecordError
 from sightline.runtime.storage import JsonLines, has_keys, sha256_file, whole_lines
@@ -29,12 +30,12 @@ JOURNAL, JOURNAL_KEYS = "journal.jsonl", ("key", "checked", "name")
 AHEAD = 1024  # journal lines within which an image is looked for
 
 
-def check_images(sources: tuple[Path | bytes, ...]) -> tuple[ImageFacts | TaskFailure, ...]:
+def check_images(sources: tuple[Path | bytes, ...], limits: ImageLimits = DEFAULT_LIMITS) -> tuple[ImageFacts | TaskFailure, ...]:
     """Checks several images per task: sending one small image to a child costs as much as decoding it."""
     found: list[ImageFacts | TaskFailure] = []
     for source in sources:
         try:
-            found.append(check_image(source))
+            found.append(check_image(source, limits))
         except RecordError as error:
             found.append(TaskFailure(error.reason, error.message))
     return tuple(found)

@@ -15,11 +15,13 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECORDS, SCHEMA, SKIPPED, UNFINISHED
 from sightline.data.download import DownloadOptions
+from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
 from sightline.data.prepare.grouping import group_by_image
 from sightline.data.prepare.image_store import ImageFacts, ImageState, ImageStore, RecentImages, check_images, image_key
 from sightline.data.prepare.name_only import name_only_record
@@ -65,6 +67,7 @@ class PrepareOptions:
         group: `image` joins records of captions that have the same image, `none` does not; None does what the format asks for.
         licence: of the data; empty takes what is known of the format.
         image_seconds, image_memory: limits of a child on one image.
+        limits: of an image file; more pixels than by default are a property of the folder, which whoever reads it respects.
         download: limits of downloads, for a source whose images are URLs.
     """
 
@@ -79,6 +82,7 @@ class PrepareOptions:
     licence: str = ""
     image_seconds: float = 60.0
     image_memory: int = 2 << 30
+    limits: ImageLimits = DEFAULT_LIMITS
     download: DownloadOptions = field(default_factory=DownloadOptions)
 
 
@@ -216,6 +220,11 @@ class _PrepareRun:
             "files": {name: file_entry(self.folder / name) for name in files},
             **({} if shards is None else {"shards": shards}),
             **({"without_images": True} if self.options.source.without_images else {}),
+            **(
+                {}
+                if self.options.limits.max_pixels == DEFAULT_LIMITS.max_pixels
+                else {"max_pixels": self.options.limits.max_pixels}
+            ),
             "fingerprint": written.fingerprint,
         }
 
@@ -223,7 +232,9 @@ class _PrepareRun:
         options = self.options
         with (
             self._entries() as entries,
-            GuardedPool(check_images, options.workers, options.image_seconds, options.image_memory) as pool,
+            GuardedPool(
+                partial(check_images, limits=options.limits), options.workers, options.image_seconds, options.image_memory
+            ) as pool,
             progress("preparing", None) as bar,
         ):
             for outcome in pool.map(self._tasks(store, entries)):

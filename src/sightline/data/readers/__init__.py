@@ -23,6 +23,7 @@ FORMATS: dict[str, Format] = {
     "docvqa": _table("docvqa"),
     "easy_vqa": _table("easy_vqa", "MIT"),
     "flickr8k": Format(flickr8k.read, tuple(flickr8k.KEYS), "non-commercial research and education"),
+    "flickr30k": Format(flickr8k.read_30k, (), "non-commercial research and education"),
     "hf": Format(hub.read, tuple(hub.KEYS), takes="name", groups_by_image=True),
     "imagefolder": Format(imagefolder.read, tuple(imagefolder.KEYS), groups_by_image=True),
     "llava": Format(llava.read, tuple(llava.KEYS)),
@@ -36,6 +37,7 @@ FORMATS: dict[str, Format] = {
     "text": Format(text.read, ()),
     "textcaps": _table("textcaps", "CC BY 4.0"),
     "textvqa": _table("textvqa", "CC BY 4.0"),
+    "trl": _table("trl"),
     "urls": Format(urls.read, tuple(sorted(urls.KEYS)), "each image has its own", is_remote=True),
     "webdataset": Format(webdataset.read, tuple(webdataset.KEYS), groups_by_image=True),
 }

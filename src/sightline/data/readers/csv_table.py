@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.data.readers.base import Item, Skip, SourceOptions, Tally
-from sightline.data.readers.rows import Numbered, TableRow, find_file, image_root, items, require_columns
+from sightline.data.readers.rows import Numbered, TableRow, all_keys, find_file, image_root, items, require_columns
 from sightline.data.readers.strict_json import MAX_LINE, TextLine, text_lines
 from sightline.errors import DataError, RecordError
 
@@ -46,7 +46,8 @@ class CsvRows:
     """The rows of a csv file as dicts, an empty field left out unless it is the image or the last one asked for.
 
     Args:
-        path: the file; `.tsv` means tabs.
+        path: the file; `.tsv` means tabs. Else fields are separated by a comma, tab or semicolon, whichever makes the header have
+            the column `image`, or several columns.
         image: name of the column that tells a row from the inside of a text, or names of which the first that is there does.
 
     Raises:
@@ -56,16 +57,17 @@ class CsvRows:
     def __init__(self, path: Path, image: str | tuple[str, ...]) -> None:
         csv.field_size_limit(MAX_LINE)
         self.path = path
-        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         self._lines = iter(text_lines(path))
         self._pushed: deque[TextLine] = deque()
         self.header: list[str] = []
         self._image = -1
-        header, fault = self._row(next(self._lines))
+        first = next(self._lines)
+        self._delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(first.text, image)
+        header, fault = self._row(first)
         if fault is not None or len(set(header)) < len(header):
             raise DataError(f"{path}:1: the header cannot be read: {fault or 'a column is named twice'}.")
         self.header = [name.strip() for name in header]
-        names = (image,) if isinstance(image, str) else image
+        names = all_keys(image)
         self._image = next((self.header.index(name) for name in names if name in self.header), -1)
 
     def __iter__(self) -> Iterator[Numbered]:
@@ -122,3 +124,11 @@ class CsvRows:
         except csv.Error:
             return False
         return len(fields) == len(self.header) and (self._image < 0 or bool(_IMAGE.match(fields[self._image])))
+
+
+def _delimiter(header: str, image: str | tuple[str, ...]) -> str:
+    """Returns the separator of a header: the one that makes a column of the image's name, or else the first that makes several."""
+    fields = {mark: [name.strip(' "') for name in header.split(mark)] for mark in (",", "\t", ";")}
+    named = (mark for mark, names in fields.items() if len(names) > 1 and set(all_keys(image)) & set(names))
+    several = (mark for mark, names in fields.items() if len(names) > 1)
+    return next(named, next(several, ","))

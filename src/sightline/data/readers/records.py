@@ -12,7 +12,7 @@ from sightline.data.dataset import DATASET, DOWNLOADS, IMAGE_INDEX, INDEX, RECOR
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, count_ignored, make_id, refuse_mapping
 from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.data.records import record_from_json
-from sightline.runtime.storage import check_links
+from sightline.runtime.storage import check_links, trusted_folders
 
 USED_BELOW = {
     "boxes": ("label", "xyxy", "score"),
@@ -44,7 +44,7 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
                 tally.notes["empty_caption"] += len(captions) - len(filled)
         if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
             values["id"] = make_id(values.pop(options.mapping["id"], None), number)
-        record = record_from_json(values)
+        record = record_from_json(values, may_lead_outside=bool(trusted_folders()))
         for name, used in USED_BELOW.items():
             for entry in values.get(name, ()):
                 count_ignored(entry, used, tally, f"{name}.")

@@ -1,7 +1,8 @@
 """Roots of image names: a folder, a zip or a tar. A name cannot lead outside of its root.
 
 A root returns the path of a regular file inside the folder, with links resolved, or the bytes of an archive member. Absolute names,
-names with `..`, and links that lead outside are refused before any file is opened.
+names with `..`, and links that lead outside are refused before any file is opened, unless they lead into a folder that the user
+trusts (`--root`).
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from sightline.errors import DataError, RecordError
-from sightline.runtime.storage import safe_join
+from sightline.runtime.storage import safe_join, trusted_folders
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -58,7 +59,8 @@ def check_name(name: str) -> PurePosixPath:
     pure = PurePosixPath(name)
     is_unsafe = not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts
     if is_unsafe or not pure.parts or ":" in pure.parts[0]:
-        raise RecordError("path_outside_root", f"image path {name!r} must be relative and stay inside the images folder")
+        message = f"image path {name!r} must be relative and stay inside the images folder, or lead into a folder of --root"
+        raise RecordError("path_outside_root", message)
     return pure
 
 
@@ -71,7 +73,7 @@ class Folder:
 
     def locations(self, name: str) -> tuple[str, ...]:
         place = os.path.normpath(os.path.join(self._real, name))
-        return (place,) if place.startswith(os.path.join(self._real, "")) else ()
+        return (place,) if place.startswith(os.path.join(self._real, "")) or trusted_folders() else ()
 
     def parts(self) -> Sequence[ImageRoot]:
         return (self,)
@@ -80,11 +82,12 @@ class Folder:
         return iter(())
 
     def fetch(self, name: str) -> Path:
-        pure = check_name(name)
+        if not trusted_folders():
+            check_name(name)
         try:
             return safe_join(self.path, name).resolve(strict=True)
-        except (DataError, OSError, RuntimeError) as error:
-            reason = _why(self.path, self.path / pure)
+        except (DataError, OSError, RuntimeError, ValueError) as error:
+            reason = _why(self.path, self.path / name)
             raise RecordError(reason, f"image {name!r}: {error}") from error
 
 
@@ -93,8 +96,8 @@ def _why(root: Path, path: Path) -> str:
         if not path.exists():
             return "image_missing"
         return "image_not_a_file" if path.resolve().is_relative_to(root.resolve()) else "path_outside_root"
-    except (OSError, RuntimeError):
-        return "image_missing"  # a name too long for the file system, a loop of links
+    except (OSError, RuntimeError, ValueError):
+        return "image_missing"  # a null character, a name too long for the file system, a loop of links
 
 
 class FirstOf:

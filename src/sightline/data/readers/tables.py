@@ -126,6 +126,10 @@ PRESETS = {
         ("train_images", "test_images", "images"),
         templates={"image": "{image_id}.jpg"},
     ),
+    "trl": Preset(
+        {"id": "id", "image": ("images", "image"), "messages": "messages", "split": "split"},
+        ("**/*.parquet", "*.jsonl", "*.json"),
+    ),
 }
 
 
