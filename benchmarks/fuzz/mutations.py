@@ -239,7 +239,8 @@ PLAIN_BYTES: tuple[Mutation, ...] = (
     insert_random, set_word, set_word, zero_range, append, nothing,
 )  # fmt: skip
 PLAIN_TEXT: tuple[Mutation, ...] = (
-    *PLAIN_BYTES, insert_token, insert_token, insert_token, replace_word, replace_word, replace_word, move_line, move_line, to_utf16,
+    *PLAIN_BYTES, insert_token, insert_token, insert_token, replace_word, replace_word, replace_word, move_line, move_line,
+    to_utf16,
 )  # fmt: skip
 
 

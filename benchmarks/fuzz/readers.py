@@ -178,7 +178,7 @@ def _read_sweep(home: Path) -> Any:
 
 
 def _config_files() -> list[Files]:
-    from sightline.assembly.config.resolving import to_yaml
+    from sightline.config import to_yaml
     from sightline.recipes import recipe_by_name
 
     return [
@@ -422,15 +422,35 @@ def _journal(home: Path) -> Any:
 READERS: dict[str, Reader] = {
     "csv": parsed(samples.csv_files, "csv", changed=("inputs",)),
     "tsv": parsed(samples.tsv_files, "csv", changed=("inputs",)),
-    "json": Reader(samples.table_files, lambda home: _parse(home, "parquet", next(iter(sorted(file.name for file in (home / SOURCE).iterdir() if file.name.startswith("rows"))), "rows.json")), ("rows",)),
-    **{name: parsed(lambda name=name: samples.preset_files(name), name, changed=("qa", "val_v1", "nlvr", "rows", "problems", "receipts", "TextCaps")) for name in ("chartqa", "docvqa", "nlvr", "refcocog", "scienceqa", "sroie", "textcaps")},
+    "json": Reader(
+        samples.table_files,
+        lambda home: _parse(
+            home,
+            "parquet",
+            next(iter(sorted(file.name for file in (home / SOURCE).iterdir() if file.name.startswith("rows"))), "rows.json"),
+        ),
+        ("rows",),
+    ),
+    **{
+        name: parsed(
+            lambda name=name: samples.preset_files(name),
+            name,
+            changed=("qa", "val_v1", "nlvr", "rows", "problems", "receipts", "TextCaps"),
+        )
+        for name in ("chartqa", "docvqa", "nlvr", "refcocog", "scienceqa", "sroie", "textcaps")
+    },
     "coco": parsed(samples.coco_files, "coco", changed=("captions", "instances")),
     "karpathy": parsed(samples.karpathy_files, "coco", changed=("dataset",)),
     "llava": parsed(samples.llava_files, "llava", changed=("chat",)),
     "flickr8k": parsed(samples.flickr_files, "flickr8k", changed=("Flickr",)),
     "flickr8k_kaggle": parsed(samples.kaggle_files, "flickr8k", changed=("captions",)),
     "imagefolder": parsed(samples.imagefolder_files, "imagefolder", changed=("train/metadata", "0", "1", "2", "3", "dog")),
-    "records": Reader(lambda: [_dataset(None), _dataset(1 << 20)], lambda home: _prepare(home, "records"), ("records", "dataset", "index", "images.npy"), is_text=False),
+    "records": Reader(
+        lambda: [_dataset(None), _dataset(1 << 20)],
+        lambda home: _prepare(home, "records"),
+        ("records", "dataset", "index", "images.npy"),
+        is_text=False,
+    ),
     "text": parsed(samples.text_files, "text"),
     "urls": parsed(samples.url_files, "urls", text_only=True),
     "webdataset": parsed(samples.webdataset_files, "webdataset", is_text=False),
@@ -440,36 +460,81 @@ READERS: dict[str, Reader] = {
     "zip_images": Reader(samples.zip_images, lambda home: _archive(home, "images.zip"), ("images",), is_text=False),
     "tar_images": Reader(samples.tar_images, lambda home: _archive(home, "images.tar"), ("images",), is_text=False),
     "dataset": Reader(lambda: [_dataset(None)], _read_dataset, ("dataset", "index", "records"), ("index",)),
-    "dataset_shards": Reader(lambda: [_dataset(1 << 20)], _read_dataset, ("dataset", "index", "images.npy", "shards"), ("index", "images.npy")),
+    "dataset_shards": Reader(
+        lambda: [_dataset(1 << 20)], _read_dataset, ("dataset", "index", "images.npy", "shards"), ("index", "images.npy")
+    ),
     "feature_store": Reader(lambda: [samples.golden("features")], _read_store, checked=("index",)),
     "table_npz": table_reader("table.npz", lambda: [samples.npz(packed, **samples.table_arrays()) for packed in (False, True)]),
-    "table_npy": table_reader("table.npy", lambda: [samples.npy(samples.table_arrays()["values"])], named=False, beside={"names.txt": b"\n".join(samples.table_arrays()["names"].tolist())}),
-    "table_names": table_reader("table.npy", lambda: [samples.npy(samples.table_arrays()["values"])], named=False, beside={"names.npy": samples.npy(samples.table_arrays()["names"])}),
+    "table_npy": table_reader(
+        "table.npy",
+        lambda: [samples.npy(samples.table_arrays()["values"])],
+        named=False,
+        beside={"names.txt": b"\n".join(samples.table_arrays()["names"].tolist())},
+    ),
+    "table_names": table_reader(
+        "table.npy",
+        lambda: [samples.npy(samples.table_arrays()["values"])],
+        named=False,
+        beside={"names.npy": samples.npy(samples.table_arrays()["names"])},
+    ),
     "table_hdf5": table_reader("table.h5", lambda: [samples.hdf5(chunked, **samples.table_arrays()) for chunked in (False, True)]),
-    "vectors_npz": Reader(lambda: [{"v.npz": samples.npz(packed, **samples.vector_arrays())} for packed in (False, True)], lambda home: _vectors(home, "v.npz"), is_text=False),
-    "vectors_npy": Reader(lambda: [{f"{name}.npy": samples.npy(array) for name, array in samples.vector_arrays().items()}], lambda home: _vectors(home, ""), is_text=False),
-    "vectors_safetensors": Reader(lambda: [{"v.safetensors": samples.safetensors(samples.vector_arrays())}], lambda home: _vectors(home, "v.safetensors"), is_text=False),
-    "vectors_hdf5": Reader(lambda: [{"v.h5": samples.hdf5(chunked, **samples.vector_arrays())} for chunked in (False, True)], lambda home: _vectors(home, "v.h5"), is_text=False),
+    "vectors_npz": Reader(
+        lambda: [{"v.npz": samples.npz(packed, **samples.vector_arrays())} for packed in (False, True)],
+        lambda home: _vectors(home, "v.npz"),
+        is_text=False,
+    ),
+    "vectors_npy": Reader(
+        lambda: [{f"{name}.npy": samples.npy(array) for name, array in samples.vector_arrays().items()}],
+        lambda home: _vectors(home, ""),
+        is_text=False,
+    ),
+    "vectors_safetensors": Reader(
+        lambda: [{"v.safetensors": samples.safetensors(samples.vector_arrays())}],
+        lambda home: _vectors(home, "v.safetensors"),
+        is_text=False,
+    ),
+    "vectors_hdf5": Reader(
+        lambda: [{"v.h5": samples.hdf5(chunked, **samples.vector_arrays())} for chunked in (False, True)],
+        lambda home: _vectors(home, "v.h5"),
+        is_text=False,
+    ),
     "config": Reader(_config_files, _read_config),
-    "arguments": Reader(lambda: [{"arguments.txt": b"train.lr=1e-3\nmodel.connector.kind=mlp\nstages.align.train.steps=10\ndata.path=x"}], _overrides),
+    "arguments": Reader(
+        lambda: [{"arguments.txt": b"train.lr=1e-3\nmodel.connector.kind=mlp\nstages.full.train.steps=10\ndata.path=x"}],
+        _overrides,
+    ),
     "sweep": Reader(_sweep_files, _read_sweep),
     "model_folder": Reader(_model_files, _read_model, is_text=False),
     "image_processor": Reader(_processor_files, _read_processor),
-    "checkpoint": Reader(_run_files, _read_checkpoint, ("checkpoints",), ("checkpoints/step-370/state", "checkpoints/step-370/model")),
+    "checkpoint": Reader(
+        _run_files, _read_checkpoint, ("checkpoints",), ("checkpoints/step-370/state", "checkpoints/step-370/model")
+    ),
     "metrics": Reader(_metrics_files, _read_metrics),
     "predictions": Reader(lambda: [samples.golden("run/eval/caption/data-held-step-370", ("predictions",))], _read_predictions),
     "evaluation": Reader(_evaluation_files, _read_evaluation, ("items", "scores", "settings")),
-    "journal": Reader(lambda: [{"journal.jsonl": samples.golden("run/eval/caption/data-held-step-370")["predictions.jsonl"]}], _journal),
+    "journal": Reader(
+        lambda: [{"journal.jsonl": samples.golden("run/eval/caption/data-held-step-370")["predictions.jsonl"]}], _journal
+    ),
     "score_predictions": Reader(samples.prediction_files, _score),
     "score_references": Reader(samples.reference_files, _score),
     "idf": Reader(_idf_files, _idf),
     "length_table": Reader(_length_files, _length_table, is_text=False),
-    "blind_logits": Reader(lambda: [{"align.npz": samples.golden("run", ("contrast",))["contrast/align.npz"]}], _blind_logits, is_text=False),
+    "blind_logits": Reader(
+        lambda: [{"align.npz": samples.golden("run", ("contrast",))["contrast/align.npz"]}], _blind_logits, is_text=False
+    ),
     "plugin_names": Reader(_plugin_names, _plugin_name),
-    **{f"image_{kind}": Reader(make, _image, is_text=False) for kind, make in (
-        ("jpeg", samples.jpeg_files), ("png", samples.png_files), ("gif", samples.gif_files), ("webp", samples.webp_files), ("bmp", samples.bmp_files), ("tiff", samples.tiff_files),
-    )},
-}  # fmt: skip
+    **{
+        f"image_{kind}": Reader(make, _image, is_text=False)
+        for kind, make in (
+            ("jpeg", samples.jpeg_files),
+            ("png", samples.png_files),
+            ("gif", samples.gif_files),
+            ("webp", samples.webp_files),
+            ("bmp", samples.bmp_files),
+            ("tiff", samples.tiff_files),
+        )
+    },
+}
 
 
 READERS |= {

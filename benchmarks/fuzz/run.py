@@ -1,7 +1,7 @@
 """Runs one reader on changed files, in this process, and keeps what escapes.
 
-An escape is any exception that is not an error of Sightline, a read that takes longer or more memory than the limits, the end of the
-process, or, where a checksum is stored elsewhere, a change that is read without an error and gives another result.
+An escape is any exception that is not an error of Sightline, a read that takes longer or more memory than the limits, the end of
+the process, or, where a checksum is stored elsewhere, a change that is read without an error and gives another result.
 """
 
 import contextlib

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from sightline.errors import ConfigError
 from sightline.registry import KindRegistry, suggestion
+from sightline.runtime.inputs import read_input
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -73,10 +74,7 @@ def read_yaml(path: str | Path) -> Tree:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"{path}: {size} bytes; a configuration has at most {MAX_BYTES}.")
-        text = path.read_bytes().decode("utf-8")
+        text = read_input(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.", "Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:

@@ -5,7 +5,6 @@ The folder holds `dataset.json` (counts, hashes, splits), `index.npy` (32 bytes 
 opens at once and takes no memory. An open dataset may be shared by threads, survives a fork, and can be pickled.
 """
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,9 @@ import numpy as np
 
 from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
+from sightline.runtime.arrays import read_npy
 from sightline.runtime.hub import nearest_hint
+from sightline.runtime.inputs import open_input, parse_json, read_input, read_json_input
 from sightline.runtime.storage import safe_join, sha256_file
 from sightline.types import Record
 
@@ -25,6 +26,7 @@ DATASET, RECORDS, INDEX, IMAGE_INDEX, SKIPPED = "dataset.json", "records.jsonl",
 DOWNLOADS = "downloads.jsonl"  # outcome of each URL, where images were downloaded
 UNFINISHED = ".preparing"
 MAX_OPEN_FILES = 256
+MAX_HASHED = 256_000_000  # bytes of an index whose hash is compared when a folder is opened (8 million records, 0.2 s)
 
 # One row per record. `file` counts the shards; `first_image` counts the images of all records before it.
 INDEX_ROW = np.dtype(
@@ -40,7 +42,7 @@ class Dataset:
     """A dataset folder.
 
     Args:
-        path: the folder. Presence and size of files are checked; hashes only by `verify`.
+        path: the folder. Presence and size of files and the hashes of its indices are checked; other hashes only by `verify`.
 
     Attributes:
         path: the folder.
@@ -50,7 +52,8 @@ class Dataset:
         index: one row of `INDEX_ROW` per record, memory-mapped.
 
     Raises:
-        DataError: the folder is missing, is no dataset folder, is incomplete, or a file has another size than was written.
+        DataError: the folder is missing, is no dataset folder, is incomplete, or a file has another size, or an index of at most
+            256 MB another hash, than was written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,6 +65,7 @@ class Dataset:
         self._shards: list[dict[str, Any]] = self.summary.get("shards", [])
         for name, entry in self.summary["files"].items():
             _check_size(self._place(name), entry["bytes"])
+        self._check_index_hashes()
         self.index = self._map(INDEX, INDEX_ROW, self.summary["ok"])
         self._image_index = self._map(IMAGE_INDEX, IMAGE_ROW, self.summary["image_places"]) if self._shards else None
         for number, shard in enumerate(self._shards):
@@ -105,7 +109,7 @@ class Dataset:
         file = self.path / self._shards[row["file"]]["file"] if self._shards else self._records
         data = self._files.read(file, int(row["offset"]), int(row["size"]))
         try:
-            record = record_from_json(json.loads(data))
+            record = record_from_json(parse_json(data))
         except (ValueError, RecordError) as error:
             raise DataError(f"{file}: record {index} at byte {row['offset']} is damaged: {error}.", _AGAIN) from error
         if self._shards and record.images and not _is_image_of(record.images[0], index):
@@ -131,7 +135,7 @@ class Dataset:
             )
         if self._image_index is None:
             try:
-                return safe_join(self.path, name).read_bytes()
+                return read_input(safe_join(self.path, name))
             except OSError as error:
                 raise DataError(f"{self.path / name}: {error.strerror}.", _AGAIN) from error
         number, _, rest = name.partition(".")
@@ -204,12 +208,17 @@ class Dataset:
             ends[place] = last["offset"] + last["size"]
         return f" {len(rows)} records expected, {int((ends <= size).sum())} can be read."
 
+    def _check_index_hashes(self) -> None:
+        """Compares the hash of each index: a flipped bit in one would lead to other records or images without an error."""
+        for name in (INDEX, IMAGE_INDEX):
+            entry = self.summary["files"].get(name)
+            if entry is not None and entry["bytes"] <= MAX_HASHED and (fault := self._hash_fault(name, entry["sha256"])):
+                raise DataError(f"{self.path / name} is damaged: {fault}.", _AGAIN)
+
     def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
         try:
-            array = np.load(self._place(name), mmap_mode="r", allow_pickle=False)
-        except DataError:
-            raise
-        except Exception as error:  # numpy may raise anything for a damaged header
+            array = read_npy(self._place(name), is_mapped=True)
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
         if array.dtype != dtype or array.shape != (count,):
             raise DataError(f"{self.path / name} has {array.shape} rows of {array.dtype}, {count} expected.", _AGAIN)
@@ -228,7 +237,8 @@ class _OpenFile:
     """An open file that is closed when its last reference is dropped."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open_input(path) as file:
+            self.descriptor = os.dup(file.fileno())
 
     def __del__(self) -> None:
         if "descriptor" in self.__dict__:
@@ -277,7 +287,7 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         near = "" if path.exists() else nearest_hint(path)
         raise DataError(f"{path} {state}.", near if near.startswith("Did") else f"{_PREPARE} {path}.")
     try:
-        summary = json.loads(safe_join(path, DATASET).read_text("utf-8"))
+        summary = read_json_input(safe_join(path, DATASET))
     except (OSError, ValueError) as error:
         raise DataError(f"{path / DATASET} cannot be read: {error}.", _AGAIN) from error
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:

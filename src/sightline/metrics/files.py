@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 from sightline.data.records import record_from_json
 from sightline.errors import DataError, RecordError
+from sightline.runtime.inputs import parse_json, read_input
 from sightline.runtime.logs import logger
 from sightline.runtime.storage import checksum_fits
 
 Kind = Literal["captions", "answers"]
 
 _PREDICTION_FIELDS = (("record_id", "text"), ("id", "text"), ("image_id", "caption"), ("question_id", "answer"))
+MAX_BYTES = 2_000_000_000  # of a file, which is held in memory
 _SHOWN = 3  # number of ids in a message
 
 
@@ -197,8 +199,8 @@ def _document(path: Path) -> dict[str, Any] | None:
 def _starts_with_object(text: str) -> bool:
     """Returns whether the first non-empty line is a complete JSON object."""
     try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
-    except (RecursionError, ValueError):
+        return isinstance(parse_json(text.lstrip().partition("\n")[0]), dict)
+    except ValueError:
         return False
 
 
@@ -233,17 +235,17 @@ def _unchanged(line: str, value: Any, path: Path, number: int) -> Any:
 
 def _parse(text: str, path: Path, number: int) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = number + error.lineno - 1
         raise DataError(f"{path}, line {line}, column {error.colno}: invalid JSON ({error.msg}).") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
+    except ValueError as error:  # nested too deeply, or a number with thousands of digits
         raise DataError(f"{path}, from line {number}: the JSON cannot be read ({error}).") from error
 
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_input(path, MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

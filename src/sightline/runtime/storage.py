@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from sightline.errors import DataError, StorageError
 from sightline.runtime import fault_injection
+from sightline.runtime.inputs import open_input, parse_json, read_json_input
 from sightline.runtime.logs import logger
 
 MANIFEST = "manifest.json"
@@ -41,7 +42,7 @@ _FAILURES = (OSError, SafetensorError)  # safetensors has an error of its own fo
 
 def sha256_file(path: Path) -> str:
     """Returns the hash of a file's bytes."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -292,7 +293,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     _check_own(path / MANIFEST)
     try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+        manifest = read_json_input(path / MANIFEST)
         is_whole = all(_is_entry(name, entry) for name, entry in manifest["files"].items())
         unread = manifest.get("unread", {})
         is_whole = is_whole and isinstance(unread, dict) and all(type(count) is int for count in unread.values())
@@ -386,7 +387,7 @@ def read_json(path: Path) -> Any:
     """
     _check_own(path)
     try:
-        return json.loads(path.read_text("utf-8"))
+        return read_json_input(path)
     except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path}: missing or torn ({error}).") from error
 
@@ -568,7 +569,7 @@ def read_json_lines(path: Path, check: LineCheck = _accept) -> list[dict[str, An
 def _scan(path: Path, check: LineCheck, end: int | None = None) -> Iterator[tuple[int, bytes, dict[str, Any] | None]]:
     """Yields offset, bytes and value of every line; None for one that is torn or damaged."""
     offset = 0
-    with path.open("rb") as file:
+    with open_input(path) as file:
         for line in file:
             if end is not None and offset >= end:
                 return
@@ -580,7 +581,7 @@ def _value_of(line: bytes, check: LineCheck) -> dict[str, Any] | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = parse_json(line)
         if not isinstance(value, dict):
             return None
         check(value)

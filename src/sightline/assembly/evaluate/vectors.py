@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sightline.assembly.evaluate.evaluate import Evaluation, default_folder, write_result
@@ -15,7 +16,9 @@ from sightline.evaluation.predict import ITEMS, SCORES, predict
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import task_by_name
 from sightline.generation.decode import DecodingConfig
-from sightline.runtime.optional import require
+from sightline.runtime.arrays import read_npy, read_npz
+from sightline.runtime.hdf5 import open_hdf5, plain_array
+from sightline.runtime.inputs import ARCHIVE_ERRORS, open_input
 
 _USED = ("task", "data", "split", "batch_size", "resamples")  # options of an evaluation that vectors take into account
 SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5")
@@ -36,18 +39,21 @@ def read_vectors(path: str) -> tuple[np.ndarray, np.ndarray]:
     file = Path(path)
     try:
         if file.is_dir():
-            arrays: Any = {name: np.load(file / f"{name}.npy", allow_pickle=False) for name in (IMAGE, TEXT)}
+            arrays: Any = {name: read_npy(file / f"{name}.npy") for name in (IMAGE, TEXT)}
         elif file.suffix == ".npz":
-            arrays = dict(np.load(file, allow_pickle=False))
+            arrays = read_npz(file, (IMAGE, TEXT))
         elif file.suffix == ".safetensors":
+            open_input(file).close()  # refuses what is no regular file
             arrays = load_file(file)
         else:
-            with require("h5py", "data", "a file of vectors in HDF5").File(file) as opened:
-                arrays = {name: opened[name][()] for name in (IMAGE, TEXT)}
+            with open_hdf5(file, "a file of vectors in HDF5") as opened:
+                arrays = {name: plain_array(opened, name, file)[()] for name in (IMAGE, TEXT)}
         found = tuple(np.asarray(arrays[name]) for name in (IMAGE, TEXT))
-    except (OSError, ValueError, KeyError) as error:
+    except (*ARCHIVE_ERRORS, SafetensorError, TypeError) as error:  # h5py and safetensors raise any of them
+        reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{path}: cannot read the arrays 'image' and 'text' ({error}).", "Write one row per image and per caption."
+            f"{path}: cannot read the arrays 'image' and 'text' ({reason}).",
+            "Write one row per image and per caption.",
         ) from error
     for name, array in zip((IMAGE, TEXT), found, strict=True):
         if array.ndim != 2 or array.dtype.kind not in "fiu" or not np.isfinite(array).all():

@@ -19,6 +19,7 @@ from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.ops.cross_entropy import target_logits
 from sightline.ops.text_only import text_only
+from sightline.runtime.arrays import read_npz
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 
@@ -65,13 +66,13 @@ def _read(cache: Path, key: str, count: int) -> np.ndarray | None:
     if not cache.exists():
         return None
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            found_key, logits = str(stored["key"]), stored["logits"]
-            if found_key == key and (logits.dtype != np.float32 or logits.shape != (count,)):
-                raise ValueError(f"{logits.shape} logits of {logits.dtype}, {count} of float32 expected")
-            return logits if found_key == key else None
-    except Exception as error:  # zipfile, zlib and numpy have a dozen classes for damaged bytes
-        logger.warning("%s is damaged (%s: %s); the blind logits are computed again", cache, type(error).__name__, error)
+        stored = read_npz(cache, ("key", "logits"))
+        found_key, logits = str(stored["key"]), stored["logits"]
+        if found_key == key and (logits.dtype != np.float32 or logits.shape != (count,)):
+            raise ValueError(f"{logits.shape} logits of {logits.dtype}, {count} of float32 expected")
+        return logits if found_key == key else None
+    except ValueError as error:
+        logger.warning("%s is damaged (%s); the blind logits are computed again", cache, error)
         return None
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from sightline.assembly.encode.features import weights_key
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.batches.pairs import PairCorpus, TextStates, TextTokens
+from sightline.runtime.arrays import read_npz
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
 from sightline.types import Texts
@@ -57,13 +58,13 @@ def _read(cache: Path, key: str, count: int) -> np.ndarray | None:
     if not cache.exists():
         return None
     try:
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            found_key, states = str(stored["key"]), stored["states"]
-            if found_key == key and (states.dtype != np.float32 or states.ndim != 2 or len(states) != count):
-                raise ValueError(f"{states.shape} outputs of {states.dtype}, {count} rows of float32 expected")
-            return states if found_key == key else None
-    except Exception as error:  # zipfile, zlib and numpy have a dozen classes for damaged bytes
-        logger.warning("%s is damaged (%s: %s); the text vectors are computed again", cache, type(error).__name__, error)
+        stored = read_npz(cache, ("key", "states"))
+        found_key, states = str(stored["key"]), stored["states"]
+        if found_key == key and (states.dtype != np.float32 or states.ndim != 2 or len(states) != count):
+            raise ValueError(f"{states.shape} outputs of {states.dtype}, {count} rows of float32 expected")
+        return states if found_key == key else None
+    except ValueError as error:
+        logger.warning("%s is damaged (%s); the text vectors are computed again", cache, error)
         return None
 
 

@@ -5,7 +5,6 @@ A store is a folder with `store.json` (origin, row format, counts, hashes), `ind
 token. A look-up is a binary search and a view into a mapped file; only the index is kept in memory (44 bytes per image).
 """
 
-import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from sightline.data.dataset import UNFINISHED, Dataset
+from sightline.data.dataset import MAX_HASHED, UNFINISHED, Dataset
 from sightline.data.images.pixels import VisualInputs
 from sightline.errors import DataError, NumericsError, RecordError
+from sightline.runtime.arrays import read_npy
+from sightline.runtime.inputs import read_json_input
 from sightline.runtime.storage import safe_join, sha256_file
 from sightline.types import Record
 
@@ -122,7 +123,7 @@ class FeatureStore:
     """An open feature store. It may be shared by threads, survives a fork, and can be pickled.
 
     Args:
-        path: the folder. Presence and size of files are checked; hashes only by `verify`.
+        path: the folder. Presence and size of files and the hash of its index are checked; other hashes only by `verify`.
 
     Attributes:
         path: the folder.
@@ -134,7 +135,8 @@ class FeatureStore:
         grid: rows and columns of the tokens of a crop.
 
     Raises:
-        DataError: the folder is missing, is no feature store, is incomplete, or a file has another size than was written.
+        DataError: the folder is missing, is no feature store, is incomplete, or a file has another size, or its index another hash,
+            than was written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -149,7 +151,10 @@ class FeatureStore:
         self._first = [shard["first"] for shard in self._shards]
         for entry in (self.summary["index"], *self._shards):
             _check_size(self._place(entry["file"]), entry["bytes"])
-        self._index = self._load(INDEX, INDEX_ROW, (self.summary["ok"],))
+        index = self.summary["index"]
+        if index["bytes"] <= MAX_HASHED and sha256_file(self._place(index["file"])) != index["sha256"]:
+            raise DataError(f"{self.path / index['file']} is damaged: it differs from what was written.", _AGAIN)
+        self._index = self._load(index["file"], INDEX_ROW, (self.summary["ok"],))
         self._prefix = _prefixes(self._index["sha256"])
         self._maps: dict[int, np.ndarray] = {}
 
@@ -243,7 +248,7 @@ class FeatureStore:
 
     def _load(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            array = np.load(self._place(name), mmap_mode="r" if shape[0] else None, allow_pickle=False)
+            array = read_npy(self._place(name), is_mapped=True)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path / name} is damaged: {error}.", _AGAIN) from error
         if array.dtype != dtype or array.shape != shape:
@@ -315,7 +320,7 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         state = f"is not a feature store (it has no {STORE})" if path.exists() else "does not exist"
         raise DataError(f"{path} {state}.", f"Make one: sightline data features DATASET --config FILE --out {path}.")
     try:
-        summary = json.loads(safe_join(path, STORE).read_text("utf-8"))
+        summary = read_json_input(safe_join(path, STORE))
     except (OSError, ValueError) as error:
         raise DataError(f"{path / STORE} cannot be read: {error}.", _AGAIN) from error
     if not isinstance(summary, dict) or summary.get("schema") != SCHEMA:
@@ -325,7 +330,34 @@ def _read_summary(path: Path) -> Mapping[str, Any]:
         raise DataError(f"{path / STORE}: {sorted(missing)[0]!r} is missing.", _AGAIN)
     if summary["dtype"] not in FEATURE_DTYPES:
         raise DataError(f"{path / STORE}: unknown dtype {summary['dtype']!r}.", _AGAIN)
+    try:
+        _check_summary(summary)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path / STORE} is damaged ({type(error).__name__}: {error}).", _AGAIN) from error
     return summary
+
+
+def _check_summary(summary: Mapping[str, Any]) -> None:
+    """Raises an AttributeError, KeyError, TypeError or ValueError where a value that is read is missing or of another type."""
+    (patches, width), (rows, columns) = summary["shape"], summary["grid"]
+    numbers = [summary["ok"], patches, width, rows, columns]
+    first = 0
+    for shard in summary["shards"]:
+        numbers += [shard["first"], shard["rows"]]
+        if shard["first"] != first:
+            raise ValueError(f"shard {shard['file']!r} does not begin at row {first}")
+        first += shard["rows"]
+    for entry in (summary["index"], *summary["shards"]):
+        numbers.append(entry["bytes"])
+        if not isinstance(entry["file"], str) or not isinstance(entry["sha256"], str):
+            raise ValueError("'file' or 'sha256' of a file is no text")
+    if not all(type(number) is int and number >= 0 for number in numbers) or patches * width == 0:
+        raise ValueError("a number of images, rows, tokens or bytes is not a whole number from 0")
+    if not all(isinstance(summary[name], str) for name in ("kind", "key")) or not isinstance(summary["parts"], dict):
+        raise ValueError("'kind' or 'key' is no text, or 'parts' no object")
+    for source in summary["sources"]:
+        if not isinstance(source["fingerprint"], str) or not isinstance(source["splits"], list | None):
+            raise ValueError("'sources' are not data sets with their splits")
 
 
 def _check_size(path: Path, size: int) -> None:

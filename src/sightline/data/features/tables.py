@@ -4,9 +4,7 @@ Rows are matched to images by name: the full name, else its last path component,
 row has it. Rows are read sequentially in chunks, so the store holds them in the table's order.
 """
 
-import json
-import zipfile
-import zlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +18,10 @@ from sightline.data.features.store import FeatureDtype, RowFormat
 from sightline.data.features.writer import ImageSelection, MissingImage, StoreOrigin, select_images, write_store
 from sightline.data.skip_limit import check_skip_limit
 from sightline.errors import DataError, UsageError
+from sightline.runtime.arrays import read_npy, read_npy_header
+from sightline.runtime.hdf5 import array_names, open_hdf5, plain_array, refuse_link
+from sightline.runtime.inputs import ARCHIVE_ERRORS, check_member_size, open_zip, parse_json, read_input
 from sightline.runtime.logs import logger
-from sightline.runtime.optional import require
 from sightline.runtime.storage import sha256_file
 from sightline.types import Record
 
@@ -111,8 +111,8 @@ def _readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Is the file complete?") from error
+    except (*ARCHIVE_ERRORS, TypeError) as error:  # h5py raises any of them
+        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:300]}.", "Is the file complete?") from error
 
 
 def _opened(path: Path) -> "_Hdf5 | _Npy | _Npz":
@@ -230,7 +230,7 @@ class _Npz:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = zipfile.ZipFile(path)
+        self._zip = open_zip(path)
         self._open: list[IO[bytes]] = []
 
     def __enter__(self) -> "_Npz":
@@ -243,9 +243,11 @@ class _Npz:
 
     def column(self, key: str | None, option: str) -> _Column:
         keys = [name.removesuffix(".npy") for name in self._zip.namelist()]
-        stream = self._zip.open(f"{_known_key(key, keys, option, self.path)}.npy")
+        info = self._zip.getinfo(f"{_known_key(key, keys, option, self.path)}.npy")
+        check_member_size(info)
+        stream = self._zip.open(info)
         self._open.append(stream)
-        return _stream_column(stream)
+        return _stream_column(stream, info.file_size)
 
     def names(self, key: str | None) -> list[str]:
         column = self.column(key, "--names")
@@ -267,7 +269,7 @@ class _Npy:
     def column(self, key: str | None, option: str) -> _Column:
         if key is not None:
             raise UsageError(f"{option} {key}: {self.path.name} is one array and has no keys.", f"Leave {option} out.")
-        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array = read_npy(self.path, is_mapped=True)
         return _Column(array.dtype, array.shape, lambda begin, end: np.asarray(array[begin:end]))
 
     def names(self, key: str | None) -> list[str]:
@@ -278,11 +280,11 @@ class _Npy:
         if not path.is_file() or path.stat().st_size > MAX_NAMES:
             raise UsageError(f"--names {file}: there is no such file (of at most {MAX_NAMES >> 20} MB).")
         if path.suffix == ".npy":
-            return _as_texts(np.load(path, allow_pickle=False), path)
-        lines = path.read_text("utf-8").splitlines()
+            return _as_texts(read_npy(path), path)
+        lines = read_input(path, MAX_NAMES).decode("utf-8").splitlines()
         if path.suffix != ".jsonl":
             return lines
-        rows = [json.loads(line) for line in lines]
+        rows = [parse_json(line) for line in lines]
         if not field or any(not isinstance(row, dict) or not isinstance(row.get(field), str) for row in rows):
             raise UsageError(
                 f"--names {key}: name the field of each line that holds the name.", f"For example --names {file}:image"
@@ -290,16 +292,12 @@ class _Npy:
         return [row[field] for row in rows]
 
 
-_INTO_ONE_FILE = "Copy its content into one file: h5repack does."
-
-
 class _Hdf5:
     """Arrays of an HDF5 file, read in slices."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._h5py = require("h5py", "data", "reading .h5 tables")
-        self._file = self._h5py.File(path, "r")
+        self._file = open_hdf5(path, "reading .h5 tables")
 
     def __enter__(self) -> "_Hdf5":
         return self
@@ -308,23 +306,11 @@ class _Hdf5:
         self._file.close()
 
     def column(self, key: str | None, option: str) -> _Column:
-        keys: list[str] = []
-        self._file.visititems(lambda name, item: keys.append(name) if isinstance(item, self._h5py.Dataset) else None)
+        keys = array_names(self._file)
         if key is not None and key not in keys:
-            self._refuse_link(key)
-        data = self._file[_known_key(key, keys, option, self.path)]
-        if data.is_virtual or data.external:
-            kind = "a virtual data set" if data.is_virtual else "stored"
-            raise DataError(f"{self.path}: {key!r} is {kind} in other files, which are not read.", _INTO_ONE_FILE)
+            refuse_link(self._file, key, self.path)
+        data = plain_array(self._file, _known_key(key, keys, option, self.path), self.path)
         return _Column(data.dtype, data.shape, lambda begin, end: np.asarray(data[begin:end] if data.shape else data[()]))
-
-    def _refuse_link(self, key: str) -> None:
-        """Raises a DataError where a part of a key is a link to another file."""
-        parts = key.strip("/").split("/")
-        for count in range(1, len(parts) + 1):
-            link = self._file.get("/".join(parts[:count]), getlink=True)
-            if isinstance(link, self._h5py.ExternalLink):
-                raise DataError(f"{self.path}: {key!r} is a link to another file, which is not read.", _INTO_ONE_FILE)
 
     def names(self, key: str | None) -> list[str]:
         column = self.column(key, "--names")
@@ -342,13 +328,11 @@ def _known_key(key: str | None, keys: Sequence[str], option: str, path: Path) ->
     return key
 
 
-def _stream_column(stream: IO[bytes]) -> _Column:
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
-    if dtype.hasobject or (fortran and len(shape) > 1):
-        raise ValueError("the array holds Python objects or is in Fortran order; save plain numbers or strings in C order")
-    row = int(np.prod(shape[1:])) * dtype.itemsize
+def _stream_column(stream: IO[bytes], length: int) -> _Column:
+    shape, is_fortran, dtype = read_npy_header(stream, length)
+    if is_fortran and len(shape) > 1:
+        raise ValueError("the array is in Fortran order; save it in C order")
+    row = math.prod(shape[1:]) * dtype.itemsize
     at = 0
 
     def read(begin: int, end: int) -> np.ndarray:

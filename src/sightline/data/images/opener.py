@@ -7,9 +7,8 @@ that do not touch the pixels (torn EXIF, too many tags); those warnings are left
 other parts of a PNG that its pixels do not need are dropped where they are damaged or too large.
 """
 
+import errno
 import io
-import os
-import stat
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from pydantic import Field
 from sightline.config import Config
 from sightline.data.images.png_chunks import drop_damaged_chunks
 from sightline.errors import RecordError, UsageError
+from sightline.runtime.inputs import open_input
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FREE_PIXELS = 1_000_000  # below this the ratio of pixels to bytes is not checked: a small image is no decompression bomb
@@ -249,15 +249,15 @@ def read_image_file(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         RecordError: reasons `image_missing`, `image_not_a_file`, `image_unreadable`, `image_too_large`.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise RecordError("image_not_a_file", f"{path} is not a regular file")
+        with open_input(path) as file:
             data = file.read(limits.max_bytes + 1)
     except IsADirectoryError:
         raise RecordError("image_not_a_file", f"{path} is a folder") from None
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError("image_missing", f"{path}: {_error_text(error)}") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise RecordError("image_not_a_file", f"{path}: {error.strerror}") from None
         raise RecordError("image_unreadable", f"{path}: {error.strerror or error}") from None
     if len(data) > limits.max_bytes:
         raise RecordError("image_too_large", f"{path} has more than {limits.max_bytes} bytes")

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from sightline.config import Config
 from sightline.errors import ConfigError, DataError
 from sightline.runtime import hub
+from sightline.runtime.inputs import read_json_input
 from sightline.runtime.storage import check_links
 
 if TYPE_CHECKING:
@@ -281,14 +282,10 @@ def _find_file(path: str, name: str) -> Path | None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            text = stream.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise ConfigError(f"{file}: more than {MAX_FILE_BYTES} bytes.", _REMEDY)
-        value = json.loads(text.decode("utf-8"))
+        value = read_json_input(file, MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{file}: not JSON ({error}).", _REMEDY) from error
     if not isinstance(value, dict):
         raise ConfigError(f"{file}: must hold an object, this is {type(value).__name__}.", _REMEDY)

@@ -12,7 +12,6 @@ import os
 import stat
 import weakref
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,10 +19,12 @@ from typing import BinaryIO, NamedTuple
 from sightline.data.readers.roots import Folder, ImageRoot, check_name
 from sightline.data.readers.roots import has_image_suffix as has_image_suffix
 from sightline.errors import DataError, RecordError, UsageError
+from sightline.runtime.inputs import ARCHIVE_ERRORS, check_member_size, open_input, open_zip
 
 MAX_MEMBER = 20_000_000  # bytes, as the image opener allows
 MAX_EXTENDED = 1_000_000  # bytes of an extended header: long names and numbers
 MAX_NAME = 4096
+MAX_SIZE_DIGITS = 20  # of a size in an extended header
 _BLOCK = 512
 _SCAN = 1 << 20  # bytes read at a time behind the end marker
 _DIRECTORY = b"5"
@@ -109,8 +110,8 @@ class ZipRoot(_ArchiveRoot):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            self._zip = open_zip(path)
+        except ARCHIVE_ERRORS as error:
             raise DataError(f"{path} is not a whole zip: {error}.", "Is the download complete?") from error
         infos = [info for info in self._zip.infolist() if not info.is_dir()]
         if before := min((info.header_offset for info in self._zip.infolist()), default=0):
@@ -124,11 +125,13 @@ class ZipRoot(_ArchiveRoot):
     def fetch(self, name: str) -> bytes:
         member = self._archive.locate(name)
         try:
-            if self._zip.getinfo(member).file_size > MAX_MEMBER:
+            info = self._zip.getinfo(member)
+            if info.file_size > MAX_MEMBER:
                 raise RecordError("image_too_large", f"member {name!r} has more than {MAX_MEMBER} bytes")
+            check_member_size(info)
             with self._zip.open(member) as file:
                 data = file.read(MAX_MEMBER + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        except ARCHIVE_ERRORS as error:
             raise RecordError("image_unreadable", f"member {name!r} of {self.path.name}: {error}") from error
         if len(data) > MAX_MEMBER:  # the directory of the zip lied
             raise RecordError("image_too_large", f"member {name!r} has more than {MAX_MEMBER} bytes")
@@ -156,7 +159,7 @@ class TarRoot(_ArchiveRoot):
         members = list(tar_members(path, irregular.append))
         self._members = {member.name: member for member in members}
         self._archive = _Archive(path, (member.name for member in members), irregular)
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = _descriptor_of(path)
         weakref.finalize(self, os.close, self._descriptor)
 
     def fetch(self, name: str) -> bytes:
@@ -167,10 +170,15 @@ class TarRoot(_ArchiveRoot):
             raise RecordError("image_unreadable", f"member {name!r} of {self.path.name}: {error.strerror}") from error
 
 
+def _descriptor_of(path: Path) -> int:
+    with open_input(path) as file:
+        return os.dup(file.fileno())
+
+
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[int]:
     """Opens a tar for `read_member` and returns its descriptor."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _descriptor_of(path)
     try:
         yield descriptor
     finally:
@@ -199,7 +207,7 @@ def tar_members(path: Path, on_irregular: Callable[[str], None] = lambda name: N
             byte and the number of members before it.
     """
     try:
-        with path.open("rb", buffering=1 << 16) as file:
+        with open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
             yield from _Headers(path, size, file, on_irregular).members()
     except OSError as error:
@@ -225,7 +233,7 @@ class _Headers:
                 elif kind == _PAX:
                     fields = self._pax(extended)
                     name = self._text(fields[b"path"]) if b"path" in fields else name
-                    length = int(fields[b"size"]) if fields.get(b"size", b"").isdigit() else length
+                    length = self._pax_size(fields[b"size"]) if b"size" in fields else length
                 continue
             size = size if length is None else length
             self.count += 1
@@ -294,6 +302,11 @@ class _Headers:
             fields[key] = value
             at = end
         return fields
+
+    def _pax_size(self, digits: bytes) -> int:
+        if not digits.isdigit() or len(digits) > MAX_SIZE_DIGITS:
+            raise self._damaged(f"an extended header gives the size {digits[:40]!r}")
+        return int(digits)
 
     def _plain_name(self, header: bytes) -> str:
         name = header[:100].partition(b"\0")[0]

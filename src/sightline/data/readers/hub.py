@@ -12,7 +12,7 @@ from sightline.data.readers.base import Item, Skip, SourceOptions, Tally, unused
 from sightline.data.readers.labels import named_labels
 from sightline.data.readers.rows import Keys, Numbered, TableRow, image_root, items, require_columns
 from sightline.data.readers.tables import GENERAL
-from sightline.errors import DataError, RecordError
+from sightline.errors import DataError, RecordError, SightlineError
 from sightline.runtime import hub
 from sightline.runtime.optional import require
 
@@ -51,7 +51,9 @@ def _numbered(
                 require_columns(row, KEYS, options, f"{path}: split {split!r}")
             yield first + place, f"{split}[{place}]", labels(row)
             place += 1
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except SightlineError:
+        raise
+    except Exception as error:  # `datasets` and pyarrow may raise anything for damaged files
         raise DataError(f"{path}: split {split!r}, row {place}: {_error_text(error)}.") from error
 
 
@@ -60,6 +62,8 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
     is_local = hub.find_local(str(path), "data set", DataError) is not None
     if not is_local and hub.check_reachable():
         raise DataError(*hub.not_found(str(path), "data set", ""))
+    if is_local:
+        _check_files(path)
     try:
         if any((path / name).is_file() for name in SAVED):
             found = datasets.load_from_disk(str(path))
@@ -72,14 +76,25 @@ def _splits(path: Path, options: SourceOptions, tally: Tally) -> Iterator[tuple[
             tally.use(*map(Path, used))
             _count_remote_files(conversation_encoder.base_path or "", used, datasets.config.HF_ENDPOINT, tally)
             found = conversation_encoder.as_streaming_dataset()
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+        streams = {
+            str(name): (rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows).decode(False)
+            for name, rows in splits.items()
+        }
+    except SightlineError:
+        raise
+    except Exception as error:  # `datasets` and pyarrow may raise anything for damaged files
         if not is_local:
             raise DataError(*hub.not_found(str(path), "data set", _error_text(error))) from error
         raise DataError(f"{path}: {_error_text(error)}.", "Is it a folder of data files?") from error
-    splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
-    for name, rows in splits.items():
-        stream = rows.to_iterable_dataset() if isinstance(rows, datasets.Dataset) else rows
-        yield str(name), stream.decode(False)
+    yield from streams.items()
+
+
+def _check_files(path: Path) -> None:
+    """Raises a DataError where a file is a pipe or device, which would block the library that reads it or never end."""
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise DataError(f"{file} is not a regular file.", "Remove it.")
 
 
 def _count_remote_files(base: str, used: Collection[str], endpoint: str, tally: Tally) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from sightline.data.readers.base import ImageInRoot, Item, Skip, SourceOptions, Tally, split_name
 from sightline.data.readers.roots import Folder, has_image_suffix, is_hidden
 from sightline.data.readers.rows import Keys, Numbered, TableRow, add_side_file, image_root, items
+from sightline.data.readers.strict_json import MAX_LINE
 from sightline.data.readers.tables import GENERAL, SPLIT_WORD, Preset, split_of_file, table_rows
 from sightline.errors import DataError, RecordError
+from sightline.runtime.inputs import read_input
 from sightline.types import Record
 
 KEYS: Keys = {
@@ -114,9 +116,11 @@ def _by_side_file(path: Path, names: list[str], options: SourceOptions, tally: T
             for beside in _side_files(path / name):
                 tally.use(beside)
                 try:
-                    add_side_file(values, beside.name, beside.read_bytes())
+                    add_side_file(values, beside.name, read_input(beside, MAX_LINE))
                 except RecordError as error:
                     fault = error
+                except OSError as error:
+                    fault = RecordError("side_file_unreadable", f"{beside.name}: {error.strerror}")
             yield number, name, fault or values
 
     def build(values: dict[str, Any], number: int, where: str) -> Item:

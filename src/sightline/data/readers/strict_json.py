@@ -5,6 +5,7 @@ of one object per line. An error names the file, line, column and position.
 """
 
 import codecs
+import io
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sightline.errors import DataError, RecordError
+from sightline.runtime.inputs import open_input
 
 MAX_LINE = 64_000_000  # bytes; a line of base64 images fits
 MAX_DIGITS = 30  # of a whole number; longer ones would overflow the floats that they are compared with
@@ -80,7 +82,7 @@ def check_encoding(path: Path) -> None:
         DataError: the file cannot be read, is empty, or is UTF-16 or UTF-32.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             head = file.read(4)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}.") from error
@@ -112,7 +114,7 @@ def text_lines(path: Path) -> Iterator[TextLine]:
     """
     check_encoding(path)
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             number = 0
             while line := file.readline(MAX_LINE):
                 number += 1
@@ -176,7 +178,10 @@ class JsonStream:
     def __init__(self, path: Path) -> None:
         check_encoding(path)
         self.path = path
-        self._file = path.open("r", encoding="utf-8-sig", newline="")
+        try:
+            self._file = io.TextIOWrapper(open_input(path), encoding="utf-8-sig", newline="")
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}.") from error
         self._buffer = ""
         self._at = 0  # next character in the buffer
         self._dropped = 0  # characters before the buffer

@@ -4,7 +4,6 @@ Where rows say no split, the file's name does (`train-00000-of-00005.parquet`, `
 Parquet needs the extra `data`; it is read a few rows at a time and its page checksums are checked where it has them.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,13 @@ from sightline.data.readers.labels import named_labels
 from sightline.data.readers.roots import is_hidden
 from sightline.data.readers.rows import Keys, Numbered, TableRow, all_keys, image_root, items, json_rows, require_columns
 from sightline.data.readers.turns import texts
-from sightline.errors import DataError, RecordError
+from sightline.errors import DataError, RecordError, SightlineError
+from sightline.runtime.inputs import open_input, parse_json
 from sightline.runtime.optional import require
 
+FREE_BYTES = 64_000_000  # of a row group, below which its compression is not looked at
+PARQUET_RATIO = 100  # of uncompressed to compressed bytes, above
+PARQUET_BYTES = 1 << 30  # of the rows held at a time
 PARQUET_ROWS = 16  # held at a time; a row of The Cauldron may have a dozen large images
 CAPTIONS_OF_ROWS = ("caption_str", "reference_strs")
 SPLIT_WORD = re.compile(r"(?<![a-zA-Z])(train|validation|valid|val|dev|test)(?![a-zA-Z])", re.IGNORECASE)
@@ -245,30 +248,60 @@ def parquet_rows(file: Path, preset: Preset, options: SourceOptions, tally: Tall
     Raises:
         DataError: it is cut or damaged (with the number of the row), or its columns are not those of the preset.
     """
-    arrow, parquet = require("pyarrow", "data", "Reading parquet"), require("pyarrow.parquet", "data", "Reading parquet")
+    parquet = require("pyarrow.parquet", "data", "Reading parquet")
     wanted = _columns(preset, options)
     number = 0
     try:
-        with parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as table:
+        with (
+            open_input(file) as stream,
+            parquet.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False) as table,
+        ):
             names = table.schema_arrow.names
             if not preset.group:
                 require_columns(names, preset.keys, options, str(file))
             for name in set(names) - wanted:
                 tally.ignored[name] += table.metadata.num_rows
             labels = named_labels(_features(table.schema_arrow.metadata))
-            for batch in table.iter_batches(PARQUET_ROWS, columns=[name for name in names if name in wanted]):
+            largest = _largest_group(table.metadata, file)
+            rows = max(1, min(PARQUET_ROWS, PARQUET_BYTES // max(1, largest)))
+            for batch in table.iter_batches(rows, columns=[name for name in names if name in wanted]):
+                if batch.nbytes > PARQUET_BYTES:
+                    raise DataError(
+                        f"{file}: {len(batch)} rows from row {number} on are {batch.nbytes} bytes.", "Make smaller rows."
+                    )
                 for row in batch.to_pylist():
                     yield number, f"{file.name}[{number}]", labels(row)
                     number += 1
-    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # damaged bytes raise any of them
+    except SightlineError:
+        raise
+    except Exception as error:  # damaged bytes raise anything, MemoryError too
         message = " ".join(str(error).split())[:200]
         raise DataError(f"{file}: damaged at row {number}: {message}.", "Is the download complete?") from error
+
+
+def _largest_group(metadata: Any, file: Path) -> int:
+    """Returns the uncompressed bytes of the largest row group.
+
+    Only the totals of groups are looked at: pyarrow ends the process where the notes of a single column are damaged.
+
+    Raises:
+        DataError: a group claims more bytes than the whole file can hold.
+    """
+    length = file.stat().st_size
+    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    largest = max(sizes, default=0)
+    if largest > FREE_BYTES and largest > PARQUET_RATIO * length:
+        raise DataError(
+            f"{file}: row group {sizes.index(largest)} claims {largest} bytes in a file of {length}.",
+            f"Above {FREE_BYTES} bytes a file may be compressed to one part in {PARQUET_RATIO}.",
+        )
+    return largest
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> Mapping[str, Any]:
     """Returns column types as the `datasets` library writes them into a parquet file; empty without."""
     try:
-        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = parse_json((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, LookupError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,7 +7,6 @@ and the rows of every epoch are pure functions of the table.
 
 import hashlib
 import json
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,8 @@ from sightline.data.samples.encoding import ConversationEncoder, EncodedConversa
 from sightline.data.samples.token_table import TokenTable, TokenWriter, starts
 from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import DataError, RecordError, SkipLimitError, StorageError
+from sightline.runtime.arrays import read_npz
+from sightline.runtime.inputs import parse_json
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger, progress
 from sightline.runtime.storage import atomic_file
@@ -415,10 +416,10 @@ def read_table(lengths: Path, tokens: Path) -> LengthTable | None:
     if not lengths.exists():
         return None
     try:
-        with lengths.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            arrays = {field: data[name] for field, name in COLUMNS.items()}
-            return LengthTable(**arrays, skipped=json.loads(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, DataError) as error:
+        data = read_npz(lengths, (*COLUMNS.values(), "skipped", "begin_text"))
+        arrays = {field: data[name] for field, name in COLUMNS.items()}
+        return LengthTable(**arrays, skipped=parse_json(str(data["skipped"])), texts=TokenTable(tokens, data["begin_text"]))
+    except (OSError, ValueError, TypeError, DataError) as error:
         logger.info("the cached length table %s is damaged (%s) and is made again", lengths, error)
         return None
 
