@@ -3,9 +3,8 @@
 The package needs a GPU. Here a stand-in with its interface (version 25.1.1) computes what its kernels compute, in torch.
 """
 
-import sys
-from dataclasses import dataclass, replace
-from types import ModuleType
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,44 +14,15 @@ from torch import Tensor
 from sightline.ops import cut_cross_entropy
 from sightline.ops.cross_entropy import cross_entropy_kernel, cross_entropy_reference, linear_cross_entropy
 from sightline.types import Head
-
-
-@dataclass
-class CCEParams:
-    """The fields of `cut_cross_entropy.cce.CCEParams`."""
-
-    targets: Tensor
-    valids: Tensor | None
-    softcap: float | None
-    reduction: str
-    filter_eps: float | None
-    shift: bool
-    batch_shape: torch.Size
+from tests.ops.helpers import CCEParams, stand_in_for_cut_cross_entropy
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[CCEParams]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CCEParams]]:
     """The parameters of each call of the stand-in."""
-    seen: list[CCEParams] = []
-
-    def apply(e: Tensor, c: Tensor, params: CCEParams) -> Tensor:
-        assert e.is_contiguous()
-        assert params.valids is None
-        assert (params.reduction, params.shift, params.filter_eps) == ("none", False, None)
-        assert params.batch_shape == params.targets.shape == e.shape[:-1]
-        seen.append(params)
-        logits = e.float() @ c.float().T
-        if params.softcap is not None:
-            logits = params.softcap * torch.tanh(logits / params.softcap)
-        return torch.nn.functional.cross_entropy(logits, params.targets, reduction="none")
-
-    package, module = ModuleType("cut_cross_entropy"), ModuleType("cut_cross_entropy.cce")
-    module.CCEParams, module.linear_cross_entropy_apply = CCEParams, apply  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cut_cross_entropy", package)
-    monkeypatch.setitem(sys.modules, "cut_cross_entropy.cce", module)
     was_exact = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
-    yield seen  # type: ignore[misc]
+    yield stand_in_for_cut_cross_entropy(monkeypatch)
     torch.use_deterministic_algorithms(was_exact)
 
 
