@@ -122,8 +122,6 @@ def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) ->
         (["train", "scenes_tiny", "lr=1e-3", "--out", "RUN"], "argument lr=1e-3: lr: unknown key; did you mean 'train.lr'?"),
         (["train", "scenes_tiny", "shuffle=2", "--dry-run"], "did you mean 'model.connector.shuffle'?"),
         (["train", "scenes_tiny", "path=D", "--dry-run"], "did you mean 'data.path' or 'model.from.path' or "),
-        (["train", "scenes_tiny", "data.path=D", "tracking.trackers=[mlflow]", "--dry-run"], "pip install 'sightline[mlflow]'"),
-        (["train", "scenes_tiny", "data.path=D", "tracking.trackers=[mlflow]", "--out", "RUN"], "needs the package 'mlflow'"),
         (["score", "cider", "--predictions", "NONE", "--references", "NONE"], "NONE"),
     ],
 )
@@ -138,6 +136,21 @@ def test_a_call_that_cannot_work_exits_with_2_and_one_line(
     assert says in err[err.index(line) :]
     assert "Traceback" not in err
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("ending", [["--dry-run"], ["--out", "RUN"]])
+@pytest.mark.parametrize("tracker", ["tensorboard", "mlflow", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_an_error_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tracker: str, ending: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)  # importing it fails, as if it was not installed
+    words = [word.replace("RUN", str(tmp_path / "run")) for word in ending]
+    code, _, err = call(capsys, "train", "scenes_tiny", "data.path=NONE", f"tracking.trackers=[{tracker}]", *words)
+    assert code == 2
+    assert err == (
+        f"error[usage]: tracking.trackers=[{tracker}] needs the package {tracker!r}. pip install 'sightline[{tracker}]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
