@@ -63,7 +63,8 @@ $(TRL_VENV)/.ok: $(VENV)/.ok
 # an older pyarrow than that of constraints/.
 TRACKERS ?= .venv-trackers
 test-trackers: $(TRACKERS)/tensorboard/.ok $(TRACKERS)/mlflow/.ok $(TRACKERS)/wandb/.ok
-	for name in tensorboard mlflow wandb; do $(TRACKERS)/$$name/bin/python -m pytest tests/trackers_suite/$$name.py || exit 1; done
+	for name in tensorboard mlflow wandb; do \
+		$(TRACKERS)/$$name/bin/python -m pytest -W default tests/trackers_suite/with_$$name.py || exit 1; done
 
 $(TRACKERS)/%/.ok: $(VENV)/.ok
 	mkdir -p $(TRACKERS)

@@ -78,7 +78,8 @@ class SimilarityAnswers:
     ) -> None:
         if any(query.form == "generate" for query in queries):
             raise UsageError(
-                "a dual encoder compares images with texts and writes none.", "Use --task retrieval, composition or classify."
+                "a dual encoder compares images with texts and writes none.",
+                "Use `sightline eval --task retrieval`, or composition or classify.",
             )
         self.bundle, self.dataset, self.visual_loader, self.bf16, self.queries = bundle, dataset, visual_loader, bf16, queries
         self._texts: dict[str, np.ndarray] = {}
