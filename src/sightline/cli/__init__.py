@@ -6,6 +6,7 @@ from sightline.cli import data as data
 from sightline.cli import data_check as data_check
 from sightline.cli import data_export as data_export
 from sightline.cli import data_features as data_features
+from sightline.cli import data_get as data_get
 from sightline.cli import data_preview as data_preview
 from sightline.cli import demo as demo
 from sightline.cli import doctor as doctor

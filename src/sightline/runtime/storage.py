@@ -172,6 +172,11 @@ def _refused(path: Path, error: Exception, remedy: str = "Free space or choose a
     return StorageError(f"{path}: {reason}.", remedy)
 
 
+def open_to_append(path: Path) -> IO[bytes]:
+    """Opens an unfinished file, such as a part of a download; its content is checked by a hash before it gets its name."""
+    return path.open("ab")
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Yields a file that appears under `path` complete or not at all; an existing one is replaced.
