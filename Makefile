@@ -40,12 +40,12 @@ test-oldest: .venv-oldest/.ok
 	$(BIN)/python tools/environment.py oldest .venv-oldest --like $(VENV)
 	touch $@
 
-# transformers' own model and generation tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
+# transformers' own model, generation, processor and pipeline tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
 # checkout of its repository, which has more of them.
 test-transformers: $(TRANSFORMERS_VENV)/.ok
 	$(TRANSFORMERS_VENV)/bin/python -m tests.transformers_suite.fetch $(TRANSFORMERS_VENV) $(TRANSFORMERS_SRC)
 	PYTHONPATH=$(TRANSFORMERS_VENV) HF_HUB_OFFLINE=1 $(TRANSFORMERS_VENV)/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
-		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py
+		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py tests/transformers_suite/processors.py
 
 $(TRANSFORMERS_VENV)/.ok: $(VENV)/.ok
 	$(BIN)/python tools/environment.py tested $(TRANSFORMERS_VENV) --like $(VENV) --extra parameterized==0.9.0
