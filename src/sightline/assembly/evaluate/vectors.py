@@ -1,6 +1,7 @@
 """Retrieval with vectors that another program computed."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
