@@ -163,14 +163,14 @@ def test_masked_padding_changes_nothing_and_published_padding_counts() -> None:
         )
         ids = batch.texts
         after = model.text_components(model.text_states(ids), fewer)
-        assert torch.equal(before.texts.entity_NKW[0], after.entity_NKW[0])  # another text does not change the first
-        assert not torch.equal(before.texts.whole_NW[1], after.whole_NW[1])
+        torch.testing.assert_close(before.texts.entity_NKW[0], after.entity_NKW[0])  # another text does not change the first
+        assert float((before.texts.whole_NW[1] - after.whole_NW[1]).detach().abs().max()) > 1e-4
         if variant == "published":
             assert bool(before.images.relation_NK.all())
             assert float(before.images.relation_NKW[:, 1].norm(dim=-1).min()) > 0.9  # zero boxes become vectors
         else:
             wide = torch.cat([batch.components.boxes_NK4[:, :3], torch.full((2, 1, 4), 0.0)], dim=1)
-            assert torch.equal(model.image_components(model.features(batch), wide).whole_NW, before.images.whole_NW)
+            torch.testing.assert_close(model.image_components(model.features(batch), wide).whole_NW, before.images.whole_NW)
             assert before.images.relation_NK[:, 1].tolist() == [False, False]
 
 

@@ -13,7 +13,7 @@ from sightline.errors import UsageError
 from sightline.evaluation.spec import EvalSpec
 from sightline.training import checkpoint
 from tests.assembly.train.helpers import prepared_scenes
-from tests.assembly.train.test_pairs import assert_equal_weights, finished, last_weights, lines, written
+from tests.assembly.train.pair_runs import assert_equal_weights, finished, last_weights, lines, written
 from tests.builders import encoder_folder
 from tests.duals import dual_folder, text_folder
 from tests.processes import Commands

@@ -45,7 +45,7 @@ def build_pair_corpus(
     """Returns the pairs of a stage, without those of `held_out` images.
 
     Raises:
-        ConfigError: weights and epochs of a mixture are mixed, or a feature store lacks images.
+        ConfigError: weights and epochs of a mixture are mixed, a feature store lacks images, or no caption has components.
         SkipLimitError: too many records make no pair.
     """
     configs = sources_of(data)
@@ -58,7 +58,16 @@ def build_pair_corpus(
     ]
     assert visual_loader is not None  # a dual encoder takes images
     rules = component_rules(bundle)
+    if rules is not None and rules.count and not any(_has_components(source) for source in drawn):
+        raise ConfigError(
+            f"no caption of {', '.join(source.name for source in drawn)} has components (entities and relations).",
+            "Add them with `sightline data components`, or set entities and relations of model.dual.alignment to 0.",
+        )
     return PairCorpus(tuple(drawn), visual_loader, text_tokens(bundle), hard_negatives=hard_negatives, components=rules)
+
+
+def _has_components(source: PairSource) -> bool:
+    return any(source.dataset.record(int(index)).components for index in source.table.record_P)
 
 
 def held_out_pairs(
