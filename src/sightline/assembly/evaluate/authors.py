@@ -6,7 +6,6 @@ phrases of each caption, all by the id of the image. Vectors of whole images and
 beside them as `image.npy` and `text.npy`. All are CLIP's outputs, not of unit length.
 """
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn.functional import normalize
 from sightline.errors import DataError
 from sightline.evaluation.tasks import Query
 from sightline.models.light_network import AlignmentConfig, LightNetwork, published_state
+from sightline.models.pickled import read_pickled
 from sightline.runtime.logs import logger
 from sightline.runtime.optional import require
 from sightline.types import ComponentVectors
@@ -35,14 +35,15 @@ def read_network(path: Path) -> LightNetwork:
     """Reads a checkpoint: the state dict of the authors' `RetrievalModel`, loaded without running any code of the file.
 
     Raises:
-        DataError: it holds anything else.
+        StorageError: it holds anything but tensors.
+        DataError: they are of another model.
     """
+    state = read_pickled(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        weights = published_state(dict(state))
+        weights = published_state(state)
         network = LightNetwork(AlignmentConfig(variant="published"), int(weights["project.weight"].shape[0]))
         network.load_state_dict(weights)
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, KeyError, IndexError, AssertionError) as error:  # names, shapes, a width without four heads
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{path}: not a checkpoint of ComAlign's image network ({reason}).", "Give the state dict that the authors released."

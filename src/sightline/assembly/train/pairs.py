@@ -165,9 +165,7 @@ class PairStageRun(StageRun):
         if corpus is None:
             return choice
         objective, by_recall = config.build(), self.plan.train.best == "score"
-        return PairValidation(
-            self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus, by_recall, show, choice
-        )
+        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus, by_recall, show, choice)
 
     def _report(self, stage: stages.Stage, corpus: PairCorpus, loader: Loader, schedule: loop.StageSchedule, speed: Speed) -> None:
         for row in stage.table:
