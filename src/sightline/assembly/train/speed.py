@@ -60,7 +60,10 @@ class Speed:
 
     @contextlib.contextmanager
     def applied(self, bundle: ModelBundle) -> Iterator[None]:
-        """Uses it within the context."""
+        """Uses it within the context; a dual encoder has no decoder to which it applies."""
+        if bundle.pairs is not None:
+            yield
+            return
         decoder = bundle.model.language
         encoder = None if bundle.model.encoder_outputs is None else bundle.model.encoder_outputs.encoder
         with attention_of(decoder, self.attention), cross_entropy_kernel(self.cross_entropy):
@@ -73,6 +76,9 @@ class Speed:
     @contextlib.contextmanager
     def paused(self, bundle: ModelBundle) -> Iterator[None]:
         """Uses none of it within the context, inside of `applied`: for validation and generation, whose rows have many shapes."""
+        if bundle.pairs is not None:
+            yield
+            return
         decoder = bundle.model.language
         kernel = None if self.attention is None else supported_kernel(type(decoder), "sdpa")
         still = compiled.not_compiled() if self.compiled else contextlib.nullcontext()
