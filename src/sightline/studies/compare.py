@@ -326,7 +326,7 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
                 continue
             is_plain = spec.control is None and spec.noise is None and spec.words is None and spec.baseline is None
             if is_plain and stored["settings"].get("model") == model.weights and Path(spec.data).is_dir():
-                found.setdefault((question_key(spec), open_dataset(spec.data).fingerprint), spec)
+                found.setdefault((question_key(spec), str(stored["settings"].get("data"))), spec)
     if not found:
         raise UsageError("no evaluation is stored with these models.", "Say what they are asked: --task TASK --data DIR.")
     return list(found.values())
