@@ -84,7 +84,7 @@ REACHED_BY = {
     "data/prepare": ("data prepare",),
     "data/readers": ("data prepare",),
     "data/skip_limit": ("data prepare", "data features", "data check"),
-    "data/download": ("data prepare",),
+    "data/download": ("data prepare", "data get"),
     "data/features": ("data features",),
     "evaluation": ("eval", "probe", "compare"),
     "studies": ("compare", "sweep"),
