@@ -34,6 +34,7 @@ class Check:
 # Distribution -> (minimum version, extra that installs it; "" for a core dependency).
 PACKAGES: dict[str, tuple[str, str]] = {
     "accelerate": ("1.13", ""),
+    "cut-cross-entropy": ("25.1.1", "gpu"),
     "datasets": ("5.1", "data"),
     "filelock": ("4.2.1", ""),
     "h5py": ("3.14", "data"),
