@@ -19,7 +19,6 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.errors import ConfigError
 from sightline.models import language
 from sightline.models.flex_attention import FLEX, attention_of, why_not_flex
-from sightline.models.loading import supported_kernel
 from sightline.ops import cut_cross_entropy
 from sightline.ops.cross_entropy import Kernel, cross_entropy_kernel, linear_cross_entropy
 from sightline.training import compiled
@@ -74,7 +73,7 @@ class Speed:
     def paused(self, bundle: ModelBundle) -> Iterator[None]:
         """Uses none of it within the context, inside of `applied`: for validation and generation, whose rows have many shapes."""
         decoder = bundle.model.language
-        kernel = None if self.attention is None else supported_kernel(type(decoder), "sdpa")
+        kernel = None if self.attention is None else language.kernel_for(language.text_config(decoder), "sdpa")
         still = compiled.not_compiled() if self.compiled else contextlib.nullcontext()
         with attention_of(decoder, kernel), cross_entropy_kernel("chunked"), still:
             yield
