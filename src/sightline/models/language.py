@@ -114,12 +114,16 @@ def _with_coefficients(config: PreTrainedConfig, choice: LanguageConfig) -> PreT
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
     """Returns the requested attention kernel, or `eager` for an architecture without sdpa (Gemma2 caps its attention scores).
 
+    transformers 5.17 says that Gemma2 has sdpa, which ignores the cap.
+
     Raises:
         ConfigError: the configuration is not a causal language model.
     """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not isinstance(architecture, type):
         raise ConfigError(f"{config.model_type!r} is not a causal language model that transformers can build.")
+    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        return "eager"
     return loading.supported_kernel(architecture, attention)
 
 

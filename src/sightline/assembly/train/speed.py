@@ -19,7 +19,6 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.errors import ConfigError
 from sightline.models import language
 from sightline.models.flex_attention import FLEX, attention_of, why_not_flex
-from sightline.models.loading import supported_kernel
 from sightline.ops import cut_cross_entropy
 from sightline.ops.cross_entropy import Kernel, cross_entropy_kernel, linear_cross_entropy
 from sightline.training import compiled
@@ -80,7 +79,7 @@ class Speed:
             yield
             return
         decoder = bundle.model.language
-        kernel = None if self.attention is None else supported_kernel(type(decoder), "sdpa")
+        kernel = None if self.attention is None else language.kernel_for(language.text_config(decoder), "sdpa")
         still = compiled.not_compiled() if self.compiled else contextlib.nullcontext()
         with attention_of(decoder, kernel), cross_entropy_kernel("chunked"), still:
             yield
