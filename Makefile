@@ -89,7 +89,7 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks all
 
-# All that a GPU can show, in about six minutes: results in build/gpu, benchmarks/results and docs/results/gpu.md. gpu-wheels gathers what a
+# All that a GPU can show, in at most five minutes: results in build/gpu, benchmarks/results and docs/results/gpu.md. gpu-wheels gathers what a
 # machine without a package index lacks; copy it there together with the code and run `sh benchmarks/gpu.sh OUT`.
 gpu: setup
 	PYTHON=$(abspath $(BIN))/python sh benchmarks/gpu.sh build/gpu

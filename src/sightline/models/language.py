@@ -4,10 +4,9 @@ Decoders differ in three things that are handled here: which output holds the hi
 soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
-import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -259,7 +258,7 @@ def decode(
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
     coefficients = router_coefficients(decoder)
-    with positions_unsearched() if tokens.is_plain else contextlib.nullcontext():
+    with positions_unsearched() if tokens.is_plain else nullcontext():
         output = body(decoder)(
             inputs_embeds=embeddings_BTD,
             attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
