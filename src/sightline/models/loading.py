@@ -150,25 +150,13 @@ def check_folder(path: str) -> None:
     """Refuses a model folder with files that lead out of it, before transformers reads it; a Hub id is left to its own cache.
 
     Raises:
-        ConfigError: a size in its configuration exceeds `LIMITS`.
-        StorageError: a file is a link out of the folder, no regular file or far too large; an index of weights names a file
-            outside of the folder or a missing file, or is not an index.
+        ConfigError, StorageError: as in `check_files`.
+        StorageError: an index of weights names a file outside of the folder or a missing file, or is not an index.
     """
     folder = Path(path)
     if "\0" in path or not folder.is_dir():
         return
-    try:
-        for place in (folder, *(folder / name for name in _SUBFOLDERS if os.path.lexists(folder / name))):
-            check_links(place)
-    except DataError as error:
-        raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
-    for name, limit in _FILE_BYTES.items():
-        if (size := _size_of(folder / name)) > limit:
-            raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-        if isinstance(values, dict):
-            check_sizes(values, path)  # transformers reads it for a tokenizer too, and may build a list with one entry per layer
+    check_files(folder)
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
@@ -181,6 +169,27 @@ def check_folder(path: str) -> None:
                 safe_join(root, f"{folder.relative_to(root).as_posix()}/{shard}" if root != folder else shard)
             except DataError as error:
                 raise StorageError(f"{index}: {error.message}", "Do not use this checkpoint.") from error
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a model folder by its files and the sizes in its configuration.
+
+    Raises:
+        ConfigError: a size in its configuration exceeds `LIMITS`.
+        StorageError: a file is a link out of the folder, no regular file, or far too large.
+    """
+    try:
+        for place in (folder, *(folder / name for name in _SUBFOLDERS if os.path.lexists(folder / name))):
+            check_links(place)
+    except DataError as error:
+        raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
+    for name, limit in _FILE_BYTES.items():
+        if (size := _size_of(folder / name)) > limit:
+            raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
+        values = json.loads((folder / "config.json").read_text("utf-8"))
+        if isinstance(values, dict):
+            check_sizes(values, str(folder))  # transformers reads it for a tokenizer too, and may build a list of layers
 
 
 def _size_of(file: Path) -> int:
