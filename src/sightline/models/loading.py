@@ -121,7 +121,7 @@ def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
 
 
 def check_sizes(values: dict[str, Any], place: str) -> None:
-    """Refuses sizes beyond `LIMITS` in a configuration and in its nested configurations.
+    """Refuses sizes beyond `LIMITS`, negative counts and token ids that are no numbers in a configuration and its nested ones.
 
     Raises:
         ConfigError: a size exceeds its limit.
@@ -139,6 +139,8 @@ def check_sizes(values: dict[str, Any], place: str) -> None:
             raise ConfigError(f"{place}: {name}={value} is outside of 1..{LIMITS[name]}.")
         elif isinstance(value, int | float) and _is_count(name) and not 0 <= value <= MAX_COUNT:
             raise ConfigError(f"{place}: {name}={value} is outside of 0..{MAX_COUNT}.")
+        elif name.endswith("_token_id") and value is not None and type(value) is not int:
+            raise ConfigError(f"{place}: {name}={value!r} is no whole number.")
     raise ConfigError(f"{place}: more than {MAX_ITEMS} entries; this is not the configuration of a model.")
 
 
@@ -186,10 +188,11 @@ def check_files(folder: Path) -> None:
     for name, limit in _FILE_BYTES.items():
         if (size := _size_of(folder / name)) > limit:
             raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-        if isinstance(values, dict):
-            check_sizes(values, str(folder))  # transformers reads it for a tokenizer too, and may build a list of layers
+    for name in ("config.json", "generation_config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
+            values = json.loads((folder / name).read_text("utf-8"))
+            if isinstance(values, dict):
+                check_sizes(values, str(folder))  # transformers reads it for a tokenizer too, and may build a list of layers
 
 
 def _size_of(file: Path) -> int:
