@@ -103,9 +103,8 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     Raises:
         DataError: names the file, and where it leads to.
     """
-    real_folder = os.path.realpath(folder)
-    above = os.path.dirname(real_folder)
-    blobs = [Path(above).parent / "blobs"] if os.path.basename(above) == "snapshots" else []
+    real = Path(os.path.realpath(folder))
+    blobs = [place.parents[1] / "blobs" for place in (real, real.parent) if place.parent.name == "snapshots"]
     # `blobs` must be a folder of that cache; were it a link, its files would lie elsewhere.
     trusted = (*(place for place in blobs if not place.is_symlink()), *trusted_folders())
     try:
