@@ -27,7 +27,7 @@ BATCH_BYTES = 50_000_000  # images that are held at a time
 _HUB_SPLIT = re.compile(r"\w+(\.\w+)*\Z")
 
 
-class Export:
+class FolderExport:
     """One export: what was written, left out and dropped.
 
     Args:
@@ -43,7 +43,7 @@ class Export:
         self.skipped = Counter[str]()
         self.dropped = Counter[str]()
 
-    def run(self, write: Callable[["Export"], None]) -> dict[str, Any]:
+    def run(self, write: Callable[["FolderExport"], None]) -> dict[str, Any]:
         """Writes the folder with `write`, publishes it, and returns the counts.
 
         Raises:
@@ -95,7 +95,7 @@ class Export:
 # LLaVA ----------------------------------------------------------------------------------------------------------------------
 
 
-def write_llava(export: Export) -> None:
+def write_llava(export: FolderExport) -> None:
     """Writes `chat.json` and `images/`: conversations with `<image>` marks."""
     with atomic_file(export.work / "chat.json") as file:
         for number, record in enumerate(export.records(_unfit_llava, ())):
@@ -138,7 +138,7 @@ def _unfit_llava(record: Record) -> str:
 # COCO -----------------------------------------------------------------------------------------------------------------------
 
 
-def write_coco(export: Export) -> None:
+def write_coco(export: FolderExport) -> None:
     """Writes `annotations/captions_SPLIT.json`, for boxes `instances_SPLIT.json`, and `images/`."""
     splits: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     licences: dict[str, int] = {}
@@ -198,7 +198,7 @@ def _unfit_coco(dataset: Dataset, record: Record) -> str:
 # The Hub --------------------------------------------------------------------------------------------------------------------
 
 
-def write_hub(export: Export) -> None:
+def write_hub(export: FolderExport) -> None:
     """Writes parquet files with the images in them, and a card, as the Hub and the `datasets` library read them."""
     datasets = require("datasets", "data", "Export to hf")
     parquet = require("pyarrow.parquet", "data", "Export to hf")
@@ -232,7 +232,7 @@ def write_hub(export: Export) -> None:
     write_text(export.work / "README.md", card)
 
 
-def _files(export: Export) -> Iterator[Iterator[list[dict[str, Any]]]]:
+def _files(export: FolderExport) -> Iterator[Iterator[list[dict[str, Any]]]]:
     """Yields, for each file, batches of rows; both are bounded by the bytes of their images."""
     rows = (_hub_row(export, record) for record in export.records(lambda record: "", ()))
     waiting = next(rows, None)
@@ -253,7 +253,7 @@ def _files(export: Export) -> Iterator[Iterator[list[dict[str, Any]]]]:
         yield batches()
 
 
-def _hub_row(export: Export, record: Record) -> dict[str, Any]:
+def _hub_row(export: FolderExport, record: Record) -> dict[str, Any]:
     images = [{"bytes": export.dataset.image_bytes(record, k), "path": Path(name).name} for k, name in enumerate(record.images)]
     turns = [
         {
@@ -302,4 +302,4 @@ def export_folder(format_name: str, dataset: Dataset, out: Path, split: str | No
         UsageError: the folder exists.
         StorageError: the disk refuses.
     """
-    return Export(dataset, out, split).run(WRITERS[format_name])
+    return FolderExport(dataset, out, split).run(WRITERS[format_name])
