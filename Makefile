@@ -9,7 +9,7 @@ TRL_VENV ?= .venv-trl
 TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch>=2.11,<2.15" || echo "torch==2.13.0")
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trl constraints check format bench gpu gpu-wheels lines clean
+.PHONY: setup demo examples test test-latest test-oldest test-transformers test-trackers test-trl constraints check format bench gpu gpu-wheels lines clean
 
 setup: $(VENV)/.ok
 
@@ -40,12 +40,12 @@ test-oldest: .venv-oldest/.ok
 	$(BIN)/python tools/environment.py oldest .venv-oldest --like $(VENV)
 	touch $@
 
-# transformers' own model and generation tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
+# transformers' own model, generation, processor and pipeline tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
 # checkout of its repository, which has more of them.
 test-transformers: $(TRANSFORMERS_VENV)/.ok
 	$(TRANSFORMERS_VENV)/bin/python -m tests.transformers_suite.fetch $(TRANSFORMERS_VENV) $(TRANSFORMERS_SRC)
 	PYTHONPATH=$(TRANSFORMERS_VENV) HF_HUB_OFFLINE=1 $(TRANSFORMERS_VENV)/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
-		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py
+		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py tests/transformers_suite/processors.py
 
 $(TRANSFORMERS_VENV)/.ok: $(VENV)/.ok
 	$(BIN)/python tools/environment.py tested $(TRANSFORMERS_VENV) --like $(VENV) --extra parameterized==0.9.0
@@ -57,6 +57,18 @@ test-trl: $(TRL_VENV)/.ok
 
 $(TRL_VENV)/.ok: $(VENV)/.ok
 	$(BIN)/python tools/environment.py tested $(TRL_VENV) --like $(VENV) --extra trl==1.16.0 --extra "transformers[serving]"
+	touch $@
+
+# A short training with each tracker, in an environment of its own below TRACKERS; then what the tracker stored is read back. MLflow needs
+# an older pyarrow than that of constraints/.
+TRACKERS ?= .venv-trackers
+test-trackers: $(TRACKERS)/tensorboard/.ok $(TRACKERS)/mlflow/.ok $(TRACKERS)/wandb/.ok
+	for name in tensorboard mlflow wandb; do \
+		$(TRACKERS)/$$name/bin/python -m pytest -W default tests/trackers_suite/with_$$name.py || exit 1; done
+
+$(TRACKERS)/%/.ok: $(VENV)/.ok
+	mkdir -p $(TRACKERS)
+	$(BIN)/python tools/environment.py tested $(TRACKERS)/$* --like $(VENV) --extras dev,$* --free pyarrow
 	touch $@
 
 # Writes the versions that test-latest has passed with to constraints/.
@@ -91,4 +103,4 @@ lines: setup
 	$(BIN)/python benchmarks/count_lines.py
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-oldest $(TRANSFORMERS_VENV) $(TRL_VENV) build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) .venv-latest .venv-oldest $(TRANSFORMERS_VENV) $(TRL_VENV) $(TRACKERS) build dist .pytest_cache .ruff_cache src/*.egg-info

@@ -1,7 +1,8 @@
 """`python -m benchmarks NAME [--json] [options]`: runs one benchmark, or `all` of them, and prints ratios.
 
 With `--json`, stdout is one object: `{name: {"low", "median", "high"}, ..., "machine": {...}}`. The exit code is 0 even if an aim
-is missed. Runs on one thread unless `--threads` is given.
+is missed. Runs on one thread unless `--threads` is given. `fuzz` is not
+among `all` and has options of its own.
 """
 
 import argparse
@@ -33,8 +34,12 @@ BENCHMARKS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the chosen benchmarks; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fuzz"]:
+        from benchmarks import fuzz
+
+        return fuzz.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("name", choices=[*BENCHMARKS, "all"], help="benchmark to run; NAME --help shows its own options")
+    parser.add_argument("name", choices=[*BENCHMARKS, "all", "fuzz"], help="benchmark to run; NAME --help shows its own options")
     name = parser.parse_args(arguments[:1]).name
     if name == "all":
         _common().parse_args(arguments[1:])  # accepts only the common options

@@ -8,6 +8,8 @@ handed on, which changes no value. Without `--decoder` the decoder has SmolLM2-1
 product of the same run. Counted are 2 FLOPs a weight and token forward and 2 backward (the weights are frozen, so the backward pass
 computes gradients of activations only), attention between tokens that see each other, and the head at supervised tokens; padding,
 masked pairs and recomputation are not.
+
+`host_reads_per_step`: how often a step of the training loop reads a value of the device (benchmarks/host_reads.py).
 """
 
 import argparse
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -23,14 +26,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks import material
 from benchmarks.cal import SHAPES
 from benchmarks.findings import Finding, fixed, say
+from benchmarks.host_reads import reads_of
+from benchmarks.jobs import job
 from benchmarks.measure import Ratio, compute_clock
 from sightline.assembly.config.schema import DataConfig, ModelConfig, RunConfig, RuntimeConfig, StageConfig, TrainConfig
 from sightline.assembly.model.build import ModelBundle, build_from_config
+from sightline.assembly.model.summary import log_values
 from sightline.assembly.model.tokenizer import texts_of, train_tokenizer
 from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
+from sightline.data.batches.packing import pack
 from sightline.data.batches.plan import BatchRules, Rows
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import Processing
@@ -40,13 +47,17 @@ from sightline.models.language import LanguageConfig, TokenizerConfig, head_of, 
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import linear_cross_entropy
-from sightline.ops.masks import visible
+from sightline.ops.masks import block_mask, computed_blocks, dense_blocks, visible
 from sightline.ops.splice import splice
-from sightline.types import Batch
+from sightline.types import Batch, EncodedConversation, Sample, Span
 
 PARTS = ("data", "encoder", "connector", "decoder_forward", "head", "decoder_backward", "connector_backward", "rest")
 MOBILENET = {"model_type": "mobilenet_v2", "image_size": 224}
 AIM = 0.55
+COUNTED_STEPS, MICRO_BATCHES = 2, 4  # for `host_reads_per_step`
+LONG_ROW = 4096  # tokens
+# Visual tokens, tokens of the prompt, texts of an image, and median tokens of a text.
+LAYOUTS = {"flickr8k_49": (49, 10, 5, 14), "flickr8k_196": (196, 10, 5, 14), "llava": (576, 60, 1, 160)}
 SIDES = (512, 1024, 2048)  # of the square matrices whose product sets the peak
 
 
@@ -78,12 +89,13 @@ def run(options: argparse.Namespace) -> list[Finding]:
             sort_by_length=False,
             seed=0,
         )
-        return measure(
+        found = measure(
             TimedStep(bundle, options.dtype == "bf16"),
             _batches(shared, rules, bundle),
             _batches(single, padded, bundle),
             options.repeats,
         )
+        return [*found, host_reads(bundle, _batches(shared, rules, bundle))]
 
 
 @dataclass
@@ -222,7 +234,63 @@ def measure(
         fixed("matrix_gflop_per_s", peak / 1e9, "the best fp32 matrix product"),
         Finding("step_seconds", Ratio.of(totals), "one step"),
         *(Finding(f"step_share_{name}", Ratio.of(values), f"share of the step: {name}") for name, values in parts.items()),
+        *count_blocks(),
     ]
+
+
+def count_blocks() -> list[Finding]:
+    """Counts the blocks of attention scores in full rows of each layout; see the module's docstring."""
+    shares = {name: block_shares(*layout) for name, layout in LAYOUTS.items()}
+    told = "blocks of scores that FlexAttention computes over those of a dense mask"
+    every = [share for found in shares.values() for share in found]
+    return [
+        Finding("blocks_computed_over_dense", Ratio.of(every), told),
+        *(Finding(f"blocks_computed_over_dense_{name}", Ratio.of(found), name) for name, found in shares.items()),
+    ]
+
+
+def block_shares(visual: int, prompt: int, texts: int, median: int, count: int = 300) -> list[float]:
+    """Returns computed over dense blocks of each packed row of `LONG_ROW` tokens that is full.
+
+    Args:
+        visual: visual tokens of an image.
+        prompt: text tokens before the answers.
+        texts: answers of an image, which share its tokens.
+        median: tokens of an answer in the median, log-normal.
+        count: number of images.
+    """
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(count):
+        lengths = np.clip(draw.lognormal(np.log(median), 0.4, texts), 4, 1024).astype(int)
+        begin, slots = visual + prompt, np.arange(visual)
+        parts = [EncodedConversation(np.zeros(begin + n, np.int64), (Span(begin, begin + n, 1),), slots) for n in lengths]
+        samples.append(Sample(tuple(parts), begin if texts > 1 else 0, slots, tokens_per_crop=visual))
+    sizes = np.array([sample.num_tokens for sample in samples])
+    rows = pack(np.arange(count), sizes, np.ones_like(sizes), LONG_ROW, LONG_ROW).rows
+    found = []
+    for row in rows:
+        if sizes[list(row)].sum() > 0.9 * LONG_ROW:
+            mask = block_mask(collate([[samples[index] for index in row]], 0, LONG_ROW).to_batch().tokens)
+            found.append(int(computed_blocks(mask)) / dense_blocks(mask))
+    return found
+
+
+def host_reads(bundle: ModelBundle, packed: Iterator[Callable[[], Batch]]) -> Finding:
+    """Counts where the training loop's steps would wait for a GPU, with several micro-batches a step."""
+    say(f"  counting the host reads of {COUNTED_STEPS} steps of {MICRO_BATCHES} micro-batches")
+    batches = [next(packed)() for _ in range(MICRO_BATCHES)]
+    given = job(
+        bundle.module,
+        [batches] * COUNTED_STEPS,
+        NextToken(),
+        {"connector": "train"},
+        clip=1.0,
+        log_values=lambda: log_values(bundle),
+    )
+    return fixed(
+        "host_reads_per_step", len(reads_of(given)) / COUNTED_STEPS, "reads of the host that a GPU would be waited for", at_most=2
+    )
 
 
 def decoder_flops(bundle: ModelBundle, batch: Batch) -> float:

@@ -79,7 +79,7 @@ def _inverse_root(covariance: np.ndarray, ridge: float) -> np.ndarray:
 
 def recalls(image: np.ndarray, text: np.ndarray, image_C: np.ndarray) -> tuple[float, float]:
     """Returns R@1 of texts to images and of images to texts."""
-    ranked = Gallery(image, text, np.arange(len(image)), image_C).ranked(
+    ranked = Gallery.of_vectors(image, text, np.arange(len(image)), image_C).ranked(
         range(len(image)), [np.flatnonzero(image_C == number).tolist() for number in range(len(image))]
     )
     of_text = np.array([counts for found in ranked for counts in found.captions]).T

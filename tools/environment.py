@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = ("nvidia-", "cuda-", "triton")
+OF_GPU = "gpu"  # the extra whose packages need the CUDA build of torch
 OURS = ("sightline", "torch", "torchvision", "pip", "wheel")  # what no constraints file names
 HEADER = """\
 # Versions with which all tests and the demo passed on {date}: CPython {python}, Linux x86-64, torch {torch}.
@@ -35,10 +36,10 @@ OLDEST_WITHOUT_TORCHVISION = {"transformers": "5.18"}
 
 
 def lower_bounds() -> dict[str, str]:
-    """Lower bound of every direct dependency and extra in `pyproject.toml`; without torch, which set-up chooses."""
+    """Lower bound of every dependency in `pyproject.toml`; without torch, which set-up chooses, and what needs CUDA."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     lines = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    lines += [line for extra in project["project"]["optional-dependencies"].values() for line in extra]
+    lines += [line for name, extra in project["project"]["optional-dependencies"].items() if name != OF_GPU for line in extra]
     bounds = dict(re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(lines), re.MULTILINE))
     del bounds["torch"]
     return bounds
@@ -140,6 +141,8 @@ def main() -> None:
     parser.add_argument("--torch", default="torch", help="what to install as torch where none is there")
     parser.add_argument("--like", type=Path, help="environment whose torch is shared")
     parser.add_argument("--extra", action="append", default=[], help="further packages")
+    parser.add_argument("--extras", default="dev", help="extras of pyproject.toml, joined by commas")
+    parser.add_argument("--free", action="append", default=[], help="a package whose version is not that of constraints/")
     asked = parser.parse_args()
     if asked.kind == "freeze":
         return freeze(Environment(asked.path))
@@ -154,13 +157,14 @@ def main() -> None:
         environment.share_torch(other)
     torch = environment.installed("torch")
     assert torch is not None
-    lines = [*constraints_of(asked.kind, environment), f"torch=={torch.version}"]  # no later package replaces this build
+    constrained_by = [line for line in constraints_of(asked.kind, environment) if line.partition("==")[0] not in asked.free]
+    lines = [*constrained_by, f"torch=={torch.version}"]  # no later package replaces this build
     versions = asked.path / "constraints.txt"
     versions.write_text("\n".join(lines) + "\n", "utf-8")
     constrained, upgrade = ("-c", str(versions.resolve())), asked.kind == "latest"
     # The build backend is one of the tested versions too, hence no isolated build with the newest.
     environment.install(*constrained, "setuptools", "torch", upgrade=upgrade)
-    environment.install(*constrained, "--no-build-isolation", "-e", ".[dev]", *asked.extra, upgrade=upgrade)
+    environment.install(*constrained, "--no-build-isolation", "-e", f".[{asked.extras}]", *asked.extra, upgrade=upgrade)
     if asked.kind == "tested" and len(lines) > 1:
         untested = [f"{name} {version}" for name, version in environment.versions().items() if f"{name}=={version}" not in lines]
         if untested:

@@ -4,6 +4,15 @@ All derive from `SightlineError`. Each error names what is wrong (file, field, v
 `error[CODE]: ...` on stderr and exits with the exit code of its class. Any other exception is a bug in Sightline.
 """
 
+import re
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}\b")
+
+
+def without_addresses(text: str) -> str:
+    """Returns a text without the addresses of objects, which differ from run to run: `<BytesIO object at 0x7f...>`."""
+    return _ADDRESS.sub("", text) if "0x" in text else text
+
 
 class SightlineError(Exception):
     """Base class of all errors that a user can act on.
@@ -17,9 +26,10 @@ class SightlineError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, remedy: str = "") -> None:
+        message = without_addresses(message)
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
+        self.remedy = without_addresses(remedy)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".rstrip()

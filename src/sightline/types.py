@@ -74,6 +74,53 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
+class Entity:
+    """A thing that a text names, with its attributes: `small red circle`.
+
+    Attributes:
+        text: the phrase, without article.
+        box: index in `Record.boxes` of the region that it names; None where that is unknown.
+    """
+
+    text: str
+    box: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """Two things and how they are related, as a text states it.
+
+    Attributes:
+        subject, relation, object: `small red circle`, `to the left of`, `blue star`.
+        boxes: indices in `Record.boxes` of subject and object; None where they are unknown.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    boxes: tuple[int, int] | None = None
+
+    @property
+    def text(self) -> str:
+        """The three phrases in a row."""
+        return f"{self.subject} {self.relation} {self.object}"
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The entities and relations of one text of a record.
+
+    Attributes:
+        text: the caption or negative that they were taken from, character by character.
+        entities, relations: in the order of the text; both may be empty.
+    """
+
+    text: str
+    entities: tuple[Entity, ...] = ()
+    relations: tuple[Relation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One line of `records.jsonl`: images with a conversation or with captions.
 
@@ -89,6 +136,7 @@ class Record:
         boxes: labelled regions, as fractions of the first image's width and height.
         answers: all accepted answers of the last question (VQA has ten).
         negatives: hard-negative captions, for composition tasks.
+        components: entities and relations of captions and negatives, at most one entry for each text (ComAlign).
         split: name of the split, "train" by default.
         meta: further values; never read by training.
     """
@@ -101,6 +149,7 @@ class Record:
     boxes: tuple[Box, ...] = ()
     answers: tuple[str, ...] = ()
     negatives: tuple[str, ...] = ()
+    components: tuple[Components, ...] = ()
     split: str = "train"
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,6 +157,10 @@ class Record:
     def image_keys(self) -> tuple[str, ...]:
         """Equal for records with the same images: their sha256 (in shards each record has its own paths), else their paths."""
         return tuple(info.sha256 for info in self.image_info) or self.images
+
+    def components_of(self, text: str) -> Components:
+        """Returns the entities and relations of a caption or negative; without any where the record lists none for it."""
+        return next((found for found in self.components if found.text == text), Components(text))
 
 
 # Sample ---------------------------------------------------------------------------------------------------------------------

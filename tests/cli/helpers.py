@@ -1,4 +1,4 @@
-"""Runs the command line within the test's own process."""
+"""The command `sightline`, run in the process of the tests."""
 
 import pytest
 

@@ -71,9 +71,9 @@ def test_a_shard_outside_of_the_folder_is_neither_opened_nor_copied(shards: Path
     (copy / summary["shards"][0]["file"]).rename(tmp_path / "outside.tar")
     summary["shards"][0]["file"] = way.format(tmp_path)
     put(copy / "dataset.json", json.dumps(summary).encode())
-    with pytest.raises(DataError, match=r"no entry of a file|is not a relative path"):
+    with pytest.raises(DataError, match=r"is not a relative path"):
         open_dataset(copy)
-    with pytest.raises(DataError, match=r"no entry of a file|is not a relative path"):
+    with pytest.raises(DataError, match=r"is not a relative path"):
         prepared("records", copy, tmp_path / "out")
 
 

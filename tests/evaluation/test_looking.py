@@ -1,10 +1,13 @@
 """The verdict from stored items, against differences computed by hand and by numpy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from sightline.evaluation.looking import image_difference, paired_scores, verdict_of_items
+from sightline.evaluation.looking import image_difference, paired_scores, stored_items, verdict_of_items
 from sightline.evaluation.tasks import ScoreInfo
+from sightline.runtime import storage
 
 EXACT, LOSS = ScoreInfo("exact", "exact"), ScoreInfo("loss", "loss", higher_is_better=False)
 
@@ -55,3 +58,30 @@ def test_verdicts_of_answerers_whose_looking_is_known() -> None:
 def test_without_a_control_to_compare_nothing_is_claimed(control: dict[str, object] | None) -> None:
     found = verdict_of_items(items([1.0, 0.0]), control, EXACT, "shuffled", "sightline eval RUN")
     assert (found.verdict, found.command) == ("not checked", "sightline eval RUN")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"records": ["r0"]},
+        {"image": ["r0"]},
+        {"items": {"exact": [1.0]}},
+        {"items": {"exact": [1.0, "a"]}},
+        {"items": [1.0, 0.0]},
+        {"items": {"exact": 1.0}},
+        {"records": None},
+    ],
+)
+def test_items_whose_lists_do_not_belong_together_are_none(tmp_path: Path, changes: dict[str, object]) -> None:
+    whole = items([1.0, 0.0])
+    storage.write_json(tmp_path / "items.json", {**whole, **changes})
+    assert stored_items(tmp_path / "items.json") == (None if changes else whole)
+    storage.write_json(tmp_path / "items.json", ["no", "object"])
+    assert stored_items(tmp_path / "items.json") is None
+
+
+def test_items_of_older_versions_are_read(tmp_path: Path) -> None:
+    whole = items([1.0, 0.0])
+    storage.write_json(tmp_path / "items.json", {"records": whole["records"], "picture": whole["image"], "items": whole["items"]})
+    assert (stored_items(tmp_path / "items.json") or {})["image"] == whole["image"]

@@ -52,7 +52,7 @@ def test_ranks_by_hand() -> None:
 def test_a_constant_scorer_scores_exactly_chance(k: int) -> None:
     images, per_image, width = 40, 5, 3
     owner = np.repeat(np.arange(images), per_image)
-    gallery = Gallery(np.ones((images, width)), np.ones((images * per_image, width)), np.arange(images), owner)
+    gallery = Gallery.of_vectors(np.ones((images, width)), np.ones((images * per_image, width)), np.arange(images), owner)
     ranked = gallery.ranked(range(images), np.arange(images * per_image).reshape(images, per_image).tolist())
     from sightline.metrics.retrieval import recall_from_best
 
@@ -68,7 +68,7 @@ def test_a_constant_scorer_scores_exactly_chance(k: int) -> None:
 def test_a_gallery_ranks_by_cosine_and_images_that_are_there_twice_are_both_right() -> None:
     image = np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])  # the third is the first again
     text = np.array([[1.0, 0.1], [0.2, 1.0]])
-    gallery = Gallery(image, text, np.array([7, 8, 7]), np.array([7, 8]))
+    gallery = Gallery.of_vectors(image, text, np.array([7, 8, 7]), np.array([7, 8]))
     first, second, third = gallery.ranked([0, 1, 2], [[0], [1], []])
     assert (first.image, second.image, third.image) == ((0, 1, 1), (0, 1, 1), (0, 1, 1))
     assert first.captions == ((0, 2, 2),)

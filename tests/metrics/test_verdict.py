@@ -77,3 +77,28 @@ def test_a_model_that_is_clearly_worse_with_the_image_is_told_so() -> None:
     found = verdict_of(Difference(-0.3, -0.4, -0.2, 0.001, n=500), 1.0, "blind")
     assert str(found) == "worse with the image than without: -0.300 [-0.400, -0.200] with the image minus blind"
     assert found.to_json()["note"] == "worse with the image than without"
+
+
+@pytest.mark.parametrize(
+    ("over_items", "said", "note"),
+    [
+        ((0.1, 0.3), "not enough seeds to say", "more training seeds are needed; there are enough items"),
+        ((-0.01, 0.02), "not enough seeds to say", "more training seeds are needed; there are enough items"),
+        ((-0.4, -0.2), "not enough seeds to say", "more training seeds are needed; there are enough items"),
+        ((-0.1, 0.3), "not enough items to say", "more items are needed; more training seeds alone would not decide it"),
+    ],
+)
+def test_of_several_seeds_it_says_what_is_missing(over_items: tuple[float, float], said: str, note: str) -> None:
+    wide = Difference(0.1, -0.3, 0.5, 0.5, n=100, seeds=3)
+    low, high = over_items
+    found = verdict_of(wide, 1.0, "shuffled", over_items=Difference((low + high) / 2, low, high, 0.5, n=100))
+    assert (found.verdict, found.text, found.note) == ("not enough items to say", said, note)
+    assert str(found).startswith(f"{said}: +0.100")
+    decided = verdict_of(Difference(0.1, 0.05, 0.5, 0.01, n=100, seeds=3), 1.0, "shuffled", over_items=wide)
+    assert (decided.verdict, decided.note) == ("looks", "")
+
+
+def test_why_nothing_was_checked_is_said() -> None:
+    found = verdict_of(None, 0.2, command="sightline eval RUN", note="the control shuffled in X has another prompt")
+    assert str(found) == "not checked (the control shuffled in X has another prompt); check it with: sightline eval RUN"
+    assert found.to_json()["note"] == "the control shuffled in X has another prompt"

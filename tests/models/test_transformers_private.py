@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, ProcessorMixin, initialization
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, ProcessorMixin, initialization, masking_utils
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -46,6 +46,7 @@ def gone(owner: Any, name: str, user: str) -> str:
         (PreTrainedModel, "_set_gradient_checkpointing", "set_checkpointing and CustomModel"),
         (GenerationMixin, "_expand_inputs_for_generation", "CustomModel"),
         (CONFIG_MAPPING, "_extra_content", "runtime/auto_classes.py, which registers classes before they are loaded"),
+        (masking_utils, "find_packed_sequence_indices", "positions_unsearched"),
         (PROCESSOR_MAPPING, "_extra_content", "runtime/auto_classes.py, which registers classes before they are loaded"),
         (ProcessorMixin, "get_processor_dict", "assembly/model/tokenizer.py, which reads the chat template of a processor"),
         (chat_template_utils, "render_jinja_template", "data/samples/templates.py, which renders conversations"),

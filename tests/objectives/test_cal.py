@@ -73,11 +73,12 @@ class Table(nn.Module):
 
     def hidden(self, batch: Batch) -> Hidden:
         slot = batch.supervision.slot_S
-        assert bool((slot >= 0).all())
+        known = slot >= 0
+        assert batch.visual is None or bool(known.all())
         row = slot // batch.tokens.ids_BT.shape[1]
         place = batch.tokens.position_BT.flatten()[slot]
         states = self.blind if batch.visual is None and bool(self.is_image.any()) else self.seeing
-        return Hidden(states[row, place], Head(self.head))
+        return Hidden(torch.where(known[:, None], states[row, place], 0.0), Head(self.head))
 
 
 def authors(model: Table, batch: Batch, low: float, high: float, window: int) -> Tensor:

@@ -38,7 +38,7 @@ def test_scores_stand_beside_their_control_with_intervals() -> None:
     assert page.count("0.500 (0.490 to 0.510)") == 1
     assert page.count("0.100 (0.090 to 0.110)") == 1
     assert "80.0%" in page
-    assert "Where the caption is right" in page
+    assert "Where the answer is right" in page
     assert "blind: a man" in page
     assert "a &lt;b&gt; dog" in page
     assert "<b> dog" not in page

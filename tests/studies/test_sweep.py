@@ -227,3 +227,17 @@ def test_a_wrong_path_is_told_before_the_first_run(place: Path, capsys: pytest.C
 def test_runs_are_listed_without_making_any(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, place / "sweep.yaml", "--list", "--only", "plain*")
     assert (code, out) == (0, "plain-s0  (photos, photos+blind, photos+noise1, photos+words20)\n")
+
+
+def test_every_listed_name_is_a_job_that_makes_this_run_alone(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(studies, "make_run", lambda run, out: made.append(run.name) or studies.Outcome(run.name, "done"))
+    code, out, _ = call(capsys, place / "sweep.yaml", "--list", "--json")
+    names = [run["run"] for run in json.loads(out)["runs"]]
+    assert (code, names) == (0, [run.name for run in read(place).runs])
+    for name in reversed(names):
+        code, out, _ = call(capsys, place / "sweep.yaml", "--out", tmp_path, "--only", name, "--no-report", "--json")
+        assert (code, json.loads(out)["runs"]) == (0, [{"run": name, "state": "done", "error": "", "seconds": 0.0}])
+    assert made == names[::-1]

@@ -1,66 +1,89 @@
 """A step waits for the device at most twice, however many micro-batches and parts it has."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.host_reads import HostReads, reads_of
 
-from sightline.models.connectors import ConnectorConfig
-from sightline.models.connectors.align import AlignConfig
-from sightline.models.connectors.mlp import MLPConfig
-from sightline.objectives import CALConfig, NextTokenConfig
-from sightline.training import loop
-from sightline.training.checkpoint import Progress
-from sightline.types import Batch
-from tests.builders import batch_of, sample, vlm
+from sightline.assembly.model.build import read_model
+from sightline.models.connectors import CONNECTORS
+from sightline.objectives import OBJECTIVES, CALConfig, InfoNCEConfig, NextTokenConfig, ObjectiveConfig, PairwiseSigmoidConfig
+from sightline.types import Batch, PairBatch, Texts
+from tests.builders import batch_of, pictures, sample, vlm
+from tests.duals import dual_folder, identities
+from tests.models.connectors.helpers import SMALL
 from tests.training.helpers import job
-from tests.training.host_reads import HostReads
 
-CONNECTORS: dict[str, ConnectorConfig] = {"mlp": MLPConfig(shuffle=2), "align": AlignConfig(shuffle=2)}
-OBJECTIVES: dict[str, Any] = {"next_token": NextTokenConfig(), "cal": CALConfig(stored=False)}
+GENERATIVE: dict[str, ObjectiveConfig] = {
+    "next_token": NextTokenConfig(),
+    "cal": CALConfig(stored=False),
+    "cal masked": CALConfig(stored=False, contrast="masked"),
+    "cal blurred": CALConfig(stored=False, contrast="blurred"),
+    "cal shuffled": CALConfig(stored=False, contrast="shuffled"),
+    "cal published": CALConfig(mode="published"),
+}
+CONTRASTIVE: dict[str, ObjectiveConfig] = {"info_nce": InfoNCEConfig(), "pairwise_sigmoid": PairwiseSigmoidConfig(chunk=4)}
 STEPS = 2
 
 
-def steps(micro_batches: int) -> list[list[Batch]]:
-    """Packed rows with shared prefixes; the last of each step has one sample without an image."""
+def steps(micro_batches: int, padded: bool, tokens_per_crop: int) -> list[list[Batch]]:
+    """Packed rows with shared prefixes, or padded rows of one sample; the last of each step has one sample without an image."""
     found = []
     for step in range(STEPS):
         seeds = range(10 * step, 10 * step + micro_batches)
-        rows = [[sample(seed, [2, 3]), sample(seed + 100, [4], num_images=seed % 2)] for seed in seeds]
-        found.append([batch_of(row) for row in rows])
+        size = {"tokens_per_crop": tokens_per_crop}
+        if padded:
+            rows = [[[sample(seed, [3], **size)], [sample(seed + 100, [4], num_images=seed % 2, **size)]] for seed in seeds]
+        else:
+            rows = [[[sample(seed, [2, 3], **size), sample(seed + 100, [4], num_images=seed % 2, **size)]] for seed in seeds]
+        found.append([batch_of(*row) for row in rows])
     return found
-
-
-def reads(monkeypatch: pytest.MonkeyPatch, micro_batches: int, connector: str, objective: str) -> list[str]:
-    """Where the steps of a job read."""
-    model = vlm("siglip", "llama", CONNECTORS[connector]).train()
-    given = job(model, steps(micro_batches), OBJECTIVES[objective].build(), clip=1.0, log_values=lambda: log_values(model))
-    groups = [{name: group[name] for name in ("params", "lr", "peak", "part")} for group in given.optimiser.param_groups]
-    fused = torch.optim.AdamW(groups, fused=True)  # as on a GPU
-    with HostReads() as counted:
-        counts = Batch.counts
-
-        def on_the_host(batch: Batch) -> dict[str, int]:
-            with counted.paused():
-                return counts(batch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Batch, "counts", on_the_host)
-            loop.fit(replace(given, optimiser=fused), Progress())
-    return counted.places
 
 
 def log_values(model: Any) -> dict[str, float]:
     return {f"connector/{name}": value for name, value in model.connector.log_values().items()}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("connector", CONNECTORS)
+def test_all_kinds_are_measured() -> None:
+    assert set(SMALL) == set(CONNECTORS)
+    assert {config.kind for config in (*GENERATIVE.values(), *CONTRASTIVE.values())} == set(OBJECTIVES)
+
+
 @pytest.mark.parametrize("micro_batches", [1, 8])
+@pytest.mark.parametrize(
+    ("connector", "objective"), [*((name, "next_token") for name in SMALL), *(("align", name) for name in GENERATIVE)]
+)
 def test_a_step_reads_at_most_twice(monkeypatch: pytest.MonkeyPatch, micro_batches: int, connector: str, objective: str) -> None:
-    found = reads(monkeypatch, micro_batches, connector, objective)
+    monkeypatch.setattr("sightline.models.connectors.moe.grouped_by_default", lambda tokens: True)  # as on a GPU
+    model = vlm("siglip", "llama", SMALL[connector]).train()
+    size = model.connector.tokens_per_crop
+    given = steps(micro_batches, GENERATIVE[objective].needs_padded_rows, tokens_per_crop=size)
+    found = reads_of(job(model, given, GENERATIVE[objective].build(), clip=1.0, log_values=lambda: log_values(model)))
     assert STEPS <= len(found) <= 2 * STEPS, found
+
+
+@pytest.mark.parametrize("micro_batches", [1, 8])
+@pytest.mark.parametrize("objective", CONTRASTIVE)
+def test_a_step_of_a_dual_encoder_reads_at_most_twice(micro_batches: int, objective: str) -> None:
+    bundle = read_model(dual_folder("siglip"))
+    model = bundle.pairs
+    assert model is not None
+    given = [[pairs(10 * step + number) for number in range(micro_batches)] for step in range(STEPS)]
+    rules = {"vision": "train", "text": "train", "projection": "train"}
+    module = bundle.module.train()
+    found = reads_of(
+        job(module, given, CONTRASTIVE[objective].build(), rules, clip=1.0, log_values=lambda: dict(model.log_values()))
+    )
+    assert STEPS <= len(found) <= 2 * STEPS, found
+
+
+def pairs(seed: int) -> PairBatch:
+    """Six pairs with two hard negatives."""
+    batch = identities([10, 10, 11, 12, 13, 14], [20, 21, 22, 23, 24, 22], [30, 23])
+    ids = torch.randint(3, 100, (8, 24), generator=torch.Generator().manual_seed(seed))
+    texts = Texts(ids, torch.ones_like(ids))
+    return PairBatch(torch.from_numpy(pictures(seed, 6)), None, texts, batch.image_N, batch.owner_C, batch.text_C)
 
 
 def test_the_counter_sees_every_kind_of_read() -> None:

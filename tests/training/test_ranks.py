@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from benchmarks.host_reads import reads_of
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
@@ -150,6 +151,31 @@ def test_two_ranks_make_the_step_of_one_process_in_float64(
             assert gap <= (1e-5 if case.again else 1e-9) * max(1.0, alone[name].abs().max().item()), (case, name)
             if kind == "replicated" or name.startswith("log"):
                 assert torch.equal(first[name], second[name]), (case, name)
+
+
+def sharded_reads(arguments: Sequence[str]) -> None:
+    """In a process of its own: where a sharded rank reads in the steps after the first, with 1 and with 8 micro-batches."""
+    vlm("siglip", "llama")  # as in `step`
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=PATIENCE / 2))])
+    rank, objective, found = accelerator.process_index, OBJECTIVES["cal"].build(), {}
+    for micro_batches in (1, 8):
+        model = vlm("siglip", "llama", attention="eager").train()
+        stage = stages.apply(model, "test", EVERY, 1.0, 0.0)
+        shared = Sharded(accelerator, model, objective, model.language)
+        stage = stages.with_current_parameters(stage, model)
+        given = [[batch_of(*rows_of("packed")[rank::2])] * micro_batches] * 2
+        found[micro_batches] = reads_of(
+            job(model, given, objective, stage=stage, accelerator=accelerator, ranks=shared, clip=1.0), 1
+        )
+    Path(f"{arguments[0]}-{rank}").write_text(json.dumps(found))
+
+
+def test_sharded_ranks_read_the_host_at_most_twice_a_step(tmp_path: Path, commands: Commands) -> None:
+    """The number of passes is exchanged between hosts; `reads_of` does not count that."""
+    finished(commands.ranks(2, [tmp_path / "reads"], function=f"{__name__}:sharded_reads"))
+    for rank in range(2):
+        found = json.loads((tmp_path / f"reads-{rank}").read_text())
+        assert all(1 <= len(places) <= 2 for places in found.values()), found
 
 
 @pytest.fixture(scope="module")

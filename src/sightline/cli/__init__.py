@@ -19,7 +19,8 @@ from sightline.cli import report as report
 from sightline.cli import score as score
 from sightline.cli import sweep as sweep
 from sightline.cli import train as train
-from sightline.cli.app import app
+from sightline.cli.app import app, wrap_help
 from sightline.cli.app import main as main
 
 app.add_typer(data.app)
+wrap_help(app)

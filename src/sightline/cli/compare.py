@@ -12,7 +12,12 @@ from sightline.errors import UsageError
 @app.command()
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Runs, RUN@STAGE, model folders or Hub ids; NAME=MODEL names one.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Runs, RUN@STAGE, model folders or Hub ids; NAME=MODEL names one. NAME=RUN,RUN or NAME=runs/x-s*: the runs of "
+            "several training seeds, averaged.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the report and of new evaluations.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task, as in eval; may be given again, as --data.")] = None,
@@ -23,6 +28,13 @@ def compare(
     baseline: Annotated[
         Literal["neighbours"] | None,
         typer.Option(help="neighbours: also compare answers of the nearest training images, by the features of the first model."),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE",
+            help="A feature store for models without an encoder, or NAME=STORE for one model; may be given again.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None,
@@ -45,8 +57,10 @@ def compare(
     ] = None,
     likelihood: Annotated[
         Literal["gain", "plain", "yes_no"] | None,
-        typer.Option(help="Score the options of choice and yes_no instead of generating an answer."),
+        typer.Option(help="Score candidates by likelihood instead of generating an answer; see eval."),
     ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="retrieval: only this many images; see eval.")] = None,
+    captions: Annotated[int | None, typer.Option(min=1, max=5, help="retrieval: captions of each image; see eval.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
     ] = None,
@@ -83,6 +97,7 @@ def compare(
         device=device,
         threads=threads,
         fallback=fallback,
+        features=tuple(features or ()),
         title=title,
     )
     asked = [
@@ -94,6 +109,8 @@ def compare(
             limit=limit,
             prompt=prompt,
             likelihood=likelihood,
+            images=images,
+            captions=captions,
             max_new_tokens=max_new_tokens,
             num_beams=beams,
         )

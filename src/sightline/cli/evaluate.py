@@ -64,14 +64,21 @@ def evaluate(
     likelihood: Annotated[
         Literal["gain", "plain", "yes_no"] | None,
         typer.Option(
-            help="Score the options of choice, yes_no or composition instead of generating an answer. gain: what the image adds to "
-            "the log-probability of an option; plain: log-probability per byte; yes_no: ask about each option."
+            help="Score the options of choice and yes_no instead of generating an answer, and the texts of composition and "
+            "retrieval. gain: what the image adds to the log-probability of a text; plain: log-probability per byte; yes_no: ask "
+            "about each text."
         ),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(min=0.0, help="Weight of the log-probability without image in gain; chosen by default.")
     ] = None,
     alpha_from: Annotated[str, typer.Option(help="Split that alpha is chosen on.")] = "train",
+    images: Annotated[int | None, typer.Option(min=1, help="retrieval: only this many images, drawn with --gallery-seed.")] = None,
+    captions: Annotated[
+        int | None,
+        typer.Option(min=1, max=5, help="retrieval: this many captions of each image, drawn as well; the first five by default."),
+    ] = None,
+    gallery_seed: Annotated[int, typer.Option(min=0, help="retrieval: seed for choosing images and captions.")] = 0,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
     ] = None,
@@ -130,6 +137,9 @@ def evaluate(
         likelihood=likelihood,
         alpha=alpha,
         alpha_from=alpha_from,
+        images=images,
+        captions=captions,
+        gallery_seed=gallery_seed,
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         features=features,

@@ -1,7 +1,7 @@
 """`sightline probe`: is the model looking, and what does it make of what it sees?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,13 @@ def probe(
     ] = None,
     task: Annotated[str, typer.Option(help="looking: the task, as in eval.")] = "caption",
     prompt: Annotated[str | None, typer.Option(help="looking: text beside the image; see eval.")] = None,
+    likelihood: Annotated[
+        Literal["gain", "plain", "yes_no"] | None,
+        typer.Option(help="looking: score candidates by likelihood instead of generating an answer; see eval."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0, help="looking: weight of the log-probability without image in gain; chosen by default.")
+    ] = None,
     floor: Annotated[
         str | None, typer.Option(metavar="RUN", help="looking: a run that was trained with shuffled images, shown beside it.")
     ] = None,
@@ -77,6 +84,8 @@ def probe(
         threads=threads,
         task=task,
         prompt=prompt,
+        likelihood=likelihood,
+        alpha=alpha,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         floor=floor,

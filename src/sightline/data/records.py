@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sightline.errors import RecordError
-from sightline.types import Box, ImageInfo, Message, Part, Record
+from sightline.types import Box, Components, Entity, ImageInfo, Message, Part, Record, Relation
 
 LETTERS = string.ascii_uppercase  # of choices
 RECORD_FIELDS = frozenset(item.name for item in fields(Record))
@@ -36,9 +36,23 @@ def record_to_json(record: Record) -> dict[str, Any]:
             out[name] = list(getattr(record, name))
     if record.boxes:
         out["boxes"] = [{"label": box.label, "xyxy": list(box.xyxy), "score": box.score} for box in record.boxes]
+    if record.components:
+        out["components"] = [_components_to_json(item) for item in record.components]
     if record.meta:
         out["meta"] = dict(record.meta)
     return out
+
+
+def _components_to_json(components: Components) -> dict[str, Any]:
+    return {
+        "text": components.text,
+        "entities": [{"text": item.text} | ({} if item.box is None else {"box": item.box}) for item in components.entities],
+        "relations": [
+            {"subject": item.subject, "relation": item.relation, "object": item.object}
+            | ({} if item.boxes is None else {"boxes": list(item.boxes)})
+            for item in components.relations
+        ],
+    }
 
 
 def prompt_messages(record: Record, prompt: str) -> tuple[Message, ...]:
@@ -79,6 +93,7 @@ def record_from_json(line: Any, may_lead_outside: bool = False) -> Record:
         boxes=tuple(_box(item) for item in _items(line, "boxes")),
         answers=_texts(line, "answers"),
         negatives=_texts(line, "negatives"),
+        components=tuple(_components(item) for item in _items(line, "components")),
         split=_text(line.get("split", "train"), "split"),
         meta=_meta(line.get("meta", {})),
     )
@@ -95,7 +110,7 @@ def check_record(record: Record, may_lead_outside: bool = False) -> None:
 
     Raises:
         RecordError: reasons `no_text`, `two_texts`, `empty_caption`, `images_without_place`, `places_without_image`,
-            `path_outside_root`, `image_info_count`, `no_split`.
+            `path_outside_root`, `image_info_count`, `no_split`, `bad_components`.
     """
     if record.messages and record.captions:
         raise RecordError("two_texts", "a record has 'messages' or 'captions', not both")
@@ -113,10 +128,32 @@ def check_record(record: Record, may_lead_outside: bool = False) -> None:
             raise RecordError("places_without_image", f"{places} image parts in 'messages', {len(record.images)} images")
     if record.image_info and len(record.image_info) != len(record.images):
         raise RecordError("image_info_count", f"{len(record.images)} images, {len(record.image_info)} entries in 'image_info'")
+    _check_components(record)
     for path in () if may_lead_outside else record.images:
         pure = PurePosixPath(path.replace("\\", "/"))
         if not path or "\0" in path or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
             raise RecordError("path_outside_root", f"image path {path!r} must be relative and stay inside the dataset folder")
+
+
+def _check_components(record: Record) -> None:
+    texts = {*record.captions, *record.negatives}
+    for components in record.components:
+        if components.text not in texts:
+            raise RecordError(
+                "bad_components", f"'components' of {components.text!r}, which is no caption or negative of the record"
+            )
+        texts.remove(components.text)
+        phrases = [item.text for item in components.entities]
+        phrases += [phrase for item in components.relations for phrase in (item.subject, item.relation, item.object)]
+        if not all(phrase.strip() for phrase in phrases):
+            raise RecordError("bad_components", f"'components' of {components.text!r} have an empty phrase")
+        numbers = [item.box for item in components.entities if item.box is not None]
+        numbers += [number for item in components.relations for number in item.boxes or ()]
+        if not all(0 <= number < len(record.boxes) for number in numbers):
+            raise RecordError(
+                "bad_components",
+                f"'components' of {components.text!r} name boxes {sorted(set(numbers))}; the record has {len(record.boxes)}",
+            )
 
 
 def _items(line: dict[str, Any], name: str) -> list[Any]:
@@ -184,3 +221,38 @@ def _box(item: Any) -> Box:
     if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
         raise RecordError("bad_boxes", f"'xyxy' are fractions with left <= right and top <= bottom, got {item['xyxy']!r}")
     return Box(item["label"], (left, top, right, bottom), score)
+
+
+def _components(item: Any) -> Components:
+    match item:
+        case {"text": str(text)}:
+            entities, relations = _items(item, "entities"), _items(item, "relations")
+            return Components(text, tuple(map(_entity, entities)), tuple(map(_relation, relations)))
+    raise RecordError(
+        "bad_components", "an entry of 'components' is {'text': a caption or negative, 'entities': [...], 'relations': [...]}"
+    )
+
+
+def _entity(item: Any) -> Entity:
+    match item:
+        case {"text": str(text)} if _is_index(box := item.get("box")) or box is None:
+            return Entity(text, box)
+    raise RecordError("bad_components", f"an entity is {{'text': text, 'box': index of a box or left out}}, got {item!r}")
+
+
+def _relation(item: Any) -> Relation:
+    match item:
+        case {"subject": str(subject), "relation": str(relation), "object": str(target)}:
+            boxes = item.get("boxes")
+            if boxes is None:
+                return Relation(subject, relation, target)
+            if isinstance(boxes, list) and len(boxes) == 2 and all(map(_is_index, boxes)):
+                return Relation(subject, relation, target, (boxes[0], boxes[1]))
+    raise RecordError(
+        "bad_components",
+        f"a relation is {{'subject', 'relation', 'object': texts, 'boxes': two indices of boxes or left out}}, got {item!r}",
+    )
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -37,6 +37,27 @@ def gain(with_image: Float[np.ndarray, "..."], without_image: Float[np.ndarray, 
     return np.asarray(with_image) - alpha * np.asarray(without_image)
 
 
+def per_byte(log_probabilities: Float[np.ndarray, "*N C"], texts: Sequence[str]) -> Float[np.ndarray, "*N C"]:
+    """Divides the log-probability of each text by its number of bytes."""
+    return log_probabilities / np.array([len(text.encode()) or 1 for text in texts])
+
+
+def yes_minus_no(log_probabilities: Float[np.ndarray, "*N 2C"]) -> Float[np.ndarray, "*N C"]:
+    """Subtracts from the log-probability of each "Yes" that of the "No" after it."""
+    return log_probabilities[..., ::2] - log_probabilities[..., 1::2]
+
+
+def confirm_messages(template: str, messages: Sequence[Message], candidate: str) -> tuple[Message, ...]:
+    """Returns a conversation whose last turn asks about one candidate.
+
+    Args:
+        template: the question; has `{question}` and `{candidate}`.
+        messages: the conversation whose last turn has the candidate as an answer.
+        candidate: the answer.
+    """
+    return (*messages[:-1], fill(template, messages[-1].content, {CANDIDATE: candidate}))
+
+
 @dataclass(frozen=True)
 class AlphaChoice:
     """The alpha that was chosen on training data.
@@ -102,12 +123,14 @@ class LikelihoodAnswers:
                 return [plain, replace(without_images([plain])[0], id=f"{query.id}/no_image")]
             case "yes_no":
                 return [
-                    replace(plain, id=f"{query.id}/{number}", messages=self._asked_about(query, candidate), candidates=YES_OR_NO)
+                    replace(
+                        plain,
+                        id=f"{query.id}/{number}",
+                        messages=confirm_messages(self.template, query.messages, candidate),
+                        candidates=YES_OR_NO,
+                    )
                     for number, candidate in enumerate(query.candidates)
                 ]
-
-    def _asked_about(self, query: Query, candidate: str) -> tuple[Message, ...]:
-        return (*query.messages[:-1], fill(self.template, query.messages[-1].content, {CANDIDATE: candidate}))
 
     def _combined(self, query: Query, found: Sequence[Prediction]) -> Prediction:
         skipped = next((part.skipped for part in found if part.skipped), "")
@@ -116,11 +139,11 @@ class LikelihoodAnswers:
         values = [np.array(part.scores) for part in found]
         match self.kind:
             case "plain":
-                scores = values[0] / [len(candidate.encode()) or 1 for candidate in query.candidates]
+                scores = per_byte(values[0], query.candidates)
             case "gain":
                 scores = gain(values[0], values[1], self.alpha)
             case "yes_no":
-                scores = np.array([yes - no for yes, no in values])
+                scores = yes_minus_no(np.concatenate(values))
         return Prediction(query.id, scores=tuple(scores.tolist()))
 
 

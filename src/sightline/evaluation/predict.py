@@ -8,9 +8,9 @@ own, and the first process joins the files, so that the result is that of one pr
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,14 +41,27 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions of a split in the order of its queries, and what was skipped by reason."""
+    """Predictions of a split in the order of its queries.
+
+    Attributes:
+        predictions: the answers.
+        skipped: how many queries have none, by reason.
+        reasons: the reason of each of them, by id.
+    """
 
     predictions: list[Prediction]
     skipped: dict[str, int]
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def predict(
-    answers: Answers, queries: Sequence[Query], folder: Path, settings: dict[str, Any], batch_size: int, title: str = "predicting"
+    answers: Answers,
+    queries: Sequence[Query],
+    folder: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    title: str = "predicting",
+    before: Callable[[Sequence[Query]], None] | None = None,
 ) -> Predicted:
     """Answers every query, going on from what `folder` holds of the same settings.
 
@@ -58,6 +71,8 @@ def predict(
         folder: gets `predictions.jsonl` and `settings.json`.
         settings: everything that the answers depend on; with other settings all predictions are made again.
         batch_size: rows per batch; the last one is filled up with repeats.
+        title: of the progress bar.
+        before: gets the queries that this process has still to answer, before it does.
 
     Raises:
         StorageError: another evaluation writes into this folder.
@@ -70,23 +85,32 @@ def predict(
         gathered(None)  # the others read only what belongs to these settings
         done = _stored(folder)
         gathered(None)  # all have read the same before one writes
-        mine = _answer_rest(answers, queries, done, folder, batch_size, title)
+        mine = _answer_rest(answers, queries, done, folder, batch_size, title, before)
         for others in gathered([prediction.to_json() for prediction in mine]):
             done |= {line["id"]: Prediction.from_json(line) for line in others}
         if is_first:
             _join(folder, [done[query.id] for query in queries])
     found = [done[query.id] for query in queries]
-    skipped = Counter(prediction.skipped for prediction in found if prediction.skipped)
-    return Predicted([prediction for prediction in found if not prediction.skipped], dict(skipped))
+    reasons = {prediction.id: prediction.skipped for prediction in found if prediction.skipped}
+    answered = [prediction for prediction in found if not prediction.skipped]
+    return Predicted(answered, dict(Counter(reasons.values())), reasons)
 
 
 def _answer_rest(
-    answers: Answers, queries: Sequence[Query], done: dict[str, Prediction], folder: Path, batch_size: int, title: str
+    answers: Answers,
+    queries: Sequence[Query],
+    done: dict[str, Prediction],
+    folder: Path,
+    batch_size: int,
+    title: str,
+    before: Callable[[Sequence[Query]], None] | None,
 ) -> list[Prediction]:
     """Answers this process's share of the queries that are not done, and writes each answer."""
     rest = [query for query in queries if query.id not in done]
     width = answers.width(queries) if rest else 0
     batches = list(_batches(rest, batch_size))[process_number() :: process_count()]
+    if before is not None:
+        before([query for batch in batches for query in batch])
     made: list[Prediction] = []
     name = PREDICTIONS if process_count() == 1 else SHARES.replace("*", str(process_number()))
     with (

@@ -29,6 +29,12 @@ class QuestionConfig(Config):
     """Weight of the likelihood without image in `gain`; chosen on `alpha_from` by default."""
     alpha_from: str = "train"
     """Split of the same data that alpha is chosen on."""
+    images: int | None = Field(default=None, ge=1)
+    """Different images of the gallery of `retrieval`, drawn with `gallery_seed`; all by default."""
+    captions: int | None = Field(default=None, ge=1, le=5)
+    """Captions of each image of that gallery, drawn as well; the first five by default."""
+    gallery_seed: int = Field(default=0, ge=0)
+    """Seed for choosing images and captions."""
     baseline: Literal["neighbours"] | None = None
     """Answer with what the training images that are nearest have, instead of a model."""
     neighbours: int = Field(default=30, ge=1)

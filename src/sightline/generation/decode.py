@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from sightline.config import Config
 from sightline.data.samples.prompts import Prompt
+from sightline.data.samples.tokenizing import decode
 from sightline.models.surface import SightModel
 from sightline.ops.splice import splice
 from sightline.types import Visual
@@ -146,6 +147,5 @@ def _joined(arrays: Sequence[np.ndarray | None], device: torch.device) -> Tensor
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: set[int]) -> GeneratedText:
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     generated = ids if stop is None else ids[:stop]
-    text = tokenizer.decode(generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
+    text = decode(tokenizer, generated, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return GeneratedText(text.strip(), len(generated) + (stop is not None))

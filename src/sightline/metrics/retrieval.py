@@ -4,7 +4,7 @@ Candidates with equal scores are taken in random order, and a metric is its expe
 every candidate the same score therefore has exactly the value of chance.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,24 +124,42 @@ class RankedImage:
 
 
 class Gallery:
-    """Images and texts that are ranked against each other by cosine.
-
-    Scores are computed in float64 and rounded to float32, so that equal vectors have equal scores.
+    """Images and texts that are ranked against each other.
 
     Args:
-        image_NW, text_CW: vectors; their length does not matter.
+        image_scores, text_scores: return the scores of some images with all texts `[n, C]`, and of some texts with all images
+            `[n, N]`; higher is better. They are compared as float32, so that equal pairs have equal scores.
         image_N, text_C: identity of each image, and of the image that each text describes.
     """
 
     def __init__(
         self,
+        image_scores: Callable[[Sequence[int]], np.ndarray],
+        text_scores: Callable[[Sequence[int]], np.ndarray],
+        image_N: Int[np.ndarray, " N"],
+        text_C: Int[np.ndarray, " C"],
+    ) -> None:
+        self.image_scores, self.text_scores = image_scores, text_scores
+        self.image_N, self.text_C = image_N, text_C
+
+    @classmethod
+    def of_vectors(
+        cls,
         image_NW: Float[np.ndarray, "N W"],
         text_CW: Float[np.ndarray, "C W"],
         image_N: Int[np.ndarray, " N"],
         text_C: Int[np.ndarray, " C"],
-    ) -> None:
-        self.image_NW, self.text_CW = _unit(image_NW), _unit(text_CW)
-        self.image_N, self.text_C = image_N, text_C
+    ) -> "Gallery":
+        """Ranks by the cosine of vectors, computed in float64; their length does not matter."""
+        images, texts = _unit(image_NW), _unit(text_CW)
+        return cls(lambda chosen: images[list(chosen)] @ texts.T, lambda chosen: texts[list(chosen)] @ images.T, image_N, text_C)
+
+    @classmethod
+    def of_scores(
+        cls, scores_NC: Float[np.ndarray, "N C"], image_N: Int[np.ndarray, " N"], text_C: Int[np.ndarray, " C"]
+    ) -> "Gallery":
+        """Ranks by the given score of each image with each text."""
+        return cls(lambda chosen: scores_NC[list(chosen)], lambda chosen: scores_NC.T[list(chosen)], image_N, text_C)
 
     def ranked(self, images: Sequence[int], texts: Sequence[Sequence[int]]) -> list[RankedImage]:
         """Ranks all texts for some images and all images for their captions; memory grows with the images of one call.
@@ -150,12 +168,12 @@ class Gallery:
             images: indices.
             texts: for each image the indices of its captions.
         """
-        scores = _scores(self.image_NW[list(images)], self.text_CW)
+        scores = self.image_scores(images).astype(np.float32)
         right = self.text_C[None] == self.image_N[list(images), None]
         best = best_positive(scores, right).T.tolist()
         precision, average = precision_at_r(scores, right)
         flat = [text for own in texts for text in own]
-        scores = _scores(self.text_CW[flat], self.image_NW)
+        scores = self.text_scores(flat).astype(np.float32)
         of_text = best_positive(scores, self.image_N[None] == self.text_C[flat, None]).T.tolist()
         counts = iter([(above, tied, same) for above, tied, same in of_text])
         return [
@@ -167,7 +185,3 @@ class Gallery:
 def _unit(vectors: Float[np.ndarray, "N W"]) -> Float[np.ndarray, "N W"]:
     values = vectors.astype(np.float64)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-
-
-def _scores(query_QW: Float[np.ndarray, "Q W"], candidate_CW: Float[np.ndarray, "C W"]) -> Float[np.ndarray, "Q C"]:
-    return (query_QW @ candidate_CW.T).astype(np.float32)

@@ -23,10 +23,12 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from sightline.config import Config
 from sightline.errors import ConfigError, UsageError
 from sightline.models import loading, vision
+from sightline.models.config_values import check_counts, check_normalisation, listed
 from sightline.models.language import TokenizerConfig
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, Layer, pooled_output
+from sightline.ops.precision import read_at_once
 from sightline.types import Batch, Embeddings, PairBatch, Texts, Visual
 
 PARTS = ("vision", "text", "projection")
@@ -135,13 +137,20 @@ class SightlineDualConfig(PreTrainedConfig):
         rescale_factor: float = 1 / 255,
         **kwargs: Any,
     ) -> None:
+        image_mean, image_std = listed("image_mean", image_mean), listed("image_std", image_std)
+        sizes = {"vision_width": vision_width, "vision_tokens": vision_tokens, "text_width": text_width}
+        check_counts({**sizes, "projection_dim": projection_dim}, 1)
+        check_normalisation(image_mean, image_std, rescale_factor)
+        for name, value in (("dropout", dropout), ("logit_scale_init_value", logit_scale_init_value)):
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name}={value!r} is no finite number")
         self.vision_config = _sub_config(vision_config, "mobilenet_v2")
         self.text_config = _sub_config(text_config, "bert")
         self.vision_layer, self.vision_width, self.vision_tokens = vision_layer, vision_width, vision_tokens
         self.text_pooling, self.text_width = text_pooling, text_width
         self.projection_dim, self.projection, self.dropout = projection_dim, projection, dropout
         self.logit_scale_init_value, self.logit_bias_init_value = logit_scale_init_value, logit_bias_init_value
-        self.image_mean, self.image_std, self.rescale_factor = list(image_mean), list(image_std), rescale_factor
+        self.image_mean, self.image_std, self.rescale_factor = image_mean, image_std, rescale_factor
         kwargs.setdefault("tie_word_embeddings", False)
         parts = (self.vision_config, self.text_config)
         kernels = [attention_kernel(part) for part in parts]
@@ -369,9 +378,9 @@ class DualModel(nn.Module):
 
     def log_values(self) -> dict[str, float]:
         """Returns scale and bias for the log."""
-        scalars = self._scalars()
-        values = {"scale": float(self.logit_scale().detach())}
-        return values if scalars.logit_bias is None else values | {"bias": float(scalars.logit_bias.detach())}
+        values = {"scale": self.logit_scale()}
+        bias = self.logit_bias()
+        return read_at_once(values if bias is None else {**values, "bias": bias})
 
     def _scalars(self) -> Any:
         return (

@@ -4,9 +4,11 @@ Decoders differ in three things that are handled here: which output holds the hi
 soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,12 +17,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
 
 from sightline.config import Config
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.models.flex_attention import FLEX
-from sightline.models.transformers_private import attention_kernel
+from sightline.models.transformers_private import attention_kernel, named_cache, positions_unsearched
 from sightline.ops.load_balancing import load_balancing_loss, load_values, router_z_loss
 from sightline.ops.masks import additive_mask, block_mask
 from sightline.types import PADDING, Batch, Head, Hidden, Tokens
@@ -150,7 +153,7 @@ def check_decoder(decoder: PreTrainedModel) -> None:
     name = type(decoder).__name__
     ids = torch.arange(4, device=decoder.device)[None]
     head = head_of(decoder)
-    with _eval_mode(decoder):
+    with eval_mode(decoder):
         try:
             expected = decoder(input_ids=ids, use_cache=False).logits.float()
             states, shorter = (_unpacked_states(decoder, part) for part in (ids, ids[:, :3]))
@@ -190,7 +193,7 @@ def check_packable(decoder: PreTrainedModel) -> None:
         is_plain=False,
     )
     name = decoder.config.model_type
-    with _eval_mode(decoder):
+    with eval_mode(decoder):
         alone = _unpacked_states(decoder, ids[:, [3, 4, 7, 8]])
         try:
             together = decode(decoder, decoder.get_input_embeddings()(ids), tokens)[0]
@@ -208,7 +211,7 @@ def _unpacked_states(decoder: PreTrainedModel, ids_BT: Tensor) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Turns gradients, dropout and router noise off, and restores the mode of each submodule afterwards."""
     training = [part for part in module.modules() if part.training]
     noisy = [part for part in module.modules() if getattr(part, "noise_in_evaluation", False)]
@@ -252,19 +255,85 @@ def decode(
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
     coefficients = router_coefficients(decoder)
-    output = body(decoder)(
-        inputs_embeds=embeddings_BTD,
-        attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
-        position_ids=tokens.position_BT,
-        use_cache=False,
-        **({"output_router_logits": True} if coefficients else {}),
-    )
+    with positions_unsearched() if tokens.is_plain else contextlib.nullcontext():
+        output = body(decoder)(
+            inputs_embeds=embeddings_BTD,
+            attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),
+            position_ids=tokens.position_BT,
+            use_cache=False,
+            **({"output_router_logits": True} if coefficients else {}),
+        )
     routers = (output.get("router_logits") or ()) if coefficients else ()  # empty if every layer is dense
     if not routers:
         return output.last_hidden_state, {}, {}
     losses = _router_losses(decoder, coefficients, routers, tokens)
     entropy, largest = load_values(routers, text_config(decoder).num_experts_per_tok, (tokens.sample_BT != PADDING).flatten())
     return output.last_hidden_state, losses, {"decoder_load_entropy": entropy, "decoder_largest_load": largest}
+
+
+@dataclass(frozen=True)
+class DecodedPrefix:
+    """The first tokens of a row with their keys and values, which continuations need not compute again.
+
+    Attributes:
+        cache: keys and values of every layer.
+        length: number of tokens.
+        states_TD: hidden states after the last norm.
+    """
+
+    cache: Cache
+    length: int
+    states_TD: Float[Tensor, "T D"]
+
+
+def decode_prefix(decoder: PreTrainedModel, embeddings_TD: Float[Tensor, "T D"]) -> DecodedPrefix:
+    """Runs the decoder without its head on the beginning of a row and keeps the keys and values.
+
+    Raises:
+        ConfigError: a layer's attention cannot separate the branches that may follow (see `check_layers`).
+    """
+    check_layers(text_config(decoder))
+    cache = DynamicCache()  # without a configuration no layer forgets what lies before its window; masks hide it
+    position_1T = torch.arange(len(embeddings_TD), device=embeddings_TD.device)[None]
+    output = body(decoder)(
+        inputs_embeds=embeddings_TD[None], position_ids=position_1T, use_cache=True, **named_cache({"cache": cache})
+    )
+    return DecodedPrefix(cache, len(embeddings_TD), output.last_hidden_state[0])
+
+
+def decode_branches(
+    decoder: PreTrainedModel, prefix: DecodedPrefix, embeddings_TD: Float[Tensor, "T D"], lengths: Sequence[int]
+) -> Float[Tensor, "T D"]:
+    """Runs the decoder without its head on several continuations of one prefix, none of which sees another.
+
+    Args:
+        decoder: the model that `prefix` was decoded with.
+        prefix: stays as it is.
+        embeddings_TD: all continuations, one after the other.
+        lengths: tokens of each.
+
+    Returns:
+        Hidden states after the last norm, those of `decode` on one packed row.
+    """
+    device = embeddings_TD.device
+    branch_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+    place_T = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    shared_P = torch.arange(prefix.length, device=device)
+    position_1T = torch.cat([shared_P, prefix.length + place_T])[None]
+    zeros = torch.zeros_like(position_1T)
+    tokens = Tokens(zeros, position_1T, zeros, torch.cat([torch.full_like(shared_P, PADDING), branch_T])[None], is_plain=False)
+    masks = attention_masks(text_config(decoder), tokens, embeddings_TD.dtype)
+    assert masks is not None  # the row is not plain
+    rows = slice(prefix.length, None)
+    output = body(decoder)(
+        inputs_embeds=embeddings_TD[None],
+        attention_mask={kind: mask[:, :, rows] for kind, mask in masks.items()} if isinstance(masks, dict) else masks[:, :, rows],
+        position_ids=position_1T[:, rows],
+        use_cache=True,
+        **named_cache({"cache": prefix.cache}),
+    )
+    prefix.cache.crop(-len(embeddings_TD))
+    return output.last_hidden_state[0]
 
 
 def router_coefficients(decoder: PreTrainedModel) -> dict[str, float]:

@@ -5,6 +5,7 @@ attention kernels are chosen by Sightline, not by the file. A missing weight is 
 initial value; an unexpected weight is allowed only by name.
 """
 
+import contextlib
 import copy
 import difflib
 import json
@@ -28,6 +29,7 @@ from sightline.runtime.storage import check_links, safe_join
 # Largest sizes, under all names in use. No real model exceeds them; a larger value takes minutes to build or all memory.
 LIMITS = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 512),
+    **dict.fromkeys(("depth", "depths", "num_stages", "layer_types", "num_hidden_groups", "num_blocks"), 512),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1024),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4096),
     **dict.fromkeys(("hidden_size", "hidden_sizes", "n_embd", "d_model", "head_dim", "projection_dim"), 1 << 16),
@@ -40,6 +42,17 @@ LIMITS = {
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER = "adapter_config.json"
 _SUBFOLDERS = ("additional_chat_templates",)  # that transformers looks into
+# Largest files that are parsed as a whole. No real model has larger ones.
+_FILE_BYTES = {
+    **dict.fromkeys(("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"), 4 << 20),
+    **dict.fromkeys(("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "sightline.json"), 4 << 20),
+    **dict.fromkeys(("chat_template.jinja", "chat_template.json"), 1 << 20),
+    **dict.fromkeys(("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"), 64 << 20),
+}
+# Names of counts and sizes that `LIMITS` does not list; they may be 0, but not negative.
+_COUNT = re.compile(r"(num|n)_.*|.*_(size|sizes|dim|dims|heads|layers|channels|width|tokens)")
+_MAY_BE_NEGATIVE = frozenset({"window_size"})  # -1 for none
+MAX_COUNT = 1 << 31
 MAX_ITEMS = 100_000  # entries of a configuration, all sections together
 
 
@@ -124,15 +137,22 @@ def check_sizes(values: dict[str, Any], place: str) -> None:
             stack.extend((name, item) for item in value)
         elif name in LIMITS and isinstance(value, int | float) and not 0 < value <= LIMITS[name]:
             raise ConfigError(f"{place}: {name}={value} is outside of 1..{LIMITS[name]}.")
+        elif isinstance(value, int | float) and _is_count(name) and not 0 <= value <= MAX_COUNT:
+            raise ConfigError(f"{place}: {name}={value} is outside of 0..{MAX_COUNT}.")
     raise ConfigError(f"{place}: more than {MAX_ITEMS} entries; this is not the configuration of a model.")
+
+
+def _is_count(name: str) -> bool:
+    return _COUNT.fullmatch(name) is not None and name not in _MAY_BE_NEGATIVE
 
 
 def check_folder(path: str) -> None:
     """Refuses a model folder with files that lead out of it, before transformers reads it; a Hub id is left to its own cache.
 
     Raises:
-        StorageError: a file is a link out of the folder or no regular file; an index of weights names a file outside of the folder
-            or a missing file, or is not an index.
+        ConfigError: a size in its configuration exceeds `LIMITS`.
+        StorageError: a file is a link out of the folder, no regular file or far too large; an index of weights names a file
+            outside of the folder or a missing file, or is not an index.
     """
     folder = Path(path)
     if "\0" in path or not folder.is_dir():
@@ -142,6 +162,13 @@ def check_folder(path: str) -> None:
             check_links(place)
     except DataError as error:
         raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
+    for name, limit in _FILE_BYTES.items():
+        if (size := _size_of(folder / name)) > limit:
+            raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
+        values = json.loads((folder / "config.json").read_text("utf-8"))
+        if isinstance(values, dict):
+            check_sizes(values, path)  # transformers reads it for a tokenizer too, and may build a list with one entry per layer
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
@@ -154,6 +181,10 @@ def check_folder(path: str) -> None:
                 safe_join(root, f"{folder.relative_to(root).as_posix()}/{shard}" if root != folder else shard)
             except DataError as error:
                 raise StorageError(f"{index}: {error.message}", "Do not use this checkpoint.") from error
+
+
+def _size_of(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def load(
@@ -249,6 +280,11 @@ def _elements(file: Path) -> int:
             f"{file}: this is not a safetensors file ({first_line(error)}).",
             "Save the weights as safetensors (save_pretrained does).",
         ) from error
+
+
+def kernel_by_choice(attention: str) -> str:
+    """Returns the attention kernel that a model is built with, by `runtime.attention`; `flex` is set later, for training alone."""
+    return "sdpa" if attention in ("auto", "flex") else attention
 
 
 def supported_kernel(architecture: type[PreTrainedModel], attention: str) -> str:

@@ -4,14 +4,15 @@ Any minor version of transformers may rename one; tests/models/test_transformers
 No other file of the package may use them, but for runtime/auto_classes.py, which must not import transformers.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.generation.utils import GenerationMixin
 
 # transformers 5.24 renamed `past_key_values` to `cache`. Callers may use either; CACHE_NAME is the installed version's name.
@@ -58,6 +59,20 @@ def supports_flex(architecture: type[PreTrainedModel]) -> bool:
     return bool(architecture._supports_flex_attn)
 
 
+@contextlib.contextmanager
+def positions_unsearched() -> Iterator[None]:
+    """Leaves out transformers' search of the position ids for packed samples, which waits for the device in every forward pass.
+
+    Only for rows whose positions rise by one from slot to slot, where it finds nothing.
+    """
+    search = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None  # pyrefly: ignore
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
+
+
 def layer_classes(model: PreTrainedModel) -> set[str]:
     """Returns the class names of a model's layers; empty if the model does not list them."""
     return set(model._no_split_modules or ())
@@ -81,6 +96,11 @@ def wrap_checkpointing(layer: nn.Module, wrapper: Callable[..., Any]) -> None:
     """Runs a checkpointed layer as `wrapper(layer, function, layer_forward, *inputs)`; `function` is its checkpointing function."""
     # pyrefly: ignore  # a plain attribute that transformers sets on each layer
     layer._gradient_checkpointing_func = partial(wrapper, layer, layer._gradient_checkpointing_func)
+
+
+def checkpointing_of(layer: nn.Module) -> Callable[..., Any]:
+    """Returns the checkpointing function of a layer for which gradient checkpointing is on."""
+    return layer._gradient_checkpointing_func  # pyrefly: ignore
 
 
 class CustomModel(PreTrainedModel, GenerationMixin):

@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput, TransformersKwargs
 
 from sightline.models import gradient_checkpointing as checkpointing
+from sightline.models.config_values import check_counts, check_normalisation, listed
 from sightline.models.connectors import Connector, ConnectorShape, connector_from
 from sightline.models.language import hidden_states
 from sightline.models.transformers_private import (
@@ -87,14 +88,27 @@ class SightlineConfig(PreTrainedConfig):
         num_separators: int = 0,
         **kwargs: Any,
     ) -> None:
+        grid, image_mean, image_std = listed("grid", grid), listed("image_mean", image_mean), listed("image_std", image_std)
+        sizes = {"rows of grid": grid[0], "columns of grid": grid[-1], "vision_width": vision_width}
+        check_counts({**sizes, "number of sides of grid": len(grid)}, 1)
+        check_counts({"vision_drop": vision_drop, "num_separators": num_separators}, 0)
+        check_normalisation(image_mean, image_std, rescale_factor)
+        if len(grid) != 2:
+            raise ValueError(f"grid={grid} is not rows and columns")
+        if vision_layer != "last" and type(vision_layer) is not int:
+            raise ValueError(f"vision_layer={vision_layer!r} is neither 'last' nor a whole number")
         self.vision_config = _sub_config(vision_config, "mobilenet_v2")
         self.text_config = _sub_config(text_config, "llama")
+        vocabulary = self.text_config.vocab_size
+        for name, value, end in (("image_token_id", image_token_id, vocabulary - 1), ("num_words", num_words, vocabulary)):
+            if type(value) is not int or not 0 <= value <= end:
+                raise ValueError(f"{name}={value!r} does not fit the decoder's vocabulary of {vocabulary} entries")
         self.connector = dict(connector or {"kind": "mlp"})
         self.vision_layer = vision_layer
         self.vision_drop = vision_drop
-        self.grid = list(grid)
+        self.grid = grid
         self.vision_width = vision_width
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.image_mean, self.image_std = image_mean, image_std
         self.rescale_factor = rescale_factor
         self.image_token_id = image_token_id
         self.num_words = num_words or self.text_config.vocab_size

@@ -149,12 +149,18 @@ class PublishedCAL:
         everywhere, labelled_BT = every_position(batch)
         shape = labelled_BT.shape
         padding_BT = batch.tokens.sample_BT[:, :-1] == PADDING
-        text_S = ~(image_positions(batch)[:, :-1] | padding_BT).flatten()
-        slot_S, target_S = everywhere.supervision.slot_S[text_S], everywhere.supervision.target_S[text_S]
+        # Text positions first, and as many as text can fill: the host knows this number without reading their count.
+        is_text_S = ~(image_positions(batch)[:, :-1] | padding_BT).flatten()
+        text_width = shape[1] if batch.visual is None else batch.visual.text_width
+        text_S = (~is_text_S).to(torch.uint8).argsort(stable=True)[: shape[0] * text_width]
+        is_text_S = is_text_S[text_S]
+        slot_S = torch.where(is_text_S, everywhere.supervision.slot_S[text_S], -1)
+        target_S = everywhere.supervision.target_S[text_S]
         with torch.no_grad():
             hidden = model.hidden(text_only(supervised_at(batch, slot_S, target_S)))
             values = target_logits(hidden.states_SD, hidden.head, target_S)
-            blind_BT = values.new_zeros(text_S.shape).masked_scatter(text_S, values).view(shape)
+            values = torch.where(is_text_S, values, torch.zeros_like(values))
+            blind_BT = values.new_zeros(shape[0] * shape[1]).index_copy(0, text_S, values).view(shape)
         hidden = model.hidden(everywhere)
         nll, logit = linear_cross_entropy(hidden.states_SD, hidden.head, everywhere.supervision.target_S)
         nll_BT, logit_BT = nll.view(shape), logit.detach().view(shape)
@@ -163,16 +169,13 @@ class PublishedCAL:
         gain_BT = torch.where(same_BT, torch.zeros_like(blind_BT), logit_BT - blind_BT)
         weight_BT = published_weights(gain_BT, self.config.low, self.config.high, self.config.window)
         total = published_loss(nll_BT, weight_BT, labelled_BT)
-        keep = labelled_BT
-        parts = gain_parts(
-            gain_BT[keep],
-            weight_BT[keep],
-            gain_BT[keep].clamp(self.config.low, self.config.high),
-            torch.ones_like(gain_BT[keep], dtype=torch.bool),
-            nll_BT[keep].detach(),
-            self.config,
-        )
-        weight = keep.any().to(total.dtype)  # a micro-batch of padding only has no weight
+        # The labelled positions in the order of the rows; every target has a token before it, so none is outside.
+        place_S = batch.supervision.slot_S.sort().values
+        place_S = place_S - place_S // (shape[1] + 1)
+        gain_S, weight_S, nll_S = (values_BT.flatten()[place_S] for values_BT in (gain_BT, weight_BT, nll_BT.detach()))
+        counts_S = torch.ones_like(gain_S, dtype=torch.bool)
+        parts = gain_parts(gain_S, weight_S, gain_S.clamp(self.config.low, self.config.high), counts_S, nll_S, self.config)
+        weight = labelled_BT.any().to(total.dtype)  # a micro-batch of padding only has no weight
         return with_auxiliary(Loss(total=total, weight=weight, parts=parts), hidden)
 
 

@@ -288,7 +288,7 @@ def _looking(table: Table) -> Iterator[tuple[int, Sentence]]:
                 yield 1, Sentence(f"{row.name} is {WORSE}: {numbers}.", "bad")
             case _:
                 why = f"; {verdict.note}" if verdict.note else ""
-                yield 1, Sentence(f"{row.name}: {verdict.verdict} whether it looks ({numbers}{why}).", "note")
+                yield 1, Sentence(f"{row.name}: {verdict.text} whether it looks ({numbers}{why}).", "note")
 
 
 def _ranking(table: Table) -> Iterator[tuple[int, Sentence]]:
@@ -372,7 +372,7 @@ def score_grid(table: Table) -> tuple[list[Column], list[list[str]]]:
         if has_seeds:
             seeds = [shown(table.info, value) for value in sorted(row.per_seed.values())]
             cells += [str(row.score.seeds), f"{seeds[0]} to {seeds[-1]}" if seeds else ""]
-        cells += ["baseline" if row.looks is None else row.looks.verdict]
+        cells += ["baseline" if row.looks is None else row.looks.text]
         rows.append([*cells, *(shown_interval(table.info, row.others[kind]) if kind in row.others else "" for kind in beside)])
     return heads, rows
 

@@ -32,10 +32,10 @@ class Panel:
 
     Attributes:
         image: the file's bytes (PNG, JPEG or GIF).
-        truths: reference captions.
-        said: the model's text.
-        others: texts under controls, by name.
-        right: whether the text counts as exactly right.
+        truths: right answers.
+        said: the model's answer.
+        others: answers under controls, by name.
+        right: whether the answer counts as exactly right.
         value: the item's headline score.
     """
 
@@ -59,7 +59,7 @@ class RunReport:
         borders: name and first step of each stage, where there are several.
         verdict: whether the model looks at the image; the page begins with it.
         differences: for each control by how much each score is better with the image, paired by item.
-        right, wrong: images where the caption is right, and where it is not.
+        right, wrong: images where the answer is right, and where it is not.
         facts: of the run, for the end of the page.
         expert_curves: load of the experts of a mixture-of-experts decoder.
     """
@@ -98,7 +98,7 @@ def run_report_page(report: RunReport) -> str:
         sections.append(html.Section("Experts", html.figure(_curves(report, report.expert_curves, Axis("share")), caption)))
     is_exact = any(panel.right for panel in report.right)
     sections.append(
-        html.Section("Where the caption is right" if is_exact else "Where it comes closest", _panels(report, report.right))
+        html.Section("Where the answer is right" if is_exact else "Where it comes closest", _panels(report, report.right))
     )
     sections.append(html.Section("Where it is wrong" if is_exact else "Where it is furthest off", _panels(report, report.wrong)))
     sections.append(html.Section("Facts", html.facts(report.facts)))
@@ -193,4 +193,4 @@ def _panel(panel: Panel, label: str) -> Html:
     lines += [html.element("div", f"true: {truth}") for truth in panel.truths]
     lines += [html.element("div", html.element("small", f"{name}: {text or '(nothing)'}")) for name, text in panel.others.items()]
     lines.append(html.element("div", html.element("small", f"{panel.record_id}, {label} {panel.value:.2f}")))
-    return html.figure(html.image(panel.image, panel.truths[0], IMAGE_WIDTH), html.join(lines))
+    return html.figure(html.image(panel.image, next(iter(panel.truths), panel.record_id), IMAGE_WIDTH), html.join(lines))

@@ -40,6 +40,11 @@ def configure(level: str = "INFO") -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
+def is_shown() -> bool:
+    """Returns whether messages go to stderr, as they do for a command, and not to a program that uses the library."""
+    return logger.level <= logging.INFO and bool(logger.handlers)
+
+
 class Bar:
     """Handle of a progress bar.
 
@@ -65,7 +70,7 @@ def progress(title: str, total: int | None, done: int = 0, show: bool = True) ->
         done: steps already done by an earlier run that is resumed.
         show: False shows nothing, as on ranks other than the first.
     """
-    if not show or logger.level > logging.INFO or not logger.handlers:
+    if not show or not is_shown():
         yield Bar(lambda count, figures: None)
     elif sys.stderr.isatty():
         with _terminal_columns() as bars:
@@ -112,7 +117,7 @@ class _PlainLines:
         self.next = now + SECONDS_BETWEEN_LINES
         rate = (self.done - self.first) / (now - self.begin)
         of = f"/{self.total}" if self.total else ""
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        left = f", {readable_clock((self.total - self.done) / rate)} left" if self.total and rate > 0 else ""
         logger.info("%s %.0f%s%s %s", self.title, self.done, of, left, figures)
 
 
@@ -122,3 +127,9 @@ def readable_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def readable_clock(seconds: float) -> str:
+    """Formats a duration as `h:mm:ss`."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

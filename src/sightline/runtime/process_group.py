@@ -41,6 +41,24 @@ def process_number() -> int:
     return dist.get_rank() if process_count() > 1 else 0
 
 
+def host_group(seconds: float) -> "dist.ProcessGroup | None":
+    """Returns a group for `host_sum`: a new one over gloo, or None where the default group exchanges tensors of the host.
+
+    Args:
+        seconds: how long a process waits for the others before it gives up.
+    """
+    if "cpu:" in dist.get_backend_config():
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))  # pyrefly: ignore
+
+
+def host_sum(value: int, group: "dist.ProcessGroup | None") -> int:
+    """Returns the sum of a number over all processes; on a GPU no process waits for its device, only for the other processes."""
+    total = torch.tensor(value)
+    dist.all_reduce(total, group=group)
+    return int(total)
+
+
 def gathered(value: Value) -> list[Value]:
     """Returns the values of all processes, in their order; every process must call it, and waits for the others."""
     if process_count() == 1:

@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import IO, Any, Generic, Self, TypeVar
 
-from sightline.errors import DistributedError, RecordError, SightlineError
+from sightline.errors import DistributedError, RecordError, SightlineError, without_addresses
 
 STARTUP_SECONDS = 120.0  # imports from a network disk can take this long
 ALARM_DELAY = 1.0  # a child that exceeds its deadline and is not killed by the parent ends itself this much later
@@ -386,7 +386,7 @@ def _describe_error(error: BaseException) -> str:
     """Returns type, message and location of an exception in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_DETAIL]}{place}"
+    return f"{type(error).__name__}: {without_addresses(' '.join(str(error).split()))[:MAX_DETAIL]}{place}"
 
 
 def _limit_memory(memory_bytes: int) -> None:

@@ -10,7 +10,7 @@ from sightline.data.images.reader import read_image
 from sightline.errors import DataError, RecordError, StorageError
 from sightline.evaluation.predict import PREDICTIONS
 from sightline.evaluation.spec import EvalSpec
-from sightline.evaluation.tasks import Query, Task
+from sightline.evaluation.tasks import Task
 from sightline.reporting.comparison import ItemCard, Table
 from sightline.runtime import storage
 from sightline.runtime.logs import logger
@@ -49,7 +49,7 @@ def with_items(table: Table, spec: EvalSpec, task: Task, folders: Mapping[str, P
     for record in chosen:
         if record in queries:
             query = queries[record]
-            texts = {name: _text(found[record], query) for name, found in answers.items() if record in found}
+            texts = {name: task.shown(query, found[record]) for name, found in answers.items() if record in found}
             scores = {name: table.values[name][place[record]] for name in folders}
             items.append(ItemCard(record, _image(dataset, query.record), task.references(query)[:3], texts, scores))
     return replace(table, items=tuple(items))
@@ -75,14 +75,6 @@ def _answers(folder: Path) -> dict[str, Prediction]:
         return {line["id"]: Prediction.from_json(line) for line in storage.read_json_lines(folder / PREDICTIONS)}
     except (StorageError, KeyError):
         return {}
-
-
-def _text(prediction: Prediction, query: Query) -> str:
-    """Returns the generated text, or the candidate with the largest score."""
-    scores = prediction.scores
-    if scores is None or len(scores) != len(query.candidates):
-        return prediction.text
-    return query.candidates[max(range(len(scores)), key=lambda number: scores[number])]
 
 
 def _image(dataset: Dataset, record: Record) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sightline.errors import StorageError
+from sightline.evaluation.looking import stored_items
 from sightline.metrics.statistics import (
     Difference,
     Interval,
@@ -24,7 +24,6 @@ from sightline.metrics.statistics import (
     mean_by_cluster,
     ratio_over_seeds,
 )
-from sightline.runtime import storage
 
 RESAMPLES = 2000
 
@@ -46,11 +45,8 @@ class Items:
 
 def read_items(path: Path) -> Items | None:
     """Returns what an evaluation's `items.json` holds; None where it is not there or damaged."""
-    try:
-        stored = storage.read_json(path)
-        return Items(tuple(stored["records"]), tuple(stored["image"] if "image" in stored else stored["picture"]), stored["items"])
-    except (StorageError, KeyError, TypeError):
-        return None
+    stored = stored_items(path)
+    return None if stored is None else Items(tuple(stored["records"]), tuple(stored["image"]), stored["items"])
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,26 @@ class Scored:
         seeds: which ones.
         values_SN: one row per seed.
         cluster_N: number of each record's image.
+        is_fixed: this is a given model, whose only entry stands for no training seed.
     """
 
     seeds: tuple[int, ...]
     values_SN: Float[np.ndarray, "S N"]
     cluster_N: Int[np.ndarray, " N"]
+    is_fixed: bool = False
 
     def of(self, seeds: Sequence[int]) -> "Scored":
         """Returns the same arm with some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         return Scored(tuple(seeds), self.values_SN[rows], self.cluster_N)
+
+    def repeated(self, seeds: Sequence[int]) -> "Scored":
+        """Returns a fixed model as an arm that has the same scores with each seed."""
+        return Scored(tuple(seeds), np.repeat(self.values_SN, len(seeds), axis=0), self.cluster_N)
+
+    def averaged(self) -> "Scored":
+        """Returns the mean over the seeds as if it were one seed: its intervals are over items alone."""
+        return Scored((0,), self.values_SN.mean(axis=0, keepdims=True), self.cluster_N)
 
     @property
     def per_seed(self) -> dict[int, float]:
@@ -121,9 +127,13 @@ def scored(by_seed: Mapping[int, Items], metric: str, records: Sequence[str], cl
 def difference(first: Scored, second: Scored, resamples: int = RESAMPLES) -> Difference | None:
     """Returns first minus second, paired by the seeds that both have.
 
-    Where they share fewer than two seeds but each has at least two, all seeds count and are not paired. Returns None where they
-    share none and one of them has a single seed, since nothing then says how much of the difference is that seed.
+    Where they share fewer than two seeds but each has at least two, all seeds count and are not paired. A fixed model is compared
+    with each seed of the other. Returns None where they share no seed and one of them has a single one, since nothing then says how
+    much of the difference is that seed.
     """
+    if first.is_fixed != second.is_fixed:
+        one_side, other_side = (first.repeated(second.seeds), second) if first.is_fixed else (first, second.repeated(first.seeds))
+        return difference(one_side, other_side, resamples)
     shared = [seed for seed in first.seeds if seed in second.seeds]
     is_paired = len(shared) > 1 or min(len(first.seeds), len(second.seeds)) == 1
     if is_paired and not shared:

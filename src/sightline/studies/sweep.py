@@ -23,7 +23,8 @@ from sightline.assembly.config.changes import describe_changes, differences, may
 from sightline.assembly.config.locate import CONFIG, model_folder
 from sightline.assembly.config.resolving import stored_config
 from sightline.assembly.config.sources import sources_of
-from sightline.assembly.evaluate.evaluate import evaluate, weights_hash
+from sightline.assembly.evaluate.evaluate import evaluate
+from sightline.assembly.evaluate.opened import weights_hash
 from sightline.assembly.train.run import train
 from sightline.data.dataset import open_dataset
 from sightline.errors import ConfigError, SightlineError, Stopped, StorageError

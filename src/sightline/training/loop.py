@@ -7,6 +7,7 @@ gradient is divided once by the total weight, before clipping. So one large batc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from sightline.data.batches.loader import MicroBatch
 from sightline.errors import Stopped
 from sightline.runtime import fault_injection, seeds
-from sightline.runtime.logs import progress
+from sightline.runtime.logs import Bar, progress
 from sightline.training import optim
 from sightline.training.checkpoint import Progress
 from sightline.training.meters import StepTotals
@@ -80,6 +81,7 @@ class Job:
         guard: skips steps that are not finite.
         log_values: returns values of the model for each line of the log.
         sources: names of the data sources, by number.
+        bar: shows the progress; called with the length of the stage and the steps that are done. A bar of its name by default.
     """
 
     accelerator: Accelerator
@@ -96,6 +98,7 @@ class Job:
     guard: optim.NonFiniteGuard
     log_values: Callable[[], dict[str, float]] = dict
     sources: tuple[str, ...] = ()
+    bar: Callable[[int, int], AbstractContextManager[Bar]] | None = None
 
 
 def fit(job: Job, at: Progress) -> Progress:
@@ -111,7 +114,7 @@ def fit(job: Job, at: Progress) -> Progress:
     schedule = job.schedule
     parameters = [parameter for group in job.stage.groups for parameter in group.parameters.values()]
     steps = job.loader.stream(at.epoch, at.epoch_step, schedule.steps - at.stage_step)
-    with progress(job.stage.name, schedule.steps, at.stage_step, show=job.accelerator.is_main_process) as bar:
+    with _bar(job, at.stage_step) as bar:
         job.model.train()
         for micro_batches, waited in _timed(steps):
             begin = time.perf_counter() - waited
@@ -145,6 +148,12 @@ def fit(job: Job, at: Progress) -> Progress:
             if stop:
                 raise Stopped(f"{stop} at step {at.step}; the state is saved.", "Run the same command again to continue.")
     return at
+
+
+def _bar(job: Job, done: int) -> AbstractContextManager[Bar]:
+    if job.bar is not None:
+        return job.bar(job.schedule.steps, done)
+    return progress(job.stage.name, job.schedule.steps, done, show=job.accelerator.is_main_process)
 
 
 def _stop_now(job: Job) -> str:

@@ -23,6 +23,7 @@ from sightline.errors import ConfigError, DistributedError
 from sightline.models.language import body
 from sightline.models.transformers_private import layer_classes
 from sightline.objectives.base import HiddenStateModel, Objective
+from sightline.runtime import process_group
 from sightline.training.loss_scale import LossScale
 from sightline.types import Batch, Loss, TrainingBatch, tensors_of
 
@@ -233,14 +234,17 @@ class Sharded(_IndependentMicroBatches):
         model: the model, on the device.
         objective: computes the loss from its hidden states.
         decoder: the part of `model` whose layers are sharded one by one.
+        seconds: how long a rank waits for the others before it gives up.
 
     Raises:
         ConfigError: the decoder does not name its layers (`_no_split_modules`).
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, objective: Objective, decoder: PreTrainedModel) -> None:
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, objective: Objective, decoder: PreTrainedModel, seconds: float = 1800
+    ) -> None:
         self.accelerator, self.layers = accelerator, _layers(decoder)
-        self.module: nn.Module = _ShardedStep(model, objective, decoder, accelerator.device)
+        self.module: nn.Module = _ShardedStep(model, objective, decoder, accelerator.device, seconds)
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
         # bf16 if autocast would compute in bf16: gathering costs half, and no cast copies of all layers stay in memory.
         bf16 = accelerator.mixed_precision == "bf16"
@@ -311,11 +315,13 @@ class _ShardedStep(StepModule):
     All parameters outside of the layers get a gradient, which may be zero.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, decoder: PreTrainedModel, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, decoder: PreTrainedModel, device: torch.device, seconds: float
+    ) -> None:
         super().__init__(model, objective)
         inner = body(decoder)
         self._empty_pass = _empty_pass(inner, decoder, device)
-        self._device = device
+        self._host_group = process_group.host_group(seconds)
         self._listens = False
         inner.register_forward_pre_hook(self._before_pass)
 
@@ -325,7 +331,7 @@ class _ShardedStep(StepModule):
         loss = self.objective(cast(HiddenStateModel, self.model), cast(Batch, batch))
         self._listens = False
         total = loss.total
-        while self._announced(0):
+        while self._announce(0):
             with torch.set_grad_enabled(grad and self._passes + passes == 0):  # one pass with a graph, as on every rank
                 nothing = self._empty_pass()
             total, passes = total + nothing, passes + 1
@@ -338,13 +344,8 @@ class _ShardedStep(StepModule):
             self._passes += 1
             self._announce(1)
 
-    def _announce(self, passes: int) -> Tensor:
-        count = torch.tensor(passes, device=self._device)
-        dist.all_reduce(count)
-        return count
-
-    def _announced(self, passes: int) -> bool:
-        return bool(self._announce(passes))
+    def _announce(self, passes: int) -> int:
+        return process_group.host_sum(passes, self._host_group)
 
 
 def shards(parameter: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 from sightline.assembly.evaluate import answers
 from sightline.assembly.evaluate.evaluate import Evaluation, default_folder, evaluate
 from sightline.assembly.model.build import Processing, build_from_config, read_model, write_model
-from sightline.data.dataset import Dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.samples.prompts import Prompt
 from sightline.errors import DataError, SightlineError, SkipLimitError, UsageError
 from sightline.evaluation.controls import exchange_images
@@ -21,7 +21,7 @@ from sightline.metrics.caption import score_captions
 from sightline.types import Message, Part
 from tests.assembly.evaluate.helpers import COUNT, data, two_pictures
 from tests.assembly.helpers import run_config
-from tests.data.check.planted import stored
+from tests.data.check.planted import record, stored
 from tests.data.pictures import lines
 
 
@@ -256,6 +256,53 @@ def test_the_verdict_is_that_of_the_stored_control_and_of_no_other(model: Path, 
     blind = looks(control="blind", max_new_tokens=5)
     assert (blind["verdict"], blind["control"]) == ("not enough items to say", "blind")
     assert looks() == control  # neither was overwritten by the other question
+
+
+def test_controls_are_found_beside_a_folder_of_its_own(model: Path, dataset: Path, tmp_path: Path) -> None:
+    def looks(name: str, **changes: Any) -> dict[str, Any]:
+        return asked(model, dataset, tmp_path / name, limit=6, **changes).to_json()["looks"]
+
+    assert looks("one/seen")["verdict"] == "not checked"
+    found = looks("one/control", control="shuffled")
+    assert found["control"] == "shuffled"
+    assert looks("one/seen") == found
+    assert looks("two/seen")["verdict"] == "not checked"  # elsewhere, and not where eval puts its own
+    asked(model, dataset, tmp_path / "one/other", limit=6, control="blind", prompt="What?")
+    assert looks("one/seen") == found
+    lists = json.loads((tmp_path / "one/control/items.json").read_text())
+    lists["items"]["cider_d"].pop()
+    (tmp_path / "one/control/items.json").write_text(json.dumps(lists))
+    damaged = looks("one/seen")
+    assert damaged["verdict"] == "not checked"
+    assert damaged["note"].startswith(f"{tmp_path / 'one/control/items.json'} is damaged")
+    assert "the control blind" in damaged["note"]
+    assert "has another prompt" in damaged["note"]
+
+
+def test_another_alpha_is_named(model: Path, tmp_path: Path) -> None:
+    rows = [record(f"c{n}", f"{n}.png", "val", [f"a dog {n}"], negatives=[f"a cat {n}"]) for n in range(3)]
+    path = data(tmp_path / "pairs", more=rows)
+
+    def looks(name: str, **changes: Any) -> dict[str, Any]:
+        return asked(model, path, tmp_path / "out" / name, task="composition", **changes).to_json()["looks"]
+
+    looks("control", control="shuffled", alpha=0.25)
+    note = looks("seen", alpha=0.5)["note"]
+    assert note == (
+        f"the control shuffled in {tmp_path / 'out/control'} has alpha 0.25, this evaluation 0.5: give both the same --alpha"
+    )
+    assert looks("seen", alpha=0.25)["control"] == "shuffled"
+
+
+def test_folders_of_one_name_with_other_data_share_no_results(model: Path, tmp_path: Path) -> None:
+    one, other = data(tmp_path / "a/pictures"), data(tmp_path / "b/pictures", first=3)
+    first = asked(model, one, None, limit=3)  # pyrefly: ignore
+    kept = (first.folder / "scores.json").read_bytes()
+    second = asked(model, other, None, limit=3)  # pyrefly: ignore
+    assert second.folder == first.folder.with_name(f"{first.folder.name}-{open_dataset(other).fingerprint[:8]}")
+    assert (first.folder / "scores.json").read_bytes() == kept
+    assert default_folder(first.spec, model) == first.folder
+    assert default_folder(second.spec, model) == second.folder
 
 
 def test_two_questions_never_share_a_folder(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.assembly.evaluate import opened
 from sightline.assembly.evaluate.answers import ModelAnswers
 from sightline.assembly.evaluate.evaluate import evaluate
 from sightline.assembly.evaluate.looking import look
@@ -21,7 +22,7 @@ from sightline.generation.decode import DecodingConfig
 from sightline.types import Message, Part
 from tests.assembly.helpers import run_config
 from tests.composites import stock_folder
-from tests.data.check.planted import folder, png, record, scene
+from tests.data.check.planted import folder, png, question, record, scene
 from tests.data.pictures import lines
 
 COUNT = 24
@@ -125,3 +126,38 @@ def test_a_model_that_cannot_see_does_not_look(model: Path, dataset: Path, tmp_p
 def test_a_task_that_nothing_can_be_asked_of_is_an_error(model: Path, dataset: Path) -> None:
     with pytest.raises(UsageError, match="no task 'dance'"):
         look(spec_of(dataset).model_copy(update={"task": "dance"}), str(model), device="cpu")
+
+
+def test_a_task_that_is_scored_by_likelihood_has_a_ladder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    monkeypatch.setattr(opened.storage, "sha256_file", lambda file: hashed.append(file) or "0" * 64)
+    rows = [
+        question(f"{split}{n}", f"{n}.png", "Is it red?", ["yes" if n % 2 else "no"], split)
+        for split, count in (("train", 3), ("val", 6))
+        for n in range(count)
+    ]
+    path = folder(tmp_path / "set", rows, {f"{n}.png": png(scene(n, 64)) for n in range(6)})
+    options = {"task": "yes_no", "likelihood": "gain", "batch_size": 6}
+    source = tmp_path / "model"
+    source.symlink_to(model)
+    request = ProbeRequest(str(source), str(path), "looking", count=6, device="cpu", **options)
+    told = probe(request).to_json()
+    assert len(hashed) == len({*hashed}) > 0  # each weight file once for the whole ladder
+    assert [step["control"] for step in told["ladder"]] == list(LADDER)
+    assert all("missing" not in step for step in told["ladder"])
+    assert told["looks"]["control"] == "shuffled"
+    assert told["flips"] or all(step["unchanged"]["value"] == 1.0 for step in told["ladder"])
+    done = evaluate(EvalSpec(data=str(path), limit=6, **options), str(source), device="cpu")
+    assert told["with_image"] == done.scores["accuracy"].to_json()
+    assert done.likelihood is not None
+    assert done.likelihood.chosen_on == "train"
+    stored = list(tmp_path.glob("model-eval/yes_no/*/alpha"))
+    assert [found.parent for found in stored] == [done.folder]  # chosen once for all controls
+
+
+def test_retrieval_has_a_ladder(model: Path, dataset: Path, tmp_path: Path) -> None:
+    spec = EvalSpec(task="retrieval", likelihood="plain", data=str(dataset), images=3, captions=1, resamples=20)
+    found = look(spec, str(model), device="cpu", controls=("blur:8", "shuffled"))
+    assert [step.control for step in found.ladder] == ["blur:8", "shuffled"]
+    assert all(step.score is not None and step.unchanged is not None for step in found.ladder)
+    assert found.verdict.control == "shuffled"

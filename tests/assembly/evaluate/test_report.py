@@ -64,3 +64,11 @@ def test_all_conditions_are_scored_on_the_records_that_each_of_them_answered(
         on_common_records(nobody)
     plain = {SEEN: found[SEEN], "blind": found["blind"]}
     assert on_common_records(plain) == plain
+
+    # Any other task, by likelihood: the page shows ranks and chosen texts.
+    spec = EvalSpec(task="retrieval", likelihood="plain", data=str(path), images=6, captions=1, resamples=20)
+    found = report_run(spec, str(run), ["blind"], page, device="cpu")
+    assert found[SEEN].scores["rsum"].value > 0
+    shown = page.read_text("utf-8")
+    assert "best caption at rank" in shown
+    assert "sum of six recalls" in shown

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sightline.assembly.model.build import Processing, build_from_config, write_model
 from tests.assembly.evaluate.helpers import COUNT, data
 from tests.assembly.helpers import run_config
+from tests.data.check.planted import record
 from tests.processes import Command, Commands
 
 FILES = ("predictions.jsonl", "scores.json", "items.json")
@@ -71,6 +73,37 @@ def test_several_processes_write_the_files_of_one(
     printed = [[line for line in process.said.splitlines() if line.startswith("{")] for process in processes]
     assert [len(lines) for lines in printed] == [1, *[0] * (world - 1)]  # one object in all
     assert json.loads(printed[0][0])["ok"] == COUNT
+
+
+@pytest.mark.parametrize("task", ["composition", "retrieval"])
+def test_likelihoods_of_two_processes_are_those_of_one(place: Path, tmp_path: Path, commands: Commands, task: str) -> None:
+    negatives = [
+        record(f"{split}{n}", f"{n}.png", split, [f"a dog {n}"], negatives=[f"a cat {n}"])
+        for split in ("train", "val")
+        for n in range(3)
+    ]
+    data(tmp_path / "set", more=negatives)
+    options = ["--task", task, "--likelihood", "gain", "--data", tmp_path / "set", "--captions", 1]
+    command = [*arguments(place, tmp_path / "out"), *(options if task == "retrieval" else options[:-2])]
+    code, said = commands.run(command)
+    assert code == 0, said
+    alone = bytes_of(tmp_path / "out")
+    assert json.loads(alone["scores.json"])["likelihood"]["chosen_on"]["split"] == "train"
+    shutil.rmtree(tmp_path / "out")
+    assert codes(commands.ranks(2, command)) == [0, 0]
+    assert bytes_of(tmp_path / "out") == alone
+
+
+def test_vectors_are_ranked_by_two_processes_as_by_one(place: Path, tmp_path: Path, commands: Commands) -> None:
+    for name, rows in (("image", COUNT), ("text", 2 * COUNT)):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(rows).normal(size=(rows, 4)))
+    command = ["eval", tmp_path, "--task", "retrieval", "--data", place / "set", "--batch-size", 2, "--out", tmp_path / "out"]
+    code, said = commands.run(command)
+    assert code == 0, said
+    alone = bytes_of(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert codes(commands.ranks(2, command)) == [0, 0]
+    assert bytes_of(tmp_path / "out") == alone
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

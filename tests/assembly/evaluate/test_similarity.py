@@ -96,9 +96,9 @@ def test_a_dual_encoder_writes_no_captions(scenes: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--shots", "2"], "Leave out --shots and the control text"),
-        (["--control", "text"], "Leave out --shots and the control text"),
-        (["--baseline", "neighbours"], "asks for embeddings"),
+        (["--shots", "2"], "Leave out --shots"),
+        (["--control", "text"], "Leave out the control text"),
+        (["--baseline", "neighbours"], "which the baseline neighbours cannot"),
         (["--baseline", "neighbours", "--alpha", "1"], "Leave out --likelihood, --alpha"),
     ],
 )
@@ -124,9 +124,19 @@ def test_vectors_of_another_program_are_ranked(scenes: Path, tmp_path: Path, cap
         np.save(tmp_path / "flat" / f"{name}.npy", np.ones((rows, 2)))
     found = evaluated(capsys, tmp_path / "flat", scenes, "--task", "retrieval", "--out", str(tmp_path / "flat_out"))
     assert found["scores"]["t2i_r5"]["value"] == pytest.approx(5 / len(records))
+    asked = ["eval", str(tmp_path / "flat"), "--task", "retrieval", "--data", str(scenes)]
     with pytest.raises(SystemExit):
-        main(["eval", str(tmp_path / "flat"), "--task", "retrieval", "--data", str(scenes), "--split", "val"])
+        main([*asked, "--split", "val"])
     assert "in the order of its records" in capsys.readouterr().err
+    for options, named in (
+        (["--likelihood", "gain", "--shots", "2"], "--likelihood, --shots would change nothing"),
+        (["--noise", "0.5"], "--noise would"),
+        (["--images", "3"], "--images would"),
+        (["--control", "blind", "--limit", "2"], "--limit, --control would"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*asked, *options])
+        assert named in capsys.readouterr().err
 
 
 def test_classes_are_named_from_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

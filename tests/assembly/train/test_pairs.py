@@ -91,6 +91,12 @@ def test_a_killed_run_goes_on_to_the_bit_and_its_folder_is_a_clip(scenes: Path, 
     stock, bundle = CLIPModel.from_pretrained(saved.path / "model"), read_model(saved.path / "model")
     assert bundle.pairs is not None
     assert torch.equal(stock.text_projection.weight, bundle.inner.text_projection.weight)
+    options = ["--data", scenes, "--split", "train", "--images", 6, "--device", "cpu", "--threads", 1]
+    code, said = commands.run(["report", whole, *options, "--json"])  # of what the model can be asked
+    assert code == 0, said
+    (told,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert told["with the image"]["task"] == "retrieval"
+    assert "best caption at rank" in (whole / "report.html").read_text("utf-8")
     assert bundle.pairs.log_values()["scale"] == pytest.approx(stock.logit_scale.exp().item())
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.data.broken_images import (
     READABLE,
     SIZE,
     bombs,
+    chunk,
     damaged_files,
     encode,
     odd_modes,
@@ -250,6 +252,73 @@ def test_a_checksum_that_only_verify_reads_is_checked() -> None:
     length = int.from_bytes(data[place : place + 4], "big")
     data[place + 8 + length] ^= 1  # the CRC of the first IDAT chunk
     assert reason_of(bytes(data)) == "image_broken"
+
+
+def with_chunk(data: bytes, name: bytes, content: bytes, at_end: bool, is_torn: bool = False) -> bytes:
+    """A PNG with one more chunk, after its header or before its end; a torn one has another checksum."""
+    more = bytearray(chunk(name, content))
+    more[-1] ^= is_torn
+    place = len(data) - 12 if at_end else 33
+    return data[:place] + bytes(more) + data[place:]
+
+
+_TEXT_2_MB = b"a" * 2_000_000
+DROPPED = {
+    "text of 2 MB": (b"tEXt", b"k\0" + _TEXT_2_MB, False),
+    "compressed text of 2 MB": (b"zTXt", b"k\0\0" + zlib.compress(_TEXT_2_MB), False),
+    "compressed international text of 2 MB": (b"iTXt", b"k\0\1\0\0\0" + zlib.compress(_TEXT_2_MB), False),
+    "text that cannot be unpacked": (b"zTXt", b"k\0\0" + b"x" * 50, False),
+    "profile that cannot be unpacked": (b"iCCP", b"p\0\0" + b"x" * 50, False),
+    "profile of nothing": (b"iCCP", b"", False),
+    "gamma of nothing": (b"gAMA", b"", False),
+    "resolution of nothing": (b"pHYs", b"", False),
+    "torn text": (b"tEXt", b"k\0v", True),
+    "torn compressed text": (b"zTXt", b"k\0\0" + zlib.compress(b"v"), True),
+    "torn international text": (b"iTXt", b"k\0\0\0\0\0v", True),
+    "torn profile": (b"iCCP", b"p\0\0" + zlib.compress(b"v"), True),
+    "torn EXIF": (b"eXIf", b"II*\0\x08\0\0\0\0\0\0\0\0\0", True),
+    "torn gamma": (b"gAMA", (45455).to_bytes(4, "big"), True),
+    "torn time": (b"tIME", b"\x07\xe8\1\1\1\1\1", True),
+    "torn background": (b"bKGD", bytes(6), True),
+}
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("name", DROPPED)
+def test_a_png_is_read_without_what_its_pixels_do_not_need(name: str, at_end: bool) -> None:
+    picture = photo(*SIZE)
+    kind, content, is_torn = DROPPED[name]
+    data = with_chunk(encode(picture, "PNG"), kind, content, at_end, is_torn)
+    assert np.array_equal(np.asarray(open_image(data)), np.asarray(picture))
+    assert inspect_image(data)[1:] == ("RGB", *SIZE)
+    broken = bytearray(data)
+    place = broken.index(b"IDAT")
+    broken[place + 40] ^= 1
+    assert reason_of(bytes(broken)) == "image_broken"
+    assert reason_of(data[: len(data) // 2]) == "image_broken"
+
+
+@pytest.mark.parametrize("name", [b"tRNS", b"iDAT", b"IDAT", b"abCd", b"PLTE"])
+def test_a_torn_part_of_a_png_that_its_pixels_may_need_is_not_dropped(name: bytes) -> None:
+    data = with_chunk(encode(photo(*SIZE), "PNG"), name, bytes(6), False, is_torn=True)
+    with pytest.raises(RecordError) as caught:
+        open_image(data)
+    assert caught.value.reason == "image_broken"
+    assert "0x" not in caught.value.message
+
+
+def test_a_png_with_a_torn_text_is_still_turned_by_its_whole_ones() -> None:
+    """ImageMagick writes EXIF as a text."""
+    raw = turned("PNG", 6)
+    place = raw.index(b"eXIf") - 4
+    size = int.from_bytes(raw[place : place + 4], "big")
+    exif = b"Exif\0\0" + raw[place + 8 : place + 8 + size]
+    text = f"\nexif\n{len(exif):8d}\n{exif.hex()}\n".encode()
+    without = raw[:place] + raw[place + 12 + size :]
+    whole = with_chunk(without, b"tEXt", b"Raw profile type exif\0" + text, False)
+    shown = SHOWN[6](np.asarray(corners()))
+    assert np.array_equal(np.asarray(open_image(whole)), shown)
+    assert np.array_equal(np.asarray(open_image(with_chunk(whole, b"tEXt", b"k\0v", True, True))), shown)
 
 
 # Limits ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.models.connectors import Connector
+from sightline.models.connectors import Connector, ConnectorShape
 from sightline.models.connectors.cost import connector_cost
 from sightline.models.connectors.moe import MoEConfig
 from sightline.objectives.next_token import NextToken
@@ -29,6 +29,23 @@ def test_each_token_goes_through_its_largest_gates(experts: int, top: int) -> No
         mixed = torch.stack([p[number] / total * expert(token, w, number) for number in chosen]).sum(0)
         # Gates are in fp32, as routers are; a wrong expert would be of order 1.
         torch.testing.assert_close(out[place], mixed, rtol=1e-6, atol=1e-6)
+
+
+def test_the_grouped_kernel_of_a_gpu_gives_the_tokens_and_gradients_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ConnectorShape(2, 2, 8, 12, 30)
+    torch.manual_seed(3)
+    connector = Connector(MoEConfig(experts=4, top=2, hidden=16), shape).train()
+    inputs, outcomes = torch.randn(5, 4, 8), []
+    for grouped in (False, True):
+        monkeypatch.setattr("sightline.models.connectors.moe.grouped_by_default", lambda tokens, grouped=grouped: grouped)
+        given = inputs.clone().requires_grad_()
+        tokens, losses = connector.tokens_and_losses(given, unused)
+        (tokens.square().sum() + sum(losses.values())).backward()
+        grads = [parameter.grad for parameter in connector.parameters()]
+        connector.zero_grad(set_to_none=True)
+        outcomes.append([tokens, given.grad, *grads, *losses.values()])
+    for loop, kernel in zip(*outcomes, strict=True):
+        torch.testing.assert_close(kernel, loop, rtol=1e-5, atol=1e-5)
 
 
 def test_one_expert_is_an_mlp() -> None:

@@ -58,7 +58,7 @@ def by_hand(tokens: Tensor, chosen: Tensor, share: Tensor, held: ExpertWeights) 
             up = held.up_XFD[number] @ token + (0 if held.up_bias_XF is None else held.up_bias_XF[number])
             hidden = held.activation(up) if held.gate_XFD is None else held.activation(held.gate_XFD[number] @ token) * up
             total = total + part * (
-                held.down_XDF[number] @ hidden + (0 if held.down_bias_XD is None else held.down_bias_XD[number])
+                held.down_XOF[number] @ hidden + (0 if held.down_bias_XO is None else held.down_bias_XO[number])
             )
         rows.append(total)
     return torch.stack(rows)

@@ -269,8 +269,14 @@ class RuntimeConfig(Config):
     GPUs without bf16 (T4); not with `shard`."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; all by default."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention kernel of encoder and decoder; `auto` is sdpa."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex"] = "auto"
+    """Attention kernel of encoder and decoder; `auto` is sdpa, and on CUDA `flex` where it works. `flex` trains the decoder on
+    packed rows with FlexAttention, which skips what samples of a row do not see of each other; all else runs on sdpa."""
+    compile: Literal["auto", "layers", "off"] = "auto"
+    """Compile each layer of decoder and encoder for training; `auto` does so on CUDA, with `data.pack`, for dense decoders."""
+    cross_entropy: Literal["auto", "chunked", "cut"] = "auto"
+    """Kernel of the loss: `chunked` goes over chunks of tokens, `cut` is the package cut_cross_entropy (`sightline[gpu]`) where the
+    head is frozen and has no bias, in bf16; `auto` takes `cut` on CUDA where it is installed."""
     deterministic: bool | None = None
     """Allow only deterministic kernels, so that a repeated run is bit-identical; slower on a GPU, free on a CPU, where it is the
     default."""

@@ -32,6 +32,7 @@ from sightline.data.images.reader import CropReader, ImageLocation
 from sightline.data.images.tilings import TilingConfig
 from sightline.errors import ConfigError, UsageError
 from sightline.models import vision
+from sightline.models.loading import kernel_by_choice
 from sightline.models.vision import Layer
 from sightline.runtime.device import Runtime, process_settings_restored
 from sightline.runtime.workers import GuardedPool, TaskFailure
@@ -156,7 +157,7 @@ def feature_encoder_of_config(config: RunConfig) -> FeatureEncoder:
     _check_frozen(config)
     if config.init is not None:
         return feature_encoder_of_run(config.init)
-    attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
+    attention = kernel_by_choice(config.runtime.attention)
     described = encoder_blueprint(wanted)
     encoder = build_encoder(wanted, described.config, config.train.seed, attention)
     assert described.preparation is not None

@@ -11,6 +11,7 @@ from sightline.assembly.evaluate.opened import OpenedModel
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader
 from sightline.data.records import prompt_messages
+from sightline.data.samples.tokenizing import tokenise
 from sightline.errors import UsageError
 from sightline.evaluation.controls import exchange_images
 from sightline.evaluation.probes.aligned import AlignedFindings, Representations, measure
@@ -49,7 +50,7 @@ def probe_aligned(
         with torch.no_grad(), model.autocast():
             features = seen.features_NPE
             tokens = sight.visual_tokens(features)[: len(features) * sight.tokens_per_crop]
-            ids = bundle.tokenizer(texts[seen.record_id], add_special_tokens=False)["input_ids"]
+            ids = tokenise(bundle.tokenizer, texts[seen.record_id], add_special_tokens=False)["input_ids"]
             text = sight.inner.get_input_embeddings()(torch.tensor(ids, device=bundle.inner.device))
         chosen = keyed_generator("aligned", seen.record_id).integers(len(tokens), size=TOKENS)
         means = (features.flatten(0, 1), tokens, text)

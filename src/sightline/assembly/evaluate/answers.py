@@ -76,7 +76,7 @@ class ModelAnswers:
                 made[query.id] = self._prompt(query)
         prompts = [prompt for query in queries if isinstance(prompt := made[query.id], Prompt)]
         prompts += prompts[-1:] * (len(queries) - len(prompts))  # one shape, whatever had to be skipped
-        with self._autocast():
+        with self.autocast():
             texts = iter(generate(self.bundle.model, self.bundle.tokenizer, prompts, self.decoding, width) if prompts else [])
         out: dict[str, Prediction] = {}
         for query in queries:  # a query that fills up the batch stands at its end: its first text is kept
@@ -105,7 +105,8 @@ class ModelAnswers:
             raise RecordError("too_long", f"{len(row.ids)} tokens and an answer, but the decoder has {self.positions} positions")
         return row
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The arithmetic of the machine as a context."""
         return torch.autocast(self.bundle.inner.device.type, torch.bfloat16, enabled=self.bf16)
 
     # Likelihood -------------------------------------------------------------------------------------------------------------
@@ -123,31 +124,37 @@ class ModelAnswers:
         }
 
     def _candidates(self, query: Query) -> list[Sample] | RecordError:
-        examples, conversation_encoder = self.examples.get(query.record.id, ()), self._scoring_builder
+        examples, conversation_encoder = self.examples.get(query.record.id, ()), self.scoring_builder
         try:
             turns, layouts = conversation_of(query.record, query.messages, conversation_encoder, examples)
-            rows = [self._candidate(turns, candidate, layouts) for candidate in query.candidates]
+            rows = [self.candidate_row(turns, candidate, layouts) for candidate in query.candidates]
             inputs = visual_inputs_of(self.dataset, query.record, conversation_encoder, self.visual_loader, examples)
         except RecordError as error:
             return error
         return branch_samples(rows, query.record.id, layouts, VisualInputs.joined(inputs), self.bundle.tokens_per_crop)
 
-    def _candidate(self, turns: Sequence[Message], candidate: str, layouts: Sequence[Layout]) -> EncodedConversation:
-        row = self._scoring_builder.encode_conversation([*turns, Message("assistant", (Part(candidate),))], layouts)
+    def candidate_row(self, turns: Sequence[Message], candidate: str, layouts: Sequence[Layout]) -> EncodedConversation:
+        """Encodes a candidate as the assistant's turn after `turns`; it alone is supervised.
+
+        Raises:
+            RecordError: `no_supervised_token` or `too_long`.
+        """
+        row = self.scoring_builder.encode_conversation([*turns, Message("assistant", (Part(candidate),))], layouts)
         spans = tuple(span for span in row.spans if span.turn == len(turns))
         if not spans:
             raise RecordError("no_supervised_token", f"candidate {candidate!r} has no token of its own")
         row = replace(row, spans=spans)
-        return self._scoring_builder.with_start(row) if spans[0].start == 0 else row  # nothing else could predict its first token
+        return self.scoring_builder.with_start(row) if spans[0].start == 0 else row  # nothing else could predict its first token
 
     @cached_property
-    def _scoring_builder(self) -> ConversationEncoder:
+    def scoring_builder(self) -> ConversationEncoder:
+        """Encodes conversations whose assistant turns are scored."""
         rules = replace(self.conversation_encoder.rules, supervise="assistant", max_tokens=self.positions, too_long="skip")
         return ConversationEncoder(self.bundle.tokenizer, self.bundle.template, rules)
 
     def _log_probabilities(self, samples: Sequence[Sample]) -> list[float]:
         batch = collate([[sample] for sample in samples], self.bundle.pad_id).to_batch().to(self.bundle.inner.device)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             hidden = self.bundle.model.hidden(batch)
             nll_S, _ = linear_cross_entropy(hidden.states_SD, hidden.head, batch.supervision.target_S)
         counts = [branch.num_supervised for sample in samples for branch in sample.branches]

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,15 @@ from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood
 from sightline.assembly.evaluate.neighbours import neighbour_answers
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records, has_images, open_model, open_records
 from sightline.assembly.evaluate.similarity import SimilarityAnswers
-from sightline.assembly.evaluate.verdicts import control_command, find_verdict
+from sightline.assembly.evaluate.verdicts import control_command, find_verdict, folders_beside
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.features.store import open_store
-from sightline.data.images.pixels import VisualInputLoader
-from sightline.data.samples.prompts import FewShotExample
 from sightline.data.skip_limit import reasons_text
-from sightline.errors import SkipLimitError, UsageError
+from sightline.errors import DataError, SkipLimitError, StorageError, UsageError
 from sightline.evaluation.controls import NOT_EXCHANGEABLE, SHUFFLED, TEXT, exchange_images, without_images
 from sightline.evaluation.likelihood import check_candidates
-from sightline.evaluation.predict import ITEMS, SCORES, Answers, Predicted, predict
+from sightline.evaluation.predict import ITEMS, SCORES, SETTINGS, Answers, Predicted, predict
 from sightline.evaluation.probes.words import most_used_words
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import Query, Task, task_by_name
@@ -141,6 +139,7 @@ def evaluate(
     """
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, spec.limit, f"for task {spec.task!r}")
+    records = task.drawn(records, spec.images, spec.captions, spec.gallery_seed)
     task.survey(records)
     if spec.baseline is not None:
         if opened is None and model is not None:
@@ -151,46 +150,38 @@ def evaluate(
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
-    if bundle.pairs is not None and (spec.shots or spec.control == TEXT):
-        raise UsageError("a dual encoder compares one image with texts.", "Leave out --shots and the control text.")
     likelihood = _likelihood_of(spec, task, bundle)
-    prompts = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
-    prompt = next(text for text in prompts if text is not None)
+    choices = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
+    prompt = next(text for text in choices if text is not None)
     asked_with = task.bare_prompt if likelihood == "yes_no" else prompt  # its prompt is about one candidate
     decoding = DecodingConfig(max_new_tokens=spec.max_new_tokens or task.max_new_tokens, num_beams=spec.num_beams)
     queries = _queries_of(task, records, asked_with)
+    _check_form(spec, queries, bundle, likelihood)
     asked = _queries_of(task, exchange_images(records), asked_with) if spec.control == SHUFFLED else queries
     asked = without_images(asked) if spec.control == TEXT else asked
-    if likelihood is not None:
-        check_candidates(queries, spec.task, likelihood)
     visual_loader = opened.visual_loader([(dataset, spec.split)], spec.control, spec.noise)
     if spec.words is not None:
         restrict_words(opened, dataset, spec.words_from, spec.words)
     as_example = functools.partial(task.example, prompt=asked_with)
     shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
-    examples = None if shots is None else shots.of
-    answers = _answers(opened, dataset, visual_loader, decoding, prompt, task, asked, examples)
     folder = out or default_folder(spec, opened.folder)
-    settings = {
-        "model": weights_hash(opened.folder),
-        **_settings_of_data(spec, dataset, records),
-        "prompt": prompt,
-        "decoding": decoding.model_dump(mode="json"),
-        "batch_size": spec.batch_size,
-        **({"shots": shots.settings()} if shots is not None else {}),
-        **({"noise": spec.noise} if spec.noise is not None else {}),
-        **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
-        "facts": {key: runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
-    }
+    settings = _settings_of_model(spec, opened, prompt, decoding, shots) | _settings_of_data(spec, dataset, records)
+    if bundle.pairs is not None and visual_loader is not None:
+        answers: Answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
+    else:
+        encoder, examples = bundle.conversation_encoder(prompt), None if shots is None else shots.of
+        answers = ModelAnswers(bundle, dataset, visual_loader, decoding, encoder, runtime.bf16, examples)
     scoring = None
-    if likelihood is not None:
-        scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, folder, settings)
-        answers = scoring.of(answers, prompt)
+    if likelihood is not None and isinstance(answers, ModelAnswers):
+        # The choice of alpha is the same under every control, and is stored once for all.
+        home = folder if out is not None else default_folder(spec.model_copy(update={"control": None}), opened.folder)
+        scoring = likelihood_scoring(likelihood, spec, task, asked_with, opened, dataset, decoding, home, settings)
+        answers = scoring.of(answers, asked, prompt, folder, settings)
         settings["likelihood"] = scoring.settings()
     done = Evaluation(spec, folder, queries, Predicted([], {}), {}, prompt, decoding, opened.checkpoint, likelihood=scoring)
     done = _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), opened.folder)
     if shots is not None:
-        _write(folder / SHOTS, shots.to_json())
+        write_result(folder / SHOTS, shots.to_json())
     return done
 
 
@@ -214,19 +205,38 @@ def _evaluate_neighbours(
             "the baseline neighbours answers with texts of the training data.",
             "Leave out --likelihood, --alpha, --shots, --noise, --words.",
         )
-    _refuse_embeddings(task, _queries_of(task, records, task.bare_prompt))
-    answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     queries = _queries_of(task, records, task.bare_prompt)
+    if any(query.form == "embed" for query in queries):
+        raise UsageError(
+            f"task {task.name!r} ranks images and captions, which the baseline neighbours cannot.", "Leave out --baseline."
+        )
+    answers, neighbours = neighbour_answers(spec, task, dataset, opened)
     asked = _queries_of(task, exchange_images(records), task.bare_prompt) if spec.control == SHUFFLED else queries
     source = Path(spec.data) if opened is None else opened.folder
     settings = {
         "baseline": {"name": spec.baseline} | neighbours,
-        "model": None if opened is None else weights_hash(opened.folder),
+        "model": None if opened is None else opened.weights,
         **_settings_of_data(spec, dataset, records),
     }
     choice = None if opened is None else opened.checkpoint
     done = Evaluation(spec, out or default_folder(spec, source), queries, Predicted([], {}), {}, task.bare_prompt, None, choice)
     return _answered(done, answers, asked, settings, control_command(spec, model, checkpoint), source)
+
+
+def _settings_of_model(
+    spec: EvalSpec, opened: OpenedModel, prompt: str, decoding: DecodingConfig, shots: Shots | None
+) -> dict[str, Any]:
+    """Returns the settings that a model's answers depend on beside the data."""
+    return {
+        "model": opened.weights,
+        "prompt": prompt,
+        "decoding": decoding.model_dump(mode="json"),
+        "batch_size": spec.batch_size,
+        **({"shots": shots.settings()} if shots is not None else {}),
+        **({"noise": spec.noise} if spec.noise is not None else {}),
+        **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
+        "facts": {key: opened.runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},
+    }
 
 
 def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record]) -> dict[str, Any]:
@@ -238,6 +248,7 @@ def _settings_of_data(spec: EvalSpec, dataset: Dataset, records: Sequence[Record
         "task": spec.task,
         "records": hashlib.sha256("\n".join(record.id for record in records).encode()).hexdigest(),
         "features": open_store(spec.features).key if spec.features is not None else None,
+        **({"gallery": [spec.images, spec.captions, spec.gallery_seed]} if spec.images or spec.captions else {}),
     }
 
 
@@ -265,31 +276,14 @@ def _answered(
         )
     done = replace(done, predicted=predicted, scores=task.score(queries, predicted.predictions))
     items = done.items_json()
-    verdict = find_verdict(spec, items, settings, lambda other: default_folder(other, source), task.headline, command)
+    beside = folders_beside(folder) if folder != default_folder(spec, source) else []
+    verdict = find_verdict(spec, items, settings, lambda other: [default_folder(other, source), *beside], task.headline, command)
     done = replace(done, verdict=verdict)
-    _write(folder / ITEMS, items)
-    _write(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    write_result(folder / ITEMS, items)
+    write_result(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     if predicted.skipped:
         logger.warning("skipped: %s", reasons_text(predicted.skipped))
     return done
-
-
-def _answers(
-    opened: OpenedModel,
-    dataset: Dataset,
-    visual_loader: VisualInputLoader | None,
-    decoding: DecodingConfig,
-    prompt: str,
-    task: Task,
-    asked: Sequence[Query],
-    examples: Mapping[str, Sequence[FewShotExample]] | None,
-) -> Answers:
-    """Returns what answers the queries: a dual encoder by similarity, any other model by its texts."""
-    bundle, bf16 = opened.bundle, opened.runtime.bf16
-    if bundle.pairs is not None and visual_loader is not None:
-        return SimilarityAnswers(bundle, dataset, visual_loader, bf16, asked)
-    _refuse_embeddings(task, asked)
-    return ModelAnswers(bundle, dataset, visual_loader, decoding, bundle.conversation_encoder(prompt), bf16, examples)
 
 
 def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihood | None:
@@ -304,16 +298,27 @@ def _likelihood_of(spec: EvalSpec, task: Task, bundle: ModelBundle) -> Likelihoo
     return None
 
 
+def _check_form(spec: EvalSpec, queries: Sequence[Query], bundle: ModelBundle, likelihood: Likelihood | None) -> None:
+    """Refuses what the model cannot answer, or would not take into account."""
+    is_gallery = any(query.form == "embed" for query in queries)
+    if bundle.pairs is not None and spec.control == TEXT:
+        raise UsageError("a dual encoder compares images with texts.", "Leave out the control text.")
+    if spec.shots and (is_gallery or bundle.pairs is not None):
+        raise UsageError("an image is compared with texts, without few-shot examples.", "Leave out --shots.")
+    if is_gallery and bundle.pairs is None and likelihood is None:
+        raise UsageError(
+            f"task {spec.task!r} asks for embeddings, which only a dual encoder computes.",
+            "Add --likelihood gain, plain or yes_no.",
+        )
+    if likelihood is not None:
+        check_candidates(queries, spec.task, likelihood)
+
+
 def _queries_of(task: Task, records: Sequence[Record], prompt: str) -> list[Query]:
     return [query for record in records for query in task.queries(record, prompt)]
 
 
-def _refuse_embeddings(task: Task, queries: Sequence[Query]) -> None:
-    if any(query.form == "embed" for query in queries):
-        raise UsageError(f"task {task.name!r} asks for embeddings, which only a dual encoder computes.", "Name another --task.")
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
+def write_result(file: Path, value: dict[str, Any]) -> None:
     """Writes a file of the results; of several processes, which all have the same results, only the first does."""
     if process_number() == 0:
         storage.write_json(file, value)
@@ -355,17 +360,23 @@ def restrict_words(model: OpenedModel, dataset: Dataset, split: str, count: int)
 
 
 def default_folder(spec: EvalSpec, source: Path) -> Path:
-    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...[-HASH]-CHECKPOINT`, or beside a model folder."""
+    """`RUN/eval/TASK/DATASET-SPLIT[-shotsK][-control][-baseline][-likelihood]...[-HASH]-CHECKPOINT`, or beside a model folder.
+
+    Where that holds an evaluation of other data (another folder of the same name), the beginning of the data's fingerprint is
+    added.
+    """
     parts = [Path(spec.data).resolve().name, spec.split, spec.shots and f"shots{spec.shots}", spec.control]
     parts += [spec.baseline and f"{spec.baseline}{spec.neighbours}", spec.likelihood, spec.limit and f"n{spec.limit}"]
     parts += [spec.noise and f"noise{spec.noise:g}", spec.words and f"words{spec.words}", spec.name_of_rest()]
     name, task = (re.sub(r"[^\w.-]", "_", text) for text in ("-".join(str(part) for part in parts if part), spec.task))
     if source.name == "model" and source.parent.name.startswith("step-"):
-        return source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
-    return source.parent / f"{source.name}-eval" / task / name
-
-
-def weights_hash(source: Path) -> str:
-    """One hash over the weight files of a model folder."""
-    files = sorted(source.glob("*.safetensors"))
-    return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
+        folder = source.parent.parent.parent / "eval" / task / f"{name}-{source.parent.name}"
+    else:
+        folder = source.parent / f"{source.name}-eval" / task / name
+    if not (folder / SETTINGS).exists():
+        return folder
+    try:
+        stored, own = storage.read_json(folder / SETTINGS)["data"], open_dataset(spec.data).fingerprint
+    except (StorageError, DataError, KeyError, TypeError):
+        return folder
+    return folder if stored == own else folder.with_name(f"{folder.name}-{own[:8]}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sightline.assembly.evaluate.answers import ModelAnswers
+from sightline.assembly.evaluate.gallery import RankedGallery, score_gallery
 from sightline.assembly.evaluate.opened import OpenedModel, chosen_records
 from sightline.data.dataset import Dataset
 from sightline.errors import UsageError
@@ -15,13 +16,14 @@ from sightline.evaluation.controls import without_images
 from sightline.evaluation.likelihood import AlphaChoice, LikelihoodAnswers, choose_alpha
 from sightline.evaluation.predict import Answers, predict
 from sightline.evaluation.spec import EvalSpec
-from sightline.evaluation.tasks import Task, task_by_name
+from sightline.evaluation.tasks import Query, Task, task_by_name
 from sightline.evaluation.tasks.base import Likelihood
 from sightline.generation.decode import DecodingConfig
 from sightline.runtime.logs import logger
 from sightline.types import Prediction
 
 ALPHA_RECORDS = 200  # records that alpha is chosen on
+ALPHA_IMAGES = 50  # the same for retrieval, where every image meets every caption
 _OF_THE_QUESTIONS = ("control", "decoding", "noise", "shots")  # settings that the training records do not depend on
 
 
@@ -51,9 +53,16 @@ class LikelihoodScoring:
         chosen = {"split": self.chosen_on, "items": self.choice.items, "score": max(self.choice.scores)}
         return self.settings() | {"chosen_on": chosen}
 
-    def of(self, answers: Answers, template: str) -> LikelihoodAnswers:
-        """Wraps a model's answers."""
-        return LikelihoodAnswers(answers, self.kind, 1.0 if self.alpha is None else self.alpha, template)
+    def of(self, answers: ModelAnswers, queries: Sequence[Query], template: str, folder: Path, settings: dict[str, Any]) -> Answers:
+        """Returns what scores the candidates of the queries with a model.
+
+        For retrieval all likelihoods are computed here, or read from `folder / "likelihoods"`.
+        """
+        alpha = 1.0 if self.alpha is None else self.alpha
+        if not any(query.form == "embed" for query in queries):
+            return LikelihoodAnswers(answers, self.kind, alpha, template)
+        gallery = score_gallery(answers, queries, self.kind, template, folder / "likelihoods", settings)
+        return RankedGallery(gallery, self.kind, alpha)
 
 
 def likelihood_scoring(
@@ -69,8 +78,8 @@ def likelihood_scoring(
 ) -> LikelihoodScoring:
     """Returns how candidates are scored; for `gain` without a given alpha it is chosen on `spec.alpha_from`.
 
-    The choice takes up to 200 records of that split, with their true images and without few-shot examples, so that it is the same
-    under every control, and maximises the headline score of the task.
+    The choice takes up to 200 records of that split (50 images for retrieval), with their true images and without few-shot
+    examples, so that it is the same under every control, and maximises the headline score of the task.
 
     Args:
         prompt: of the queries.
@@ -90,7 +99,11 @@ def likelihood_scoring(
             "Name another with --alpha-from, or give --alpha.",
         )
     records = chosen_records(list(dataset.records(split)), task.asks, ALPHA_RECORDS)
-    queries = [replace(query, form="likelihood") for record in records for query in task.queries(record, prompt)]
+    queries = [query for record in records for query in task.queries(record, prompt)]
+    is_gallery = any(query.form == "embed" for query in queries)
+    if is_gallery:
+        records = task.drawn(records, ALPHA_IMAGES, spec.captions, spec.gallery_seed)
+        queries = [query for record in records for query in task.queries(record, prompt)]
     if not queries:
         raise UsageError(f"split {split!r} has no record for task {spec.task!r} to choose alpha on.", "Give --alpha.")
     bundle = opened.bundle
@@ -100,19 +113,47 @@ def likelihood_scoring(
         "split": split,
         "records": [query.id for query in queries],
     }
-    found = []
-    for name, asked in (("with_image", queries), ("without_image", without_images(queries))):
-        predicted = predict(answers, asked, folder / "alpha" / name, own, spec.batch_size, f"choosing alpha, {name}")
-        found.append({prediction.id: prediction.scores or () for prediction in predicted.predictions})
-    common = [query for query in queries if query.id in found[0] and query.id in found[1]]
-    if not common:
+    choose = _of_gallery if is_gallery else _of_candidates
+    choice = choose(answers, queries, folder / "alpha", own, spec)
+    if choice is None:
         raise UsageError(f"no record of split {split!r} could be answered to choose alpha on.", "Give --alpha.")
+    logger.info("alpha %.2f, chosen on %d items of split %r", choice.alpha, choice.items, split)
+    return LikelihoodScoring(kind, choice.alpha, split, choice)
+
+
+def _of_candidates(
+    answers: ModelAnswers, queries: Sequence[Query], folder: Path, settings: dict[str, Any], spec: EvalSpec
+) -> AlphaChoice | None:
+    """Chooses alpha by the candidates of each query; None where none was answered."""
+    asked = [replace(query, form="likelihood") for query in queries]
+    found = []
+    for name, own in (("with_image", asked), ("without_image", without_images(asked))):
+        predicted = predict(answers, own, folder / name, settings, spec.batch_size, f"choosing alpha, {name}")
+        found.append({prediction.id: prediction.scores or () for prediction in predicted.predictions})
+    common = [query for query in asked if query.id in found[0] and query.id in found[1]]
+    if not common:
+        return None
     once = task_by_name(spec.task, resamples=1)
 
     def score_of(gains: Sequence[np.ndarray]) -> float:
         predictions = [Prediction(query.id, scores=tuple(own)) for query, own in zip(common, gains, strict=True)]
         return once.score(common, predictions)[once.headline.name].value
 
-    choice = choose_alpha([found[0][query.id] for query in common], [found[1][query.id] for query in common], score_of)
-    logger.info("alpha %.2f, chosen on %d items of split %r", choice.alpha, choice.items, split)
-    return LikelihoodScoring(kind, choice.alpha, split, choice)
+    return choose_alpha([found[0][query.id] for query in common], [found[1][query.id] for query in common], score_of)
+
+
+def _of_gallery(
+    answers: ModelAnswers, queries: Sequence[Query], folder: Path, settings: dict[str, Any], spec: EvalSpec
+) -> AlphaChoice | None:
+    """Chooses alpha by the ranks of all images and captions of the queries; None where no image could be read."""
+    gallery = score_gallery(answers, queries, "gain", "", folder, settings)
+    if gallery.without_image_T is None:
+        return None
+    once = task_by_name(spec.task, resamples=1)
+
+    def score_of(gains: Sequence[np.ndarray]) -> float:
+        predictions = gallery.ranking(np.stack(gains)).answer(gallery.queries, 0)
+        return once.score(gallery.queries, predictions)[once.headline.name].value
+
+    without = [gallery.without_image_T.tolist()] * len(gallery.queries)
+    return choose_alpha(gallery.with_image_NT.tolist(), without, score_of)

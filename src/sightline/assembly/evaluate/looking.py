@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sightline.assembly.evaluate.answers import ModelAnswers
-from sightline.assembly.evaluate.evaluate import Evaluation, evaluate, weights_hash
+from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
 from sightline.assembly.evaluate.gain import small_image
 from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.dataset import Dataset, open_dataset
@@ -157,9 +157,8 @@ def _preferences(opened: OpenedModel, dataset: Dataset, seen: Evaluation) -> lis
     loader = opened.visual_loader([(dataset, spec.split)])
     bundle = opened.bundle
     answers = ModelAnswers(bundle, dataset, loader, DecodingConfig(), bundle.conversation_encoder(seen.prompt), opened.runtime.bf16)
-    weights = weights_hash(opened.folder)
     margins = [
-        _margins(answers, asked, seen.folder / f"counterfactual-{name}", weights, spec)
+        _margins(answers, asked, seen.folder / f"counterfactual-{name}", opened.weights, spec)
         for name, asked in (("image", queries), (TEXT, without_images(queries)))
     ]
     out = []

@@ -1,8 +1,10 @@
 """Opens what the user names: a model (run, RUN@STAGE, folder, Hub id) on its device, and the records that it is asked about."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from sightline.evaluation.controls import (
 from sightline.evaluation.probes import ProbedRecord
 from sightline.evaluation.probes.noise import NoisyFeatureLoader
 from sightline.models.connectors import Connector
+from sightline.runtime import storage
 from sightline.runtime.device import Runtime, choose_runtime
 from sightline.runtime.keyed import keyed_generator
 from sightline.runtime.logs import logger, progress
@@ -52,6 +55,11 @@ class OpenedModel:
     runtime: Runtime
     features: str | None = None
     checkpoint: CheckpointChoice | None = None
+
+    @cached_property
+    def weights(self) -> str:
+        """One hash over the weight files."""
+        return weights_hash(self.folder)
 
     def autocast(self) -> torch.autocast:
         """The arithmetic of the device as a context."""
@@ -143,6 +151,12 @@ class OpenedModel:
         """From prepared crops to features, as the model's own encoder makes them."""
         encoder = feature_encoder_of(self.bundle)
         return lambda pixels: encoder.encode(pixels, self.runtime)
+
+
+def weights_hash(folder: Path) -> str:
+    """Returns one hash over the weight files of a model folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name} {storage.sha256_file(file)}\n" for file in files).encode()).hexdigest()
 
 
 def open_model(

@@ -16,10 +16,12 @@ from sightline.assembly.evaluate.opened import OpenedModel, has_images, open_mod
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader
+from sightline.data.samples.tokenizing import decode
 from sightline.errors import UsageError
 from sightline.evaluation.probes import Findings, ProbedRecord, probe_noise, probe_words
 from sightline.evaluation.probes.noise import SIGMAS
 from sightline.evaluation.spec import EvalSpec
+from sightline.evaluation.tasks.base import Likelihood
 from sightline.reporting.aligned_page import aligned_page
 from sightline.reporting.experts_page import experts_page
 from sightline.reporting.gain_page import gain_page
@@ -47,7 +49,7 @@ class ProbeRequest:
         sigmas: sizes of noise, for `noise`.
         features: a feature store instead of images.
         device, threads: the machine.
-        task, prompt, batch_size, max_new_tokens, floor: of `looking`; see `EvalSpec` and `look`.
+        task, prompt, likelihood, alpha, batch_size, max_new_tokens, floor: of `looking`; see `EvalSpec` and `look`.
     """
 
     model: str
@@ -63,6 +65,8 @@ class ProbeRequest:
     threads: int | None = None
     task: str = "caption"
     prompt: str | None = None
+    likelihood: Likelihood | None = None
+    alpha: float | None = None
     batch_size: int = 16
     max_new_tokens: int | None = None
     floor: str | None = None
@@ -111,6 +115,8 @@ def looking(request: ProbeRequest) -> Findings:
         split=request.split,
         limit=request.count,
         prompt=request.prompt,
+        likelihood=request.likelihood,
+        alpha=request.alpha,
         features=request.features,
         batch_size=request.batch_size,
         max_new_tokens=request.max_new_tokens,
@@ -168,7 +174,7 @@ def noise(inputs: ProbeInputs) -> Findings:
 
 def word_text(bundle: ModelBundle, word: int) -> str:
     """A word as it is read; the tokenizer's own sign for it where it is only a part of a character."""
-    text = bundle.tokenizer.decode([word])
+    text = decode(bundle.tokenizer, [word])
     if isinstance(text, str) and text and "\ufffd" not in text:
         return text
     return str(bundle.tokenizer.convert_ids_to_tokens(word))

@@ -8,6 +8,7 @@ from typing import Any
 
 from sightline.assembly.config.locate import METRICS, check_metrics, run_of
 from sightline.assembly.evaluate.evaluate import Evaluation, evaluate
+from sightline.assembly.evaluate.opened import OpenedModel, open_model
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.errors import SkipLimitError
 from sightline.evaluation.controls import WITHOUT_IMAGE, Control
@@ -36,6 +37,7 @@ def report_run(
     device: str = "auto",
     threads: int | None = None,
     fallback: bool = False,
+    opened: OpenedModel | None = None,
 ) -> dict[str, Evaluation]:
     """Evaluates a run with its controls, taking what is already evaluated, and writes the page.
 
@@ -45,6 +47,7 @@ def report_run(
         controls: evaluations without the true image, shown next to the scores.
         out: the page.
         title: of the page; the name of the run's folder by default.
+        opened: the model, where it is open already with the same arguments.
 
     Returns:
         What was found, by condition, on the records that were answered under all.
@@ -54,9 +57,8 @@ def report_run(
         SkipLimitError: no record was answered under all conditions.
     """
     specs = {control or SEEN: spec.model_copy(update={"control": control}) for control in (None, *controls)}
-    asked = {
-        name: evaluate(own, model, checkpoint, device=device, threads=threads, fallback=fallback) for name, own in specs.items()
-    }
+    opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
+    asked = {name: evaluate(own, model, checkpoint, device=device, threads=threads, opened=opened) for name, own in specs.items()}
     found = on_common_records(asked)
     hidden: dict[str, Evaluation] = {control: found[control] for control in controls}
     run = run_of(model)
@@ -106,8 +108,8 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "validation_loss" in line]
     task = seen.task
-    text_of = {prediction.id: prediction.text for prediction in seen.predicted.predictions}
-    hidden = {name: {p.id: p.text for p in done.predicted.predictions} for name, done in controls.items()}
+    text_of = _texts(seen)
+    hidden = {name: _texts(done) for name, done in controls.items()}
     asked = [query for query in seen.queries if query.id in text_of]
     quality = seen.scores[task.headline.name].items
     is_right = next((seen.scores[info.name].items for info in task.highlights if info.is_share), None)
@@ -157,6 +159,17 @@ def report_of(title: str, run: Path, dataset: Dataset, seen: Evaluation, control
             "left out": ", ".join(f"{reason} {count}" for reason, count in seen.predicted.skipped.items()) or "none",
         },
     )
+
+
+def _texts(done: Evaluation) -> dict[str, str]:
+    """Returns the answers by query as people read them."""
+    found = {prediction.id: prediction for prediction in done.predicted.predictions}
+    return {query.id: done.task.shown(query, found[query.id]) for query in done.queries if query.id in found}
+
+
+def default_task(opened: OpenedModel) -> str:
+    """Returns the task of a report where none is named: `retrieval` of a dual encoder, `caption` of any other model."""
+    return "caption" if opened.bundle.pairs is None else "retrieval"
 
 
 def _differences(seen: Evaluation, control: Evaluation) -> dict[str, Difference]:

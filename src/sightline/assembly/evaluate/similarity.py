@@ -1,7 +1,7 @@
 """A dual encoder as something that answers queries: similarities of candidates, and ranks in a gallery."""
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -21,21 +21,30 @@ ROWS = 32  # images or texts per batch; fixed, so that vectors do not depend on 
 
 
 class GalleryAnswers:
-    """Answers `embed` with ranks among given vectors.
+    """Answers `embed` with ranks.
 
     Args:
         queries: all that will be asked.
-        image_NW: vector of each query's image.
-        text_CW: vectors of the queries' candidates, query after query.
+        gallery: makes the ranking from the identity of each query's image and of the image that each text describes.
     """
 
-    def __init__(self, queries: Sequence[Query], image_NW: np.ndarray, text_CW: np.ndarray) -> None:
+    def __init__(self, queries: Sequence[Query], gallery: Callable[[np.ndarray, np.ndarray], Gallery]) -> None:
         images = np.array([identity(*query.record.image_keys) for query in queries])
         owners = np.repeat(images, [len(query.candidates) for query in queries])
-        self._gallery = Gallery(image_NW, text_CW, images, owners)
+        self._gallery = gallery(images, owners)
         self._image_of = {query.id: row for row, query in enumerate(queries)}
-        rows = iter(range(len(text_CW)))
+        rows = iter(range(len(owners)))
         self._texts_of = {query.id: [next(rows) for _ in query.candidates] for query in queries}
+
+    @classmethod
+    def of_vectors(cls, queries: Sequence[Query], image_NW: np.ndarray, text_CW: np.ndarray) -> "GalleryAnswers":
+        """Ranks by the cosine of the vector of each query's image and those of the queries' candidates, query after query."""
+        return cls(queries, partial(Gallery.of_vectors, image_NW, text_CW))
+
+    @classmethod
+    def of_scores(cls, queries: Sequence[Query], scores_NC: np.ndarray) -> "GalleryAnswers":
+        """Ranks by the scores of each query's image with the queries' candidates, query after query."""
+        return cls(queries, partial(Gallery.of_scores, scores_NC))
 
     def width(self, queries: Sequence[Query]) -> int:
         """Returns 0: nothing is continued."""
@@ -69,7 +78,8 @@ class SimilarityAnswers:
     ) -> None:
         if any(query.form == "generate" for query in queries):
             raise UsageError(
-                "a dual encoder compares images with texts and writes none.", "Use --task retrieval, composition or classify."
+                "a dual encoder compares images with texts and writes none.",
+                "Use `sightline eval --task retrieval`, or composition or classify.",
             )
         self.bundle, self.dataset, self.visual_loader, self.bf16, self.queries = bundle, dataset, visual_loader, bf16, queries
         self._texts: dict[str, np.ndarray] = {}
@@ -96,7 +106,7 @@ class SimilarityAnswers:
         if not kept:
             return None, skipped
         images = np.stack([vectors[query.id] for query in kept])
-        return GalleryAnswers(kept, images, np.stack([self._texts[text] for text in texts])), skipped
+        return GalleryAnswers.of_vectors(kept, images, np.stack([self._texts[text] for text in texts])), skipped
 
     def _ranks(self, queries: Sequence[Query]) -> dict[str, Prediction]:
         if not queries:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from sightline.assembly.evaluate.evaluate import Evaluation, default_folder
+from sightline.assembly.evaluate.evaluate import Evaluation, default_folder, write_result
 from sightline.assembly.evaluate.opened import open_records
 from sightline.assembly.evaluate.similarity import GalleryAnswers
 from sightline.errors import DataError, UsageError
@@ -15,9 +15,9 @@ from sightline.evaluation.predict import ITEMS, SCORES, predict
 from sightline.evaluation.spec import EvalSpec
 from sightline.evaluation.tasks import task_by_name
 from sightline.generation.decode import DecodingConfig
-from sightline.runtime import storage
 from sightline.runtime.optional import require
 
+_USED = ("task", "data", "split", "batch_size", "resamples")  # options of an evaluation that vectors take into account
 SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5")
 IMAGE, TEXT = "image", "text"
 
@@ -68,8 +68,16 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
     task = task_by_name(spec.task, spec.resamples)
     dataset, records = open_records(spec.data, spec.split, task.asks, None, f"for task {spec.task!r}")
     queries = [query for record in records for query in task.queries(record, "")]
-    if any(query.form != "embed" for query in queries) or spec.control is not None or spec.limit is not None:
-        raise UsageError("stored vectors can only be asked for retrieval, of a whole split and without a control.", "Name a model.")
+    if any(query.form != "embed" for query in queries):
+        raise UsageError("stored vectors can only be asked for retrieval.", "Name a model.")
+    given = [
+        name for name in EvalSpec.model_fields if name not in _USED and getattr(spec, name) != EvalSpec.model_fields[name].default
+    ]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(
+            f"stored vectors are ranked as they are, for a whole split; {options} would change nothing.", "Leave it out."
+        )
     image, text = read_vectors(path)
     captions = sum(len(query.candidates) for query in queries)
     if (len(image), len(text)) != (len(queries), captions) or image.shape[1] != text.shape[1]:
@@ -81,8 +89,8 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
     folder = out or default_folder(spec, Path(path))
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.ascontiguousarray(text).tobytes()).hexdigest()
     settings = {"model": digest, "data": dataset.fingerprint, "split": spec.split, "control": None, "task": spec.task}
-    predicted = predict(GalleryAnswers(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
+    predicted = predict(GalleryAnswers.of_vectors(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
     done = Evaluation(spec, folder, queries, predicted, task.score(queries, predicted.predictions), "", DecodingConfig())
-    storage.write_json(folder / ITEMS, done.items_json())
-    storage.write_json(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
+    write_result(folder / ITEMS, done.items_json())
+    write_result(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})
     return done

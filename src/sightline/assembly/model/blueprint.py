@@ -358,7 +358,19 @@ def saved_blueprint(folder: str) -> Blueprint:
             "Give a run, or copy the whole model folder of a checkpoint.",
         )
     text_config = config.get_text_config(decoder=True) if whole is None else config.text_config
-    return Blueprint(tokenizer, processing, text_config, vlm_config(config), dual=whole)
+    vlm = vlm_config(config)
+    if whole is None and len(tokenizer) > text_config.vocab_size:
+        raise StorageError(
+            f"{folder}: the tokenizer has {len(tokenizer)} entries, the decoder {text_config.vocab_size}.",
+            "Copy the whole model folder of a checkpoint.",
+        )
+    if vlm is not None and tokenizer.convert_tokens_to_ids(IMAGE) != vlm.image_token_id:
+        raise StorageError(
+            f"{folder}: image_token_id is {vlm.image_token_id} in config.json, but the tokenizer's {IMAGE!r} is "
+            f"{tokenizer.convert_tokens_to_ids(IMAGE)}.",
+            "Copy the whole model folder of a checkpoint.",
+        )
+    return Blueprint(tokenizer, processing, text_config, vlm, dual=whole)
 
 
 def _stock_blueprint(path: str) -> Blueprint:

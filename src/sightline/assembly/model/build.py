@@ -69,7 +69,7 @@ def build_bundle(blueprint: Blueprint, config: RunConfig) -> ModelBundle:
         StorageError: weights are missing or damaged.
     """
     tokenizer = blueprint.tokenizer
-    attention = "sdpa" if config.runtime.attention == "auto" else config.runtime.attention
+    attention = loading.kernel_by_choice(config.runtime.attention)
     bundle = ModelBundle(build_model(blueprint, config.train.seed, attention), tokenizer, blueprint.processing)
     if blueprint.dual is None:
         bundle.inner.generation_config = generation_config(bundle)
@@ -267,7 +267,7 @@ def read_model(folder: str | Path, attention: str = "auto") -> ModelBundle:
         ConfigError: it is neither.
         StorageError: its weights are damaged.
     """
-    kernel = "sdpa" if attention == "auto" else attention
+    kernel = loading.kernel_by_choice(attention)
     if not is_ours(folder):
         if dual_config(loading.read_config(str(folder))) is not None:
             return towers.read_stock(str(folder), kernel)

@@ -7,8 +7,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.processing_utils import ProcessorMixin
 
+from sightline.assembly.model.foreign import try_template, try_tokenizer
 from sightline.data.dataset import Dataset
 from sightline.data.samples.templates import Template
+from sightline.data.samples.tokenizing import tokenise
 from sightline.errors import ConfigError
 from sightline.models import loading
 from sightline.models.composites import COMPOSITES
@@ -41,13 +43,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a folder or Hub id.
 
     Raises:
-        ConfigError: there is none, or it gives no character offsets.
+        ConfigError: there is none, it gives no character offsets, or it or its chat template fails a trial (`foreign`).
         StorageError: a file in the folder is a link out of it.
     """
     is_local = hub.find_local(path, "tokenizer") is not None
     if not is_local:
         hub.check_reachable()
     loading.check_folder(path)
+    try_tokenizer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers may raise anything for a foreign or damaged file
@@ -56,6 +59,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"no tokenizer at {path!r}: {first_line(error)}", "Give model.language.tokenizer.") from error
     if tokenizer is None or not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer at {path!r} gives no character offsets.", "Give a folder with a tokenizer.json.")
+    try_template(tokenizer)
     return tokenizer
 
 
@@ -72,8 +76,9 @@ def load_composite_tokenizer(path: str) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         found = ProcessorMixin.get_processor_dict(path)[0].get("chat_template")
         tokenizer.chat_template = found.get("default") if isinstance(found, dict) else found
+        try_template(tokenizer)
     template, begin = tokenizer.chat_template, tokenizer.bos_token
-    adds_begin = begin is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    adds_begin = begin is not None and tokenise(tokenizer, "a")["input_ids"][:1] == [tokenizer.bos_token_id]
     if isinstance(template, str) and adds_begin:
         text = Template(tokenizer).render((Message("user", (Part("a"),)),))
         if not text.startswith(str(begin)):

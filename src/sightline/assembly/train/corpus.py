@@ -18,13 +18,16 @@ from sightline.models.language import check_packable
 CACHE = ".cache"
 
 
-def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None) -> Corpus:
+def build_corpus(
+    bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None, writes_cache: bool = True
+) -> Corpus:
     """Opens the data sets of a stage and returns their samples.
 
     Args:
         bundle: the model.
         data: the stage's section.
         visual_loader: fills visual slots.
+        writes_cache: keep the lengths and tokens beside the data.
 
     Raises:
         ConfigError: weights and epochs of a mixture are mixed, or the decoder cannot keep packed samples apart.
@@ -33,7 +36,7 @@ def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInp
     if data.pack or data.share_prefix:
         check_packable(bundle.model.language)
     configs = sources_of(data)
-    opened = [_source(bundle, data, source) for source in configs]
+    opened = [_source(bundle, data, source, writes_cache) for source in configs]
     if not data.drop_images:
         check_covered(visual_loader, [(open_dataset(config.path), config.split) for config in configs])
     chosen = zip(opened, *samples_of_stage(data, [source.table for source in opened]), strict=True)
@@ -41,13 +44,13 @@ def build_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInp
     return Corpus(sources, visual_loader, bundle.tokens_per_crop)
 
 
-def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig) -> Source:
+def _source(bundle: ModelBundle, data: DataConfig, source: SourceConfig, writes_cache: bool) -> Source:
     """Returns all samples of a source, each drawn once an epoch."""
     dataset = with_noise(open_dataset(source.path), source.split, data.noise, data.noise_seed)
     prompt = data.prompt if source.prompt is None else source.prompt
     conversation_encoder = bundle.stage_builder(data, prompt)
     rules = LengthTableRules(data.share_prefix, data.width, data.max_skipped)
-    units = load_length_table(dataset, source.split, conversation_encoder, rules, Path(source.path) / CACHE)
+    units = load_length_table(dataset, source.split, conversation_encoder, rules, Path(source.path) / CACHE, writes_cache)
     name = source.name or Path(source.path).name
     return Source(name, dataset, units, conversation_encoder, len(units), dataset.is_sharded)
 
@@ -61,7 +64,9 @@ def visual_input_loader(bundle: ModelBundle, data: DataConfig) -> VisualInputLoa
     return loader_of(bundle, data.features, "--config CONFIG", data.keep_pixels * 1_000_000)
 
 
-def validation_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None, limit: int) -> Corpus | None:
+def validation_corpus(
+    bundle: ModelBundle, data: DataConfig, visual_loader: VisualInputLoader | None, limit: int, writes_cache: bool = True
+) -> Corpus | None:
     """Units of the validation split, at most `limit` of them, the same ones each time; None where there is no such split."""
     if data.validation_split is None or limit == 0:
         return None
@@ -73,7 +78,7 @@ def validation_corpus(bundle: ModelBundle, data: DataConfig, visual_loader: Visu
     sources = []
     for source in found:
         section = data.model_copy(update={"noise": 0.0})
-        opened = _source(bundle, section, source.model_copy(update={"split": data.validation_split}))
+        opened = _source(bundle, section, source.model_copy(update={"split": data.validation_split}), writes_cache)
         units = opened.table.limited(share)
         sources.append(replace(opened, table=units, samples_per_epoch=len(units)))
     if not data.drop_images:

@@ -14,8 +14,10 @@ from sightline.assembly.config.sources import sources_of
 from sightline.assembly.encode.features import check_covered
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.model.towers import text_tokens
+from sightline.assembly.train.speed import OFF, Speed
 from sightline.assembly.train.stage import StageRun
 from sightline.assembly.train.text_states import with_text_states
+from sightline.assembly.train.validation import Show
 from sightline.data.batches.loader import Loader
 from sightline.data.batches.pairs import Captions, PairCorpus, PairSource, pair_table
 from sightline.data.dataset import open_dataset
@@ -81,10 +83,14 @@ def _source(data: DataConfig, source: SourceConfig, captions: Captions) -> PairS
 class PairStageRun(StageRun):
     """A stage of a dual encoder on this rank; the same as every other stage but for its data and its validation."""
 
-    def _corpus(self, visual_loader: VisualInputLoader | None) -> PairCorpus:
+    def samples(self, visual_loader: VisualInputLoader | None) -> PairCorpus:
+        """Returns the pairs of the stage."""
+        assert isinstance(self.plan.objective, ContrastiveConfig)
+        return build_pair_corpus(self.bundle, self.plan.data, self.plan.objective.hard_negatives, visual_loader)
+
+    def with_stored(self, corpus: PairCorpus) -> PairCorpus:
+        """Returns the pairs with what a frozen text encoder computes of them once."""
         bundle, plan = self.bundle, self.plan
-        assert isinstance(plan.objective, ContrastiveConfig)
-        corpus = build_pair_corpus(bundle, plan.data, plan.objective.hard_negatives, visual_loader)
         if plan.parts.get("text", "frozen") != "frozen":
             return corpus
         bundle.module.eval()
@@ -92,7 +98,19 @@ class PairStageRun(StageRun):
         bundle.module.train()
         return corpus
 
-    def _loader(self, corpus: PairCorpus) -> Loader:
+    def limited(self, corpus: PairCorpus, count: int) -> PairCorpus:
+        """Returns at most `count` units of each data set, the same ones each time."""
+        tables = [source.table.limited(count) for source in corpus.sources]
+        sources = [
+            replace(source, table=table, units_per_epoch=table.units) for source, table in zip(corpus.sources, tables, strict=True)
+        ]
+        return replace(corpus, sources=tuple(sources))
+
+    def speed(self) -> Speed:
+        return OFF  # the towers see no packed rows
+
+    def loader(self, corpus: PairCorpus, speed: Speed = OFF) -> Loader:
+        """Returns the micro-batches of this rank."""
         plan, ranks = self.plan, self.accelerator
         rules, data = batch_rules(plan), plan.data
         pad = self.bundle.pad_id
@@ -102,18 +120,18 @@ class PairStageRun(StageRun):
             corpus, rules, pad, ranks.process_index, ranks.num_processes, data.workers, data.worker_timeout, corpus.arrays
         )
 
-    def _validation(self, visual_loader: VisualInputLoader | None) -> Callable[[Progress], dict[str, Any]] | None:
+    def validation(
+        self, visual_loader: VisualInputLoader | None, show: Show | None, speed: Speed = OFF
+    ) -> Callable[[Progress], dict[str, Any]] | None:
+        """Returns the in-loop validation; None where there is no split for it. `show` gets its values."""
         corpus = validation_pairs(self.bundle, self.plan.data, visual_loader, self.plan.train.evaluate_samples)
         if corpus is None:
             return None
         objective = self.plan.objective.build()
         by_recall = self.plan.train.best == "score"
-        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus, by_recall)
+        return PairValidation(self.accelerator, self.bundle, cast(ContrastiveObjective, objective), corpus, by_recall, show)
 
-    def _report(self, stage: stages.Stage, corpus: PairCorpus, loader: Loader, schedule: loop.StageSchedule) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        logger.info("stage %s", stage.name)
+    def _report(self, stage: stages.Stage, corpus: PairCorpus, loader: Loader, schedule: loop.StageSchedule, speed: Speed) -> None:
         for row in stage.table:
             logger.info("  %s", row.line())
         for source in corpus.sources:
@@ -138,6 +156,7 @@ class PairValidation:
         objective: of training.
         corpus: validation pairs.
         by_recall: whether the best checkpoint is the one with the largest sum of recalls, not with the lowest loss.
+        show: called with the values on the first rank.
     """
 
     accelerator: Accelerator
@@ -145,6 +164,7 @@ class PairValidation:
     objective: ContrastiveObjective
     corpus: PairCorpus
     by_recall: bool = False
+    show: Show | None = None
 
     def __call__(self, at: Progress) -> dict[str, Any]:
         """Returns the loss over all validation pairs as one batch, recall at 1 of both directions, and `value`."""
@@ -158,7 +178,10 @@ class PairValidation:
         positives = (batch.owner_C[None] == batch.image_N[:, None]).cpu().numpy()
         values = {"i2t_r1": recall_at(similarity, positives, 1).mean(), "t2i_r1": recall_at(similarity.T, positives.T, 1).mean()}
         recalls = {name: float(value) for name, value in values.items()}
-        return {"validation_loss": mean, **recalls, "value": sum(recalls.values()) if self.by_recall else -mean}
+        out = {"validation_loss": mean, **recalls, "value": sum(recalls.values()) if self.by_recall else -mean}
+        if self.show is not None and self.accelerator.is_main_process:
+            self.show(at, out, ())
+        return out
 
     def _embedded(self) -> Iterator[tuple[Embeddings, PairBatch]]:
         model = self.bundle.pairs

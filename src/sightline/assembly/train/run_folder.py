@@ -22,6 +22,7 @@ from sightline.assembly.config.schema import RunConfig, StagePlan
 from sightline.assembly.model.build import ModelBundle, non_finite, write_model
 from sightline.assembly.model.origin import RunOrigin
 from sightline.assembly.train.fingerprints import data_fingerprints, refuse_other_data
+from sightline.assembly.train.trackers import TrackedSample, Trackers
 from sightline.config import to_yaml
 from sightline.errors import ConfigError, SightlineError, StorageError
 from sightline.reporting.card import Card, write_card
@@ -299,22 +300,21 @@ class MetricsLog:
     """`metrics.jsonl` and the trackers; lines of steps after the one that the run goes on from are removed."""
 
     def __init__(self, path: Path, step: int, accelerator: Accelerator, config: RunConfig) -> None:
-        self._accelerator = accelerator
         self._file = storage.JsonLines(path, check=check_metrics) if accelerator.is_main_process else None
         if self._file is not None:
             self._file.keep(lambda line: line["step"] <= step)
-        self._tracks = bool(config.tracking.trackers)
-        if self._tracks:
-            accelerator.init_trackers(config.tracking.project, config={"yaml": to_yaml(config)})
+        self._trackers = Trackers(accelerator, config)
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; only the first rank does."""
+        self._trackers.start()
         if self._file is not None:
             self._file.write(line)
-        if self._tracks:
-            flat = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
-            flat |= {f"lr/{part}": value for part, value in line.get("lr", {}).items()}
-            self._accelerator.log(flat, step=line["step"])
+        self._trackers.write(line)
+
+    def write_samples(self, step: int, samples: Sequence[TrackedSample]) -> None:
+        """Gives generated texts and their images to the trackers."""
+        self._trackers.write_samples(step, samples)
 
     def sync(self) -> None:
         """Waits until all lines are on the disk."""
@@ -325,5 +325,4 @@ class MetricsLog:
         """Closes the file and ends the trackers."""
         if self._file is not None:
             self._file.close()
-        if self._tracks:
-            self._accelerator.end_training()
+        self._trackers.close()

@@ -11,27 +11,36 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from sightline.assembly.model.build import ModelBundle
+from sightline.assembly.train.trackers import IMAGE_SIDE, TrackedSample
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus, Source
+from sightline.data.dataset import Dataset
+from sightline.data.images.reader import read_image
 from sightline.data.samples.prompts import Prompt, make_prompt
 from sightline.errors import ConfigError, RecordError
 from sightline.evaluation.tasks import Query, Task
 from sightline.generation.decode import DecodingConfig, generate
 from sightline.objectives.base import HiddenStateModel, Objective
 from sightline.training.checkpoint import Progress
+from sightline.training.console import SampleText
 from sightline.training.meters import StepTotals
 from sightline.types import Batch, Prediction, Sample, TrainingBatch
 
 ROWS = 8  # samples per batch; fixed, so that the value does not depend on the training batch
 MAX_NEW_TOKENS = 32
+SHOWN = 2  # generated texts on the console and in trackers
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A text generated in validation, and the query that it answers."""
+    """A text generated in validation, the query that it answers, and the data set of its record."""
 
     query: Query
     text: str
+    dataset: Dataset
+
+
+Show = Callable[[Progress, dict[str, Any], Sequence[Generated]], None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Validation:
         batches: makes the batches of this rank, on the CPU, anew for each call.
         generated: generates texts for the log on the first rank; None for none.
         task: its headline score of the generated texts decides which checkpoint is the best; None for the lowest loss.
+        show: called with the values and the generated texts on the first rank.
     """
 
     accelerator: Accelerator
@@ -53,6 +63,7 @@ class Validation:
     batches: Callable[[], Iterable[TrainingBatch]]
     generated: Callable[[], list[Generated]] | None = None
     task: Task | None = None
+    show: Show | None = None
 
     def __call__(self, at: Progress) -> dict[str, Any]:
         """Returns the values for the log.
@@ -76,6 +87,8 @@ class Validation:
             score = self._headline(self.task, texts)
             out |= {"validation_score": {self.task.headline.name: score}}
             out["value"] = score if self.task.headline.higher_is_better else -score
+        if self.show is not None and self.accelerator.is_main_process:
+            self.show(at, out, texts)
         return out
 
     def _headline(self, task: Task, texts: Sequence[Generated]) -> float:
@@ -124,19 +137,19 @@ def generated_texts(
         accelerator: arithmetic of the machine.
         task: asks the queries; without one each record is continued as in training.
     """
-    prompts: list[tuple[Query, Prompt]] = []
+    prompts: list[tuple[Dataset, Query, Prompt]] = []
     for source, query in _queries(corpus, count, task):
         with contextlib.suppress(RecordError):
             args = (source.dataset, query.record, source.conversation_encoder, corpus.visual_inputs, bundle.tokens_per_crop, ())
-            prompts.append((query, make_prompt(*args, query.messages)))
-    width = max((len(prompt.row.ids) for _, prompt in prompts), default=0)
+            prompts.append((source.dataset, query, make_prompt(*args, query.messages)))
+    width = max((len(prompt.row.ids) for _, _, prompt in prompts), default=0)
     decoding = DecodingConfig(max_new_tokens=MAX_NEW_TOKENS)
     out = []
     for begin in range(0, len(prompts), ROWS):
         batch = prompts[begin : begin + ROWS]
         with accelerator.autocast(), torch.no_grad():
-            texts = generate(bundle.model, bundle.tokenizer, [prompt for _, prompt in batch], decoding, width)
-        out += [Generated(query, text.text) for (query, _), text in zip(batch, texts, strict=True)]
+            texts = generate(bundle.model, bundle.tokenizer, [prompt for _, _, prompt in batch], decoding, width)
+        out += [Generated(query, text.text, dataset) for (dataset, query, _), text in zip(batch, texts, strict=True)]
     return out
 
 
@@ -154,3 +167,24 @@ def _queries(corpus: Corpus, count: int, task: Task | None) -> Iterator[tuple[So
         elif task.asks(record):
             for query in task.queries(record, prompt if task.prompt is None else task.prompt):
                 yield source, query
+
+
+def sample_texts(texts: Sequence[Generated]) -> list[SampleText]:
+    """Returns generated texts with a reference text of their records."""
+    return [
+        SampleText(made.query.id, made.text, next(iter(made.query.record.captions or made.query.record.answers), ""))
+        for made in texts
+    ]
+
+
+def tracked_samples(texts: Sequence[Generated], samples: Sequence[SampleText]) -> list[TrackedSample]:
+    """Returns the same texts with their images, scaled down; without an image that cannot be opened."""
+    out = []
+    for made, sample in zip(texts, samples, strict=True):
+        image = None
+        if made.query.record.images:
+            with contextlib.suppress(RecordError):
+                image = read_image(made.dataset, made.query.record)
+                image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+        out.append(TrackedSample(sample.id, sample.text, sample.truth, image))
+    return out

@@ -25,6 +25,7 @@ from sightline.types import Sample, TrainingBatch
 AnyBatch = TypeVar("AnyBatch", bound=TrainingBatch, covariant=True)
 Task = tuple[Rows, int | None]  # the rows of a micro-batch, and the shared-memory slot for its arrays
 PREFETCH = 2  # micro-batches that a thread prepares in advance where there are no worker processes
+TEXT_STEP = 128  # lengths of rows without their images are multiples of it
 PREFETCH_PER_WORKER = 4  # micro-batches in flight per worker: it works on the next one while finished ones wait
 
 
@@ -79,6 +80,7 @@ class _BatchBuilder:
 
     corpus: Corpus
     pad_id: int
+    min_width: int = 1
 
     def __call__(self, rows: Rows) -> Arrays:
         samples = iter(self.corpus.samples([index for row in rows for index in row]))
@@ -92,8 +94,10 @@ class _BatchBuilder:
                     skipped.append((str(index), sample.reason))
                 else:
                     loaded[-1].append(sample)
-        arrays = collate(loaded, self.pad_id)
-        return replace(arrays, skipped=tuple(skipped))
+        arrays = collate(loaded, self.pad_id, self.min_width)
+        # Rows without their images have few lengths too where all rows have one.
+        step = TEXT_STEP if self.min_width > 1 else 1
+        return replace(arrays, text_width=-(-arrays.text_width // step) * step, skipped=tuple(skipped))
 
 
 class _WorkerDataset(Dataset[BatchArrays]):
@@ -131,6 +135,7 @@ class Loader:
         workers: processes that read and decode; 0 uses a prefetch thread of this process.
         timeout: seconds without a batch after which a worker counts as dead.
         build: makes the arrays of a micro-batch from the sample indices of its rows; by default packed rows of `corpus`.
+        min_width: minimum length of the rows of `corpus` in tokens, so that all steps have one shape.
 
     Raises:
         ConfigError: the rows of a step are not divisible by ranks and micro-batches.
@@ -146,6 +151,7 @@ class Loader:
         workers: int = 0,
         timeout: float = 120,
         build: Build | None = None,
+        min_width: int = 1,
     ) -> None:
         if rules.rows_per_step % (world * rules.accumulate):
             raise ConfigError(
@@ -154,7 +160,7 @@ class Loader:
             )
         if build is None:
             assert isinstance(corpus, Corpus)
-            build = _BatchBuilder(corpus, pad_id)
+            build = _BatchBuilder(corpus, pad_id, min_width)
         self.rules, self.build = rules, build
         self.rank, self.world, self.workers, self.timeout = rank, world, workers, timeout
         self.plan = corpus.plan(rules)

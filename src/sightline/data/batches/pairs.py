@@ -15,6 +15,7 @@ from sightline.data.batches.order import mixture_order
 from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.data.dataset import Dataset
 from sightline.data.images.pixels import VisualInputLoader, VisualInputs
+from sightline.data.samples.tokenizing import tokenise
 from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import RecordError, SkipLimitError
 from sightline.runtime.keyed import keyed_generator
@@ -58,7 +59,7 @@ class TextTokens:
 
     def _ids(self, text: str) -> list[int]:
         """Returns the ids of a text; one that ends without a special token gets the end token, so that no text is empty."""
-        ids = self.tokenizer(text, truncation=True, max_length=self.limit)["input_ids"]
+        ids = tokenise(self.tokenizer, text, truncation=True, max_length=self.limit)["input_ids"]
         end = self.tokenizer.eos_token_id
         if end is not None and (not ids or ids[-1] not in self.tokenizer.all_special_ids):
             ids = [*ids[: self.limit - 1], int(end)]

@@ -170,6 +170,7 @@ class Figures:
     records: int = 0
     boxes: int = 0
     negatives: int = 0
+    components: int = 0
     text_only: int = 0
     answered: int = 0
     _images: array = field(default_factory=lambda: array("I"))
@@ -189,6 +190,7 @@ class Figures:
         self.records += 1
         self.boxes += bool(record.boxes)
         self.negatives += bool(record.negatives)
+        self.components += bool(record.components)
         self.text_only += not record.images
         self._images.append(len(record.images))
         if record.captions:
@@ -227,7 +229,7 @@ class Figures:
             "conversations": len(self._turns),
             "answers": self.answered,
         }
-        kinds |= {"boxes": self.boxes, "negatives": self.negatives, "text_only": self.text_only}
+        kinds |= {"boxes": self.boxes, "negatives": self.negatives, "components": self.components, "text_only": self.text_only}
         return RecordFigures(
             records=self.records,
             records_with={name: count for name, count in kinds.items() if count},

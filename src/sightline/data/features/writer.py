@@ -400,7 +400,8 @@ class _Writer:
     def _check_skip_limit(self, lost: Sequence[MissingImage]) -> None:
         example = f"; for example: {lost[0].detail}" if lost else ""
         what = f"images have no features ({reasons_text(Counter(item.reason for item in lost))}){example}"
-        remedy = f"Repair the data set, or allow more with --max-skipped. Finished shards are kept in {self.work}."
+        kept = f" Finished shards are kept in {self.work}." if any(self.work.glob("shard-*.json")) else ""
+        remedy = f"Repair the data set, or allow more with --max-skipped.{kept}"
         check_skip_limit(len(lost), len(self.selection), self.max_skipped, what, remedy)
 
     def _finish(

@@ -3,7 +3,8 @@
 All of Sightline opens images here. The header is checked before anything is decoded; a truncated image is refused, never
 decoded with grey areas. Bit flips that leave a valid file are invisible here: only the sha256 that `data prepare` stores
 finds them. ICC profiles are not applied, as the processors of the encoders do not apply them either. Pillow warns about oddities
-that do not touch the pixels (torn EXIF, too many tags); those warnings are left to the caller's filters.
+that do not touch the pixels (torn EXIF, too many tags); those warnings are left to the caller's filters. Texts, colour profiles and
+other parts of a PNG that its pixels do not need are dropped where they are damaged or too large.
 """
 
 import io
@@ -19,6 +20,7 @@ from PIL import WebPImagePlugin as _  # noqa: F401 Pillow would import all of it
 from pydantic import Field
 
 from sightline.config import Config
+from sightline.data.images.png_chunks import drop_damaged_chunks
 from sightline.errors import RecordError, UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -136,6 +138,22 @@ def open_with_orientation(
     data = read_image_file(source, limits) if isinstance(source, Path) else source
     kind = _recognise(data, limits)
     try:
+        return _decoded(data, kind, limits, draft_side)
+    except RecordError as error:
+        mended = _mended(data, kind, error)
+        if mended is None:
+            raise
+    return _decoded(mended, kind, limits, draft_side)
+
+
+def _mended(data: bytes, kind: str, error: RecordError) -> bytes | None:
+    """Returns a broken file without those damaged parts that its pixels do not need; None where there are none."""
+    return drop_damaged_chunks(data) if kind == "PNG" and error.reason == "image_broken" else None
+
+
+def _decoded(data: bytes, kind: str, limits: ImageLimits, draft_side: int | None) -> tuple[Image.Image, int]:
+    """Returns an image and the orientation that was applied, or raises a RecordError."""
+    try:
         image = _open_header(data, kind, limits)
         if type(image).verify is not ImageFile.ImageFile.verify:  # PNG has checksums to compare, the others do nothing there
             image.verify()
@@ -202,6 +220,16 @@ def inspect_image(source: bytes | Path, limits: ImageLimits = DEFAULT_LIMITS) ->
     """
     data = read_image_file(source, limits) if isinstance(source, Path) else source
     kind = _recognise(data, limits)
+    try:
+        return _header(data, kind, limits)
+    except RecordError as error:
+        mended = _mended(data, kind, error)
+        if mended is None:
+            raise
+    return _header(mended, kind, limits)
+
+
+def _header(data: bytes, kind: str, limits: ImageLimits) -> ImageHeader:
     try:
         image = _open_header(data, kind, limits)
         width, height = image.size

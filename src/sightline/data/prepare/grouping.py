@@ -18,15 +18,15 @@ from sightline.data.readers.base import Tally
 from sightline.runtime.storage import atomic_file, dump_line
 
 MAX_RECORDS = 100  # that become one; further ones of the image become another
-_MAY_DIFFER = ("captions", "id", "images", "meta")
+_MAY_DIFFER = ("captions", "components", "id", "images", "meta")
 _ROW = np.dtype([("key", "<u8"), ("offset", "<u8"), ("image", "<u8"), ("split", "<u8")])
 
 
 def group_by_image(checked: Path, tally: Tally, poll: Callable[[], None] = lambda: None) -> int:
     """Joins records of captions that have the same images, split, boxes and negatives, in the place of the first of them.
 
-    The joint record has the id of the first, the captions of all in their order, and the keys of all `meta`, of which the first
-    that has a key decides. Records with a conversation, with answers or without images stay as they are.
+    The joint record has the id of the first, the captions (and their components) of all in their order, and the keys of all `meta`,
+    of which the first that has a key decides. Records with a conversation, with answers or without images stay as they are.
 
     Args:
         checked: lines of records with their images stored; rewritten where records are joined.
@@ -96,6 +96,9 @@ def _join(record: dict[str, Any] | None, other: dict[str, Any], tally: Tally) ->
     assert record is not None
     assert record["image_info"] == other["image_info"]
     record["captions"] += other["captions"]
+    if "components" in other:
+        known = {item["text"] for item in record.setdefault("components", [])}
+        record["components"] += [item for item in other["components"] if item["text"] not in known]
     for name, value in other.get("meta", {}).items():
         if record.setdefault("meta", {}).setdefault(name, value) != value:
             tally.ignored[f"meta.{name}"] += 1

@@ -42,7 +42,7 @@ from sightline.runtime.optional import require
 from sightline.runtime.signals import watch_signals
 from sightline.runtime.storage import Lock, atomic_file, dump_line, publish_dir, sweep, write_json
 from sightline.runtime.workers import GuardedPool, TaskFailure
-from sightline.types import Box, ImageInfo, Message, Part, Record
+from sightline.types import Box, Components, ImageInfo, Message, Part, Record, Relation
 
 BATCH = 8  # images per task of a child
 BATCH_BYTES = 8_000_000  # bytes of images per task, for images that are sent as bytes
@@ -111,7 +111,7 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
             try:
                 summary = _PrepareRun(path, format_name, chosen, options, work, stopped).run()
             except BaseException:
-                if not any(work.glob("dataset/images/*/*")) and not any(work.glob(f"{FETCHED}/*/*")):
+                if not _has_work(work):
                     shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
                 raise
             shutil.rmtree(work, ignore_errors=True)
@@ -120,6 +120,11 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
         raise StorageError(
             f"{error.filename or work}: {error.strerror or error}.", "Free space or choose another folder."
         ) from error
+
+
+def _has_work(work: Path) -> bool:
+    """Returns whether an unfinished folder holds images that another call need not make again."""
+    return any(work.glob("dataset/images/*/*")) or any(work.glob(f"{FETCHED}/*/*"))
 
 
 def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
@@ -168,7 +173,7 @@ class _PrepareRun:
         self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
         self.merged = 0  # records that became part of another of the same image
-        self.skip_limit = SkipLimit(options.max_skipped, work)
+        self.skip_limit = SkipLimit(options.max_skipped, lambda: work if _has_work(work) else None)
         self._queue: deque[_PendingRecord | Skip] = deque()
         self._sent: deque[list[tuple[ImageState, Path | bytes]]] = deque()
         self._states = RecentImages()
@@ -252,7 +257,8 @@ class _PrepareRun:
 
     def _poll(self) -> None:
         if signal := self.stopped():
-            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Run the same command again to continue.")
+            kept = f"; the work so far is in {self.work}" if _has_work(self.work) else ""
+            raise Stopped(f"{signal} arrived{kept}.", "Run the same command again to continue.")
 
     @property
     def _is_grouped(self) -> bool:
@@ -461,7 +467,8 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     record = item.record
     if text_only:
         item = replace(item, images=(), sizes=(), hashes=(), pixel_boxes=())
-        record = replace(record, boxes=(), messages=tuple(_without_images(message) for message in record.messages))
+        messages = tuple(_without_images(message) for message in record.messages)
+        record = replace(record, boxes=(), messages=messages, components=tuple(map(_without_boxes, record.components)))
     record = _cleaned(record, tally)
     captions = tuple(caption for caption in record.captions if caption.strip() and not is_null_word(caption))
     for reason, lost in (
@@ -475,7 +482,10 @@ def _normalised(item: Item, text_only: bool, tally: Tally) -> Item:
     _check_messages(record)
     if not _SPLIT.match(record.split):
         raise RecordError("bad_split", f"split {record.split!r} must be made of letters, digits, '_', '-' and '.'")
-    record = replace(record, captions=captions, images=tuple(map(str, range(len(item.images)))), image_info=())
+    kept = {*captions, *record.negatives}
+    components = tuple({item.text: item for item in record.components if item.text in kept}.values())
+    images = tuple(map(str, range(len(item.images))))
+    record = replace(record, captions=captions, components=components, images=images, image_info=())
     check_record(record)
     try:
         dump_line(record_to_json(record))
@@ -502,7 +512,28 @@ def _cleaned(record: Record, tally: Tally) -> Record:
         answers=tuple(map(clean, record.answers)),
         negatives=tuple(map(clean, record.negatives)),
         boxes=tuple(replace(box, label=clean(box.label)) for box in record.boxes),
+        components=tuple(_cleaned_components(components) for components in record.components),
         messages=tuple(Message(message.role, tuple(map(part, message.content))) for message in record.messages),
+    )
+
+
+def _cleaned_components(components: Components) -> Components:
+    """Returns components with cleaned texts, which are counted in the caption that they stand in."""
+    return Components(
+        clean_text(components.text),
+        tuple(replace(item, text=clean_text(item.text)) for item in components.entities),
+        tuple(
+            Relation(clean_text(item.subject), clean_text(item.relation), clean_text(item.object), item.boxes)
+            for item in components.relations
+        ),
+    )
+
+
+def _without_boxes(components: Components) -> Components:
+    return Components(
+        components.text,
+        tuple(replace(item, box=None) for item in components.entities),
+        tuple(replace(item, boxes=None) for item in components.relations),
     )
 
 

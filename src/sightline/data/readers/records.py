@@ -14,7 +14,11 @@ from sightline.data.readers.rows import find_file, image_root, items, json_rows
 from sightline.data.records import record_from_json
 from sightline.runtime.storage import check_links, trusted_folders
 
-USED_BELOW = {"boxes": ("label", "xyxy", "score"), "messages": ("role", "content")}
+USED_BELOW = {
+    "boxes": ("label", "xyxy", "score"),
+    "messages": ("role", "content"),
+    "components": ("text", "entities", "relations"),
+}
 
 
 def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Skip]:
@@ -35,6 +39,8 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
             filled = [caption for caption in captions if not isinstance(caption, str) or caption.strip()]
             if filled and len(filled) < len(captions):
                 values["captions"] = filled
+                if isinstance(values.get("components"), list):
+                    values["components"] = [item for item in values["components"] if not _is_of_empty_text(item)]
                 tally.notes["empty_caption"] += len(captions) - len(filled)
         if "id" in options.mapping:  # --map id= numbers the rows, --map id=key takes another key
             values["id"] = make_id(values.pop(options.mapping["id"], None), number)
@@ -52,6 +58,11 @@ def read(path: Path, options: SourceOptions, tally: Tally) -> Iterator[Item | Sk
         )
 
     return items(json_rows(file, tally), build)
+
+
+def _is_of_empty_text(item: Any) -> bool:
+    text = item.get("text") if isinstance(item, dict) else None
+    return isinstance(text, str) and not text.strip()
 
 
 def _sharded(dataset: Dataset, options: SourceOptions) -> Iterator[Item | Skip]:

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from sightline.data.images.tilings import Layout, TilingConfig
 from sightline.data.records import prompt_messages
 from sightline.data.samples.templates import RenderedConversation, Template, Turn
+from sightline.data.samples.tokenizing import tokenise
 from sightline.errors import RecordError
 from sightline.types import IMAGE, EncodedConversation, Message, Part, Record, Sample, Span
 
@@ -213,7 +214,7 @@ class ConversationEncoder:
         Where several tokens share a character, the first token has it and the others are empty. Visual slots and padding are empty.
         """
         text, _ = _with_layout_texts(self.template.conversation(messages), layouts)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        encoded = tokenise(self.tokenizer, text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         names = self.tokenizer.convert_ids_to_tokens(ids)
         starts = [start for start, _ in offsets[1:]] + [len(text)]
@@ -233,7 +234,7 @@ class ConversationEncoder:
     # Steps -------------------------------------------------------------------------------------------------------------
 
     def _tokenise(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        return list(tokenise(self.tokenizer, text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
     def _encode(self, text: str) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, "T 2"]]:
         """Returns the ids and character offsets of a text.
@@ -241,7 +242,7 @@ class ConversationEncoder:
         Raises:
             RecordError: `special_token_in_text`, where the tokenizer's normaliser turns plain text into a special token.
         """
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+        encoded = tokenise(self.tokenizer, text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
         for index in np.flatnonzero(np.isin(ids, self._control_ids)).tolist():

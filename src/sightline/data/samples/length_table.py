@@ -193,7 +193,12 @@ def table_key(dataset: Dataset, split: str, conversation_encoder: ConversationEn
 
 
 def load_length_table(
-    dataset: Dataset, split: str, conversation_encoder: ConversationEncoder, rules: LengthTableRules, cache: Path | None
+    dataset: Dataset,
+    split: str,
+    conversation_encoder: ConversationEncoder,
+    rules: LengthTableRules,
+    cache: Path | None,
+    writes: bool = True,
 ) -> LengthTable:
     """Reads the length table of a split from the cache, or makes and caches it.
 
@@ -202,6 +207,7 @@ def load_length_table(
         conversation_encoder: encodes conversations.
         rules: how branches are grouped.
         cache: folder of cached tables; None caches nothing.
+        writes: False reads the cache and writes nothing.
 
     Raises:
         SkipLimitError: more than `rules.max_skipped` of the branches cannot be trained on, or none can.
@@ -210,9 +216,11 @@ def load_length_table(
         table = _make_in_memory(dataset, split, conversation_encoder, rules)
     else:
         key = table_key(dataset, split, conversation_encoder, rules)
-        table = _read_or_write(
-            cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin", dataset, split, conversation_encoder, rules
-        )
+        files = cache / f"lengths-{key}.npz", cache / f"tokens-{key}.bin"
+        if writes:
+            table = _read_or_write(*files, dataset, split, conversation_encoder, rules)
+        else:
+            table = read_table(*files) or _make_in_memory(dataset, split, conversation_encoder, rules)
     check_trainable(table, rules.max_skipped, split)
     return table
 

@@ -1,7 +1,7 @@
 """`sightline.json` of a model's folder: how records become inputs of the model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -18,11 +18,11 @@ PROCESSING = "sightline.json"
 class Processing(Config):
     """How records become inputs of a model; `sightline.json` of its folder."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     prompt: str = ""
     template: str = "auto"
     supervise: Policy = "assistant"
-    max_tokens: int = 2048
+    max_tokens: int = Field(2048, ge=1)
     tiling: AnyTiling = WholeConfig()
     preparation: ImagePreparation | None = None
     recipe: str = "custom"

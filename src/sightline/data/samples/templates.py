@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sightline.data.samples.tokenizing import within_limit
 from sightline.errors import ConfigError, RecordError
 from sightline.types import IMAGE, Message
 
@@ -133,10 +134,11 @@ class Template:
 
         Raises:
             RecordError: `template_refused`: the template does not accept the conversation, for example its order of roles.
+            ConfigError: the template of a folder took too long.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        try:
+        def rendered() -> str:
             texts, _ = render_jinja_template(
                 conversations=[[self._plain(message) for message in messages]],
                 chat_template=self.source,
@@ -144,11 +146,18 @@ class Template:
                 enable_thinking=thinks,
                 **self.special_tokens,  # pyrefly: ignore
             )
+            return str(texts[0])
+
+        try:
+            if self.source in TEMPLATES.values():
+                return rendered()
+            return within_limit(self.tokenizer, rendered, "the chat template", sum(len(message.text) for message in messages))
+        except ConfigError:
+            raise
         except Exception as error:  # a template may raise anything; the record is skipped and counted
             if not messages:
                 return ""  # many templates read the first message
             raise RecordError("template_refused", f"the chat template does not accept the conversation: {error}") from error
-        return str(texts[0])
 
     @property
     def processor_source(self) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 
 from PIL import Image
 
+from sightline.data.scenes.components import components
 from sightline.data.scenes.drawing import check_size, render
 from sightline.data.scenes.language import Negative, SceneCaption, captions, named, negatives
 from sightline.data.scenes.questions import Question, questions
@@ -96,7 +97,7 @@ def scene_id(scene: Scene) -> str:
 
 
 def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list[Negative], split: str) -> Record:
-    """Returns a record with captions, boxes and hard negatives.
+    """Returns a record with captions, boxes, hard negatives, and the entities and relations of all these sentences.
 
     Its meta has `level`, `seed`, `index`, `objects`, `sign`, `canonical`, and, with one entry for each negative,
     `negative_kinds` and `negative_of` (the number of the caption that it is a false version of).
@@ -107,6 +108,7 @@ def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list
         captions=tuple(caption.text for caption in scene_captions),
         boxes=boxes(scene),
         negatives=tuple(negative.caption.text for negative in false),
+        components=tuple(components(caption, scene) for caption in _distinct([*scene_captions, *(item.caption for item in false)])),
         split=split,
         meta={
             **_description(scene),
@@ -115,6 +117,10 @@ def caption_record(scene: Scene, scene_captions: list[SceneCaption], false: list
             "negative_of": [negative.of for negative in false],
         },
     )
+
+
+def _distinct(sentences: list[SceneCaption]) -> list[SceneCaption]:
+    return list({caption.text: caption for caption in sentences}.values())
 
 
 def question_records(scene: Scene, asked: list[Question], split: str) -> list[Record]:

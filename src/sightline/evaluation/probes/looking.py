@@ -213,14 +213,20 @@ class LookingFindings:
 
 
 def answers_of(queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, str]:
-    """Returns answers by query as they are compared: text without case and surplus spaces, or the most likely candidate."""
-    candidates = {query.id: query.candidates for query in queries}
-    return {
-        found.id: " ".join(found.text.casefold().split())
-        if found.scores is None
-        else candidates[found.id][int(np.argmax(found.scores))]
-        for found in predictions
-    }
+    """Returns answers by query as they are compared.
+
+    They are texts without case and surplus spaces, the most likely candidates, or of retrieval the ranks.
+    """
+    asked = {query.id: query for query in queries}
+    return {found.id: _answer(asked[found.id], found) for found in predictions}
+
+
+def _answer(query: Query, found: Prediction) -> str:
+    if found.scores is None:
+        return " ".join(found.text.casefold().split())
+    if query.form == "embed":
+        return " ".join(f"{value:g}" for value in found.scores)
+    return query.candidates[int(np.argmax(found.scores))]
 
 
 def ladder_step(control: str, seen: Condition, other: Condition, info: ScoreInfo, resamples: int = 1000) -> LadderStep:

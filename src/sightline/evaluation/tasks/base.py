@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from sightline.errors import UsageError
 from sightline.types import Message, Prediction, Record, Score
 
 # What a model does with a query: continue it, give the log-probability of each candidate, or embed it.
@@ -117,6 +118,16 @@ class Task(ABC):
             prompt: text beside the image. A task whose records bring questions of their own has a template with `{question}`.
         """
 
+    def drawn(self, records: list[Record], images: int | None, captions: int | None, seed: int) -> list[Record]:
+        """Returns fewer records with fewer captions, for a task that ranks all images against all captions.
+
+        Raises:
+            UsageError: the task does not, and a number is given.
+        """
+        if images is not None or captions is not None:
+            raise UsageError(f"--images and --captions belong to task 'retrieval', not {self.name!r}.", "Use --limit for records.")
+        return records
+
     def example(self, record: Record, prompt: str) -> Record:
         """Returns a record as a few-shot example: its conversation in the form in which the task asks and expects answers."""
         return record
@@ -124,6 +135,13 @@ class Task(ABC):
     @abstractmethod
     def references(self, query: Query) -> tuple[str, ...]:
         """The right answers."""
+
+    def shown(self, query: Query, prediction: Prediction) -> str:
+        """Returns an answer as people read it: the text, or the candidate with the largest score."""
+        scores = prediction.scores
+        if scores is None or len(scores) != len(query.candidates):
+            return prediction.text
+        return query.candidates[max(range(len(scores)), key=lambda number: scores[number])]
 
     @abstractmethod
     def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:

@@ -1,17 +1,20 @@
 """`retrieval`: find the captions of an image and the image of a caption among all of a split; recall at 1, 5 and 10."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sightline.data.records import prompt_messages
 from sightline.evaluation.tasks.base import Query, ScoreInfo, Task
+from sightline.evaluation.tasks.composition import Composition
 from sightline.evaluation.tasks.questions import answered
 from sightline.metrics.retrieval import KS, RankedImage, median_rank, recall_from_best
 from sightline.metrics.scores import score_of
 from sightline.metrics.statistics import Statistic, mean_by_cluster, mean_of
 from sightline.runtime.keyed import keyed_generator
-from sightline.types import Message, Part, Prediction, Record, Score
+from sightline.types import Prediction, Record, Score
 
 SCORER = "retrieval 1"
 CAPTIONS = 5  # captions of an image that take part, as in the protocol of COCO and Flickr30k
@@ -21,8 +24,9 @@ TO_TEXT, TO_IMAGE = "i2t", "t2i"
 class Retrieval(Task):
     """Records with one image and captions, of which the first five take part.
 
-    A model embeds each image and each caption (query form `embed`), and all are ranked against all. Each prediction holds where the
-    right candidates of an image and of its captions stand (`RankedImage`).
+    Each image is ranked against each caption (query form `embed`): a dual encoder embeds them, any other model gives the likelihood
+    of each caption given each image. Each prediction holds where the right candidates of an image and of its captions stand
+    (`RankedImage`).
     """
 
     name = "retrieval"
@@ -43,16 +47,34 @@ class Retrieval(Task):
         ScoreInfo("i2t_map_at_r", "image to text, mAP@R", is_detail=True),
     )
     prompt = ""
+    confirm_prompt = Composition.confirm_prompt
+    likelihood = "gain"
 
     def asks(self, record: Record) -> bool:
         return len(record.images) == 1 and bool(record.captions)
 
+    def drawn(self, records: list[Record], images: int | None, captions: int | None, seed: int) -> list[Record]:
+        """Returns a smaller gallery: so many different images with all their records, and of each record so many captions."""
+        keys = list(dict.fromkeys(record.image_keys for record in records))
+        if images is not None and images < len(keys):
+            kept = {keys[place] for place in keyed_generator("gallery", seed).permutation(len(keys))[:images].tolist()}
+            records = [record for record in records if record.image_keys in kept]
+        return [record if captions is None else _with_captions(record, captions, seed) for record in records]
+
     def queries(self, record: Record, prompt: str) -> tuple[Query, ...]:
-        message = Message("user", (Part(),))
-        return (Query(record.id, record, (message,), "embed", record.captions[:CAPTIONS], record.captions[:CAPTIONS]),)
+        captions = record.captions[:CAPTIONS]
+        return (Query(record.id, record, prompt_messages(record, prompt), "embed", captions, captions),)
 
     def references(self, query: Query) -> tuple[str, ...]:
         return query.candidates
+
+    def shown(self, query: Query, prediction: Prediction) -> str:
+        """Returns the rank of the image's best caption, and those of the image by each of its captions."""
+        if prediction.scores is None:
+            return ""
+        found = RankedImage.from_scores(prediction.scores)
+        of_captions = ", ".join(str(above + 1) for above, _, _ in found.captions)
+        return f"best caption at rank {found.image[0] + 1}; by its captions the image is at rank {of_captions}"
 
     def score(self, queries: Sequence[Query], predictions: Sequence[Prediction]) -> dict[str, Score]:
         ranked = [RankedImage.from_scores(prediction.scores or ()) for _, prediction in answered(queries, predictions)]
@@ -90,6 +112,11 @@ class Retrieval(Task):
             values.append(median_rank(np.repeat(counts_3Q, np.repeat(times, np.diff(first)), axis=1)))
         low, high = np.quantile(values, (0.025, 0.975))
         return Score(name, median_rank(counts_3Q), float(low), float(high), (), SCORER, None, images)
+
+
+def _with_captions(record: Record, count: int, seed: int) -> Record:
+    order = keyed_generator("gallery captions", record.id, seed).permutation(len(record.captions))
+    return replace(record, captions=tuple(record.captions[place] for place in sorted(order[:count].tolist())))
 
 
 def _by_image(values_C: Float[np.ndarray, " C"], cluster_C: Int[np.ndarray, " C"]) -> Float[np.ndarray, " N"]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sightline.models.connectors.base import ConnectorConfig, ConnectorShape, HasAuxiliaryLoss, HasLogValues, Words
 from sightline.models.connectors.mlp import MLP
+from sightline.ops.experts import ExpertWeights, can_group, experts_grouped, grouped_by_default
 
 
 class MoEConfig(ConnectorConfig):
@@ -71,7 +72,23 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         gates = gates / gates.sum(1, keepdim=True)
         has_losses = self.training and len(tokens_TF) > 0 and not tokens_TF.is_meta
         losses = self._losses(logits_TX, p_TX, chosen[:, 0]) if has_losses else {}
-        gate_TX = torch.zeros_like(p_TX).scatter(1, chosen, gates)
+        if grouped_by_default(tokens_TF) and can_group(tokens_TF, weights := self._stacked()):
+            mixed = experts_grouped(tokens_TF, chosen, gates, weights)
+        else:
+            mixed = self._one_by_one(tokens_TF, torch.zeros_like(p_TX).scatter(1, chosen, gates), chosen, words)
+        return mixed.unflatten(0, features_NKF.shape[:2]), losses
+
+    def _stacked(self) -> ExpertWeights:
+        """Returns the weights of all experts in one tensor per layer."""
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([expert.get_parameter(f"linears.{name}") for expert in self.experts])
+
+        up, down = stacked("0.weight"), stacked("1.weight")
+        return ExpertWeights(up, down, nn.functional.gelu, None, stacked("0.bias"), stacked("1.bias"))
+
+    def _one_by_one(self, tokens_TF: Tensor, gate_TX: Tensor, chosen: Tensor, words: Words) -> Float[Tensor, "T D"]:
+        """Applies one expert after the other, each to its tokens; on a GPU this waits for the device once per expert."""
         parts = []
         for number, expert in enumerate(self.experts):
             rows = self._rows(chosen, number)
@@ -80,7 +97,7 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         mixed = parts[0][1].new_zeros(len(tokens_TF), parts[0][1].shape[1])
         for rows, out in parts:
             mixed = mixed.index_add(0, rows, out)
-        return mixed.unflatten(0, features_NKF.shape[:2]), losses
+        return mixed
 
     def _rows(self, chosen: Tensor, number: int) -> Tensor:
         """Returns the tokens of an expert; on the meta device, where nothing is chosen, as many as under equal use."""
@@ -89,7 +106,8 @@ class MoE(nn.Module, HasAuxiliaryLoss, HasLogValues):
         return (chosen == number).any(1).nonzero().squeeze(1)
 
     def _losses(self, logits_TX: Tensor, p_TX: Tensor, first_T: Tensor) -> dict[str, Tensor]:
-        share_X = torch.bincount(first_T, minlength=self.config.experts).to(p_TX.dtype) / max(len(first_T), 1)
+        numbers_X = torch.arange(self.config.experts, device=first_T.device)  # `bincount` would wait for the device
+        share_X = (first_T[:, None] == numbers_X).sum(0).to(p_TX.dtype) / max(len(first_T), 1)
         balance = self.config.experts * (share_X * p_TX.mean(0)).sum()
         z = logits_TX.logsumexp(1).square().mean()
         self._share = share_X  # only for the log

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from sightline.ops.experts import ExpertWeights, can_group, experts_grouped, experts_loop
+from sightline.ops.experts import ExpertWeights, can_group, experts_grouped, experts_loop, grouped_by_default
 from sightline.ops.precision import at_least_fp32
 
 
@@ -96,6 +96,6 @@ class Experts(nn.Module):
         return ExpertWeights(self.up_proj, self.down_proj, self.activation, self.gate_proj, self.up_bias, self.down_bias)
 
     def forward(self, tokens_ND: Tensor, chosen_NC: Tensor, share_NC: Tensor) -> Float[Tensor, "N D"]:
-        grouped = self.kernel == "grouped" or (self.kernel == "auto" and tokens_ND.is_cuda)  # on a CPU the loop is faster
+        grouped = self.kernel == "grouped" or (self.kernel == "auto" and grouped_by_default(tokens_ND))
         compute = experts_grouped if grouped and can_group(tokens_ND, self.weights) else experts_loop
         return compute(tokens_ND, chosen_NC, share_NC, self.weights)

@@ -3,12 +3,19 @@
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sightline.runtime import process_group
+from sightline.training import loop
+from sightline.training.checkpoint import Progress
+from sightline.types import Batch, PairBatch
 
 # Python's ways to a value; item, bool, int and float end in `_local_scalar_dense`, which is counted below.
 READS = {Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__}
@@ -40,6 +47,36 @@ class HostReads(contextlib.ExitStack):
             yield
         finally:
             self._paused = before
+
+
+ON_THE_HOST = ((Batch, "counts"), (PairBatch, "counts"), (process_group, "host_sum"))  # whatever the device of the model
+
+
+def reads_of(given: loop.Job, skip: int = 0) -> list[str]:
+    """Trains a job with fused AdamW, as on a GPU, and returns where its steps read.
+
+    Args:
+        given: the job; a name per element of the result says which function read.
+        skip: first steps that are not counted: ranks exchange the names of their sums once.
+    """
+    groups = [{name: group[name] for name in ("params", "lr", "peak", "part")} for group in given.optimiser.param_groups]
+    given = replace(given, optimiser=torch.optim.AdamW(groups, fused=True))
+    at = Progress()
+    if skip:
+        at = loop.fit(replace(given, schedule=replace(given.schedule, steps=skip)), at)
+    with HostReads() as counted, contextlib.ExitStack() as patches:
+        for owner, name in ON_THE_HOST:
+            patches.enter_context(patch.object(owner, name, _paused(counted, getattr(owner, name))))
+        loop.fit(given, at)
+    return counted.places
+
+
+def _paused(counted: HostReads, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        with counted.paused():
+            return function(*arguments)
+
+    return call
 
 
 class _Functions(TorchFunctionMode):
