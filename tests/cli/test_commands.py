@@ -8,22 +8,19 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from packaging.requirements import Requirement
 
 from sightline.assembly.config.schema import RunConfig
 from sightline.cli import main
-from sightline.cli.app import app
 from sightline.config import to_yaml
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
 from tests.assembly.helpers import run_config
-from tests.cli.helpers import call
+from tests.cli.helpers import VERBS, call
 from tests.data.check.planted import folder, png, record, scene
 
 ROOT = Path(__file__).parents[2]
@@ -36,20 +33,6 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
     assert out.endswith("}\n")
     assert out.count("\n") == 1
     return json.loads(out)
-
-
-def verbs() -> Iterator[tuple[str, ...]]:
-    """Every command and group by the words that call it."""
-
-    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        yield words
-        for name, child in getattr(command, "commands", {}).items():
-            yield from below(child, (*words, name))
-
-    yield from below(typer.main.get_command(app), ())
-
-
-VERBS = sorted(verbs())
 
 
 def test_the_verbs_are_there() -> None:

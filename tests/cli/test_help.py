@@ -7,39 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from sightline.cli.app import app, wrapped_help
-from tests.cli.test_commands import VERBS, call
+from sightline.cli.app import wrapped_help
+from tests.cli.helpers import COMMANDS, OPTION, VERBS, call, command_line, options_of
 
 SOURCE = Path(__file__).parents[2] / "src" / "sightline"
-COMMANDS: dict[str, Any] = {}
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-
-
-def _collect(command: Any, words: tuple[str, ...]) -> None:
-    COMMANDS[" ".join(words)] = command
-    for name, child in getattr(command, "commands", {}).items():
-        _collect(child, (*words, name))
-
-
-_collect(typer.main.get_command(app), ())
-
-
-def options_of(verb: str) -> set[str]:
-    """The options of a command."""
-    return {name for parameter in COMMANDS[verb].params for name in parameter.opts} | {"--help", "--debug"}
-
-
-def command_line(words: list[str]) -> tuple[str, list[str]]:
-    """The verb of `sightline WORDS`, and the options after it."""
-    verb = next((" ".join(words[:size]) for size in (2, 1) if " ".join(words[:size]) in COMMANDS), "")
-    return verb, [found for word in words for found in OPTION.findall(word)]
-
-
 # Help -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +84,7 @@ REACHED_BY = {
     "data/prepare": ("data prepare",),
     "data/readers": ("data prepare",),
     "data/skip_limit": ("data prepare", "data features", "data check"),
-    "data/download": ("data prepare",),
+    "data/download": ("data prepare", "data get"),
     "data/features": ("data features",),
     "evaluation": ("eval", "probe", "compare"),
     "studies": ("compare", "sweep"),

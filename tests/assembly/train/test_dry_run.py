@@ -14,7 +14,7 @@ from sightline.assembly.train.dry_run import RunEstimate, StageEstimate, dry_run
 from sightline.assembly.train.outcome import next_command, outcome_lines
 from sightline.errors import UsageError
 from tests.assembly.helpers import run_config
-from tests.cli.test_help import command_line, options_of
+from tests.cli.helpers import command_line, options_of
 from tests.data.check.planted import folder, png, record, scene
 from tests.data.pictures import tree
 
