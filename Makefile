@@ -81,6 +81,7 @@ check: setup
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.configuration_page --check
+	$(BIN)/python -m tools.method_figures --check
 
 format: setup
 	$(BIN)/ruff format .
