@@ -40,12 +40,12 @@ test-oldest: .venv-oldest/.ok
 	$(BIN)/python tools/environment.py oldest .venv-oldest --like $(VENV)
 	touch $@
 
-# transformers' own model and generation tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
+# transformers' own model, generation, processor and pipeline tests, from the source distribution of the tested version or, with TRANSFORMERS_SRC, from a
 # checkout of its repository, which has more of them.
 test-transformers: $(TRANSFORMERS_VENV)/.ok
 	$(TRANSFORMERS_VENV)/bin/python -m tests.transformers_suite.fetch $(TRANSFORMERS_VENV) $(TRANSFORMERS_SRC)
 	PYTHONPATH=$(TRANSFORMERS_VENV) HF_HUB_OFFLINE=1 $(TRANSFORMERS_VENV)/bin/python -m pytest -c tests/transformers_suite/pytest.ini \
-		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py
+		--rootdir . --confcutdir tests/transformers_suite tests/transformers_suite/suite.py tests/transformers_suite/processors.py
 
 $(TRANSFORMERS_VENV)/.ok: $(VENV)/.ok
 	$(BIN)/python tools/environment.py tested $(TRANSFORMERS_VENV) --like $(VENV) --extra parameterized==0.9.0
@@ -63,7 +63,8 @@ $(TRL_VENV)/.ok: $(VENV)/.ok
 # an older pyarrow than that of constraints/.
 TRACKERS ?= .venv-trackers
 test-trackers: $(TRACKERS)/tensorboard/.ok $(TRACKERS)/mlflow/.ok $(TRACKERS)/wandb/.ok
-	for name in tensorboard mlflow wandb; do $(TRACKERS)/$$name/bin/python -m pytest tests/trackers_suite/$$name.py || exit 1; done
+	for name in tensorboard mlflow wandb; do \
+		$(TRACKERS)/$$name/bin/python -m pytest -W default tests/trackers_suite/with_$$name.py || exit 1; done
 
 $(TRACKERS)/%/.ok: $(VENV)/.ok
 	mkdir -p $(TRACKERS)
@@ -80,6 +81,7 @@ check: setup
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tools.configuration_page --check
+	$(BIN)/python -m tools.method_figures --check
 
 format: setup
 	$(BIN)/ruff format .
@@ -88,7 +90,7 @@ format: setup
 bench: setup
 	$(BIN)/python -m benchmarks all
 
-# All that a GPU can show, in about six minutes: results in build/gpu, benchmarks/results and docs/results/gpu.md. gpu-wheels gathers what a
+# All that a GPU can show, in at most five minutes: results in build/gpu, benchmarks/results and docs/results/gpu.md. gpu-wheels gathers what a
 # machine without a package index lacks; copy it there together with the code and run `sh benchmarks/gpu.sh OUT`.
 gpu: setup
 	PYTHON=$(abspath $(BIN))/python sh benchmarks/gpu.sh build/gpu

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from sightline.data.batches.loader import MicroBatch
@@ -13,6 +14,12 @@ from sightline.training import loop, optim, stages
 from sightline.training.ranks import Replicated, StepModule
 
 EVERY: dict[str, Any] = {"vision": "train", "connector": "train", "language": "train"}
+
+
+def accelerator_on(device: torch.device | str, mixed_precision: str = "no", kind: type[Accelerator] = Accelerator) -> Accelerator:
+    """Returns an accelerator on a device, whatever accelerators this process has had before."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return kind(cpu=torch.device(device).type == "cpu", mixed_precision=mixed_precision)
 
 
 class GivenBatches:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,6 +37,7 @@ from sightline.assembly.train.corpus import build_corpus, visual_input_loader
 from sightline.data.batches.collate import collate
 from sightline.data.batches.corpus import Corpus
 from sightline.data.batches.loader import Loader
+from sightline.data.batches.packing import pack
 from sightline.data.batches.plan import BatchRules, Rows
 from sightline.data.dataset import open_dataset
 from sightline.data.samples.processing import Processing
@@ -45,14 +47,17 @@ from sightline.models.language import LanguageConfig, TokenizerConfig, head_of, 
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
 from sightline.ops.cross_entropy import linear_cross_entropy
-from sightline.ops.masks import visible
+from sightline.ops.masks import block_mask, computed_blocks, dense_blocks, visible
 from sightline.ops.splice import splice
-from sightline.types import Batch
+from sightline.types import Batch, EncodedConversation, Sample, Span
 
 PARTS = ("data", "encoder", "connector", "decoder_forward", "head", "decoder_backward", "connector_backward", "rest")
 MOBILENET = {"model_type": "mobilenet_v2", "image_size": 224}
 AIM = 0.55
 COUNTED_STEPS, MICRO_BATCHES = 2, 4  # for `host_reads_per_step`
+LONG_ROW = 4096  # tokens
+# Visual tokens, tokens of the prompt, texts of an image, and median tokens of a text.
+LAYOUTS = {"flickr8k_49": (49, 10, 5, 14), "flickr8k_196": (196, 10, 5, 14), "llava": (576, 60, 1, 160)}
 SIDES = (512, 1024, 2048)  # of the square matrices whose product sets the peak
 
 
@@ -229,7 +234,46 @@ def measure(
         fixed("matrix_gflop_per_s", peak / 1e9, "the best fp32 matrix product"),
         Finding("step_seconds", Ratio.of(totals), "one step"),
         *(Finding(f"step_share_{name}", Ratio.of(values), f"share of the step: {name}") for name, values in parts.items()),
+        *count_blocks(),
     ]
+
+
+def count_blocks() -> list[Finding]:
+    """Counts the blocks of attention scores in full rows of each layout; see the module's docstring."""
+    shares = {name: block_shares(*layout) for name, layout in LAYOUTS.items()}
+    told = "blocks of scores that FlexAttention computes over those of a dense mask"
+    every = [share for found in shares.values() for share in found]
+    return [
+        Finding("blocks_computed_over_dense", Ratio.of(every), told),
+        *(Finding(f"blocks_computed_over_dense_{name}", Ratio.of(found), name) for name, found in shares.items()),
+    ]
+
+
+def block_shares(visual: int, prompt: int, texts: int, median: int, count: int = 300) -> list[float]:
+    """Returns computed over dense blocks of each packed row of `LONG_ROW` tokens that is full.
+
+    Args:
+        visual: visual tokens of an image.
+        prompt: text tokens before the answers.
+        texts: answers of an image, which share its tokens.
+        median: tokens of an answer in the median, log-normal.
+        count: number of images.
+    """
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(count):
+        lengths = np.clip(draw.lognormal(np.log(median), 0.4, texts), 4, 1024).astype(int)
+        begin, slots = visual + prompt, np.arange(visual)
+        parts = [EncodedConversation(np.zeros(begin + n, np.int64), (Span(begin, begin + n, 1),), slots) for n in lengths]
+        samples.append(Sample(tuple(parts), begin if texts > 1 else 0, slots, tokens_per_crop=visual))
+    sizes = np.array([sample.num_tokens for sample in samples])
+    rows = pack(np.arange(count), sizes, np.ones_like(sizes), LONG_ROW, LONG_ROW).rows
+    found = []
+    for row in rows:
+        if sizes[list(row)].sum() > 0.9 * LONG_ROW:
+            mask = block_mask(collate([[samples[index] for index in row]], 0, LONG_ROW).to_batch().tokens)
+            found.append(int(computed_blocks(mask)) / dense_blocks(mask))
+    return found
 
 
 def host_reads(bundle: ModelBundle, packed: Iterator[Callable[[], Batch]]) -> Finding:

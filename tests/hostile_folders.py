@@ -132,6 +132,8 @@ CHANGES: dict[str, Change] = {
     "an endless connector": _set(CONFIG, "connector", "depth", to=10**9),
     "a connector that is a list": _set(CONFIG, "connector", to=[]),
     "an unknown architecture": _set(CONFIG, *_TEXT, "model_type", to="../../evil"),
+    "an end token that is a text": _set("generation_config.json", "eos_token_id", to="x"),
+    "negative beams": _set("generation_config.json", "num_beams", to=-1),
     # sightline.json
     "an unknown schema": _set(PROCESSING, "schema_version", to=99),
     "a schema of text": _set(PROCESSING, "schema_version", to="1; DROP"),

@@ -16,7 +16,8 @@ from tests.versions import missing
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-LISTS = [PROJECT["build-system"]["requires"], PROJECT["project"]["dependencies"], *EXTRAS.values()]
+OF_CPU = [extra for name, extra in EXTRAS.items() if name != environment.OF_GPU]
+LISTS = [PROJECT["build-system"]["requires"], PROJECT["project"]["dependencies"], *OF_CPU]
 DIRECT = [Requirement(line) for lines in LISTS for line in lines if not line.startswith("sightline")]
 
 

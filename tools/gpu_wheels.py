@@ -14,7 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 64 * 2**20  # bytes, with the code
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+OF_GPU = ("cut-cross-entropy==25.1.1",)  # the extra "gpu", which no tested environment has
 THERE = ("torch", "setuptools", "scipy")  # what brings torch, and what no part imports
+TESTS = ("beartype", "pytest")  # what tests of a GPU need
 
 
 def needed(name: str) -> set[str]:
@@ -37,7 +39,8 @@ def needed(name: str) -> set[str]:
 def main(folder: str) -> None:
     tested = (ROOT / "constraints" / "py312.txt").read_text("utf-8")
     versions = dict(re.findall(r"^([\w.-]+)==(\S+)$", tested, re.MULTILINE))
-    wanted = [f"{name}=={versions[name]}" for name in sorted(needed("sightline")) if name in versions]
+    names = needed("sightline").union(TESTS, *map(needed, TESTS))
+    wanted = [f"{name}=={versions[name]}" for name in sorted(names) if name in versions] + [*OF_GPU]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.12", *platforms, "-q", "-d", folder]
     subprocess.run([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", *options, *wanted], check=True)

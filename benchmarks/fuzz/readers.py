@@ -309,7 +309,7 @@ def _read_evaluation(home: Path) -> Any:
     import json
 
     settings, items = json.loads(intact["settings.json"]), json.loads(intact["items.json"])
-    verdict = find_verdict(spec, items, settings, lambda spec: home / SOURCE, task_by_name("caption", 20).headline, "command")
+    verdict = find_verdict(spec, items, settings, lambda spec: [home / SOURCE], task_by_name("caption", 20).headline, "command")
     found = read_items(home / SOURCE / "items.json")
     if found is not None:
         records, cluster = common_records([found])

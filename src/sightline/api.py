@@ -167,7 +167,7 @@ def look(
 
 
 def compare(
-    models: Mapping[str, Name] | Sequence[Name],
+    models: Mapping[str, Name | Sequence[Name]] | Sequence[Name],
     out: Name,
     data: Name | None = None,
     task: str = "caption",
@@ -181,12 +181,14 @@ def compare(
     device: str = "auto",
     threads: int | None = None,
     title: str = "",
+    stores: Mapping[str, Name] | Name | None = None,
     **options: Any,
 ) -> ComparisonResult:
     """Compares models on the same questions and writes a report, as `sightline compare` does.
 
     Args:
-        models: two or more, each as `load` takes it; by name, or named by their folders.
+        models: two or more, each as `load` takes it; by name, or named by their folders. A list of runs under one name is averaged:
+            the runs of several training seeds.
         out: folder of the report and of new evaluations.
         data, task, split: what they are asked; without data, what is stored with them.
         baselines: that answer beside the models, with the features of the first one.
@@ -195,6 +197,7 @@ def compare(
         against: name of the model that all others are compared with, instead of every pair.
         checkpoint, device, threads: as in `load`.
         title: of the report.
+        stores: feature store for the models without an encoder, or stores by name of a model.
         options: further fields of `EvalSpec`, such as `limit=100`.
 
     Returns:
@@ -212,10 +215,21 @@ def compare(
         device=device,
         threads=threads,
         title=title,
+        features=tuple(f"{name}={store}" for name, store in stores.items())
+        if isinstance(stores, Mapping)
+        else ()
+        if stores is None
+        else (str(stores),),
     )
-    named = [f"{name}={model}" for name, model in models.items()] if isinstance(models, Mapping) else list(map(str, models))
+    named = (
+        [f"{name}={_joined(model)}" for name, model in models.items()] if isinstance(models, Mapping) else list(map(str, models))
+    )
     asked = [] if data is None else [_spec(data=str(data), task=task, split=split, **options)]
     return run_comparison(named, asked, Path(out), given)
+
+
+def _joined(model: Name | Sequence[Name]) -> str:
+    return str(model) if isinstance(model, str | PathLike) else ",".join(str(one) for one in model)
 
 
 def train(

@@ -311,7 +311,8 @@ def _describe_error(model: type[BaseModel], item: Mapping[str, Any], tree: Tree)
     context = item.get("ctx", {})
     match item["type"]:
         case "extra_forbidden":
-            what = "unknown key" + suggestion(str(path[-1]), choices)
+            elsewhere = full_keys(model, tree.data).get(str(path[-1]), [])
+            what = "unknown key" + (_key_elsewhere(elsewhere) or suggestion(str(path[-1]), choices))
         case "missing":
             what = "must be given"
         case "literal_error":
@@ -321,7 +322,30 @@ def _describe_error(model: type[BaseModel], item: Mapping[str, Any], tree: Tree)
             what = str(context["error"]).removesuffix(".")
         case _:
             what = f"{item['msg'][0].lower()}{item['msg'][1:]}, got {given}"
-    return f"{origin + ': ' if origin else ''}{key}: {what}."
+    return f"{origin + ': ' if origin else ''}{key}: {what}{'' if what.endswith('?') else '.'}"
+
+
+def full_keys(model: type[BaseModel], data: Any) -> dict[str, list[str]]:
+    """Returns the full keys of a configuration by their last part; of sections with a `kind`, those of the kind that `data` names.
+
+    Items of lists have no fixed key and are left out.
+    """
+    out: dict[str, list[str]] = {}
+    for name, info in model.model_fields.items():
+        last = info.alias or name
+        out.setdefault(last, []).append(last)
+        annotation = _annotation(info, _at(data, last))
+        for section in _flatten(annotation, unwrap=False):
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                for key, paths in full_keys(section, _at(data, last)).items():
+                    out.setdefault(key, []).extend(f"{last}.{path}" for path in paths)
+    return out
+
+
+def _key_elsewhere(keys: Sequence[str], most: int = 4) -> str:
+    """Returns the end of a message about a key that is one of other sections; "" where it is of none."""
+    shown = " or ".join(repr(key) for key in sorted(dict.fromkeys(keys), key=lambda key: key.count("."))[:most])
+    return f"; did you mean {shown}?" if shown else ""
 
 
 def _short_json(value: Any) -> str:

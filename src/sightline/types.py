@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Float, Int, UInt8
+    from jaxtyping import Bool, Float, Int, UInt8
     from torch import Tensor
 
 IMAGE = "<image>"  # placeholder of one image in a text, before it becomes visual tokens
+BoxChoice = Literal["cells", "record", "random"]  # where the boxes of an image's components come from
+RegionChoice = Literal["crop", "grey"]  # what an encoder sees of a box
+PhraseChoice = Literal["record", "random"]  # where the phrases of a caption's components come from
 PADDING = -1  # sample id of padding slots, branch id of a shared prefix
 
 
@@ -383,17 +386,34 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
+class ComponentInputs:
+    """The components of a `PairBatch`: entities first, then relations.
+
+    Attributes:
+        boxes_NK4: boxes of each image in fractions of it (left, top, right, bottom); no area is padding.
+        phrases: the phrases of all texts, each once.
+        phrase_CJ: index of each text's phrases; -1 is padding.
+    """
+
+    boxes_NK4: "Float[Tensor, 'N K 4']"
+    phrases: Texts
+    phrase_CJ: "Int[Tensor, 'C J']"
+
+
+@dataclass(frozen=True, slots=True)
 class PairBatch:
     """Pairs of an image and a caption. Text `i` below N is the caption of image `i`; the rest are hard negatives.
 
     Attributes:
-        pixels_NHWC: one prepared image per pair, before rescaling and normalisation.
+        pixels_NHWC: one prepared image per pair, before rescaling and normalisation; with a crop for each box the whole image of
+            each pair is followed by its boxes.
         features_NPE: stored outputs of a frozen encoder, instead of pixels.
         texts: C texts.
         image_N: identity of each image; equal for pairs of the same image.
         owner_C: identity of the image that each text describes; -1 for hard negatives.
         text_C: identity of each text; equal for equal texts.
         record_ids: ids of the records of each pair, for error messages and logs.
+        components: boxes and phrases, for a model that compares them.
     """
 
     pixels_NHWC: "UInt8[Tensor, 'N h w 3'] | None"
@@ -403,6 +423,7 @@ class PairBatch:
     owner_C: "Int[Tensor, ' C']"
     text_C: "Int[Tensor, ' C']"
     record_ids: tuple[tuple[str, ...], ...] = ()
+    components: ComponentInputs | None = None
 
     def to(self, device: Any) -> Self:
         """Returns the batch on another device."""
@@ -478,6 +499,33 @@ class Embeddings:
     text_CW: "Float[Tensor, 'C W']"
     scale: "Float[Tensor, '']"
     bias: "Float[Tensor, ''] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentVectors:
+    """Vectors of images or texts and of their components; of length 1, or 0 for padding that counts.
+
+    Attributes:
+        plain_NW: of the whole by the dual encoder alone.
+        whole_NW: of the whole, refined.
+        entity_NKW, relation_NKW: of the components; K may differ between images and texts, and may be 0.
+        entity_NK, relation_NK: which of them are compared; at least one of each row where K is not 0.
+    """
+
+    plain_NW: "Float[Tensor, 'N W']"
+    whole_NW: "Float[Tensor, 'N W']"
+    entity_NKW: "Float[Tensor, 'N K W']"
+    entity_NK: "Bool[Tensor, 'N K']"
+    relation_NKW: "Float[Tensor, 'N K W']"
+    relation_NK: "Bool[Tensor, 'N K']"
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentEmbeddings(Embeddings):
+    """`Embeddings` whose vectors are those of the refined wholes, with the vectors of all components."""
+
+    images: ComponentVectors = field(kw_only=True)
+    texts: ComponentVectors = field(kw_only=True)
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------------

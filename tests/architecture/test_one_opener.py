@@ -9,7 +9,12 @@ SOURCE = Path(__file__).parents[2] / "src" / "sightline"
 OPENER = Path("data/images/opener.py")
 READER = Path("data/images/reader.py")
 # Unchanged, into another dataset, a table or a page.
-TAKES_BYTES = {Path("data/readers/records.py"), Path("data/prepare/csv_export.py"), Path("assembly/evaluate/report.py")}
+TAKES_BYTES = {
+    Path("data/readers/records.py"),
+    Path("data/prepare/csv_export.py"),
+    Path("data/prepare/folder_export.py"),
+    Path("assembly/evaluate/report.py"),
+}
 WRITER = Path("runtime/storage.py")
 PICKLED = Path("models/pickled.py")  # the one module that opens pickles, as plain tensors
 CODE_RUNNING = {"cloudpickle", "dill", "jsonpickle", "marshal", "pickle", "shelve"}

@@ -1,26 +1,26 @@
 """The command as a whole: every verb explains itself without torch, every fault has its exit code, `--json` is one object."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
+from packaging.requirements import Requirement
 
 from sightline.assembly.config.schema import RunConfig
 from sightline.cli import main
-from sightline.cli.app import app
 from sightline.config import to_yaml
 from sightline.recipes import RECIPES
 from sightline.runtime import doctor
 from tests.assembly.helpers import run_config
-from tests.cli.helpers import call
+from tests.cli.helpers import VERBS, call
 from tests.data.check.planted import folder, png, record, scene
 
 ROOT = Path(__file__).parents[2]
@@ -33,20 +33,6 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
     assert out.endswith("}\n")
     assert out.count("\n") == 1
     return json.loads(out)
-
-
-def verbs() -> Iterator[tuple[str, ...]]:
-    """Every command and group by the words that call it."""
-
-    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        yield words
-        for name, child in getattr(command, "commands", {}).items():
-            yield from below(child, (*words, name))
-
-    yield from below(typer.main.get_command(app), ())
-
-
-VERBS = sorted(verbs())
 
 
 def test_the_verbs_are_there() -> None:
@@ -108,6 +94,10 @@ def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) ->
         (["generate", "NONE"], "NONE"),
         (["data", "prepare", "NONE", "--format", "records", "--out", "RUN"], "NONE"),
         (["data", "prepare", "NONE", "--format", "nothing", "--out", "RUN"], "nothing"),
+        (["data", "prepare", "-", "--out", "RUN"], "- looks like 'scenes': --format scenes. Formats are cauldron, "),
+        (["train", "scenes_tiny", "lr=1e-3", "--out", "RUN"], "argument lr=1e-3: lr: unknown key; did you mean 'train.lr'?"),
+        (["train", "scenes_tiny", "shuffle=2", "--dry-run"], "did you mean 'model.connector.shuffle'?"),
+        (["train", "scenes_tiny", "path=D", "--dry-run"], "did you mean 'data.path' or 'model.from.path' or "),
         (["score", "cider", "--predictions", "NONE", "--references", "NONE"], "NONE"),
     ],
 )
@@ -122,6 +112,21 @@ def test_a_call_that_cannot_work_exits_with_2_and_one_line(
     assert says in err[err.index(line) :]
     assert "Traceback" not in err
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("ending", [["--dry-run"], ["--out", "RUN"]])
+@pytest.mark.parametrize("tracker", ["tensorboard", "mlflow", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_an_error_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tracker: str, ending: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, tracker, None)  # importing it fails, as if it was not installed
+    words = [word.replace("RUN", str(tmp_path / "run")) for word in ending]
+    code, _, err = call(capsys, "train", "scenes_tiny", "data.path=NONE", f"tracking.trackers=[{tracker}]", *words)
+    assert code == 2
+    assert err == (
+        f"error[usage]: tracking.trackers=[{tracker}] needs the package {tracker!r}. pip install 'sightline[{tracker}]'\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_of_ours_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +189,9 @@ def test_doctor_looks_at_what_the_package_asks_for(capsys: pytest.CaptureFixture
     assert {check["state"] for check in found["checks"]} <= {"ok", "missing"}
     assert {"name", "state", "found", "remedy"} == found["checks"][0].keys()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    extras = {
+        name: lines for name, lines in project["optional-dependencies"].items() if name not in ("dev", "track")
+    }  # track is an older name of tensorboard
     asked = {line: "" for line in project["dependencies"]} | {line: name for name, lines in extras.items() for line in lines}
     least = {re.split("[>=<]", line)[0]: (re.findall(">=([0-9.]+)", line)[0], extra) for line, extra in asked.items()}
     assert least == doctor.PACKAGES
@@ -192,6 +199,50 @@ def test_doctor_looks_at_what_the_package_asks_for(capsys: pytest.CaptureFixture
     code, out, _ = call(capsys, "doctor", "--json")
     assert code == 2
     assert [check["name"] for check in json.loads(out)["checks"] if check["state"] == "bad"] == ["torch"]
+
+
+BARE = """
+import importlib.metadata, shutil, sys
+hidden = {"torch", "transformers", "numpy", "yaml", "jinja2", "accelerate"}  # typer itself needs pydantic
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+found = importlib.metadata.version
+def version(name):
+    if MISSING and (name in hidden or name == "pyyaml"):
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(name)
+importlib.metadata.version = version
+from sightline.cli import main
+main(ARGUMENTS)
+"""
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_doctor_has_remedies_to_paste_on_a_bare_or_broken_installation(missing: bool) -> None:
+    def bare(*arguments: str) -> str:
+        code = BARE.replace("MISSING", str(missing)).replace("ARGUMENTS", repr(["doctor", *arguments]))
+        environment = os.environ | {"OMP_WAIT_POLICY": "active", "COLUMNS": "50"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+        assert (done.returncode, done.stderr) == (2, "")
+        return done.stdout
+
+    checks = {check["name"]: check for check in json.loads(bare("--json"))["checks"]}
+    bad = {name for name, check in checks.items() if check["state"] == "bad"} - {"devices"}
+    assert bad == {"torch", "transformers", "threads"} | ({"numpy", "pyyaml", "jinja2", "accelerate"} if missing else set())
+    install = [sys.executable, "-m", "pip", "install"]
+    assert shlex.split(checks["torch"]["remedy"])[:4] == install
+    assert checks["threads"]["remedy"] == "export OMP_WAIT_POLICY=passive"
+    remedies = [check["remedy"] for check in checks.values() if check["remedy"]]
+    for remedy in remedies:
+        words = shlex.split(remedy)
+        assert words[0] in (sys.executable, "export", "du")
+        if words[:4] == install:
+            assert Requirement(words[-1])
+    printed = bare().splitlines()
+    assert all(f"  {remedy}" in printed for remedy in remedies)  # none is wrapped, however narrow the terminal
 
 
 # A run from beginning to end ----------------------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def test_composition_pairs_each_negative_with_its_caption() -> None:
     # one: a > x, b = y (a tie is wrong), b > z; two: a < x
     assert scores["accuracy"].value == pytest.approx(2 / 4)
     assert scores["accuracy"].items == (pytest.approx(2 / 3), 0.0)
-    assert scores["accuracy_swap"].value == pytest.approx(1 / 3)
-    assert scores["accuracy_count"].value == 1.0
+    assert scores["swap"].value == pytest.approx(1 / 3)
+    assert scores["count"].value == 1.0
     assert scores["macro"].value == pytest.approx(2 / 3)
 
 

@@ -1,6 +1,7 @@
 """The gate for foreign model folders: each attack and each damage is one clear error, nothing is executed, nothing hangs."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from sightline.assembly.model.tokenizer import load_tokenizer
 from sightline.errors import ConfigError, SightlineError, StorageError
 from sightline.models import language, loading, vision
 from sightline.models.loading import check_sizes, config_from, read_config
-from tests.builders import decoder, decoder_folder, encoder_folder, vlm
+from tests import builders
+from tests.builders import decoder, decoder_folder, encoder_folder, tokenizer_folder, vlm
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -96,6 +98,24 @@ def test_a_snapshot_in_the_cache_of_the_hub_loads_though_its_files_are_links(fol
         (snapshot / part).rename(blobs / part[:11])
         (snapshot / part).symlink_to(f"../../blobs/{part[:11]}")
     assert same_as_source(snapshot)
+
+
+def test_every_file_of_a_snapshot_in_the_cache_of_the_hub_may_be_a_link(tmp_path: Path) -> None:
+    cache = tmp_path / "models--a--b"
+    snapshot = cache / "snapshots/abc"
+    shutil.copytree(tokenizer_folder("chatml"), snapshot)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(decoder_folder("llama") / name, snapshot)
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates/tools.jinja").write_text("tools")
+    (cache / "blobs").mkdir()
+    files = [file for file in snapshot.rglob("*") if file.is_file()]
+    for number, file in enumerate(files):
+        file.rename(cache / "blobs" / str(number))
+        file.symlink_to(os.path.relpath(cache / "blobs" / str(number), file.parent))
+    assert len(files) > 4
+    assert same_as_source(snapshot)
+    assert load_tokenizer(str(snapshot))("two dogs")["input_ids"] == builders.load_tokenizer("chatml")("two dogs")["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors", "other.json"])

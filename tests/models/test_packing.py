@@ -112,6 +112,14 @@ def logits(states: Tensor, head: Head) -> Tensor:
     return torch.tanh(out / head.softcap) * head.softcap if head.softcap else out
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "scratch"])
+def test_a_packed_row_may_be_longer_than_a_decoder_has_positions(kind: str) -> None:
+    model = vlm("siglip", kind)
+    short, long = (batch_of(the_samples()[:2], min_width=width) for width in (1, 300))
+    assert long.tokens.ids_BT.shape[1] > language.max_sequence_length(model.language.config)
+    assert torch.allclose(model.hidden(short).states_SD, model.hidden(long).states_SD, atol=1e-5)
+
+
 # Leaks ------------------------------------------------------------------------------------------------------------------------
 
 

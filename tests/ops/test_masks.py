@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from benchmarks.host_reads import HostReads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
@@ -9,7 +10,6 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from sightline.ops.masks import BLOCK, additive_mask, block_mask, computed_blocks, dense_blocks, visible
 from sightline.types import PADDING, Tokens
 from tests.ops.helpers import Largest
-from tests.training.host_reads import HostReads
 
 
 @st.composite

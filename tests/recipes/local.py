@@ -112,7 +112,13 @@ def turn(role: str, *parts: str | None) -> dict[str, Any]:
 
 # Runs -----------------------------------------------------------------------------------------------------------------------------
 
-DUALS = {"clip": "clip", "flickr8k_dual": "", "negclip": "clip", "siglip": "siglip"}  # recipes of dual encoders, and their model
+DUALS = {
+    "clip": "clip",
+    "comalign": "clip",
+    "flickr8k_dual": "",
+    "negclip": "clip",
+    "siglip": "siglip",
+}  # recipes of dual encoders, and their model
 NAMES = sorted([*PARTS, "alignvlm_smolvlm"])
 # The tiny decoders have 256 positions, SmolVLM's 4096.
 LENGTHS = {"alignvlm_smolvlm": 1024, "nanovlm": 128}

@@ -14,6 +14,7 @@ from sightline.recipes import RECIPES
 from tests.recipes.local import DUALS, Ran, run_of
 
 NUMBER = r"([\d,]+)"
+STAGE = re.compile(r"stage \d+ of \d+ \((\w+)\)")
 DATA = re.compile(rf"  data +{NUMBER} samples, {NUMBER} tokens.*, {NUMBER} supervised")
 LENGTH = re.compile(rf"  length +{NUMBER} steps, {NUMBER} per epoch")
 
@@ -23,8 +24,8 @@ def logged(ran: Ran) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     figures: dict[str, Any] = {}
     for line in ran.log:
-        if line.startswith("stage "):
-            figures = out[line.removeprefix("stage ")] = {"skipped": {}}
+        if found := STAGE.fullmatch(line):
+            figures = out[found[1]] = {"skipped": {}}
         elif found := DATA.fullmatch(line):
             figures |= dict(zip(("samples", "tokens", "supervised"), map(whole, found.groups()), strict=True))
         elif found := LENGTH.match(line):

@@ -250,3 +250,26 @@ def test_verdicts_stand_first_on_the_page_and_tables_can_be_sorted(comparison: C
     (gallery,) = (found for name, found in reader.elements if "data-models" in found)
     assert json.loads(gallery["data-models"] or "") == ["A", "B"]
     assert [json.loads(found["data-quality"] or "") for _, found in reader.elements if "data-quality" in found] == [[1.5, 0.25]]
+
+
+def test_the_page_works_with_the_keyboard_alone() -> None:
+    """What a browser needs for that; docs/compare.md says what was pressed in a real one."""
+    shown = Comparison("c", (table((row("a", 0.5), row("b", 0.4)), (pair("a", "b", 0.1, 0.0, 0.2, 0.04, 0.04),)),))
+    page = comparison_page(shown)
+    elements = read(page).elements
+    assert all("tabindex" not in attributes for _, attributes in elements)  # the order of the page is that of the tab key
+    assert all(attributes.get("href") for name, attributes in elements if name == "a")
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    made = re.findall(r'make\("(\w+)"', script)
+    assert {"button", "input", "select"} <= {*made} <= {"button", "input", "select", "option", "div", "span"}
+    heard = re.findall(r'(\w+)\.addEventListener\("(\w+)"', script)
+    assert heard == [("button", "click"), ("field", "input"), ("control", "input")]  # Enter and Space click a button
+    assert 'for (const control of [better, worse, field]) control.addEventListener("input"' in script
+    assert 'setAttribute("aria-sort", falls ? "descending" : "ascending")' in script
+    assert 'removeAttribute("aria-sort")' in script
+    labelled = re.findall(r'(\w+)\.setAttribute\("aria-label"', script)
+    assert labelled == ["field", "select", "field"]  # each control that has no text of its own
+    assert 'setAttribute("role", "status")' in script  # the number of cards that are left is read out
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert re.search(r":focus-visible \{ outline: \d+px solid", style)
+    assert not re.search(r"outline: *(none|0)", style)

@@ -297,7 +297,7 @@ def test_mistakes_are_said_before_anything_is_computed(
 
 
 def test_stored_evaluations_that_differ_in_batches_are_one_question_and_in_prompts_two(tmp_path: Path) -> None:
-    model = studies.Compared("m", "m", "model folder", tmp_path / "m", None, "w")
+    model = studies.Compared("m", "m", "model folder", tmp_path / "m", None, "w", "m")
     (tmp_path / "set").mkdir()
     plain = EvalSpec(data=str(tmp_path / "set"))
     for number, change in enumerate(({}, {"batch_size": 3}, {"resamples": 9}, {"prompt": "Say it."})):

@@ -1,11 +1,12 @@
 """Sweep files: which runs they mean, in which order, and what a wrong one is told."""
 
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from sightline.errors import ConfigError, UsageError
-from sightline.studies.spec import Sweep, read_sweep
+from sightline.studies.spec import Sweep, read_sweep, sweep_file
 
 BASE = """\
 recipe: flickr8k_mobilenet_v2
@@ -115,3 +116,19 @@ def test_the_shipped_files_are_valid(name: str) -> None:
     seeds = {arm: {run.seed for run in sweep.runs if run.arm == arm} for arm in sweep.config.arms}
     assert all(len(of) >= 3 for of in seeds.values()), seeds
     assert sweep.runs[0].arm == sweep.config.compare.baseline
+
+
+def test_sweeps_that_come_with_the_package_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = Path(__file__).parents[2] / "studies"
+    assert sweep_file(Path("studies/connectors.yaml")) == own / "connectors.yaml"
+    assert sweep_file(Path("connectors.yaml")) == own / "connectors.yaml"
+    for other in ("studies/none.yaml", "other/connectors.yaml", "../studies/connectors.yaml"):
+        assert sweep_file(Path(other)) == Path(other)
+    (tmp_path / "connectors.yaml").write_text("{}", "utf-8")
+    assert sweep_file(Path("connectors.yaml")) == Path("connectors.yaml")
+    installed = tmp_path / "share" / "sightline" / "studies"
+    installed.mkdir(parents=True)
+    (installed / "cal.yaml").write_text("{}", "utf-8")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert sweep_file(Path("studies/cal.yaml")) == installed / "cal.yaml"

@@ -97,6 +97,33 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_valid(tmp_path: Path
         checkpoint.read(checkpoint.path_of(tmp_path, 9))
 
 
+@pytest.mark.parametrize("name", ["state.json", "manifest.json", "model", "model/w", "", ".."])
+def test_a_checkpoint_with_a_link_out_of_its_run_is_not_read(tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    path = save(run, 5).path
+    place = Path(os.path.normpath(path / name))
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    with pytest.raises(StorageError, match=r"outside|missing"):
+        checkpoint.read(path)
+    if not name.startswith("model"):  # a note is read from the state alone
+        with pytest.raises(StorageError, match=r"outside"):
+            checkpoint.read_note(path)
+
+
+def test_a_damaged_file_is_not_rebuilt_through_a_link(tmp_path: Path) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    frozen_run(run, (1, 2), torch.ones(4))  # both have the frozen part, so that one can be rebuilt from the other
+    model = checkpoint.path_of(run, 2) / "model"
+    for file in model.iterdir():
+        file.unlink()
+    model.rename(outside)
+    model.symlink_to(outside)
+    sha256 = storage.read_manifest(model.parent)["files"][FROZEN]["sha256"]
+    assert not checkpoint._rebuild(run, model.parent / FROZEN, sha256)
+    assert list(outside.iterdir()) == []
+
+
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
     (checkpoint.folder(tmp_path) / "step-x").mkdir(parents=True)

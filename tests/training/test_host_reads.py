@@ -1,15 +1,20 @@
 """A step waits for the device at most twice, however many micro-batches and parts it has."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from benchmarks.host_reads import HostReads, reads_of
 
-from sightline.assembly.model.build import read_model
+from sightline.assembly.config.schema import ModelConfig
+from sightline.assembly.model.blueprint import section_blueprint
+from sightline.assembly.model.build import build_model, read_model
+from sightline.models.comalign import AlignedModel
 from sightline.models.connectors import CONNECTORS
 from sightline.objectives import OBJECTIVES, CALConfig, InfoNCEConfig, NextTokenConfig, ObjectiveConfig, PairwiseSigmoidConfig
-from sightline.types import Batch, PairBatch, Texts
+from sightline.objectives.comalign import ComAlignObjectiveConfig
+from sightline.types import Batch, ComponentInputs, PairBatch, Texts
 from tests.builders import batch_of, pictures, sample, vlm
 from tests.duals import dual_folder, identities
 from tests.models.connectors.helpers import SMALL
@@ -47,7 +52,7 @@ def log_values(model: Any) -> dict[str, float]:
 
 def test_all_kinds_are_measured() -> None:
     assert set(SMALL) == set(CONNECTORS)
-    assert {config.kind for config in (*GENERATIVE.values(), *CONTRASTIVE.values())} == set(OBJECTIVES)
+    assert {config.kind for config in (*GENERATIVE.values(), *CONTRASTIVE.values(), ComAlignObjectiveConfig())} == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 8])
@@ -74,6 +79,25 @@ def test_a_step_of_a_dual_encoder_reads_at_most_twice(micro_batches: int, object
     module = bundle.module.train()
     found = reads_of(
         job(module, given, CONTRASTIVE[objective].build(), rules, clip=1.0, log_values=lambda: dict(model.log_values()))
+    )
+    assert STEPS <= len(found) <= 2 * STEPS, found
+
+
+def test_a_step_of_light_networks_reads_at_most_twice() -> None:
+    alignment = {"entities": 1, "relations": 1, "boxes": "record", "sides": "both", "heads": 2}
+    section = {"dual": {"path": str(dual_folder("siglip")), "alignment": alignment}}
+    model = build_model(section_blueprint(ModelConfig.model_validate(section)))
+    assert isinstance(model, AlignedModel)
+    boxes = torch.tensor([[[0, 0, 1, 1], [0, 0, 0, 0]]] * 6, dtype=torch.float32)
+    given = []
+    for step in range(STEPS):
+        batch = pairs(step)
+        phrases = Texts(batch.texts.ids_CT[:3], batch.texts.mask_CT[:3])  # pyrefly: ignore
+        components = ComponentInputs(boxes, phrases, torch.tensor([[0, 1], [2, -1]] * 4))
+        given.append([replace(batch, pixels_NHWC=torch.from_numpy(pictures(step, 18)), components=components)])
+    objective = ComAlignObjectiveConfig().build()
+    found = reads_of(
+        job(model.train(), given, objective, {"alignment": "train"}, clip=1.0, log_values=lambda: dict(model.log_values()))
     )
     assert STEPS <= len(found) <= 2 * STEPS, found
 

@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from benchmarks.host_reads import reads_of
 from safetensors.torch import load_file, save_file
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from sightline.errors import DistributedError
 from sightline.models.connectors.align import AlignConfig
 from sightline.models.gradient_checkpointing import checkpoint_activations
 from sightline.objectives import CALConfig, NextTokenConfig
-from sightline.training import loop, stages
+from sightline.training import compiled, loop, stages
 from sightline.training.checkpoint import Progress
 from sightline.training.ranks import Ranks, Replicated, Sharded, StepModule, exchange_errors_named
 from sightline.types import Sample
@@ -54,6 +55,7 @@ class Case:
     accumulate: int = 1
     align: bool = False  # as connector, whose gain is a scalar, and which looks at the live word embeddings
     again: bool = False  # gradient checkpointing, in float32: what is computed again is so outside of `Exact`
+    compiled: bool = False  # layers, on two ranks alone
     clip: float = 0.0
     experts: bool = False  # in the decoder, whose load-balancing loss is a mean over a micro-batch: each row is one
 
@@ -64,6 +66,7 @@ REPLICATED = [
     Case("all", "next_token", accumulate=2),
     Case("align", "cal", TEXT_ALONE, 2),
     Case("align", "next_token", NO_ROWS),
+    Case("all", again=True, compiled=True),
     Case("instruct", "next_token", experts=True),
 ]
 SHARDED = [
@@ -73,6 +76,7 @@ SHARDED = [
     Case("all", "cal", NO_ROWS),
     Case("instruct", "cal", TEXT_ALONE, align=True, clip=0.1),
     Case("all", "cal", again=True, clip=0.1),
+    Case("all", "cal", again=True, compiled=True),
     Case("instruct", "next_token", clip=0.1, experts=True),
     Case("instruct", "next_token", NO_ROWS, experts=True),
 ]
@@ -109,7 +113,11 @@ def step(arguments: Sequence[str]) -> None:
             with shared.unsharded():  # goes back to how it was
                 pass
             given = job(model, [micro], objective, stage=stage, accelerator=accelerator, ranks=shared, clip=case.clip)
-            loop.fit(given, Progress())
+            is_compiled = case.compiled and world > 1
+            layers = compiled.compiled_layers(model.language, model.vision, "eager") if is_compiled else contextlib.nullcontext()
+            with layers:
+                loop.fit(given, Progress())
+                assert counters["frames"]["ok"] > 0 or not is_compiled
             with shared.unsharded():  # and after a step, each rank has it all
                 layer = model.language.model.layers[0].self_attn.q_proj
                 alone = [len(row) for row in (model.language.lm_head.weight, layer.weight)]

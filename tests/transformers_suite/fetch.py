@@ -13,8 +13,15 @@ import sys
 import tarfile
 from pathlib import Path
 
-# Module -> the class that `test_modeling_common` takes from it.
-OUTSIDE = {"exporters/test_export.py": "ExportTesterMixin", "generation/test_utils.py": "GenerationTesterMixin"}
+# Module -> the class that the tests take from it.
+OUTSIDE = {
+    "exporters/test_export.py": "ExportTesterMixin",
+    "generation/test_utils.py": "GenerationTesterMixin",
+    "pipelines/test_pipelines_image_text_to_text.py": "ImageTextToTextPipelineTests",
+}
+# What `test_processing_common` takes from the folder `utils` beside the tests: where an address has been downloaded to. No test of
+# ours downloads.
+ADDRESSES = "utils/fetch_hub_objects_for_ci.py"
 
 
 def download(folder: Path) -> Path:
@@ -37,6 +44,12 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(checkout / "tests" if checkout else download(folder), target)
     (target / "__init__.py").touch()
+    addresses = folder / ADDRESSES
+    addresses.parent.mkdir(exist_ok=True)
+    if checkout:
+        shutil.copy2(checkout / ADDRESSES, addresses)
+    else:
+        addresses.write_text("def url_to_local_path(url, *arguments):\n    return url\n", "utf-8")
     for path, name in OUTSIDE.items():
         file = target / path
         if file.exists():

@@ -4,15 +4,19 @@ The environment is prepared before torch can load: `OMP_WAIT_POLICY=passive`, be
 step 14 times slower when anything else uses a core.
 """
 
+import inspect
 import json
 import os
+import platform
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sightline import __version__
 from sightline.errors import SightlineError, UsageError
 from sightline.runtime import logs
 
@@ -20,17 +24,74 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _UsageFault = typer.BadParameter.__bases__[0]  # click's UsageError, wherever this version of typer takes click from
 
+PROGRAMS = ("python", "sightline", "torchrun")  # an example in the help begins with one of them
+
 app = typer.Typer(
     name="sightline",
-    help="Train, measure and compare how vision is aligned to language.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
 MAX_PIXELS = "Largest image, in pixels (width times height); 51,000,000 by default, as photos of 50 megapixels have."
+
+
+def _versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    typer.echo(f"sightline {__version__} ({', '.join(f'{name} {number}' for name, number in found.items())})")
+    raise typer.Exit
+
+
+@app.callback()
+def sightline(
+    wanted: Annotated[
+        bool,
+        typer.Option("--version", callback=_versions, is_eager=True, help="Show the version and those of torch and transformers."),
+    ] = False,
+) -> None:
+    """Train, measure and compare how vision is aligned to language.
+
+    Examples:
+
+      sightline demo
+
+      sightline doctor
+
+      sightline recipes
+
+      sightline train scenes_tiny data.path=scenes --out runs/scenes
+
+      sightline --install-completion
+
+    The last one teaches your shell (bash, zsh, fish) to complete commands and options. --debug shows the traceback of an error.
+    """
+
+
+def wrap_help(group: typer.Typer) -> None:
+    """Joins the lines of each paragraph of the help, so that it wraps to the terminal; an example keeps its line.
+
+    A paragraph is an example if it begins with the name of a program.
+    """
+    for info in [*group.registered_commands, *([group.registered_callback] if group.registered_callback else [])]:
+        if info.callback is not None:
+            info.help = wrapped_help(info.callback.__doc__ or "")
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            wrap_help(inner.typer_instance)
+
+
+def wrapped_help(text: str) -> str:
+    """Returns a docstring with one line for each paragraph, examples indented."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n")]
+    return "\n\n".join(f"  {line}" if line.split(" ")[0] in PROGRAMS else line for line in paragraphs)
 
 
 def emit(value: dict[str, Any]) -> None:

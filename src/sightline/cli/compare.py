@@ -12,7 +12,12 @@ from sightline.errors import UsageError
 @app.command()
 def compare(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Runs, RUN@STAGE, model folders or Hub ids; NAME=MODEL names one.")
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Runs, RUN@STAGE, model folders or Hub ids; NAME=MODEL names one. NAME=RUN,RUN or NAME=runs/x-s*: the runs of "
+            "several training seeds, averaged.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the report and of new evaluations.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task, as in eval; may be given again, as --data.")] = None,
@@ -23,6 +28,13 @@ def compare(
     baseline: Annotated[
         Literal["neighbours"] | None,
         typer.Option(help="neighbours: also compare answers of the nearest training images, by the features of the first model."),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE",
+            help="A feature store for models without an encoder, or NAME=STORE for one model; may be given again.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None,
@@ -85,6 +97,7 @@ def compare(
         device=device,
         threads=threads,
         fallback=fallback,
+        features=tuple(features or ()),
         title=title,
     )
     asked = [

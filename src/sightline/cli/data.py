@@ -9,19 +9,30 @@ import typer
 from sightline.cli.app import MAX_PIXELS, Roots, emit
 from sightline.errors import DataError
 
-app = typer.Typer(name="data", help="Make, check, show and export dataset folders.", no_args_is_help=True)
+app = typer.Typer(name="data", no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Make, check, show and export dataset folders."""
+    """Make, check, show and export dataset folders.
+
+    Examples:
+
+      sightline data prepare photos --format flickr8k --out sets/flickr8k
+
+      sightline data check sets/flickr8k --html check.html
+
+      sightline data preview sets/flickr8k --run runs/flickr --out preview.html
+    """
 
 
 @app.command()
 def prepare(
     source: Annotated[str, typer.Argument(help="File or folder to read; - for a generator.")],
-    format_name: Annotated[str, typer.Option("--format", help="How to read it; see docs/data.md.")],
     out: Annotated[Path, typer.Option(help="Dataset folder to write; must not exist.")],
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="How to read it; without it the likely formats are named. See docs/data.md.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder, zip or tar that image names are relative to.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="NAME=SHARE: hold out a share of the train records.")] = None,
     by: Annotated[Literal["id", "image"], typer.Option(help="What a split goes by; image keeps an image in one.")] = "id",
@@ -35,8 +46,10 @@ def prepare(
     mapping: Annotated[list[str] | None, typer.Option("--map", help="FIELD=KEY: the source's key for a field.")] = None,
     subset: Annotated[str, typer.Option(help="hf: configuration of the data set.")] = "",
     revision: Annotated[str, typer.Option(help="hf: commit, tag or branch on the Hub.")] = "",
-    text_only: Annotated[bool, typer.Option(help="Leave the images out and keep the text.")] = False,
-    without_images: Annotated[bool, typer.Option(help="Keep the names of images and look for no files.")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="Leave the images out and keep the text.")] = False,
+    without_images: Annotated[
+        bool, typer.Option("--without-images", help="Keep the names of images and look for no files.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Processes that decode; all cores by default.", min=0)] = None,
     seed: Annotated[int, typer.Option(help="Seed of splits, samples and generators.")] = 0,
     count: Annotated[int, typer.Option(help="Images that a generator makes.", min=1)] = 1000,
@@ -57,7 +70,18 @@ def prepare(
     licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the data, for dataset.json.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Makes a dataset folder from any source; every image is decoded once, and every record is accounted for."""
+    """Make a dataset folder from any source; every image is decoded once, and every record is accounted for.
+
+    Examples:
+
+      sightline data prepare photos --format flickr8k --split tune=0.1 --by image --out sets/flickr8k
+
+      sightline data prepare captions_val2017.json --format coco --images val2017 --out sets/coco
+
+      sightline data prepare table.csv --format csv --map image=file --map caption=title --images pictures --out sets/mine
+
+      sightline data prepare - --format scenes --count 4000 --out sets/scenes
+    """
     from sightline.data.download import DownloadOptions, parse_networks
     from sightline.data.images.opener import DEFAULT_LIMITS, ImageLimits
     from sightline.data.prepare.run import PrepareOptions
@@ -69,6 +93,10 @@ def prepare(
     from sightline.runtime.hub import find_local
     from sightline.runtime.workers import usable_cores
 
+    if format_name is None:
+        from sightline.data.readers.guess import format_needed
+
+        raise format_needed(Path(source))
     options = PrepareOptions(
         out=out,
         source=SourceOptions(

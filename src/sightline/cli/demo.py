@@ -16,7 +16,14 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("runs/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make images, train a small model on them, caption held-out ones with and without seeing them, and write a report."""
+    """Make images, train a small model on them, caption held-out ones with and without seeing them, and write a report.
+
+    Examples:
+
+      sightline demo --out runs/demo
+
+      sightline demo train.steps=200 --out runs/short
+    """
     from sightline.studies.demo import demo as run_demo
 
     done = run_demo(out, settings or [])

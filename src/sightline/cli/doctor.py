@@ -9,7 +9,16 @@ from sightline.cli.app import app, emit
 
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Look at this installation: versions, devices, what is missing and how to get it. Exits with 2 when something is bad."""
+    """Look at this installation: versions, devices, what is missing and how to get it. Exits with 2 when something is bad.
+
+    Examples:
+
+      sightline doctor
+
+      sightline doctor --json
+
+    The commands after the table install or set what is missing; each is one line to paste into a shell.
+    """
     from sightline.runtime.doctor import examine
 
     checks = examine()
@@ -21,11 +30,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         from rich.table import Table
 
         table = Table()
-        for column in ("", "found", "", "remedy"):
+        for column in ("", "found", ""):
             table.add_column(column)
         colours = {"ok": "green", "missing": "yellow", "bad": "red"}
         for check in checks:
-            table.add_row(check.name, check.found, f"[{colours[check.state]}]{check.state}[/]", check.remedy)
+            table.add_row(check.name, check.found, f"[{colours[check.state]}]{check.state}[/]")
         Console().print(table)
+        for state, title in (("bad", "To repair:"), ("missing", "Optional:")):
+            remedies = list(dict.fromkeys(check.remedy for check in checks if check.state == state and check.remedy))
+            typer.echo("\n".join([title, *(f"  {remedy}" for remedy in remedies)]) if remedies else "", nl=bool(remedies))
     if not good:
         raise typer.Exit(2)

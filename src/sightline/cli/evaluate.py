@@ -79,6 +79,10 @@ def evaluate(
         typer.Option(min=1, max=5, help="retrieval: this many captions of each image, drawn as well; the first five by default."),
     ] = None,
     gallery_seed: Annotated[int, typer.Option(min=0, help="retrieval: seed for choosing images and captions.")] = 0,
+    scoring: Annotated[
+        Literal["weighted", "mean", "published"] | None,
+        typer.Option(help="ComAlign: weights chosen in training (default), the mean of the levels, or the authors' rule."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of generated tokens; the task's by default.")
     ] = None,
@@ -140,6 +144,7 @@ def evaluate(
         images=images,
         captions=captions,
         gallery_seed=gallery_seed,
+        scoring=scoring,
         max_new_tokens=max_new_tokens,
         num_beams=beams,
         features=features,

@@ -9,7 +9,7 @@ from sightline.cli.app import Plugins, app, emit, load_plugins
 if TYPE_CHECKING:
     from sightline.assembly.config.schema import RunConfig
 
-recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="List recipes; `show NAME` prints one as YAML.")
+recipes_app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -17,7 +17,14 @@ app.add_typer(recipes_app, name="recipes")
 def list_recipes(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False
 ) -> None:
-    """List the recipes with one line each."""
+    """List the recipes with one line each; `show NAME` prints one as YAML.
+
+    Examples:
+
+      sightline recipes
+
+      sightline recipes show flickr8k_mobilenet_v2
+    """
     if context.invoked_subcommand is not None:
         return
     from sightline.recipes import RECIPES

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="The sweep file.")],
+    file: Annotated[Path, typer.Argument(help="The sweep file, or one that comes with Sightline: studies/NAME.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of all runs and of the report.")] = None,
     settings: Annotated[
         list[str] | None,

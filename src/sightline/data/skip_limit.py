@@ -5,7 +5,7 @@ useless.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sightline.data.readers.base import Skip
@@ -44,10 +44,14 @@ class SkipLimit:
 
     While it runs it stops at 100 skips in a row, or when the share is exceeded beyond what chance explains (three standard
     deviations), from the 200th record on; at the end the share itself decides.
+
+    Args:
+        share: largest share of records that may be skipped.
+        kept: returns the folder in which finished work stays; None where there is none to go on from.
     """
 
-    def __init__(self, share: float, where: Path) -> None:
-        self.share, self._where = share, where
+    def __init__(self, share: float, kept: Callable[[], Path | None]) -> None:
+        self.share, self._kept = share, kept
         self.ok = 0
         self.skipped: Counter[str] = Counter()
         self._in_a_row = 0
@@ -92,8 +96,11 @@ class SkipLimit:
         lost = sum(self.skipped.values())
         examples = "".join(f"\n  {skip.where}: {skip.reason}: {skip.detail}" for skip in self._examples)
         ids = " Where ids repeat, --map id= numbers the rows." if self.skipped["duplicate_id"] else ""
+        images = " Say where the images are: --images FOLDER, a zip or a tar." if self.skipped["image_missing"] else ""
+        where = self._kept()
+        kept = "" if where is None else f" Finished work is kept in {where}."
         raise SkipLimitError(
             f"{lost} of {self.input} records were skipped, --max-skipped allows a share of {self.share:g}: "
             f"{reasons_text(self.skipped)}.{examples}\n",
-            f"Repair the source, or allow more with --max-skipped.{ids} Finished work is kept in {self._where}.",
+            f"Repair the source, or allow more with --max-skipped.{images}{ids}{kept}",
         )

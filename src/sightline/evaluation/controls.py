@@ -122,7 +122,8 @@ class BlindPixelLoader:
         """Prepared pixels of the uniform images; no file is opened."""
         sizes = [(info.width, info.height) for info in record.image_info]
         images = [Image.new("RGB", size, self.colour) for size in sizes]
-        return VisualInputs(np.concatenate([self.tiling.crops(image, self.preparation) for image in images]))
+        tiling = self.tiling.for_record(record)
+        return VisualInputs(np.concatenate([tiling.crops(image, self.preparation) for image in images]))
 
 
 class BlurredPixelLoader:
@@ -144,7 +145,8 @@ class BlurredPixelLoader:
         """
         draft = self.tiling.draft_side(self.preparation)
         images = (read_image(dataset, record, k, draft_side=draft) for k in range(len(record.images)))
-        return VisualInputs(np.concatenate([self.tiling.crops(blurred(image, self.sigma), self.preparation) for image in images]))
+        tiling = self.tiling.for_record(record)
+        return VisualInputs(np.concatenate([tiling.crops(blurred(image, self.sigma), self.preparation) for image in images]))
 
 
 def blurred(image: Image.Image, sigma: float) -> Image.Image:

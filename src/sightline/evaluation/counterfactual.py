@@ -12,7 +12,7 @@ from sightline.runtime.keyed import keyed_generator
 from sightline.types import Record
 
 KINDS = ("colour", "count", "object", "place")
-_COLOURS = "black white red green blue yellow orange purple pink brown gray"
+COLOURS = "black white red green blue yellow orange purple pink brown gray"
 _COUNTS = "two three four five six seven eight nine ten"
 _OBJECTS = (
     "man woman boy girl",
@@ -34,7 +34,7 @@ _OPPOSITES = (
 )
 _PLURALS = {"man": "men", "woman": "women", "sheep": "sheep"}
 _SCENE_KINDS = {"replace_attribute": "colour", "replace_object": "object", "replace_position": "place", "change_count": "count"}
-_SCENE_SIZES = ("small", "large")  # the other attribute of a drawn thing
+SCENE_SIZES = ("small", "large")  # the other attribute of a drawn thing
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _of_scene(record: Record) -> list[Counterfactual]:
 
 
 def _differ_in_size(true: str, false: str) -> bool:
-    return any(true.split().count(size) != false.split().count(size) for size in _SCENE_SIZES)
+    return any(true.split().count(size) != false.split().count(size) for size in SCENE_SIZES)
 
 
 def _first(kind: str, key: str, texts: Sequence[str]) -> Counterfactual | None:
@@ -109,7 +109,7 @@ def _exchanges(groups: Sequence[Sequence[str]]) -> dict[str, tuple[str, ...]]:
 
 
 _EXCHANGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "colour": {**_exchanges([_COLOURS.split()]), "grey": tuple(word for word in _COLOURS.split() if word != "gray")},
+    "colour": {**_exchanges([COLOURS.split()]), "grey": tuple(word for word in COLOURS.split() if word != "gray")},
     "count": _exchanges([_COUNTS.split()]),
     "object": _exchanges([*map(str.split, _OBJECTS), *([_plural(word) for word in group.split()] for group in _OBJECTS)]),
     "place": _exchanges([_SCENES.split(), *_OPPOSITES]),

@@ -14,6 +14,9 @@ _TOLD = ("task", "data", "split", "limit", "control", "noise", "words", "shots",
 _NEUTRAL = ("batch_size", "resamples")  # no other question: the same answers in other batches, other draws for the intervals
 
 
+Scoring = Literal["weighted", "mean", "published"]
+
+
 class QuestionConfig(Config):
     """A task with its data and limits; what a sweep file and a single evaluation have in common."""
 
@@ -41,6 +44,8 @@ class QuestionConfig(Config):
     """Training images that agree on an answer of the baseline; 1 takes that of the nearest."""
     neighbours_from: str = "train"
     """Where they come from: `DATA:SPLIT`, `DATA`, or a split of the same data."""
+    scoring: Scoring | None = None
+    """ComAlign's score: levels `weighted` as chosen in training (default), their `mean`, or `published` (the authors' rule)."""
     features: str | None = None
     """A feature store that is read instead of images; a model of an external table needs one."""
     batch_size: int = Field(default=16, ge=1)

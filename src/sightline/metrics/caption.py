@@ -293,7 +293,7 @@ def _warn_of_few(num_documents: int, num_items: int, is_fixed: bool) -> None:
     where = f"a corpus of {num_documents}" if is_fixed else f"only {num_items}"
     effect = "every value is 0" if num_documents == 1 else "values do not compare with those of a larger set"
     logger.warning(
-        "CIDEr-D takes its document frequencies from %s image%s: %s. Count them over a larger fixed corpus (--idf FILE).",
+        "CIDEr-D takes its document frequencies from %s image%s: %s. `sightline score --idf FILE` takes them from a larger set.",
         where,
         "" if num_documents == 1 else "s",
         effect,

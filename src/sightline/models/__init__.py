@@ -5,6 +5,8 @@ Importing this package registers the model and its configuration with the Auto c
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from sightline.models.comalign import SightlineComAlign as SightlineComAlign
+from sightline.models.comalign import SightlineComAlignConfig as SightlineComAlignConfig
 from sightline.models.dual import SightlineDualConfig as SightlineDualConfig
 from sightline.models.dual import SightlineDualEncoder as SightlineDualEncoder
 from sightline.models.stored import StoredFeatures as StoredFeatures

@@ -25,6 +25,7 @@ from sightline.errors import ConfigError, UsageError
 from sightline.models import loading, vision
 from sightline.models.config_values import check_counts, check_normalisation, listed
 from sightline.models.language import TokenizerConfig
+from sightline.models.light_network import AlignmentConfig
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 from sightline.models.transformers_private import CustomModel, attention_kernel, mark_initialised, set_attention_kernel
 from sightline.models.vision import EncoderOutputs, Layer, pooled_output
@@ -33,6 +34,7 @@ from sightline.types import Batch, Embeddings, PairBatch, Texts, Visual
 
 PARTS = ("vision", "text", "projection")
 STOCK = ("clip", "siglip")  # model types; SigLIP2 of fixed resolution is a `siglip`
+ALIGNED = "sightline_comalign"  # model type of a dual encoder with light networks
 MAX_SCALE = 100.0  # largest inverse temperature of a model without a bias (Radford et al. 2021)
 # What a folder may hold beside the text encoder: heads of language models, buffers, the other half of a composite.
 LEFTOVERS = (
@@ -93,6 +95,8 @@ class DualConfig(Config):
     """Temperature at the beginning; it is learned where `projection` trains, and never falls below 1/100 without a bias."""
     bias: float | None = None
     """Bias of the logits at the beginning (SigLIP: -10), for `pairwise_sigmoid`; without it the model has none."""
+    alignment: AlignmentConfig | None = None
+    """Light networks over the dual encoder that compare components of images and captions (ComAlign); the part `alignment`."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "DualConfig":
@@ -178,7 +182,7 @@ def dual_config(config: PreTrainedConfig) -> PreTrainedConfig | None:
             "a SigLIP2 of variable resolution (NaFlex) takes images of any shape, which Sightline does not prepare.",
             "Use a SigLIP2 of fixed resolution, such as google/siglip2-base-patch16-224.",
         )
-    return config if config.model_type in (*STOCK, SightlineDualConfig.model_type) else None
+    return config if config.model_type in (*STOCK, SightlineDualConfig.model_type, ALIGNED) else None
 
 
 # Our own ----------------------------------------------------------------------------------------------------------------------
@@ -318,6 +322,7 @@ class DualModel(nn.Module):
     Args:
         inner: a CLIP or SigLIP of transformers, or a `SightlineDualEncoder`.
         mean, std, rescale: normalise `uint8` pixels for the vision encoder.
+        dual: the dual encoder within `inner`, where that has further parts (ComAlign).
     """
 
     takes_images = True
@@ -331,13 +336,15 @@ class DualModel(nn.Module):
         mean: Iterable[float] = (0.5,) * 3,
         std: Iterable[float] = (0.5,) * 3,
         rescale: float = 1 / 255,
+        dual: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         self.inner: Any = inner
+        self.dual: Any = inner if dual is None else dual
         self.mean, self.std, self.rescale = tuple(mean), tuple(std), rescale
-        self._is_stock = not isinstance(inner, SightlineDualEncoder)
+        self._is_stock = not isinstance(self.dual, SightlineDualEncoder)
         # The same modules again under the names of their parts, so that adapters find them.
-        modules = dict(inner.named_children())
+        modules = dict(self.dual.named_children())
         names = ("vision_model", "text_model") if self._is_stock else ("vision", "text")
         self.vision, self.text = (cast(PreTrainedModel, modules[name]) for name in names)
 
@@ -383,9 +390,7 @@ class DualModel(nn.Module):
         return read_at_once(values if bias is None else {**values, "bias": bias})
 
     def _scalars(self) -> Any:
-        return (
-            _Scalars(self.inner.logit_scale, getattr(self.inner, "logit_bias", None)) if self._is_stock else self.inner.projection
-        )
+        return _Scalars(self.dual.logit_scale, getattr(self.dual, "logit_bias", None)) if self._is_stock else self.dual.projection
 
     # Vectors ------------------------------------------------------------------------------------------------------------
 
@@ -394,7 +399,7 @@ class DualModel(nn.Module):
         """The vision encoder and what a feature store keeps of its outputs; None where it is an external table."""
         if self._is_stock:
             return EncoderOutputs(self.vision, "pooled", 0, (1, 1), int(self.vision.config.hidden_size))
-        config = self.inner.config
+        config = self.dual.config
         if isinstance(self.vision, StoredFeatures):
             grid = (self.vision.config.rows, self.vision.config.columns)
         else:
@@ -406,18 +411,18 @@ class DualModel(nn.Module):
         """How texts are cut and padded: to the positions of the text encoder."""
         config = self.text.config
         limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 16
-        return TextLength(int(limit), self._is_stock and self.inner.config.model_type == "siglip")
+        return TextLength(int(limit), self._is_stock and self.dual.config.model_type == "siglip")
 
     def features(self, visual: Visual | PairBatch) -> Float[Tensor, "N P E"]:
         """Returns the outputs of the vision encoder before the projection: stored ones, or computed from pixels."""
         if visual.features_NPE is not None:
             return visual.features_NPE.to(self._scalars().logit_scale.dtype)
         assert visual.pixels_NHWC is not None
-        pixels = vision.normalise(visual.pixels_NHWC, self.rescale, self.mean, self.std, self.inner.dtype)
+        pixels = vision.normalise(visual.pixels_NHWC, self.rescale, self.mean, self.std, self.dual.dtype)
         with _gradient(self.vision):
             if self._is_stock:
                 return vision.encode(self.vision, pixels, "pooled", 0)
-            return self.inner.image_states(pixels)
+            return self.dual.image_states(pixels)
 
     def text_states(self, texts: Texts) -> Float[Tensor, "C U"]:
         """Returns the pooled outputs of the text encoder before the projection: stored ones, or computed from tokens."""
@@ -426,20 +431,29 @@ class DualModel(nn.Module):
         assert texts.ids_CT is not None
         with _gradient(self.text):
             if not self._is_stock:
-                return self.inner.text_states(texts.ids_CT, texts.mask_CT)
+                return self.dual.text_states(texts.ids_CT, texts.mask_CT)
             mask = None if self.text_length.is_fixed else texts.mask_CT
             return pooled_output(self.text(input_ids=texts.ids_CT, attention_mask=mask), self.text)
 
     def image_vectors(self, features_NPE: Float[Tensor, "N P E"]) -> Float[Tensor, "N W"]:
         """Returns unit vectors of images from the outputs of the vision encoder."""
-        pooled_NE = features_NPE.mean(1)
-        head = getattr(self.inner, "visual_projection", None) if self._is_stock else self.inner.projection.image
+        pooled_NE, head = features_NPE.mean(1), self.image_head
         return _unit(pooled_NE if head is None else head(pooled_NE))
 
     def text_vectors(self, states_CU: Float[Tensor, "C U"]) -> Float[Tensor, "C W"]:
         """Returns unit vectors of texts from the outputs of the text encoder."""
-        head = getattr(self.inner, "text_projection", None) if self._is_stock else self.inner.projection.text
+        head = self.text_head
         return _unit(states_CU if head is None else head(states_CU))
+
+    @property
+    def image_head(self) -> nn.Module | None:
+        """Projects the vectors of images; None for an encoder without a projection (SigLIP)."""
+        return getattr(self.dual, "visual_projection", None) if self._is_stock else self.dual.projection.image
+
+    @property
+    def text_head(self) -> nn.Module | None:
+        """Projects the vectors of texts; None for an encoder without a projection (SigLIP)."""
+        return getattr(self.dual, "text_projection", None) if self._is_stock else self.dual.projection.text
 
     def embeddings(self, batch: PairBatch) -> Embeddings:
         """Returns unit vectors of the images and texts of a batch, with scale and bias."""
@@ -538,9 +552,10 @@ def load(path: str, attention: str = "sdpa") -> PreTrainedModel:
             f"{path!r} is a {config.model_type!r}, not a dual encoder that Sightline knows.",
             f"Use a {', '.join(STOCK)} or a dual encoder that Sightline trained.",
         )
-    for part in (config.vision_config, config.text_config):
+    whole: Any = config.dual_config if config.model_type == ALIGNED else config
+    for part in (whole.vision_config, whole.text_config):
         if not isinstance(part, StoredFeaturesConfig):
-            set_attention_kernel(part, _kernel_for(config if config.model_type in STOCK else part, attention))
+            set_attention_kernel(part, _kernel_for(whole if whole.model_type in STOCK else part, attention))
     return loading.load(AutoModel, path, config, None, LEFTOVERS)
 
 

@@ -4,10 +4,9 @@ Decoders differ in three things that are handled here: which output holds the hi
 soft cap, scale), and which attention mask each kind of layer needs when several samples share a row.
 """
 
-import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,12 +113,16 @@ def _with_coefficients(config: PreTrainedConfig, choice: LanguageConfig) -> PreT
 def kernel_for(config: PreTrainedConfig, attention: str) -> str:
     """Returns the requested attention kernel, or `eager` for an architecture without sdpa (Gemma2 caps its attention scores).
 
+    transformers 5.17 says that Gemma2 has sdpa, which ignores the cap.
+
     Raises:
         ConfigError: the configuration is not a causal language model.
     """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if not isinstance(architecture, type):
         raise ConfigError(f"{config.model_type!r} is not a causal language model that transformers can build.")
+    if attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        return "eager"
     return loading.supported_kernel(architecture, attention)
 
 
@@ -255,7 +258,7 @@ def decode(
         ConfigError: a layer's attention cannot separate packed samples, or the router logits have an unknown shape.
     """
     coefficients = router_coefficients(decoder)
-    with positions_unsearched() if tokens.is_plain else contextlib.nullcontext():
+    with positions_unsearched() if tokens.is_plain else nullcontext():
         output = body(decoder)(
             inputs_embeds=embeddings_BTD,
             attention_mask=attention_masks(text_config(decoder), tokens, embeddings_BTD.dtype),

@@ -121,7 +121,7 @@ def config_from(values: dict[str, Any], place: str) -> PreTrainedConfig:
 
 
 def check_sizes(values: dict[str, Any], place: str) -> None:
-    """Refuses sizes beyond `LIMITS` in a configuration and in its nested configurations.
+    """Refuses sizes beyond `LIMITS`, negative counts and token ids that are no numbers in a configuration and its nested ones.
 
     Raises:
         ConfigError: a size exceeds its limit.
@@ -139,6 +139,8 @@ def check_sizes(values: dict[str, Any], place: str) -> None:
             raise ConfigError(f"{place}: {name}={value} is outside of 1..{LIMITS[name]}.")
         elif isinstance(value, int | float) and _is_count(name) and not 0 <= value <= MAX_COUNT:
             raise ConfigError(f"{place}: {name}={value} is outside of 0..{MAX_COUNT}.")
+        elif name.endswith("_token_id") and value is not None and type(value) is not int:
+            raise ConfigError(f"{place}: {name}={value!r} is no whole number.")
     raise ConfigError(f"{place}: more than {MAX_ITEMS} entries; this is not the configuration of a model.")
 
 
@@ -150,25 +152,13 @@ def check_folder(path: str) -> None:
     """Refuses a model folder with files that lead out of it, before transformers reads it; a Hub id is left to its own cache.
 
     Raises:
-        ConfigError: a size in its configuration exceeds `LIMITS`.
-        StorageError: a file is a link out of the folder, no regular file or far too large; an index of weights names a file
-            outside of the folder or a missing file, or is not an index.
+        ConfigError, StorageError: as in `check_files`.
+        StorageError: an index of weights names a file outside of the folder or a missing file, or is not an index.
     """
     folder = Path(path)
     if "\0" in path or not folder.is_dir():
         return
-    try:
-        for place in (folder, *(folder / name for name in _SUBFOLDERS if os.path.lexists(folder / name))):
-            check_links(place)
-    except DataError as error:
-        raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
-    for name, limit in _FILE_BYTES.items():
-        if (size := _size_of(folder / name)) > limit:
-            raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-        if isinstance(values, dict):
-            check_sizes(values, path)  # transformers reads it for a tokenizer too, and may build a list with one entry per layer
+    check_files(folder)
     for index in folder.glob("*.index.json"):
         try:
             shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
@@ -181,6 +171,28 @@ def check_folder(path: str) -> None:
                 safe_join(root, f"{folder.relative_to(root).as_posix()}/{shard}" if root != folder else shard)
             except DataError as error:
                 raise StorageError(f"{index}: {error.message}", "Do not use this checkpoint.") from error
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a model folder by its files and the sizes in its configuration.
+
+    Raises:
+        ConfigError: a size in its configuration exceeds `LIMITS`.
+        StorageError: a file is a link out of the folder, no regular file, or far too large.
+    """
+    try:
+        for place in (folder, *(folder / name for name in _SUBFOLDERS if os.path.lexists(folder / name))):
+            check_links(place)
+    except DataError as error:
+        raise StorageError(error.message, f"{error.remedy} If you do not know why it is there, do not use this model.") from error
+    for name, limit in _FILE_BYTES.items():
+        if (size := _size_of(folder / name)) > limit:
+            raise StorageError(f"{folder / name}: {size:,} bytes; at most {limit:,} are expected.", "Do not use this model.")
+    for name in ("config.json", "generation_config.json"):
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever reads the file says what is wrong with it
+            values = json.loads((folder / name).read_text("utf-8"))
+            if isinstance(values, dict):
+                check_sizes(values, str(folder))  # transformers reads it for a tokenizer too, and may build a list of layers
 
 
 def _size_of(file: Path) -> int:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sightline.models import composites, dual, language, loading, vlm
+from sightline.models import comalign, composites, dual, language, loading, vlm
+from sightline.models.comalign import SightlineComAlign
 from sightline.models.dual import SightlineDualEncoder
 from sightline.models.text import TextModel
 from sightline.models.vlm import PARTS, SightlineConfig, SightlineForConditionalGeneration
@@ -38,7 +39,7 @@ def save_model(
         changed: parts whose weights may differ from those written earlier.
         state: weights to write instead of the model's own state dict (adapters merged).
     """
-    if not isinstance(model, SightlineForConditionalGeneration | SightlineDualEncoder):
+    if not isinstance(model, SightlineForConditionalGeneration | SightlineDualEncoder | SightlineComAlign):
         model.save_pretrained(folder, state_dict=None if state is None else dict(state))
         return
     # As transformers' own `save_pretrained` writes them.
@@ -47,6 +48,9 @@ def save_model(
     if isinstance(model, SightlineForConditionalGeneration):
         model.generation_config.save_pretrained(folder)
         parts, part_of = PARTS, vlm.part_of
+    elif isinstance(model, SightlineComAlign):
+        parts, part_of = ("dual", comalign.PART), _aligned_part
+        changed = {comalign.PART if part == comalign.PART else "dual" for part in changed}
     else:
         parts, part_of = dual.PARTS, _first_name
     weight_map: dict[str, str] = {}
@@ -67,6 +71,10 @@ def save_model(
 
 def _first_name(name: str) -> str:
     return name.partition(".")[0]
+
+
+def _aligned_part(name: str) -> str:
+    return "dual" if name.startswith("dual.") else comalign.PART
 
 
 def save_part(state: Mapping[str, Tensor], names: Collection[str], file: Path) -> None:

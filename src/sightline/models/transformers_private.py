@@ -98,6 +98,11 @@ def wrap_checkpointing(layer: nn.Module, wrapper: Callable[..., Any]) -> None:
     layer._gradient_checkpointing_func = partial(wrapper, layer, layer._gradient_checkpointing_func)
 
 
+def checkpointing_of(layer: nn.Module) -> Callable[..., Any]:
+    """Returns the checkpointing function of a layer for which gradient checkpointing is on."""
+    return layer._gradient_checkpointing_func  # pyrefly: ignore
+
+
 class CustomModel(PreTrainedModel, GenerationMixin):
     """Base class of Sightline's models: declares what they support and maps transformers' private hooks to public methods."""
 

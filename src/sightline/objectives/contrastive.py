@@ -49,6 +49,11 @@ class ContrastiveConfig(ObjectiveConfig):
     def needs_padded_rows(self) -> bool:
         return True
 
+    @property
+    def compares_components(self) -> bool:
+        """Whether it compares components, which only a model with light networks has."""
+        return False
+
 
 class ContrastiveObjective:
     """A loss over the embeddings of a step; called with a batch or with embeddings that exist already."""
@@ -139,8 +144,13 @@ class InfoNCE(ContrastiveObjective):
 
     def _direction(self, query_NW: Tensor, candidates: Candidates, scale: Tensor) -> Float[Tensor, ""]:
         logits_NA = _logits(query_NW, candidates.text_AW, scale)
-        own_N = logits_NA.gather(1, candidates.own_text_N[:, None])[:, 0]
-        return (logits_NA.masked_fill(candidates.ignored_NA, float("-inf")).logsumexp(1) - own_N).sum()
+        return cross_entropy(logits_NA, candidates)
+
+
+def cross_entropy(logits_NA: Float[Tensor, "N A"], candidates: Candidates) -> Float[Tensor, ""]:
+    """Returns the sum of `-log p(own)` over a softmax of all candidates but those that are ignored."""
+    own_N = logits_NA.gather(1, candidates.own_text_N[:, None])[:, 0]
+    return (logits_NA.masked_fill(candidates.ignored_NA, float("-inf")).logsumexp(1) - own_N).sum()
 
 
 def _logits(query_NW: Tensor, candidate_AW: Tensor, scale: Tensor) -> Float[Tensor, "N A"]:

@@ -10,6 +10,7 @@ from sightline.recipes.alignvlm_low_resource import alignvlm_low_resource
 from sightline.recipes.alignvlm_smolvlm import alignvlm_smolvlm
 from sightline.recipes.caption_lm import caption_lm
 from sightline.recipes.clip import clip, negclip, siglip
+from sightline.recipes.comalign import comalign
 from sightline.recipes.flickr8k_dual import flickr8k_dual
 from sightline.recipes.flickr8k_mobilenet_v2 import flickr8k_mobilenet_v2
 from sightline.recipes.llava15 import llava15
@@ -31,6 +32,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "alignvlm_smolvlm": alignvlm_smolvlm,
     "caption_lm": caption_lm,
     "clip": clip,
+    "comalign": comalign,
     "flickr8k_dual": flickr8k_dual,
     "flickr8k_mobilenet_v2": flickr8k_mobilenet_v2,
     "llava15": llava15,

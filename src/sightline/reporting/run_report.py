@@ -92,7 +92,7 @@ def run_report_page(report: RunReport) -> str:
         course = [(report.rates, Axis("learning rate")), (report.norms, Axis("gradient norm", is_log=True))]
         drawn = [html.figure(_curves(report, curves, axis)) for curves, axis in course if any(curve.steps for curve in curves)]
         if drawn:
-            sections.append(html.Section("Learning rate and gradient norm", html.columns(*drawn), is_open=False))
+            sections.append(html.Section("Learning rate and gradient norm", html.columns(*drawn)))
     if any(curve.steps for curve in report.expert_curves):
         caption = "Entropy of 1 is equal use of all experts. probe --what experts shows each layer, by image and text tokens."
         sections.append(html.Section("Experts", html.figure(_curves(report, report.expert_curves, Axis("share")), caption)))

@@ -104,9 +104,8 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     Raises:
         DataError: names the file, and where it leads to.
     """
-    real_folder = os.path.realpath(folder)
-    above = os.path.dirname(real_folder)
-    blobs = [Path(above).parent / "blobs"] if os.path.basename(above) == "snapshots" else []
+    real = Path(os.path.realpath(folder))
+    blobs = [place.parents[1] / "blobs" for place in (real, real.parent) if place.parent.name == "snapshots"]
     # `blobs` must be a folder of that cache; were it a link, its files would lie elsewhere.
     trusted = (*(place for place in blobs if not place.is_symlink()), *trusted_folders())
     try:
@@ -171,6 +170,11 @@ def _sync_file(path: Path) -> None:
 def _refused(path: Path, error: Exception, remedy: str = "Free space or choose another folder.") -> StorageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return StorageError(f"{path}: {reason}.", remedy)
+
+
+def open_to_append(path: Path) -> IO[bytes]:
+    """Opens an unfinished file, such as a part of a download; its content is checked by a hash before it gets its name."""
+    return path.open("ab")
 
 
 @contextlib.contextmanager

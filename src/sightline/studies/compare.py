@@ -7,6 +7,7 @@ An evaluation that is stored, here or where `sightline eval` puts it, for the sa
 so a comparison that was stopped goes on where it was, and a model can be added to it.
 """
 
+import glob
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,12 @@ from typing import Any, Literal
 
 from sightline.assembly.config import locate
 from sightline.assembly.config.locate import CheckpointChoice
+from sightline.assembly.config.resolving import resolve_config
 from sightline.assembly.evaluate.evaluate import default_folder, evaluate
 from sightline.assembly.evaluate.opened import OpenedModel, open_model, weights_hash
 from sightline.assembly.evaluate.verdicts import control_command
 from sightline.data.dataset import open_dataset
-from sightline.data.samples.processing import is_ours
+from sightline.data.samples.processing import is_ours, read_processing
 from sightline.errors import SightlineError, Stopped, StorageError, UsageError
 from sightline.evaluation.controls import BLIND, SHUFFLED
 from sightline.evaluation.predict import ITEMS, PREDICTIONS, SCORES
@@ -51,6 +53,9 @@ class Compared:
         folder: of its weights.
         choice: the checkpoint of a run; None for a folder.
         weights: hash of the weight files.
+        arm: name of the models that it is averaged with, runs of several training seeds; its own name where it stands alone.
+        seed: training seed within the arm.
+        features: a feature store that it reads instead of images.
         baseline: what answers with the features of this model in its place.
     """
 
@@ -60,6 +65,9 @@ class Compared:
     folder: Path
     choice: CheckpointChoice | None
     weights: str
+    arm: str
+    seed: int = 0
+    features: str | None = None
     baseline: Literal["neighbours"] | None = None
 
     @property
@@ -69,11 +77,14 @@ class Compared:
 
     def asked(self, spec: EvalSpec, control: str | None) -> EvalSpec:
         """Returns the evaluation of the model, or of the baseline in its place."""
-        return spec.model_copy(update={"control": control, "baseline": self.baseline})
+        return spec.model_copy(update={"control": control, "baseline": self.baseline, "features": self.features or spec.features})
 
     def to_json(self) -> dict[str, Any]:
         step = None if self.choice is None else self.choice.saved.step
-        return {"name": self.name, "source": self.source, "kind": self.kind, "step": step, "weights_sha256": self.weights}
+        arm = {} if self.arm == self.name else {"arm": self.arm, "seed": self.seed}
+        store = {} if self.features is None else {"features": self.features}
+        own = {"name": self.name, "source": self.source, "kind": self.kind, "step": step, "weights_sha256": self.weights}
+        return own | arm | store
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class ComparisonOptions:
         metrics: scores with a table each; by default the headline of each task.
         against: name of the model that all others are compared with; by default every pair is compared.
         checkpoint, device, threads, fallback: see `open_model`.
+        features: feature stores, `STORE` for the models without an encoder, or `NAME=STORE` for one model.
         title: of the report.
     """
 
@@ -97,6 +109,7 @@ class ComparisonOptions:
     device: str = "auto"
     threads: int | None = None
     fallback: bool = False
+    features: tuple[str, ...] = ()
     title: str = ""
 
 
@@ -131,7 +144,8 @@ def compare(
     """Evaluates what is not evaluated yet, compares, and writes the report.
 
     Args:
-        models: runs, RUN@STAGE, model folders or Hub ids, each as it is or as NAME=MODEL.
+        models: runs, RUN@STAGE, model folders or Hub ids, each as it is or as NAME=MODEL; NAME=RUN,RUN,... or a pattern such as
+            NAME=runs/x-s* for the runs of several training seeds, which are averaged.
         asked: the evaluations, without a control; empty takes those that are stored with the models.
         out: folder of the report and of new evaluations.
         options: what else is wanted.
@@ -143,24 +157,30 @@ def compare(
         Stopped: a signal arrived; what is finished is kept.
     """
     options = options or ComparisonOptions()
-    compared = named_models(models, options.checkpoint, options.fallback, options.baselines)
-    if options.against and options.against not in [model.name for model in compared]:
-        raise UsageError(f"no model is named {options.against!r}; there are {', '.join(model.name for model in compared)}.")
+    compared = named_models(models, options.checkpoint, options.fallback, options.baselines, options.features)
+    arms = list(dict.fromkeys(model.arm for model in compared))
+    if options.against and options.against not in arms:
+        raise UsageError(f"no model is named {options.against!r}; there are {', '.join(arms)}.")
     specs = list(dict.fromkeys(asked)) or stored_questions(compared)
     for spec in specs:
         open_dataset(spec.data).split_indices(spec.split)
     found = _evaluated(compared, specs, out, options)
-    tables = [table for spec in specs for table in _tables(spec, compared, found, options)]
+    tables = [table for spec, key in question_keys(specs).items() for table in _tables(spec, key, compared, found, options)]
     if not tables:
         reasons = "; ".join(f"{fault['model']}: {fault['error']}" for fault in found.faults) or "they have no record in common"
         raise UsageError(f"no two models could be compared ({reasons}).")
-    of_models = [model for model in compared if model.baseline is None]
-    settings = settings_grid(of_models)
+    firsts = {model.arm: model for model in reversed(compared) if model.baseline is None}
+    of_arms = [replace(firsts[arm], name=arm) for arm in arms if arm in firsts]
+    settings = settings_grid(of_arms)
+    measured = _measured(found, {(model.name, model.asked(spec, None)) for model in compared for spec in specs})
     comparison = Comparison(
-        title=options.title or _title([model.name for model in compared]),
+        title=options.title or _title(arms),
         tables=tuple(tables),
         curves=curves_of(compared),
-        grids=(cost_grid(of_models, _measured(found, specs)), *([] if settings is None else [settings])),
+        grids=(
+            cost_grid(of_arms, {arm: measured.get(model.name, {}) for arm, model in firsts.items()}),
+            *([] if settings is None else [settings]),
+        ),
         notes=tuple(f"{fault['model']} was not asked {fault['question']}: {fault['error']}" for fault in found.faults),
         facts={
             "models": [model.to_json() for model in compared],
@@ -177,33 +197,109 @@ def compare(
 
 
 def named_models(
-    models: Sequence[str], checkpoint: str = "last", fallback: bool = False, baselines: Sequence[Literal["neighbours"]] = ()
+    models: Sequence[str],
+    checkpoint: str = "last",
+    fallback: bool = False,
+    baselines: Sequence[Literal["neighbours"]] = (),
+    features: Sequence[str] = (),
 ) -> list[Compared]:
     """Finds every model that the user named, and adds the baselines.
 
     Raises:
-        UsageError: fewer than two, two with one name, or a run without such a checkpoint.
+        UsageError: fewer than two, two with one name, a pattern that nothing fits, a store for no model, or a run without such a
+            checkpoint.
         StorageError: a checkpoint is damaged.
     """
     if len(models) + len(baselines) < 2 or not models:
         raise UsageError("a comparison needs two models or more.", "For example: sightline compare runs/a runs/b --out DIR")
-    pairs = [_name_and_source(model) for model in models]
-    short = [name or Path(source).name for name, source in pairs]
-    found: dict[str, Compared] = {}
-    for place, (given, source) in enumerate(pairs):
-        name = given or (short[place] if short.count(short[place]) == 1 else source)
+    arms = [_name_and_sources(model) for model in models]
+    short = [name or Path(sources[0]).name for name, sources in arms]
+    found: dict[str, list[Compared]] = {}
+    for place, (given, sources) in enumerate(arms):
+        name = given or (short[place] if short.count(short[place]) == 1 else sources[0])
         if name in found:
             raise UsageError(f"two models are named {name!r}.", "Give them names: NAME=MODEL.")
+        found[name] = _arm_of(name, place, sources, checkpoint, fallback)
+    found = _with_features(found, features)
+    first = next(iter(found.values()))[0]
+    floor = (replace(first, name=name, arm=name, kind="baseline", baseline=name) for name in baselines)
+    return [*(model for own in found.values() for model in own), *floor]
+
+
+def _name_and_sources(text: str) -> tuple[str, list[str]]:
+    """Returns the name that the user gave, if any, and the models that it stands for.
+
+    Raises:
+        UsageError: several models have no name, or nothing fits a pattern.
+    """
+    if Path(text).exists():
+        return "", [text]
+    name, equals, source = text.partition("=")
+    name, source = (name, source) if equals and name else ("", text)
+    if Path(source).exists():
+        return name, [source]
+    sources = [found for part in source.split(",") for found in _expanded(part)]
+    if not name and (len(sources) > 1 or sources != [source]):
+        raise UsageError(f"{text!r} stands for several runs, which need a name.", f"Write NAME={text}")
+    return name, sources
+
+
+def _expanded(part: str) -> list[str]:
+    if not set("*?[") & set(part):
+        return [part]
+    found = sorted(path for path in glob.glob(part) if Path(path).is_dir())
+    if not found:
+        raise UsageError(f"no folder fits {part!r}.", "Name runs, or a pattern that fits some.")
+    return found
+
+
+def _arm_of(name: str, place: int, sources: Sequence[str], checkpoint: str, fallback: bool) -> list[Compared]:
+    """Returns the model of a name, or the runs of several training seeds."""
+    out = []
+    for source in sources:
         folder, choice = locate.find_model(source, checkpoint, fallback)
         kind = ("model folder" if is_ours(str(folder)) else "stock model") if choice is None else "run"
-        found[name] = Compared(name, source, kind, folder, choice, weights_hash(folder))
-    first = next(iter(found.values()))
-    return [*found.values(), *(replace(first, name=name, kind="baseline", baseline=name) for name in baselines)]
+        own = name if len(sources) == 1 else f"{name} {Path(source).name}"
+        if own in [model.name for model in out]:
+            own = f"{name} {source}"
+        out.append(Compared(own, source, kind, folder, choice, weights_hash(folder), name))
+    if len(out) == 1:
+        return out
+    if len({model.weights for model in out}) < len(out):
+        raise UsageError(f"two of the models of {name!r} have the same weights.", "Name each run once.")
+    seeds = [_seed_of(model) for model in out]
+    if None in seeds or len({*seeds}) < len(seeds):  # numbers that no other arm shares: nothing says which runs belong together
+        seeds = [-(1000 * (place + 1) + number) for number in range(len(out))]
+    return [replace(model, seed=seed) for model, seed in zip(out, seeds, strict=True) if seed is not None]
 
 
-def _name_and_source(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and name and not Path(text).exists() else ("", text)
+def _seed_of(model: Compared) -> int | None:
+    """Returns the training seed of a run; None where it is not known."""
+    if model.run is None or not (model.run / locate.CONFIG).exists():
+        return None
+    return resolve_config(None, model.run / locate.CONFIG, []).train.seed
+
+
+def _with_features(arms: dict[str, list[Compared]], stores: Sequence[str]) -> dict[str, list[Compared]]:
+    """Gives models the feature stores that they read."""
+    by_name: dict[str, str] = {}
+    of_rest = None
+    for text in stores:
+        name, equals, store = text.partition("=")
+        if equals and name in arms:
+            by_name[name] = store
+        elif equals and not Path(text).exists():
+            raise UsageError(f"--features {text}: no model is named {name!r}; there are {', '.join(arms)}.")
+        else:
+            of_rest = text
+    return {
+        name: [replace(model, features=by_name.get(name, of_rest if _lacks_encoder(model) else None)) for model in own]
+        for name, own in arms.items()
+    }
+
+
+def _lacks_encoder(model: Compared) -> bool:
+    return is_ours(str(model.folder)) and read_processing(model.folder).preparation is None
 
 
 def _title(names: Sequence[str]) -> str:
@@ -219,7 +315,7 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
     Raises:
         UsageError: there are none.
     """
-    found: dict[str, EvalSpec] = {}
+    found: dict[tuple[str, str], EvalSpec] = {}
     for model in models:
         root = default_folder(EvalSpec(data="."), model.folder).parents[1]
         for file in sorted(root.glob(f"*/*/{SCORES}")):
@@ -230,7 +326,7 @@ def stored_questions(models: Sequence[Compared]) -> list[EvalSpec]:
                 continue
             is_plain = spec.control is None and spec.noise is None and spec.words is None and spec.baseline is None
             if is_plain and stored["settings"].get("model") == model.weights and Path(spec.data).is_dir():
-                found.setdefault(question_key(spec), spec)
+                found.setdefault((question_key(spec), str(stored["settings"].get("data"))), spec)
     if not found:
         raise UsageError("no evaluation is stored with these models.", "Say what they are asked: --task TASK --data DIR.")
     return list(found.values())
@@ -248,6 +344,15 @@ def question_key(spec: EvalSpec) -> str:
         spec.name_of_rest(),
     ]
     return re.sub(r"[^\w.-]", "_", "-".join(str(part) for part in parts if part))
+
+
+def question_keys(specs: Sequence[EvalSpec]) -> dict[EvalSpec, str]:
+    """Returns `question_key` of each evaluation; those of data sets of one name get the beginning of the data's fingerprint."""
+    keys = {spec: question_key(spec) for spec in specs}
+    names = list(keys.values())
+    return {
+        spec: key if names.count(key) == 1 else f"{key}-{open_dataset(spec.data).fingerprint[:8]}" for spec, key in keys.items()
+    }
 
 
 def _heading(spec: EvalSpec) -> str:
@@ -283,17 +388,17 @@ def _evaluated(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
     logger.info("%d of %d evaluations are stored already", found.reused, found.reused + len(missing))
     begin = time.perf_counter()
     opened: OpenedModel | None = None
-    name = ""
+    is_open: tuple[str, str | None] | None = None
     for number, question in enumerate(missing):
         spent = time.perf_counter() - begin
         left = f"; about {readable_duration(spent / number * (len(missing) - number))} left" if number else ""
         logger.info("evaluation %d of %d: %s, %s%s", number + 1, len(missing), question.model.name, question.text, left)
         try:
-            if name != question.model.name or opened is None:
+            model, store = question.model, question.spec.features
+            if is_open != (model.name, store) or opened is None:
                 opened = None  # gives back the memory of the model before
-                model = question.model
-                opened = open_model(model.source, options.checkpoint, None, options.device, options.threads, options.fallback)
-                name = model.name
+                opened = open_model(model.source, options.checkpoint, store, options.device, options.threads, options.fallback)
+                is_open = model.name, store
             _evaluate(question, opened, options)
         except Stopped:
             raise
@@ -306,12 +411,13 @@ def _evaluated(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path,
 
 
 def _questions(models: Sequence[Compared], specs: Sequence[EvalSpec], out: Path, controls: Sequence[str]) -> Iterator[_Question]:
+    keys = question_keys(specs)
     for model in models:
         home = out / EVALUATIONS / re.sub(r"[^\w.-]", "_", model.name)
         for spec in specs:
             for control in (None, *(controls if model.baseline is None else ())):
                 own = model.asked(spec, control)
-                name = question_key(spec) + (f"-{control.replace(':', '')}" if control else "")
+                name = keys[spec] + (f"-{control.replace(':', '')}" if control else "")
                 yield _Question(model, own, home / name)
 
 
@@ -337,12 +443,12 @@ def _evaluate(question: _Question, opened: OpenedModel, options: ComparisonOptio
         storage.write_json(question.folder / SECONDS, {"seconds": round(seconds, 3), "queries": len(done.queries)})
 
 
-def _measured(found: _Found, specs: Sequence[EvalSpec]) -> Mapping[str, Mapping[str, float]]:
-    """Tokens of an answer and seconds of a query by model, over the evaluations with the images as they are."""
+def _measured(found: _Found, plain: set[tuple[str, EvalSpec]]) -> Mapping[str, Mapping[str, float]]:
+    """Tokens of an answer and seconds of a query by model, over the evaluations with the images as they are (`plain`)."""
     tokens: dict[str, list[int]] = {}
     seconds: dict[str, list[float]] = {}
     for (name, spec), folder in found.folders.items():
-        if spec.model_copy(update={"baseline": None}) not in specs:
+        if (name, spec) not in plain:
             continue
         lines = storage.read_json_lines(folder / PREDICTIONS)
         tokens.setdefault(name, []).extend(line["tokens"] for line in lines if "tokens" in line)
@@ -360,8 +466,11 @@ def _measured(found: _Found, specs: Sequence[EvalSpec]) -> Mapping[str, Mapping[
 # Tables ---------------------------------------------------------------------------------------------------------------------
 
 
-def _tables(spec: EvalSpec, models: Sequence[Compared], found: _Found, options: ComparisonOptions) -> list[Table]:
-    arms = [arm for model in models if (arm := _arm(spec, model, found, options)).found]
+def _tables(spec: EvalSpec, key: str, models: Sequence[Compared], found: _Found, options: ComparisonOptions) -> list[Table]:
+    by_arm: dict[str, list[Compared]] = {}
+    for model in models:
+        by_arm.setdefault(model.arm, []).append(model)
+    arms = [arm for own in by_arm.values() if (arm := _arm(spec, own, found, options)).found]
     task = task_by_name(spec.task, spec.resamples)
     infos = {info.name: info for info in task.scores}
     tables = []
@@ -371,14 +480,18 @@ def _tables(spec: EvalSpec, models: Sequence[Compared], found: _Found, options: 
             continue
         info = infos.get(metric, ScoreInfo(metric, metric, times=1.0))
         pairs = all_pairs(list(measured.arms), options.against if options.against in measured.arms else "")
-        table = table_of(question_key(spec), _heading(spec), info, measured, pairs, bool(options.against))
-        answers = {
-            model.name: found.folders[model.name, model.asked(spec, None)] for model in models if model.name in measured.arms
-        }
+        table = table_of(key, _heading(spec), info, measured, pairs, bool(options.against))
+        answers = {name: _folder(spec, by_arm[name], found) for name in measured.arms}
         chart = ladder_chart(table, table.rows, table.conditions, table.title)
         table = replace(table, charts={f"{table.evaluation}-{metric}.svg": chart})
         tables.append(with_items(table, spec, task, answers))
     return tables
+
+
+def _folder(spec: EvalSpec, members: Sequence[Compared], found: _Found) -> Path:
+    """Returns the evaluation of the first model of an arm that has one, whose answers are shown."""
+    folders = (found.folders.get((model.name, model.asked(spec, None))) for model in members)
+    return next(folder for folder in folders if folder is not None)
 
 
 def _first_metric(task: Task, arms: Sequence[Arm]) -> tuple[str, ...]:
@@ -387,12 +500,14 @@ def _first_metric(task: Task, arms: Sequence[Arm]) -> tuple[str, ...]:
     return next(((info.name,) for info in task.scores if all(info.name in scores for scores in everything)), ())
 
 
-def _arm(spec: EvalSpec, model: Compared, found: _Found, options: ComparisonOptions) -> Arm:
-    kinds: dict[str, Mapping[int, Items]] = {}
+def _arm(spec: EvalSpec, members: Sequence[Compared], found: _Found, options: ComparisonOptions) -> Arm:
+    kinds: dict[str, dict[int, Items]] = {}
     for control in (None, *_ladder(options)):
-        folder = found.folders.get((model.name, model.asked(spec, control)))
-        items = None if folder is None else read_items(folder / ITEMS)
-        if items is not None:
-            kinds[control or ""] = {0: items}
-    command = control_command(spec, model.source, options.checkpoint)
-    return Arm(model.name, kinds if "" in kinds else {}, command, model.baseline is not None)
+        for model in members:
+            folder = found.folders.get((model.name, model.asked(spec, control)))
+            items = None if folder is None else read_items(folder / ITEMS)
+            if items is not None:
+                kinds.setdefault(control or "", {})[model.seed] = items
+    first = members[0]
+    command = control_command(first.asked(spec, None), first.source, options.checkpoint)
+    return Arm(first.arm, kinds if "" in kinds else {}, command, first.baseline is not None, is_fixed=len(members) == 1)

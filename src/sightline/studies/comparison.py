@@ -57,16 +57,22 @@ class Scored:
         seeds: which ones.
         values_SN: one row per seed.
         cluster_N: number of each record's image.
+        is_fixed: this is a given model, whose only entry stands for no training seed.
     """
 
     seeds: tuple[int, ...]
     values_SN: Float[np.ndarray, "S N"]
     cluster_N: Int[np.ndarray, " N"]
+    is_fixed: bool = False
 
     def of(self, seeds: Sequence[int]) -> "Scored":
         """Returns the same arm with some of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
         return Scored(tuple(seeds), self.values_SN[rows], self.cluster_N)
+
+    def repeated(self, seeds: Sequence[int]) -> "Scored":
+        """Returns a fixed model as an arm that has the same scores with each seed."""
+        return Scored(tuple(seeds), np.repeat(self.values_SN, len(seeds), axis=0), self.cluster_N)
 
     def averaged(self) -> "Scored":
         """Returns the mean over the seeds as if it were one seed: its intervals are over items alone."""
@@ -121,9 +127,13 @@ def scored(by_seed: Mapping[int, Items], metric: str, records: Sequence[str], cl
 def difference(first: Scored, second: Scored, resamples: int = RESAMPLES) -> Difference | None:
     """Returns first minus second, paired by the seeds that both have.
 
-    Where they share fewer than two seeds but each has at least two, all seeds count and are not paired. Returns None where they
-    share none and one of them has a single seed, since nothing then says how much of the difference is that seed.
+    Where they share fewer than two seeds but each has at least two, all seeds count and are not paired. A fixed model is compared
+    with each seed of the other. Returns None where they share no seed and one of them has a single one, since nothing then says how
+    much of the difference is that seed.
     """
+    if first.is_fixed != second.is_fixed:
+        one_side, other_side = (first.repeated(second.seeds), second) if first.is_fixed else (first, second.repeated(first.seeds))
+        return difference(one_side, other_side, resamples)
     shared = [seed for seed in first.seeds if seed in second.seeds]
     is_paired = len(shared) > 1 or min(len(first.seeds), len(second.seeds)) == 1
     if is_paired and not shared:

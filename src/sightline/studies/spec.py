@@ -17,6 +17,7 @@ anything is computed.
 
 import json
 import re
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -192,17 +193,25 @@ class Sweep:
         return tuple(found[:limit])
 
 
+def sweep_file(path: Path) -> Path:
+    """Returns a sweep file; where `studies/NAME.yaml` or `NAME.yaml` does not exist, the one that comes with Sightline."""
+    if path.exists() or path.parent not in (Path(), Path("studies")):
+        return path
+    homes = Path(sysconfig.get_path("data"), "share", "sightline", "studies"), Path(__file__).parents[3] / "studies"
+    return next((home / path.name for home in homes if (home / path.name).is_file()), path)
+
+
 def read_sweep(path: str | Path, arguments: Sequence[str] = ()) -> Sweep:
     """Reads a sweep file and resolves every run's configuration.
 
     Args:
-        path: the file.
+        path: the file; see `sweep_file`.
         arguments: `key=value`, laid over the file's settings and under those of the arms.
 
     Raises:
         ConfigError: a key of the file or a setting of a run is wrong; says where.
     """
-    path = Path(path)
+    path = sweep_file(Path(path))
     tree = read_yaml(path)
     config = validate_tree(SweepConfig, tree)
     base = recipe_by_name(config.recipe) if config.recipe is not None else None

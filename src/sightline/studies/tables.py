@@ -35,6 +35,7 @@ class Arm:
         found: scores by what was changed (nothing, a control, noise), then by seed.
         command: what to run to check whether it looks.
         is_baseline: whether it is no model.
+        is_fixed: a given model, whose only entry stands for no training seed.
         facts: what else its JSON says.
     """
 
@@ -42,6 +43,7 @@ class Arm:
     found: Mapping[str, Mapping[int, Items]]
     command: str = ""
     is_baseline: bool = False
+    is_fixed: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ def measure(arms: Sequence[Arm], metric: str) -> Measured | None:
     kept, scores = {}, {}
     for arm in arms:
         values = {kind: scored(seeds, metric, records, cluster_N) for kind, seeds in arm.found.items()}
-        own = {kind: value for kind, value in values.items() if value is not None}
+        own = {kind: replace(value, is_fixed=arm.is_fixed) for kind, value in values.items() if value is not None}
         if "" in own:
             kept[arm.name], scores[arm.name] = arm, own
     return Measured(records, cluster_N, kept, scores) if scores else None

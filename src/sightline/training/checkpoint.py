@@ -436,6 +436,8 @@ def _rebuild(run: Path, damaged: Path, sha256: str, made: Path | None = None) ->
     places = [path / name for path, entries in _manifests(run) for name, entry in entries.items() if entry["sha256"] == sha256]
     if damaged not in places:  # the checkpoint has gone meanwhile
         return False
+    if not Path(os.path.realpath(damaged.parent)).is_relative_to(os.path.realpath(run)):  # a folder on the way is a link
+        return False
     is_there = damaged.exists()
     alike = [place for place in places if place == damaged or (is_there and place.exists() and os.path.samefile(place, damaged))]
     others = [folder(run) / COPIES / sha256, *(place for place in places if place not in alike)] if made is None else [made]

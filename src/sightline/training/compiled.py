@@ -6,13 +6,16 @@ checkpointing and the shards of FSDP2 stay outside of what is compiled and work 
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sightline.models.transformers_private import checkpointing_of
 
 BACKEND = "inductor"
 COMPILERS = ("cc", "gcc", "clang")
@@ -27,9 +30,10 @@ def why_not_compiled() -> str:
     return ""
 
 
-def layers_of(part: nn.Module | None) -> list[nn.Module]:
-    """Returns the layers of a part: the modules that transformers also checkpoints one by one."""
-    return [] if part is None else [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
+def layers_of(part: nn.Module | None) -> list[GradientCheckpointingLayer]:
+    """Returns the layers of a part: what transformers checkpoints one by one, in a list of layers."""
+    lists = [] if part is None else [module for module in part.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
 
 
 @contextmanager
@@ -43,17 +47,30 @@ def compiled_layers(decoder: nn.Module | None, encoder: nn.Module | None, backen
         backend: of `torch.compile`; `BACKEND` by default.
     """
     backend = BACKEND if backend is None else backend
-    parts: list[tuple[list[nn.Module], bool | None]] = [(layers_of(decoder), None), (layers_of(encoder), True)]
-    for layers, dynamic in parts:
-        for layer in layers:
-            layer.forward = torch.compile(layer.forward, backend=backend, dynamic=dynamic)
+    changed = []
+    for part, dynamic in ((decoder, None), (encoder, True)):
+        for layer in layers_of(part):
+            changed.append((layer, layer.gradient_checkpointing))
+            run = torch.compile(layer.forward, backend=backend, dynamic=dynamic)
+            layer.forward = _checkpointed(layer, run) if layer.gradient_checkpointing else run
+            layer.gradient_checkpointing = False
     try:
-        yield sum(len(layers) for layers, _ in parts)
+        yield len(changed)
     finally:
-        for layers, _ in parts:
-            for layer in layers:
-                del layer.forward
+        for layer, is_checkpointed in changed:
+            del layer.forward
+            layer.gradient_checkpointing = is_checkpointed
         torch.compiler.reset()
+
+
+def _checkpointed(layer: GradientCheckpointingLayer, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a forward function that checkpoints `run`: transformers does so outside or inside of it, by its version."""
+    function = checkpointing_of(layer)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return function(partial(run, **kwargs), *args) if torch.is_grad_enabled() else run(*args, **kwargs)
+
+    return forward
 
 
 def not_compiled() -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 Sums stay on the device, so that no micro-batch waits for the host; `GatheredTotals.read` copies those of all ranks at once.
 """
 
+import functools
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,7 @@ class GatheredTotals:
     def weight(self) -> Tensor:
         """Weight of the step over all ranks, added in their order; a scalar on the device."""
         place = 1 if self.accelerator.num_processes == 1 else 2 + len(self.own.counts) + 1
-        return self.rows[:, place].cumsum(0)[-1]
+        return functools.reduce(torch.add, self.rows[:, place].unbind())  # CUDA has no deterministic `cumsum`
 
     def read(self, *others: Tensor) -> tuple[StepTotals, list[float]]:
         """Copies the totals and further scalars to the host, all at once.

@@ -138,7 +138,7 @@ class Ranks(Protocol):
         ...
 
 
-def _on_device(batches: Sequence[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
+def on_device(batches: Sequence[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
     """Yields batches on the device; on a GPU each is copied, on a stream of its own, while the one before is computed."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
@@ -177,7 +177,7 @@ class _IndependentMicroBatches:
 
     def forward_backward(self, batches: Sequence[TrainingBatch]) -> list[Loss]:
         losses = []
-        for number, batch in enumerate(_on_device(batches, self.accelerator.device), 1):
+        for number, batch in enumerate(on_device(batches, self.accelerator.device), 1):
             with self.accelerator.autocast(), self._gradient_sync(number == len(batches)):
                 loss: Loss = self.module(batch)
                 if loss.total.requires_grad:

@@ -38,6 +38,7 @@ from sightline.models.language import LanguageConfig
 from sightline.models.vision import VisionConfig
 from sightline.objectives.next_token import NextToken
 from sightline.runtime.device import Runtime, choose_runtime
+from sightline.studies.compare import ComparisonOptions, compare
 from tests.builders import decoder_folder, encoder_folder
 from tests.data.pictures import lines, picture, prepared, put
 
@@ -370,6 +371,10 @@ def test_records_without_photos_train_and_are_evaluated_from_a_table(tmp_path: P
         asked = spec.model_copy(update={"control": control, "features": str(table[1])})
         done = evaluate(asked, run, out=tmp_path / str(control))
         assert len(done.predicted.predictions) == 4
+    options = ComparisonOptions(controls=("blind",), features=(str(table[1]),))
+    told = compare([f"one={run}", f"two={run}"], [spec], tmp_path / "compared", options).to_json()
+    assert (told["evaluations"], told["not_asked"]) == (4, [])
+    assert [model["features"] for model in told["models"]] == [str(table[1])] * 2
     for control in ("grey", "blur:8"):
         asked = spec.model_copy(update={"control": control, "features": str(table[1])})
         with pytest.raises(UsageError, match=f"control '{control}' needs an encoder.*Use the control blind"):

@@ -99,7 +99,10 @@ def test_gain_ranks_by_the_likelihoods_of_single_pairs(
     stored_NT = np.array([lines[query.id] for query in queries])
     assert stored_NT == pytest.approx(seen[:, [texts.index(text) for text in dict.fromkeys(texts)]], rel=1e-5)
     assert found.likelihood is not None
-    assert found.to_json()["likelihood"] == {"kind": "gain", "alpha": alpha}
+    told = found.to_json()
+    assert told["likelihood"] == {"kind": "gain", "alpha": alpha}
+    assert told.keys() >= {"task", "split", "control", "scores", "looks"}
+    assert told["scores"].keys() >= {"t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10", "rsum"}
 
 
 def predictions(folder: Path) -> Iterator[Prediction]:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from sightline.cli import main
 from sightline.data.dataset import open_dataset
+from sightline.data.scenes.language import NEGATIVE_KINDS
 from sightline.metrics.retrieval import recall_at
 from tests.assembly.train.helpers import prepared_scenes
 from tests.data.pictures import picture, prepared, put
@@ -75,7 +76,7 @@ def test_composition_asks_for_the_similarity_of_captions_and_negatives(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = evaluated(capsys, dual_folder("siglip"), scenes, "--task", "composition", "--out", str(tmp_path / "out"))
-    kinds = [name for name in found["scores"] if name.startswith("accuracy_")]
+    kinds = [name for name in found["scores"] if name in NEGATIVE_KINDS]
     assert kinds
     assert 0 <= found["scores"]["accuracy"]["value"] <= 1
     line = json.loads((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()[0])

@@ -14,6 +14,7 @@ from sightline.assembly.model.build import read_model
 from sightline.data.dataset import open_dataset
 from sightline.training import checkpoint
 from tests.assembly.train.helpers import prepared_scenes
+from tests.assembly.train.pair_runs import assert_equal_weights, finished, last_weights, lines, written
 from tests.builders import encoder_folder
 from tests.duals import dual_folder, text_folder
 from tests.processes import Commands
@@ -40,36 +41,6 @@ def settings(scenes: Path, **changes: Any) -> dict[str, Any]:
         "runtime": {"device": "cpu", "threads": 1},
     }
     return run | changes
-
-
-def written(file: Path, run: dict[str, Any]) -> Path:
-    file.write_text(json.dumps(run))
-    return file
-
-
-def finished(commands: Commands, config: Path, out: Path, faults: str = "") -> Path:
-    code, said = commands.run(["train", "--config", config, "--out", out], faults)
-    assert code == 0, said
-    return out
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    clock = {"seconds", "wait_share"}
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in clock} for line in found]
-
-
-def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    saved = checkpoint.newest(run)
-    assert saved is not None
-    files = sorted((saved.path / "model").glob("*.safetensors"))
-    return {name: value for file in files for name, value in load_file(file).items()}
-
-
-def assert_equal_weights(one: Path, two: Path) -> None:
-    mine, theirs = last_weights(one), last_weights(two)
-    assert mine.keys() == theirs.keys()
-    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
 def test_a_killed_run_goes_on_to_the_bit_and_its_folder_is_a_clip(scenes: Path, tmp_path: Path, commands: Commands) -> None:

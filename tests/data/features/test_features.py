@@ -124,6 +124,17 @@ def test_reading_fp16_and_fp32_copies_nothing(tmp_path: Path) -> None:
         assert not found.flags.writeable
 
 
+@pytest.mark.parametrize("name", ["store.json", "index.npy", "shards/{}", "shards"])
+def test_a_file_of_a_store_that_is_a_link_out_of_it_is_refused(tmp_path: Path, name: str) -> None:
+    store = tmp_path / "s"
+    write(store, "fp32")
+    place = store / name.format(next((store / "shards").iterdir()).name)
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"leads to .*outside"):
+        FeatureStore(store)
+
+
 def test_unknown_images_are_missing_also_beside_known_ones(tmp_path: Path) -> None:
     write(tmp_path / "s")
     store = FeatureStore(tmp_path / "s")

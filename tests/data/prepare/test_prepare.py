@@ -295,7 +295,7 @@ def skip(reason: str = "image_broken") -> Skip:
 
 def fed(share: float, outcomes: list[Skip | None]) -> int:
     """How many records pass before the budget stops."""
-    budget = SkipLimit(share, Path("work"))
+    budget = SkipLimit(share, lambda: Path("work"))
     for count, outcome in enumerate(outcomes):
         try:
             budget.add(outcome)
@@ -352,7 +352,7 @@ def test_nothing_usable_and_nothing_at_all_are_errors(tmp_path: Path) -> None:
 
 
 def test_repeated_ids_come_with_the_remedy() -> None:
-    budget = SkipLimit(0.01, Path("work"))
+    budget = SkipLimit(0.01, lambda: None)
     for _ in range(9):
         budget.add(skip("duplicate_id"))
     with pytest.raises(SkipLimitError, match="--map id= numbers the rows"):

@@ -1,5 +1,6 @@
 """A Hub of data sets on this host: what `datasets` asks of it to stream the files of one data set."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -12,7 +13,7 @@ REVISION = "a" * 40
 
 @contextmanager
 def hub_server(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Serves a data set of any name with these files; gives the address for `HF_ENDPOINT`."""
+    """Serves a data set of any name with these files; gives the address for `HF_ENDPOINT`. A commit replaces `files`, if a dict."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -20,11 +21,14 @@ def hub_server(files: Mapping[str, bytes]) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-        def do_HEAD(self) -> None:
-            self._answer(has_body=False)
-
         def do_GET(self) -> None:
-            self._answer(has_body=True)
+            self._answer(has_body=self.command == "GET")
+
+        do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._json(_posted(self.path, body, files, self.headers["Host"]), True)
 
         def _answer(self, has_body: bool) -> None:
             path, _, query = self.path.partition("?")
@@ -84,3 +88,20 @@ def _tree(files: Mapping[str, bytes], folder: str, is_recursive: bool) -> list[d
         {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for name, data in below.items()
     ]
     return [entry for entry in entries if is_recursive or "/" not in str(entry["path"])[len(prefix) :]]
+
+
+def _posted(path: str, body: bytes, files: Mapping[str, bytes], host: str) -> object:
+    """Answers what `create_repo` and `upload_folder` ask."""
+    if path == "/api/repos/create":
+        return {"url": f"http://{host}/datasets/{json.loads(body)['organization']}/{json.loads(body)['name']}"}
+    if path == "/api/validate-yaml":
+        return {"errors": [], "warnings": []}
+    if "/preupload/" in path:
+        names = [file["path"] for file in json.loads(body)["files"]]
+        return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+    if "/commit/" in path and isinstance(files, dict):
+        lines = [json.loads(line) for line in body.splitlines()]
+        found = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        files.update({name: base64.b64decode(content) for name, content in found.items()})
+        return {"commitUrl": f"http://{host}/datasets/me/set/commit/{REVISION}", "commitOid": REVISION, "pullRequestUrl": None}
+    return None

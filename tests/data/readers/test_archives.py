@@ -285,3 +285,15 @@ def test_a_set_prepares_the_same_from_a_folder_and_from_an_archive(tmp_path: Pat
     assert summaries[0]["fingerprint"] == summaries[1]["fingerprint"]
     assert summaries[0]["skipped"] == summaries[1]["skipped"] == {"image_missing": 1}
     assert lines(tmp_path / "folder-out/records.jsonl") == lines(tmp_path / "archive-out/records.jsonl")
+
+
+def test_backslashes_in_a_path_are_slashes_and_cannot_lead_outside(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("photos/1.png", b"one")
+        file.writestr("other/2.png", b"two")
+    root = open_root(tmp_path / "a.zip")
+    assert root.fetch(r"photos\1.png") == b"one"
+    for name in (r"..\photos\1.png", r"C:\photos\1.png", r"\photos\1.png"):
+        with pytest.raises(RecordError) as caught:
+            root.fetch(name)
+        assert caught.value.reason == "path_outside_root"

@@ -193,6 +193,9 @@ def captions(here: Path) -> None:
     row = {"image_id": "a1", "caption_str": "a sign", "reference_strs": ["a sign", "the sign"], "set_name": "train"}
     put(here / "textcaps/TextCaps_0.1_train.json", {"data": [row, row]})
     put(here / "textcaps/train_images/a1.jpg", picture(1, "JPEG"))
+    row = {"dataset_id": "mscoco_val2017", "image_id": "139", "annotator_id": 7, "caption": "In this image we can see a room."}
+    put(here / "narratives/coco_val_captions.jsonl", [row, {**row, "annotator_id": 8, "caption": "A room."}])
+    put(here / "coco/val2017/000000000139.jpg", picture(3, "JPEG"))
     row = {"question_id": "0", "image": image(2), "question": "Q", "answer": ["the bush"], "bbox": [1.0, 1.0, 3.0, 3.0]}
     parquet(here / "refcocog/data/val-00000-of-00001.parquet", [row])
 

@@ -67,6 +67,8 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _one_kind(self) -> "ModelConfig":
         if self.dual is None:
+            if self.tiling.kind == "boxes":
+                raise ValueError("tiling 'boxes' belongs to a dual encoder with light networks (model.dual.alignment)")
             return self
         if self.language is not None or self.from_ is not None:
             raise ValueError("a dual encoder (dual) has no decoder; leave out 'language' and 'from'")
@@ -99,7 +101,7 @@ class ModelConfig(Config):
     def part_names(self) -> tuple[str, ...]:
         """Names of the model's parts, for which a stage sets learning rates."""
         if self.dual is not None:
-            return dual.PARTS
+            return dual.PARTS if self.dual.alignment is None else (*dual.PARTS, "alignment")
         return PARTS if self.sees else ("language",)
 
 
@@ -346,7 +348,17 @@ class RunConfig(Config):
         if self.objective.compares_pairs != (self.model.dual is not None):
             if self.model.dual is None:
                 raise ValueError(f"objective {self.objective.kind!r} compares images with texts: it needs model.dual")
-            raise ValueError("a dual encoder (model.dual) needs objective.kind info_nce or pairwise_sigmoid")
+            raise ValueError("a dual encoder (model.dual) needs objective.kind info_nce or pairwise_sigmoid, or comalign")
+        has_networks = self.model.dual is not None and self.model.dual.alignment is not None
+        if self.objective.kind == "comalign" and not has_networks:
+            raise ValueError("objective 'comalign' compares components: it needs model.dual.alignment")
+        if has_networks and self.objective.kind != "comalign":
+            raise ValueError("model.dual.alignment is trained by objective.kind=comalign")
+        if self.model.dual is not None and self.model.dual.alignment is not None:
+            counts = {"entity": self.model.dual.alignment.entities, "relation": self.model.dual.alignment.relations}
+            for level in getattr(self.objective, "levels", ()):
+                if counts.get(level) == 0:
+                    raise ValueError(f"objective.levels names {level!r}, but model.dual.alignment has no such components")
 
 
 class StagePlan(Config):

@@ -218,7 +218,10 @@ def encode_dataset(encoder: FeatureEncoder, request: EncodingRequest, runtime: R
     runtime.apply()
     row_format = encoder.row_format(request.dtype)
     selection = select_images(
-        request.datasets, request.splits, lambda info: encoder.tiling.layout(info.width, info.height, encoder.grid).num_crops
+        request.datasets,
+        request.splits,
+        lambda info: encoder.tiling.layout(info.width, info.height, encoder.grid).num_crops,
+        encoder.tiling.image_key,
     )
     arithmetic = "bf16" if runtime.bf16 else "fp32"
     description = encoder.description | {"torch": torch.__version__, "device": runtime.device}
@@ -334,7 +337,7 @@ def open_features(path: str, bundle: ModelBundle, encoder: str = "--run RUN") ->
     if faults:
         remedy = f"Make one for this model: sightline data features DATASET {encoder} --out STORE"
         raise ConfigError(f"the feature store {path} does not belong to this model: {'; '.join(faults)}.", remedy)
-    return FeatureLoader(store)
+    return FeatureLoader(store, bundle.processing.tiling.image_key)
 
 
 def _differences(store: FeatureStore, encoder: FeatureEncoder) -> list[str]:
@@ -380,7 +383,7 @@ def check_covered(inputs: VisualInputLoader | None, splits: Sequence[tuple[Datas
     for dataset, split in splits:
         if store.knows(dataset, split):
             continue
-        missing, total = count_missing_images(store, dataset, split)
+        missing, total = count_missing_images(store, dataset, split, inputs.key_of)
         if missing:
             raise ConfigError(
                 f"the feature store {store.path} lacks {missing} of {total} images of {dataset.path}, split {split!r}.",

@@ -11,6 +11,7 @@ from typing import Any
 
 from sightline.assembly.config.locate import CheckpointChoice
 from sightline.assembly.evaluate.answers import ModelAnswers
+from sightline.assembly.evaluate.components import ComponentAnswers
 from sightline.assembly.evaluate.few_shot import Shots, draw_all, origin_of
 from sightline.assembly.evaluate.likelihood import LikelihoodScoring, likelihood_scoring
 from sightline.assembly.evaluate.neighbours import neighbour_answers
@@ -31,6 +32,7 @@ from sightline.evaluation.tasks import Query, Task, task_by_name
 from sightline.evaluation.tasks.base import Likelihood
 from sightline.generation.decode import DecodingConfig
 from sightline.metrics.verdict import Verdict, verdict_of
+from sightline.models.comalign import AlignedModel
 from sightline.runtime import storage
 from sightline.runtime.device import process_settings_restored
 from sightline.runtime.logs import logger
@@ -150,6 +152,8 @@ def evaluate(
     opened = opened or open_model(model, checkpoint, spec.features, device, threads, fallback)
     bundle, runtime = opened.bundle, opened.runtime
     runtime.apply()
+    if spec.scoring is not None and not isinstance(bundle.pairs, AlignedModel):
+        raise UsageError("scoring belongs to a model with light networks (ComAlign).", "Leave out --scoring.")
     likelihood = _likelihood_of(spec, task, bundle)
     choices = (spec.prompt, task.default_prompt(likelihood), bundle.processing.prompt)
     prompt = next(text for text in choices if text is not None)
@@ -166,8 +170,12 @@ def evaluate(
     shots = shots_for(spec, opened, dataset, records, task.asks, as_example) if spec.shots else None
     folder = out or default_folder(spec, opened.folder)
     settings = _settings_of_model(spec, opened, prompt, decoding, shots) | _settings_of_data(spec, dataset, records)
-    if bundle.pairs is not None and visual_loader is not None:
-        answers: Answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
+    if isinstance(bundle.pairs, AlignedModel) and visual_loader is not None:
+        boxes = {record.image_keys: record.boxes for record in records}
+        how = spec.scoring or "weighted"
+        answers: Answers = ComponentAnswers(bundle, dataset, visual_loader, runtime.bf16, asked, how, boxes)
+    elif bundle.pairs is not None and visual_loader is not None:
+        answers = SimilarityAnswers(bundle, dataset, visual_loader, runtime.bf16, asked)
     else:
         encoder, examples = bundle.conversation_encoder(prompt), None if shots is None else shots.of
         answers = ModelAnswers(bundle, dataset, visual_loader, decoding, encoder, runtime.bf16, examples)
@@ -233,6 +241,7 @@ def _settings_of_model(
         "decoding": decoding.model_dump(mode="json"),
         "batch_size": spec.batch_size,
         **({"shots": shots.settings()} if shots is not None else {}),
+        **({"scoring": spec.scoring} if spec.scoring is not None else {}),
         **({"noise": spec.noise} if spec.noise is not None else {}),
         **({"words": [spec.words, spec.words_from]} if spec.words is not None else {}),
         "facts": {key: opened.runtime.facts()[key] for key in ("torch", "device", "bf16", "threads")},

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from sightline.errors import RecordError, UsageError
 from sightline.evaluation.tasks import Query
 from sightline.metrics.retrieval import Gallery
 from sightline.runtime.logs import progress
-from sightline.types import Prediction, Texts, Visual
+from sightline.types import Prediction, Record, Texts, Visual
 
 ROWS = 32  # images or texts per batch; fixed, so that vectors do not depend on the queries
 
@@ -78,9 +79,11 @@ class SimilarityAnswers:
     ) -> None:
         if any(query.form == "generate" for query in queries):
             raise UsageError(
-                "a dual encoder compares images with texts and writes none.", "Use --task retrieval, composition or classify."
+                "a dual encoder compares images with texts and writes none.",
+                "Use `sightline eval --task retrieval`, or composition or classify.",
             )
         self.bundle, self.dataset, self.visual_loader, self.bf16, self.queries = bundle, dataset, visual_loader, bf16, queries
+        self.tokens = text_tokens(bundle)
         self._texts: dict[str, np.ndarray] = {}
 
     def width(self, queries: Sequence[Query]) -> int:
@@ -98,8 +101,11 @@ class SimilarityAnswers:
     @cached_property
     def _gallery(self) -> tuple["GalleryAnswers | None", dict[str, str]]:
         """The gallery, and why some queries are not in it."""
-        vectors, skipped = self._image_vectors([query for query in self.queries if query.form == "embed"], "image vectors")
-        kept = [query for query in self.queries if query.id in vectors]
+        return self._gallery_of([query for query in self.queries if query.form == "embed"])
+
+    def _gallery_of(self, queries: Sequence[Query]) -> tuple["GalleryAnswers | None", dict[str, str]]:
+        vectors, skipped = self._image_vectors(queries, "image vectors")
+        kept = [query for query in queries if query.id in vectors]
         texts = [text for query in kept for text in query.candidates]
         self._embed_texts(texts, "text vectors")
         if not kept:
@@ -136,9 +142,9 @@ class SimilarityAnswers:
 
     # Vectors ----------------------------------------------------------------------------------------------------------------
 
-    def _image_vectors(self, queries: Sequence[Query], title: str = "") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    def _image_vectors(self, queries: Sequence[Query], title: str = "") -> tuple[dict[str, Any], dict[str, str]]:
         """Returns the vector of each query's image, and the reason where there is none."""
-        vectors: dict[str, np.ndarray] = {}
+        vectors: dict[str, Any] = {}
         skipped: dict[str, str] = {}
         with progress(title, len(queries), show=bool(title)) as bar:
             for begin in range(0, len(queries), ROWS):
@@ -148,15 +154,22 @@ class SimilarityAnswers:
                     try:
                         if len(query.record.images) != 1:
                             raise RecordError("several_images", "a dual encoder compares one image with texts")
-                        loaded[query.id] = self.visual_loader.load(self.dataset, query.record)
+                        loaded[query.id] = self.visual_loader.load(self.dataset, self._shown(query))
                     except RecordError as error:
                         skipped[query.id] = error.reason
                 if loaded:
-                    vectors |= dict(zip(loaded, self._encode(VisualInputs.joined(list(loaded.values()))), strict=True))
+                    shown = {query.id: query for query in block}  # a block may be filled up with the same queries
+                    kept = [shown[query_id] for query_id in loaded]
+                    vectors |= dict(zip(loaded, self._vectors_of(kept, VisualInputs.joined(list(loaded.values()))), strict=True))
                 bar.step(len(block))
         return vectors, skipped
 
-    def _encode(self, inputs: VisualInputs) -> np.ndarray:
+    def _shown(self, query: Query) -> Record:
+        """Returns the record whose image a query shows."""
+        return query.record
+
+    def _vectors_of(self, queries: Sequence[Query], inputs: VisualInputs) -> Any:
+        """Returns the vector of each query's image."""
         device, nowhere = self.bundle.inner.device, torch.zeros(0, dtype=torch.long)
         pixels, features = (None if a is None else torch.tensor(a, device=device) for a in (inputs.pixels, inputs.features))
         model = self.bundle.pairs
@@ -166,13 +179,13 @@ class SimilarityAnswers:
 
     def _embed_texts(self, texts: Sequence[str], title: str = "") -> None:
         """Adds the vectors of texts that are not known yet; each text is encoded once, so that equal texts have equal vectors."""
-        model, tokens = self.bundle.pairs, text_tokens(self.bundle)
+        model = self.bundle.pairs
         assert model is not None
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         with progress(title, len(new), show=bool(title)) as bar:
             for begin in range(0, len(new), ROWS):
                 block = new[begin : begin + ROWS]
-                arrays = (torch.from_numpy(value).to(self.bundle.inner.device) for value in tokens(block))
+                arrays = (torch.from_numpy(value).to(self.bundle.inner.device) for value in self.tokens(block))
                 with torch.no_grad(), self._autocast():
                     vectors = model.text_vectors(model.text_states(Texts(*arrays))).float().cpu().numpy()
                 self._texts |= dict(zip(block, vectors, strict=True))

@@ -1,6 +1,7 @@
 """Retrieval with vectors that another program computed."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from sightline.assembly.evaluate.authors import is_release, read_release
+from sightline.assembly.evaluate.components import ComponentGallery
 from sightline.assembly.evaluate.evaluate import Evaluation, default_folder, write_result
 from sightline.assembly.evaluate.opened import open_records
 from sightline.assembly.evaluate.similarity import GalleryAnswers
@@ -19,10 +22,15 @@ from sightline.generation.decode import DecodingConfig
 from sightline.runtime.arrays import read_npy, read_npz
 from sightline.runtime.hdf5 import open_hdf5, plain_array
 from sightline.runtime.inputs import ARCHIVE_ERRORS, open_input
+from sightline.runtime.optional import require
+from sightline.runtime.storage import sha256_file
 
 _USED = ("task", "data", "split", "batch_size", "resamples")  # options of an evaluation that vectors take into account
 SUFFIXES = (".npz", ".safetensors", ".h5", ".hdf5")
 IMAGE, TEXT = "image", "text"
+
+
+EVEN = {way: dict.fromkeys(("global", "entity", "relation"), 1 / 3) for way in ("t2i", "i2t")}  # as the paper's figure
 
 
 def is_vectors(path: str) -> bool:
@@ -65,7 +73,8 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
     """Ranks stored vectors.
 
     Row `i` of `image` belongs to the i-th record of the split that has one image and captions, and the rows of `text` to the first
-    five captions of these records, record after record.
+    five captions of these records, record after record. A folder with a checkpoint of ComAlign's authors is scored component by
+    component, by their rule unless `spec.scoring` says otherwise.
 
     Raises:
         UsageError: another task is asked for, or the rows are not as many as images and captions.
@@ -76,8 +85,9 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
     queries = [query for record in records for query in task.queries(record, "")]
     if any(query.form != "embed" for query in queries):
         raise UsageError("stored vectors can only be asked for retrieval.", "Name a model.")
+    used = (*_USED, "scoring") if is_release(Path(path)) else _USED
     given = [
-        name for name in EvalSpec.model_fields if name not in _USED and getattr(spec, name) != EvalSpec.model_fields[name].default
+        name for name in EvalSpec.model_fields if name not in used and getattr(spec, name) != EvalSpec.model_fields[name].default
     ]
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -94,8 +104,23 @@ def evaluate_vectors(spec: EvalSpec, path: str, out: Path | None = None) -> Eval
         )
     folder = out or default_folder(spec, Path(path))
     digest = hashlib.sha256(np.ascontiguousarray(image).tobytes() + np.ascontiguousarray(text).tobytes()).hexdigest()
-    settings = {"model": digest, "data": dataset.fingerprint, "split": spec.split, "control": None, "task": spec.task}
-    predicted = predict(GalleryAnswers.of_vectors(queries, image, text), queries, folder, settings, spec.batch_size, spec.task)
+    settings: dict[str, Any] = {
+        "model": digest,
+        "data": dataset.fingerprint,
+        "split": spec.split,
+        "control": None,
+        "task": spec.task,
+    }
+    if is_release(Path(path)):
+        scoring = spec.scoring or "published"
+        weights = None if scoring == "published" else EVEN
+        gallery = partial(ComponentGallery, *read_release(Path(path), queries, image, text), weights=weights)
+        answers = GalleryAnswers(queries, gallery)
+        files = sorted(file for file in Path(path).iterdir() if file.suffix in (".h5", ".pt"))
+        settings |= {"scoring": scoring, "files": {file.name: sha256_file(file) for file in files}}
+    else:
+        answers = GalleryAnswers.of_vectors(queries, image, text)
+    predicted = predict(answers, queries, folder, settings, spec.batch_size, spec.task)
     done = Evaluation(spec, folder, queries, predicted, task.score(queries, predicted.predictions), "", DecodingConfig())
     write_result(folder / ITEMS, done.items_json())
     write_result(folder / SCORES, done.to_json() | {"spec": spec.model_dump(mode="json"), "settings": settings})

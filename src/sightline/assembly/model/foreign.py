@@ -1,7 +1,7 @@
 """Tries the tokenizer and the chat template of a model folder in a guarded child process before this process uses them.
 
 A pattern or a template may take for ever, all memory, or crash the process. What passed once in this process is not tried again.
-Measured: 0.4 s for a folder, 0.1 s of them for the trial itself.
+Measured on two busy cores: 0.6 s for a folder, once; 0.1 ms for each text afterwards.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from sightline.data.samples.templates import TEMPLATES, Template
 from sightline.data.samples.tokenizing import limit_time
 from sightline.data.samples.trial import TemplateTrial, TokenizerTrial, run_trial
 from sightline.errors import ConfigError
+from sightline.models import loading
 from sightline.runtime.storage import sha256_file
 from sightline.runtime.workers import GuardedPool, TaskFailure
 
 TOKENIZER = "tokenizer.json"
 TRIAL_SECONDS = 5.0
 BYTES_PER_SECOND = 4 << 20  # by which a large file has longer
-MAX_TOKENIZER_BYTES = 64 << 20
 TRIAL_MEMORY = 4 << 30
 
 _passed: set[str] = set()  # hashes of files and templates
@@ -31,13 +31,12 @@ def try_tokenizer(path: str) -> None:
 
     Raises:
         ConfigError: it takes too long or too much memory, or crashes.
+        StorageError: a file beside it is far too large, or leads out of its folder.
     """
     file = _tokenizer_file(path)
     if file is None:
         return
     size = file.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise ConfigError(f"{file}: {size:,} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES:,}.", "Use another model.")
     _run(TokenizerTrial(str(file)), sha256_file(file), f"the tokenizer {file}", TRIAL_SECONDS + size / BYTES_PER_SECOND)
 
 
@@ -60,10 +59,13 @@ def _tokenizer_file(path: str) -> Path | None:
     if Path(path).is_dir():
         return Path(path) / TOKENIZER if (Path(path) / TOKENIZER).is_file() else None
     try:
-        found = cached_file(path, TOKENIZER, _raise_exceptions_for_missing_entries=False)
+        # The configuration too: transformers reads it for a tokenizer.
+        found = [cached_file(path, name, _raise_exceptions_for_missing_entries=False) for name in ("config.json", TOKENIZER)]
     except Exception:  # whoever loads the tokenizer says why the Hub does not give it
         return None
-    return None if found is None else Path(found)
+    for folder in {Path(file).parent for file in found if file is not None}:
+        loading.check_files(folder)
+    return None if found[-1] is None else Path(found[-1])
 
 
 def _run(trial: TokenizerTrial | TemplateTrial, digest: str, what: str, seconds: float) -> None:

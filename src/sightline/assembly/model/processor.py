@@ -258,7 +258,7 @@ class SightlineProcessor(ProcessorMixin):
         folder.mkdir(parents=True, exist_ok=True)
         written = [*self.image_processor.save_pretrained(folder), str(folder / PROCESSING)]
         write_json(folder / PROCESSING, self.processing)
-        return [*written, *(super().save_pretrained(save_directory, push_to_hub, **kwargs) or [])]
+        return [*(super().save_pretrained(save_directory, push_to_hub, **kwargs) or []), *written]
 
 
 def _flat(images: Any) -> list[Any]:

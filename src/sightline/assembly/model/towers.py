@@ -11,15 +11,19 @@ from sightline.assembly.config.parts import preparation_of
 from sightline.assembly.config.schema import ModelConfig
 from sightline.assembly.model.bundle import ModelBundle
 from sightline.assembly.model.tokenizer import load_tokenizer, train_tokenizer
+from sightline.data.batches.components import ComponentRules
 from sightline.data.batches.pairs import TextTokens
 from sightline.data.features.store import open_store
 from sightline.data.images.preparation import ImagePreparation
+from sightline.data.images.tilings import BoxTilingConfig
 from sightline.data.images.tilings.processors import read_processor
 from sightline.data.samples.processing import Processing, is_ours, read_processing
 from sightline.errors import ConfigError
 from sightline.models import dual, loading, vision
+from sightline.models.comalign import AlignedModel, SightlineComAlign, SightlineComAlignConfig, encodes_crops
 from sightline.models.dual import DualConfig, DualModel, SightlineDualConfig, SightlineDualEncoder, TextConfig
 from sightline.models.language import TokenizerConfig
+from sightline.models.light_network import AlignmentConfig
 from sightline.models.stored import StoredFeatures, StoredFeaturesConfig
 
 
@@ -45,8 +49,26 @@ def describe(section: ModelConfig, processing: Processing, texts: Iterable[str] 
     """
     choice = section.dual
     assert choice is not None
-    if choice.path is not None:
-        return _whole(choice.path, section, processing)
+    made = _joined(section, choice, processing, texts) if choice.path is None else _whole(choice.path, section, processing)
+    return made if choice.alignment is None else _aligned(made, choice.alignment)
+
+
+def _aligned(made: DualDescription, choice: AlignmentConfig) -> DualDescription:
+    """Adds the light networks of ComAlign to the description of a dual encoder."""
+    if isinstance(made.config, SightlineComAlignConfig):
+        raise ConfigError(
+            "model.dual.path names a model that has light networks already.",
+            "Name the dual encoder that they were trained on in model.dual.path, and the run with its networks in init.",
+        )
+    tiling = made.processing.tiling
+    if encodes_crops(made.config, choice):
+        tiling = BoxTilingConfig(boxes=choice.boxes, entities=choice.entities, relations=choice.relations, region=choice.region)
+    config = SightlineComAlignConfig(made.config, choice.model_dump(mode="json"))
+    return DualDescription(made.tokenizer, made.processing.model_copy(update={"tiling": tiling}), config)
+
+
+def _joined(section: ModelConfig, choice: DualConfig, processing: Processing, texts: Iterable[str] | None) -> DualDescription:
+    """Describes a vision and a text encoder joined by heads."""
     assert choice.text is not None
     assert section.vision is not None
     tokenizer, vocabulary = _tokenizer(choice.text, texts)
@@ -138,8 +160,23 @@ def build(config: Any, section: ModelConfig, processing: Processing, seed: int, 
     """
     choice = section.dual
     assert choice is not None
+    whole: Any = config.dual_config if isinstance(config, SightlineComAlignConfig) else config
     if choice.path is not None:
-        return read(choice.path, processing, attention)
+        inner = dual.load(choice.path, attention)
+    else:
+        inner = _build_joined(whole, section, seed, attention, vocabulary)
+    if whole is not config:
+        torch.manual_seed(seed + 3)
+        config.dual_config = inner.config
+        inner = SightlineComAlign(config, inner)
+    return _wrapped(inner, processing)
+
+
+def _build_joined(
+    config: SightlineDualConfig, section: ModelConfig, seed: int, attention: str, vocabulary: int
+) -> SightlineDualEncoder:
+    assert section.dual is not None
+    choice = section.dual
     assert choice.text is not None
     assert section.vision is not None
     if vocabulary > config.text_config.vocab_size:
@@ -157,12 +194,12 @@ def build(config: Any, section: ModelConfig, processing: Processing, seed: int, 
         vision.strip_labels(encoder.config)
     config.vision_config, config.text_config = encoder.config, text.config
     torch.manual_seed(seed + 2)
-    return _wrapped(SightlineDualEncoder(config, encoder, text), processing)
+    return SightlineDualEncoder(config, encoder, text)
 
 
 def build_meta(config: Any) -> DualModel:
     """Builds a dual encoder without weights, on the current device."""
-    return DualModel(dual.build_meta(config))
+    return _model(dual.build_meta(config))
 
 
 def read(folder: str, processing: Processing, attention: str) -> DualModel:
@@ -191,6 +228,20 @@ def text_tokens(bundle: ModelBundle) -> TextTokens:
     return TextTokens(bundle.tokenizer, limit, length.is_fixed, bundle.pad_id)
 
 
+def component_rules(bundle: ModelBundle) -> ComponentRules | None:
+    """Returns which boxes and phrases a model compares; None for a model without light networks."""
+    model = bundle.pairs
+    if not isinstance(model, AlignedModel):
+        return None
+    choice = model.alignment
+    view = None if model.encodes_crops else bundle.processing.preparation
+    return ComponentRules(choice.entities, choice.relations, choice.boxes, choice.phrases, choice.template, view)
+
+
 def _wrapped(inner: Any, processing: Processing) -> DualModel:
     preparation = processing.preparation
-    return DualModel(inner) if preparation is None else DualModel(inner, preparation.mean, preparation.std, preparation.rescale)
+    return _model(inner) if preparation is None else _model(inner, preparation.mean, preparation.std, preparation.rescale)
+
+
+def _model(inner: Any, *normalisation: Any) -> DualModel:
+    return (AlignedModel if isinstance(inner, SightlineComAlign) else DualModel)(inner, *normalisation)

@@ -1,5 +1,6 @@
 """Estimates length, time and memory of a run from a few measured steps of each stage; writes nothing."""
 
+import contextlib
 import copy
 import math
 import os
@@ -20,6 +21,7 @@ from sightline.assembly.model.build import ModelBundle
 from sightline.assembly.train.corpus import visual_input_loader
 from sightline.assembly.train.run import prepared_accelerator, run_bundle, stage_run
 from sightline.assembly.train.run_folder import RunFolder
+from sightline.assembly.train.speed import OFF
 from sightline.assembly.train.stage import StageRun, stage_schedule, step_tokens
 from sightline.assembly.train.trackers import check_trackers
 from sightline.assembly.train.validation import ROWS
@@ -159,7 +161,8 @@ def _estimate(run: StageRun, bundle: ModelBundle, accelerator: Accelerator) -> S
     schedule = stage_schedule(plan, epochs)
     # Enough samples for the measured steps: what a frozen part computes once of all of them would take its time here.
     used = max(ROWS, math.ceil(sum(map(len, epochs.rows(0))) / epochs.steps(0) * (MEASURED + 1)))
-    loader = run.loader(run.with_stored(run.limited(samples, used)))
+    speed = run.speed()
+    loader = run.loader(run.with_stored(run.limited(samples, used)), speed)
     shared, stage = run.shared(stage)
     if isinstance(accelerator, HalfAccelerator):
         shared.scale = LossScale(0, 0)
@@ -178,9 +181,10 @@ def _estimate(run: StageRun, bundle: ModelBundle, accelerator: Accelerator) -> S
         stop=lambda: "",
         guard=optim.NonFiniteGuard(),
     )
-    at = loop.fit(job, Progress())
-    more = max(1, min(MEASURED, int(MEASURED_SECONDS / max(lines[0]["seconds"], 1e-6))))
-    loop.fit(replace(job, schedule=replace(job.schedule, steps=1 + more)), at)
+    with speed.applied(run.bundle) if speed != OFF else contextlib.nullcontext():
+        at = loop.fit(job, Progress())
+        more = max(1, min(MEASURED, int(MEASURED_SECONDS / max(lines[0]["seconds"], 1e-6))))
+        loop.fit(replace(job, schedule=replace(job.schedule, steps=1 + more)), at)
     validations, validation_seconds = _validation(run, schedule)
     lora.fold(bundle.module)
     accelerator.free_memory()

@@ -307,6 +307,7 @@ class MetricsLog:
 
     def write(self, line: dict[str, Any]) -> None:
         """Adds a line; only the first rank does."""
+        self._trackers.start()
         if self._file is not None:
             self._file.write(line)
         self._trackers.write(line)

@@ -19,7 +19,6 @@ from sightline.assembly.model.bundle import ModelBundle
 from sightline.errors import ConfigError
 from sightline.models import language
 from sightline.models.flex_attention import FLEX, attention_of, why_not_flex
-from sightline.models.loading import supported_kernel
 from sightline.ops import cut_cross_entropy
 from sightline.ops.cross_entropy import Kernel, cross_entropy_kernel, linear_cross_entropy
 from sightline.training import compiled
@@ -60,7 +59,10 @@ class Speed:
 
     @contextlib.contextmanager
     def applied(self, bundle: ModelBundle) -> Iterator[None]:
-        """Uses it within the context."""
+        """Uses it within the context; a dual encoder has no decoder to which it applies."""
+        if bundle.pairs is not None:
+            yield
+            return
         decoder = bundle.model.language
         encoder = None if bundle.model.encoder_outputs is None else bundle.model.encoder_outputs.encoder
         with attention_of(decoder, self.attention), cross_entropy_kernel(self.cross_entropy):
@@ -73,8 +75,11 @@ class Speed:
     @contextlib.contextmanager
     def paused(self, bundle: ModelBundle) -> Iterator[None]:
         """Uses none of it within the context, inside of `applied`: for validation and generation, whose rows have many shapes."""
+        if bundle.pairs is not None:
+            yield
+            return
         decoder = bundle.model.language
-        kernel = None if self.attention is None else supported_kernel(type(decoder), "sdpa")
+        kernel = None if self.attention is None else language.kernel_for(language.text_config(decoder), "sdpa")
         still = compiled.not_compiled() if self.compiled else contextlib.nullcontext()
         with attention_of(decoder, kernel), cross_entropy_kernel("chunked"), still:
             yield

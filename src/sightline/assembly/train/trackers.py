@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from sightline.assembly.config.schema import RunConfig
+from sightline.errors import UsageError
 from sightline.runtime.optional import require
 
 IMAGE_SIDE = 336  # longest side of a stored image in pixels
@@ -50,20 +51,39 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run; they are started by the first value, so that a run that fails before it leaves nothing there."""
+    """The trackers of a run; they are started before the first value, so that a run that fails earlier leaves nothing there."""
 
     def __init__(self, accelerator: Accelerator, config: RunConfig) -> None:
         self._accelerator, self._config = accelerator, config
         self._is_started = False
 
+    def start(self) -> None:
+        """Starts the trackers, once.
+
+        Raises:
+            UsageError: one of them cannot be started.
+        """
+        names = self._config.tracking.trackers
+        if self._is_started or not names:
+            return
+        try:
+            self._accelerator.init_trackers(self._config.tracking.project, config=flat_settings(self._config))
+        except Exception as error:  # each service has its own classes
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"tracking.trackers=[{', '.join(names)}] cannot be started: {type(error).__name__}: {reason}",
+                "Set up the service, or leave it out: tracking.trackers=[]",
+            ) from error
+        self._is_started = True
+
     def write(self, line: Mapping[str, Any]) -> None:
         """Sends the numbers of a line of `metrics.jsonl`; those of a mapping as `KEY/NAME`."""
-        if self._started():
+        if self._is_started:
             self._accelerator.log(numbers_of(line), step=line["step"])
 
     def write_samples(self, step: int, samples: Sequence[TrackedSample]) -> None:
         """Sends generated texts with their images."""
-        if samples and self._started() and self._accelerator.is_main_process:
+        if samples and self._is_started and self._accelerator.is_main_process:
             for name in self._config.tracking.trackers:
                 _WRITERS[name](self._accelerator.get_tracker(name), step, samples)
 
@@ -71,12 +91,6 @@ class Trackers:
         """Ends the trackers."""
         if self._is_started:
             self._accelerator.end_training()
-
-    def _started(self) -> bool:
-        if self._config.tracking.trackers and not self._is_started:
-            self._accelerator.init_trackers(self._config.tracking.project, config=flat_settings(self._config))
-            self._is_started = True
-        return self._is_started
 
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
@@ -117,32 +131,34 @@ def _caption(sample: TrackedSample) -> str:
 def _to_tensorboard(tracker: Any, step: int, samples: Sequence[TrackedSample]) -> None:
     for sample in samples:
         if sample.image is not None:
-            tracker.writer.add_image(f"samples/{sample.name}", np.asarray(sample.image), step, dataformats="HWC")
-        tracker.writer.add_text(f"samples/{sample.name}", _caption(sample), step)
+            tracker.writer.add_image(f"generated/{sample.name}", np.asarray(sample.image), step, dataformats="HWC")
+        tracker.writer.add_text(f"generated/{sample.name}", _caption(sample), step)
     tracker.writer.flush()
 
 
 def _to_mlflow(tracker: Any, step: int, samples: Sequence[TrackedSample]) -> None:
     mlflow = importlib.import_module("mlflow")
-    folder = f"samples/step-{step:08}"
+    folder = f"generated/step-{step:08}"
     for sample in samples:
         if sample.image is not None:
             mlflow.log_image(sample.image, f"{folder}/{sample.name}.png")
     texts = [{"id": sample.id, "text": sample.text, "truth": sample.truth} for sample in samples]
-    mlflow.log_dict({"samples": texts}, f"{folder}/texts.json")
+    mlflow.log_dict({"generated": texts}, f"{folder}/texts.json")
 
 
 def _to_wandb(tracker: Any, step: int, samples: Sequence[TrackedSample]) -> None:
     wandb = importlib.import_module("wandb")
     seen = [wandb.Image(sample.image, caption=_caption(sample)) for sample in samples if sample.image is not None]
-    texts = {f"samples/{sample.name}": sample.text for sample in samples}
-    tracker.run.log(texts | ({"samples": seen} if seen else {}), step=step)
+    texts = {f"generated/{sample.name}": sample.text for sample in samples}
+    tracker.run.log(texts | ({"generated": seen} if seen else {}), step=step)
 
 
 def _to_trackio(tracker: Any, step: int, samples: Sequence[TrackedSample]) -> None:
     trackio = importlib.import_module("trackio")
     seen = {
-        f"samples/{sample.name}": trackio.Image(sample.image, caption=_caption(sample)) if sample.image is not None else sample.text
+        f"generated/{sample.name}": trackio.Image(sample.image, caption=_caption(sample))
+        if sample.image is not None
+        else sample.text
         for sample in samples
     }
     tracker.run.log(seen, step=step)

@@ -82,9 +82,7 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
     shape = (len(rows), width)
     tokens = {
         "ids": np.full(shape, pad_id, dtype=np.int64),
-        "position": np.tile(
-            np.arange(width, dtype=np.int64), (len(rows), 1)
-        ),  # padding positions continue: see `ops.masks` for plain rows
+        "position": np.tile(np.arange(width, dtype=np.int64), (len(rows), 1)),
         "sample": np.full(shape, PADDING, dtype=np.int64),
         "branch": np.full(shape, 0, dtype=np.int64),
     }
@@ -102,10 +100,13 @@ def collate(rows: Sequence[Sequence[Sample]], pad_id: int, min_width: int = 1) -
             _lay_out(sample, {name: values[row, column : column + size] for name, values in tokens.items()})
             column += size
             number += 1
+    is_plain = all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows)
+    if not is_plain:  # else the positions of padding continue: see `attention_masks`
+        tokens["position"][tokens["sample"] == PADDING] = 0  # a packed row may be longer than a decoder has positions
     num_text = [sum(sample.num_tokens - len(sample.image_slots) for sample in row) for row in rows]
     return Arrays(
         tokens=tokens,
-        is_plain=all(len(row) <= 1 and all(len(sample.branches) == 1 for sample in row) for row in rows),
+        is_plain=is_plain,
         visual=visual.columns(),
         supervision=targets.columns(),
         blind_logits=_blind_logits(rows),

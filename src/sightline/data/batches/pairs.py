@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from sightline.data.batches.components import ComponentRules, phrase_table
 from sightline.data.batches.order import mixture_order
 from sightline.data.batches.plan import BatchRules, EpochPlan, Rows
 from sightline.data.dataset import Dataset
@@ -19,7 +20,7 @@ from sightline.data.samples.tokenizing import tokenise
 from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import RecordError, SkipLimitError
 from sightline.runtime.keyed import keyed_generator
-from sightline.types import PairBatch, Record, Texts
+from sightline.types import ComponentInputs, PairBatch, Record, Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +117,19 @@ class PairTable:
         """Returns the table of at most `limit` units, the same ones each time, in order; all of them for None."""
         if limit is None or limit >= self.units:
             return self
-        kept = np.sort(keyed_generator("limit", 0).permutation(self.units)[:limit])
+        return self._of_units(np.sort(keyed_generator("limit", 0).permutation(self.units)[:limit]))
+
+    def split(self, limit: int) -> "tuple[PairTable, PairTable]":
+        """Returns the table of at most `limit` records, at most a tenth of all, and that of the rest."""
+        unit_record = self.record_P[self.first_U[:-1]]
+        records = np.unique(unit_record)
+        held = keyed_generator("held out", 0).permutation(records)[: min(limit, len(records) // 10)]
+        is_held = np.isin(unit_record, held)
+        return self._of_units(np.flatnonzero(is_held)), self._of_units(np.flatnonzero(~is_held))
+
+    def _of_units(self, kept: Int[np.ndarray, " some"]) -> "PairTable":
+        if not len(kept):
+            return replace(self, record_P=self.record_P[:0], caption_P=self.caption_P[:0], first_U=_firsts(kept))
         pairs = np.concatenate([np.arange(self.first_U[unit], self.first_U[unit + 1]) for unit in kept])
         sizes = (self.first_U[1:] - self.first_U[:-1])[kept]
         return replace(self, record_P=self.record_P[pairs], caption_P=self.caption_P[pairs], first_U=_firsts(sizes))
@@ -222,7 +235,13 @@ class PairArrays:
             owner_C=tensors["owner"],
             text_C=tensors["text"],
             record_ids=self.record_ids,
+            components=None if "boxes" not in tensors else _component_inputs(tensors),
         )
+
+
+def _component_inputs(tensors: Mapping[str, Any]) -> ComponentInputs:
+    phrases = Texts(*(tensors.get(f"phrase_{name}") for name in ("ids", "mask", "states")))
+    return ComponentInputs(tensors["boxes"], phrases, tensors["phrase"])
 
 
 @dataclass(frozen=True)
@@ -235,6 +254,7 @@ class PairCorpus:
         tokens: tokenises texts.
         states: stored outputs of a frozen text encoder, instead of tokens.
         hard_negatives: hard-negative captions per pair.
+        components: which boxes and phrases a batch has; None where none are compared.
     """
 
     sources: tuple[PairSource, ...]
@@ -242,6 +262,7 @@ class PairCorpus:
     tokens: TextTokens
     states: TextStates | None = None
     hard_negatives: int = 0
+    components: ComponentRules | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -274,11 +295,15 @@ class PairCorpus:
         return pairs[: len(pairs) - len(pairs) % rows_per_step] if len(pairs) >= rows_per_step else pairs
 
     def texts(self) -> list[str]:
-        """Returns every caption and hard negative that a batch may hold, each once, in order."""
+        """Returns every caption, hard negative and phrase that a batch may hold, each once, in order."""
         found: dict[str, None] = {}
         for pair in range(int(self.first_pair[-1])):
             record, caption = self._pair(pair)
-            found.update(dict.fromkeys((record.captions[caption], *self._negatives(record, caption))))
+            texts = (record.captions[caption], *self._negatives(record, caption))
+            found.update(dict.fromkeys(texts))
+            if self.components is not None:
+                phrases = (self.components.phrases_of(record, text) for text in texts)
+                found.update(dict.fromkeys(phrase for row in phrases for phrase in row if phrase))
         return list(found)
 
     def arrays(self, rows: Rows) -> PairArrays:
@@ -297,6 +322,8 @@ class PairCorpus:
             pairs.append((record, caption))
         captions = [record.captions[caption] for record, caption in pairs]
         negatives = [text for record, caption in pairs for text in self._negatives(record, caption)]
+        described = [record for record, _ in pairs]
+        described += [record for record, caption in pairs for _ in self._negatives(record, caption)]
         images = np.array([identity(*record.image_keys) for record, _ in pairs], dtype=np.int64)
         joined = VisualInputs.joined(inputs)
         found = {
@@ -306,6 +333,7 @@ class PairCorpus:
             "image": images,
             "owner": np.concatenate([images, np.full(len(negatives), -1, dtype=np.int64)]),
             "text": np.array([identity(text) for text in captions + negatives], dtype=np.int64),
+            **self._components(described, captions + negatives, len(pairs)),
         }
         arrays = {name: _writable(value) for name, value in found.items() if value is not None}
         return PairArrays(arrays, tuple((record.id,) for record, _ in pairs), tuple(skipped))
@@ -315,6 +343,21 @@ class PairCorpus:
             return {"states": self.states(texts)}
         ids, mask = self.tokens(texts)
         return {"ids": ids, "mask": mask}
+
+    def _components(self, records: Sequence[Record], texts: Sequence[str], images: int) -> dict[str, np.ndarray]:
+        """Returns the boxes of the first `images` records, and the phrases of the texts of all of them."""
+        if self.components is None:
+            return {}
+        boxes = [self.components.boxes_of(record) for record in records[:images]]
+        phrases, index = phrase_table(
+            [self.components.phrases_of(record, text) for record, text in zip(records, texts, strict=True)]
+        )
+        encoded = self._texts(phrases or texts[:1])
+        return {
+            "boxes": np.stack(boxes) if boxes else np.zeros((0, self.components.count, 4), dtype=np.float32),
+            "phrase": index,
+            **{f"phrase_{name}": value for name, value in encoded.items()},
+        }
 
     def _pair(self, index: int) -> tuple[Record, int]:
         number = int(np.searchsorted(self.first_pair, index, side="right")) - 1

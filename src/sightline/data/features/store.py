@@ -6,7 +6,7 @@ token. A look-up is a binary search and a view into a mapped file; only the inde
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -256,15 +256,25 @@ class FeatureStore:
         return np.asarray(array)  # slicing np.memmap itself takes ten times as long as slicing a plain view of it
 
 
+ImageKey = Callable[[str, Record], str]
+"""From the sha256 of an image and its record to the key of the image in a store."""
+
+
+def plain_image_key(sha256: str, record: Record) -> str:
+    """Returns the sha256 of the image: its crops do not depend on the record."""
+    return sha256
+
+
 class FeatureLoader:
     """Loads visual inputs from a feature store.
 
     Args:
         store: an open store that belongs to the model.
+        key_of: key of an image in the store.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
-        self.store = store
+    def __init__(self, store: FeatureStore, key_of: ImageKey = plain_image_key) -> None:
+        self.store, self.key_of = store, key_of
 
     def load(self, dataset: Dataset, record: Record) -> VisualInputs:
         """Returns the features of all images of a record; opens no image file.
@@ -274,7 +284,7 @@ class FeatureLoader:
         """
         if len(record.image_info) != len(record.images):
             raise RecordError("image_info_missing", "the record has no sha256 of its images; prepare the data set again")
-        parts = [self.store.features(info.sha256) for info in record.image_info]
+        parts = [self.store.features(self.key_of(info.sha256, record)) for info in record.image_info]
         return VisualInputs(features=parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
@@ -283,12 +293,12 @@ def open_store(path: str | Path) -> FeatureStore:
     return FeatureStore(path)
 
 
-def count_missing_images(store: FeatureStore, dataset: Dataset, split: str) -> tuple[int, int]:
+def count_missing_images(store: FeatureStore, dataset: Dataset, split: str, key_of: ImageKey = plain_image_key) -> tuple[int, int]:
     """Returns how many images of a split's records the store lacks, and how many there are (repetitions counted)."""
     missing = total = 0
     for record in dataset.records(split):
         total += len(record.image_info)
-        missing += sum(info.sha256 not in store for info in record.image_info)
+        missing += sum(key_of(info.sha256, record) not in store for info in record.image_info)
     return missing, total
 
 

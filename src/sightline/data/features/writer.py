@@ -19,14 +19,25 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from sightline.data.dataset import UNFINISHED, Dataset
-from sightline.data.features.store import INDEX, SCHEMA, SKIPPED, STORE, FeatureStore, RowFormat, format_bytes, sorted_index
+from sightline.data.features.store import (
+    INDEX,
+    SCHEMA,
+    SKIPPED,
+    STORE,
+    FeatureStore,
+    ImageKey,
+    RowFormat,
+    format_bytes,
+    plain_image_key,
+    sorted_index,
+)
 from sightline.data.skip_limit import check_skip_limit, reasons_text
 from sightline.errors import DataError, NumericsError, Stopped, StorageError, UsageError
 from sightline.runtime import fault_injection
 from sightline.runtime.logs import Bar, logger, progress
 from sightline.runtime.signals import watch_signals
 from sightline.runtime.storage import Lock, atomic_file, publish_dir, read_json, sha256_file, sweep, write_json
-from sightline.types import ImageInfo
+from sightline.types import ImageInfo, Record
 
 PLAN = "plan.json"
 SHARD_BYTES = 256 << 20
@@ -68,13 +79,19 @@ class ImageSelection:
         return hashlib.sha256(self.sha256.tobytes() + self.crops.astype("<i8").tobytes()).hexdigest()
 
 
-def select_images(datasets: Sequence[Dataset], splits: Sequence[str], crops_of: Callable[[ImageInfo], int]) -> ImageSelection:
+def select_images(
+    datasets: Sequence[Dataset],
+    splits: Sequence[str],
+    crops_of: Callable[[ImageInfo], int],
+    key_of: ImageKey = plain_image_key,
+) -> ImageSelection:
     """Selects the images of data sets, in order of first appearance.
 
     Args:
         datasets: one or several.
         splits: splits to read; all when empty. At least one data set must have each of them.
         crops_of: number of rows of an image.
+        key_of: key of an image in the store.
 
     Raises:
         DataError: no data set has a split, or there is no image.
@@ -92,8 +109,9 @@ def select_images(datasets: Sequence[Dataset], splits: Sequence[str], crops_of: 
         indices = np.concatenate([dataset.split_indices(split) for split in present]) if present else np.arange(len(dataset))
         with progress("looking up images", len(indices)) as bar:
             for index in indices.tolist():
-                for k, info in enumerate(dataset.record(index).image_info):
-                    digests += _digest(info, dataset, index)
+                record = dataset.record(index)
+                for k, info in enumerate(record.image_info):
+                    digests += _digest(info, record, key_of, dataset, index)
                     table.extend((crops_of(info), number, index, k))
                 bar.step()
     if not table:
@@ -105,9 +123,9 @@ def select_images(datasets: Sequence[Dataset], splits: Sequence[str], crops_of: 
     return selection.subset(np.sort(first))
 
 
-def _digest(info: ImageInfo, dataset: Dataset, index: int) -> bytes:
+def _digest(info: ImageInfo, record: Record, key_of: ImageKey, dataset: Dataset, index: int) -> bytes:
     try:
-        digest = bytes.fromhex(info.sha256)
+        digest = bytes.fromhex(key_of(info.sha256, record))
     except ValueError:
         digest = b""
     if len(digest) != 32:
@@ -400,7 +418,8 @@ class _Writer:
     def _check_skip_limit(self, lost: Sequence[MissingImage]) -> None:
         example = f"; for example: {lost[0].detail}" if lost else ""
         what = f"images have no features ({reasons_text(Counter(item.reason for item in lost))}){example}"
-        remedy = f"Repair the data set, or allow more with --max-skipped. Finished shards are kept in {self.work}."
+        kept = f" Finished shards are kept in {self.work}." if any(self.work.glob("shard-*.json")) else ""
+        remedy = f"Repair the data set, or allow more with --max-skipped.{kept}"
         check_skip_limit(len(lost), len(self.selection), self.max_skipped, what, remedy)
 
     def _finish(

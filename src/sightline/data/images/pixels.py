@@ -72,7 +72,8 @@ class PixelLoader:
     def _prepared(self, dataset: Dataset, record: Record) -> np.ndarray:
         draft = self.tiling.draft_side(self.preparation)
         images = (read_image(dataset, record, k, self.limits, draft) for k in range(len(record.images)))
-        crops = [self.tiling.crops(image, self.preparation) for image in images]
+        tiling = self.tiling.for_record(record)
+        crops = [tiling.crops(image, self.preparation) for image in images]
         can_return = len(crops) == 1 and crops[0].flags.writeable  # torch needs writable arrays; views of Pillow images are not
         return crops[0] if can_return else np.concatenate(crops)
 

@@ -160,6 +160,21 @@ class ImagePreparation(Config):
             return None
         return 2 * (self.resize if isinstance(self.resize, int) else max(self.resize))
 
+    def view(self, size: Size) -> tuple[float, float, float, float]:
+        """Returns what the encoder sees of an image: left, top, right, bottom in fractions of it; beyond 0 to 1 where it is padded.
+
+        Args:
+            size: width and height of the image.
+        """
+        width, height = (max(size), max(size)) if self.pad else size
+        shown = (width, height)
+        if self.resize is not None:
+            shown = _size_by_shorter_side(shown, self.resize) if isinstance(self.resize, int) else self.resize[::-1]
+        seen = shown if self.crop is None else self.crop[::-1]
+        across, down = (side * view / whole for side, view, whole in zip((width, height), seen, shown, strict=True))
+        left, top = (size[0] - across) / 2 / size[0], (size[1] - down) / 2 / size[1]
+        return left, top, left + across / size[0], top + down / size[1]
+
     def key(self) -> str:
         """Returns a sha256 over all settings: equal keys give equal pixels. Part of the key of feature stores.
 

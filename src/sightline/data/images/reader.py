@@ -122,5 +122,6 @@ class CropReader:
             RecordError: the reasons of `read_image`.
         """
         dataset, draft = self.datasets[location.folder], self.tiling.draft_side(self.preparation)
-        image = read_image(dataset, dataset.record(location.record), location.image, draft_side=draft, check_hash=True)
-        return self.tiling.crops(image, self.preparation)
+        record = dataset.record(location.record)
+        image = read_image(dataset, record, location.image, draft_side=draft, check_hash=True)
+        return self.tiling.for_record(record).crops(image, self.preparation)

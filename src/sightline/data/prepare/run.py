@@ -111,7 +111,7 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
             try:
                 summary = _PrepareRun(path, format_name, chosen, options, work, stopped).run()
             except BaseException:
-                if not any(work.glob("dataset/images/*/*")) and not any(work.glob(f"{FETCHED}/*/*")):
+                if not _has_work(work):
                     shutil.rmtree(work, ignore_errors=True)  # there is nothing to go on from
                 raise
             shutil.rmtree(work, ignore_errors=True)
@@ -120,6 +120,11 @@ def prepare(path: Path, format_name: str, options: PrepareOptions) -> dict[str, 
         raise StorageError(
             f"{error.filename or work}: {error.strerror or error}.", "Free space or choose another folder."
         ) from error
+
+
+def _has_work(work: Path) -> bool:
+    """Returns whether an unfinished folder holds images that another call need not make again."""
+    return any(work.glob("dataset/images/*/*")) or any(work.glob(f"{FETCHED}/*/*"))
 
 
 def _chosen_format(path: Path, name: str, options: PrepareOptions) -> Format:
@@ -168,7 +173,7 @@ class _PrepareRun:
         self.work, self.folder = work, work / "dataset"
         self.tally = Tally()
         self.merged = 0  # records that became part of another of the same image
-        self.skip_limit = SkipLimit(options.max_skipped, work)
+        self.skip_limit = SkipLimit(options.max_skipped, lambda: work if _has_work(work) else None)
         self._queue: deque[_PendingRecord | Skip] = deque()
         self._sent: deque[list[tuple[ImageState, Path | bytes]]] = deque()
         self._states = RecentImages()
@@ -252,7 +257,8 @@ class _PrepareRun:
 
     def _poll(self) -> None:
         if signal := self.stopped():
-            raise Stopped(f"{signal} arrived; the work so far is in {self.work}.", "Run the same command again to continue.")
+            kept = f"; the work so far is in {self.work}" if _has_work(self.work) else ""
+            raise Stopped(f"{signal} arrived{kept}.", "Run the same command again to continue.")
 
     @property
     def _is_grouped(self) -> bool:

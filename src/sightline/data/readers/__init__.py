@@ -27,6 +27,7 @@ FORMATS: dict[str, Format] = {
     "hf": Format(hub.read, tuple(hub.KEYS), takes="name", groups_by_image=True),
     "imagefolder": Format(imagefolder.read, tuple(imagefolder.KEYS), groups_by_image=True),
     "llava": Format(llava.read, tuple(llava.KEYS)),
+    "localized_narratives": _table("localized_narratives", "CC BY 4.0", groups_by_image=True),
     "nlvr": _table("nlvr", "CC BY 4.0"),
     "parquet": _table("parquet", groups_by_image=True),
     "records": Format(records.read, ("id",)),

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from sightline.data.readers.roots import Folder, ImageRoot, check_name
+from sightline.data.readers.roots import Folder, ImageRoot, check_name, with_slashes
 from sightline.data.readers.roots import has_image_suffix as has_image_suffix
 from sightline.errors import DataError, RecordError, UsageError
 from sightline.runtime.inputs import ARCHIVE_ERRORS, check_member_size, open_input, open_zip
@@ -54,7 +54,7 @@ class _Archive:
 
     def find(self, name: str) -> str | None:
         """Returns the archive's own name of a member, None when it has none."""
-        plain = os.path.normpath(name)
+        plain = os.path.normpath(with_slashes(name))
         return next((known for known in (name, plain, self._top + plain) if known in self._count), None)
 
     def locations(self, name: str) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class _Archive:
         Raises:
             RecordError: reasons `path_outside_root`, `image_missing`, `image_suffix`, `image_ambiguous`.
         """
-        check_name(name)
+        check_name(with_slashes(name))
         found = self.find(name)
         if found is None:
             raise RecordError("image_missing", f"{self.path.name} has no member {name!r}")

@@ -50,6 +50,11 @@ class ImageRoot(Protocol):
         ...
 
 
+def with_slashes(name: str) -> str:
+    """Returns a path of a file with slashes in place of backslashes, which tables made on Windows have. Never for a URL."""
+    return name.replace("\\", "/")
+
+
 def check_name(name: str) -> PurePosixPath:
     """Checks that a path is relative and stays within its root.
 
@@ -72,7 +77,7 @@ class Folder:
         self._real = os.path.realpath(path)
 
     def locations(self, name: str) -> tuple[str, ...]:
-        place = os.path.normpath(os.path.join(self._real, name))
+        place = os.path.normpath(os.path.join(self._real, with_slashes(name)))
         return (place,) if place.startswith(os.path.join(self._real, "")) or trusted_folders() else ()
 
     def parts(self) -> Sequence[ImageRoot]:
@@ -82,6 +87,7 @@ class Folder:
         return iter(())
 
     def fetch(self, name: str) -> Path:
+        name = with_slashes(name)
         if not trusted_folders():
             check_name(name)
         try:

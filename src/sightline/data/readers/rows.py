@@ -360,7 +360,7 @@ def _one_image(value: Any, root: ImageRoot, is_base64: bool) -> tuple[ImageRef, 
         raise RecordError("bad_image", f"an image is a path or bytes, got {shown(value)}")
     if is_base64 and "." not in value:  # the alphabet of base64 has no dot, a path to an image has one before its suffix
         return (_from_base64(value),)
-    return (ImageInRoot(root, value.replace("\\", "/")),)  # tables made on Windows; what leads outside is refused after this
+    return (ImageInRoot(root, value),)
 
 
 def _from_base64(text: str) -> bytes:

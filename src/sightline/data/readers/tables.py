@@ -91,6 +91,12 @@ PRESETS = {
         ("*_v*.json", "**/*.parquet", "*.json"),
     ),
     "easy_vqa": Preset({"answer": "answer", "id": "id", "image": "image", "question": "question"}, ("qa.jsonl",)),
+    "localized_narratives": Preset(
+        {"caption": "caption", "image": "image", "meta.annotator": "annotator_id"},
+        ("*_captions.jsonl", "*_localized_narratives*.jsonl"),
+        ("images", "train2017", "val2017", "train2017.zip", "val2017.zip"),
+        templates={"image": "{image_id:0>12}.jpg"},  # as COCO names its photos
+    ),
     "nlvr": Preset(
         {"answer": "label", "id": "id", "image": "image", "question": "sentence"},
         ("nlvr.jsonl",),

@@ -9,6 +9,7 @@ from sightline.evaluation.tasks.choice import Choice
 from sightline.evaluation.tasks.classify import Classify
 from sightline.evaluation.tasks.composition import Composition
 from sightline.evaluation.tasks.grounding import Grounding
+from sightline.evaluation.tasks.half_truth import HalfTruth
 from sightline.evaluation.tasks.retrieval import Retrieval
 from sightline.evaluation.tasks.vqa import VQA
 from sightline.evaluation.tasks.yes_no import YesNo
@@ -17,7 +18,7 @@ from sightline.registry import Registry
 TASKS = Registry[Task](
     Task,
     "sightline.tasks",
-    {task.name: task for task in (Caption, VQA, Choice, YesNo, Grounding, Retrieval, Composition, Classify)},
+    {task.name: task for task in (Caption, VQA, Choice, YesNo, Grounding, Retrieval, Composition, HalfTruth, Classify)},
 )
 
 

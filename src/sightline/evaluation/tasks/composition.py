@@ -19,7 +19,8 @@ class Composition(Task):
     """Records with an image, a caption and `negatives`; a case is right if the caption scores strictly higher than the negative.
 
     `meta.negative_of` may name, for each negative, the number of the caption that it falsifies (by default the first), and
-    `meta.negative_kinds` its kind, of which each gets a score of its own; `meta.subset` does so for all negatives of a record.
+    `meta.negative_kinds` its kind, of which each gets a score of its own, by its name; `meta.subset` does so for all negatives of a
+    record.
     Two records with the same `meta.group` are an item of Winoground: each has the other's caption as its negative.
     """
 
@@ -58,15 +59,19 @@ class Composition(Task):
             chosen = np.array([found == kind for _, found, _ in cases])
             _, renumbered = np.unique(cluster[chosen], return_inverse=True)
             own, _ = mean_by_cluster(right[chosen], renumbered)
-            name = f"accuracy_{kind}"
+            name = self._name_of(kind)
             out[name] = score_of_ratio(name, own, SCORER, resamples=self.resamples, seed=self.seed)
         if len(kinds) > 1:
-            value = float(np.mean([out[f"accuracy_{kind}"].value for kind in kinds]))
+            value = float(np.mean([out[self._name_of(kind)].value for kind in kinds]))
             out["macro"] = Score("macro", value, value, value, (), SCORER, None, len(kinds))
         groups = list(_groups(pairs))
         for name, column in zip(("text", "image", "group"), zip(*groups, strict=True), strict=False):
             out[name] = self._score(name, column, mean_of(column))
         return out
+
+    def _name_of(self, kind: str) -> str:
+        """Returns the score of a kind of negatives: the kind's own name, unless a score of the task has it."""
+        return f"accuracy_{kind}" if kind in {info.name for info in self.scores} else kind
 
     def _score(self, name: str, items: Sequence[float] | np.ndarray, statistic: Any) -> Score:
         return score_of(name, list(map(float, items)), SCORER, statistic=statistic, resamples=self.resamples, seed=self.seed)

@@ -18,6 +18,7 @@ from sightline.config import Config
 from sightline.data.images.preparation import FILTERS, MAX_SIDE, ImagePreparation
 from sightline.errors import ConfigError
 from sightline.registry import HasKind
+from sightline.types import Record
 
 CACHED_LAYOUTS = 512  # the largest takes about 170 kB
 
@@ -79,6 +80,14 @@ class TilingConfig(HasKind, Config):
     def draft_side(self, preparation: ImagePreparation) -> int | None:
         """Returns the `draft_side` for decoding JPEGs; None where the crops need full resolution."""
         return None
+
+    def for_record(self, record: Record) -> Self:
+        """Returns the tiling with what it needs to know of a record before its images are cut into crops."""
+        return self
+
+    def image_key(self, sha256: str, record: Record) -> str:
+        """Returns the key of an image in a feature store: its sha256, or a hash of it and of where the record has it cut."""
+        return sha256
 
     @abstractmethod
     def layout(self, width: int, height: int, grid: tuple[int, int]) -> Layout:
