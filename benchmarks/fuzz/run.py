@@ -269,7 +269,7 @@ def _quiet() -> Iterator[None]:
     faulthandler.enable()
     os.environ["SIGHTLINE_PROGRESS"] = "0"
     sync, fsync = os.sync, os.fsync
-    os.sync, os.fsync = (lambda: None), (lambda handle: None)
+    os.sync, os.fsync = (lambda: None), (lambda fd: None)
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -52,7 +52,8 @@ def npy(array: np.ndarray) -> bytes:
 
 def npz(compressed: bool = False, **arrays: np.ndarray) -> bytes:
     out = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(out, **arrays)
+    write: Any = np.savez_compressed if compressed else np.savez
+    write(out, **arrays)
     return out.getvalue()
 
 

@@ -1,7 +1,7 @@
 """An opened dataset folder: lazy, checked, shared by threads and processes, and clear about what is wrong."""
 
-import hashlib
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -166,7 +166,7 @@ def test_an_index_that_points_astray_is_an_error_of_ours(folder: Path, tmp_path:
     index["offset"][5] += 3
     index["offset"][6] = 1 << 40
     np.save(broken / "index.npy", index)
-    with pytest.raises(DataError, match="index.npy differs from what was written"):
+    with pytest.raises(DataError, match=r"index\.npy differs from what was written"):
         open_dataset(broken)
     state = json.loads((broken / "dataset.json").read_text())
     state["files"]["index.npy"]["sha256"] = hashlib.sha256((broken / "index.npy").read_bytes()).hexdigest()

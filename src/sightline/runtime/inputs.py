@@ -5,6 +5,7 @@ size is compared with its length before memory is asked for.
 """
 
 import errno
+import io
 import json
 import lzma
 import os
@@ -12,7 +13,7 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_JSON = 256_000_000  # bytes of a JSON file that is held in memory as a whole
 MAX_RATIO = 1100  # of the bytes of an archive's member to its compressed bytes; deflate reaches 1,032
@@ -32,7 +33,7 @@ ARCHIVE_ERRORS = (
 )
 
 
-def open_input(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
+def open_input(path: str | Path, max_bytes: int | None = None) -> io.BufferedReader:
     """Opens a regular file for reading.
 
     Args:

@@ -22,7 +22,6 @@ from sightline.generation.decode import DecodingConfig
 from sightline.runtime.arrays import read_npy, read_npz
 from sightline.runtime.hdf5 import open_hdf5, plain_array
 from sightline.runtime.inputs import ARCHIVE_ERRORS, open_input
-from sightline.runtime.optional import require
 from sightline.runtime.storage import sha256_file
 
 _USED = ("task", "data", "split", "batch_size", "resamples")  # options of an evaluation that vectors take into account
