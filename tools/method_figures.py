@@ -125,6 +125,28 @@ FIGURES = {
             ("decoder", "loss", ""),
         ),
     ),
+    "comalign": Figure(
+        "ComAlign: boxes of an image and phrases of a caption pass frozen encoders and light networks; each level is compared",
+        (
+            Box("boxes", 0, 0, "image and boxes", ("1 + 10 + 10 crops",)),
+            Box("phrases", 0, 1, "text and phrases", ("1 + 10 + 10 texts",)),
+            Box("image", 1, 0, "CLIP image", ("21 x 512",), "frozen"),
+            Box("text", 1, 1, "CLIP text", ("21 x 512",), "frozen"),
+            Box("light", 2, 0, "light network", ("21 x 512",), "trained"),
+            Box("light_text", 2, 1, "light network", ("21 x 512",), "trained"),
+            Box("levels", 3, 0.5, "max, then mean", ("whole, entity,", "relation")),
+            Box("loss", 4, 0.5, "InfoNCE", ("per level, both ways",), "loss"),
+        ),
+        (
+            ("boxes", "image", ""),
+            ("phrases", "text", ""),
+            ("image", "light", ""),
+            ("text", "light_text", ""),
+            ("light", "levels", ""),
+            ("light_text", "levels", ""),
+            ("levels", "loss", ""),
+        ),
+    ),
     "cal": Figure(
         "CAL: the logit of each label token with and without the image gives its gain, and the gain its weight in the loss",
         (

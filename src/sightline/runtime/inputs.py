@@ -116,12 +116,8 @@ def open_zip(path: str | Path) -> zipfile.ZipFile:
     Raises:
         ARCHIVE_ERRORS: it is none.
     """
-    file = open_input(path)
-    try:
-        return zipfile.ZipFile(file)
-    except BaseException:
-        file.close()
-        raise
+    open_input(path).close()  # refuses what is no regular file; a ZipFile closes only what it opened itself
+    return zipfile.ZipFile(path)
 
 
 def check_member_size(info: zipfile.ZipInfo) -> None:
