@@ -100,9 +100,11 @@ class SightlineConfig(PreTrainedConfig):
         self.vision_config = _sub_config(vision_config, "mobilenet_v2")
         self.text_config = _sub_config(text_config, "llama")
         vocabulary = self.text_config.vocab_size
-        for name, value, end in (("image_token_id", image_token_id, vocabulary - 1), ("num_words", num_words, vocabulary)):
-            if type(value) is not int or not 0 <= value <= end:
-                raise ValueError(f"{name}={value!r} does not fit the decoder's vocabulary of {vocabulary} entries")
+        # It may lie beyond a vocabulary that was cut afterwards; a folder is refused whose tokenizer does not fit the decoder.
+        if type(image_token_id) is not int or image_token_id < 0:
+            raise ValueError(f"image_token_id={image_token_id!r} is no token id")
+        if type(num_words) is not int or not 0 <= num_words <= vocabulary:
+            raise ValueError(f"num_words={num_words!r} does not fit the decoder's vocabulary of {vocabulary} entries")
         self.connector = dict(connector or {"kind": "mlp"})
         self.vision_layer = vision_layer
         self.vision_drop = vision_drop
