@@ -16,8 +16,8 @@ from tests.versions import missing
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
-OF_CPU = [extra for name, extra in EXTRAS.items() if name != environment.OF_GPU]
-LISTS = [PROJECT["build-system"]["requires"], PROJECT["project"]["dependencies"], *OF_CPU]
+SHARED = [extra for name, extra in EXTRAS.items() if name not in environment.APART]
+LISTS = [PROJECT["build-system"]["requires"], PROJECT["project"]["dependencies"], *SHARED]
 DIRECT = [Requirement(line) for lines in LISTS for line in lines if not line.startswith("sightline")]
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = ("nvidia-", "cuda-", "triton")
-OF_GPU = "gpu"  # the extra whose packages need the CUDA build of torch
+APART = ("gpu", "mlflow", "trackio", "wandb")  # extras that need CUDA, or change versions that constraints/ holds; never in `dev`
 OURS = ("sightline", "torch", "torchvision", "pip", "wheel")  # what no constraints file names
 HEADER = """\
 # Versions with which all tests and the demo passed on {date}: CPython {python}, Linux x86-64, torch {torch}.
@@ -36,10 +36,10 @@ OLDEST_WITHOUT_TORCHVISION = {"transformers": "5.18"}
 
 
 def lower_bounds() -> dict[str, str]:
-    """Lower bound of every dependency in `pyproject.toml`; without torch, which set-up chooses, and what needs CUDA."""
+    """Lower bound of every dependency in `pyproject.toml`; without torch, which set-up chooses, and the extras `APART`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     lines = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    lines += [line for name, extra in project["project"]["optional-dependencies"].items() if name != OF_GPU for line in extra]
+    lines += [line for name, extra in project["project"]["optional-dependencies"].items() if name not in APART for line in extra]
     bounds = dict(re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(lines), re.MULTILINE))
     del bounds["torch"]
     return bounds

@@ -243,7 +243,7 @@ def _read_checkpoint(home: Path) -> Any:
     from sightline.training import checkpoint
 
     choice = locate.find_checkpoint(home / SOURCE, "last")
-    best = locate.find_checkpoint(home / SOURCE, "align")
+    best = locate.find_checkpoint(home / SOURCE, "best")
     newest = checkpoint.newest(home / SOURCE)
     return repr((choice.saved.progress, choice.saved.note, choice.saved.random, best.saved.step, newest and newest.step))
 

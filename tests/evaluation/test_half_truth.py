@@ -54,4 +54,4 @@ def test_a_case_is_right_if_the_half_truth_scores_lower() -> None:
     predictions = [Prediction(query.id, scores=values) for query, values in zip(queries, scores, strict=True)]
     found = task.score(queries, predictions)
     assert found["accuracy"].value == pytest.approx(2 / sum(counts))
-    assert found["accuracy_relation"].value == 0
+    assert found["relation"].value == 0
