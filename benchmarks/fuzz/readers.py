@@ -357,11 +357,17 @@ def _image(home: Path) -> Any:
     return check_image(file)
 
 
+def _typed(place: Path) -> str:
+    """Returns what a user types, which no program reads from a file: only the text of this one counts."""
+    is_text = place.is_file() and place.stat().st_size < 100_000
+    return place.read_bytes().decode("utf-8", "surrogateescape") if is_text else ""
+
+
 def _plugin_name(home: Path) -> Any:
     from sightline.errors import UsageError
     from sightline.runtime import plugins
 
-    name = (home / SOURCE / "plugin.name").read_bytes().decode("utf-8", "surrogateescape")
+    name = _typed(home / SOURCE / "plugin.name")
     with contextlib.suppress(LookupError):
         plugins.find(name)
     if name.split(".")[0].split(":")[0] not in ("math", "json", "no_such"):
@@ -380,9 +386,9 @@ def _overrides(home: Path) -> Any:
     from sightline.assembly.config.resolving import resolve_config
     from sightline.recipes import recipe_by_name
 
-    place = home / SOURCE / "arguments.txt"  # stands for the command line, which is no file: only its text is changed
-    text = place.read_bytes().decode("utf-8", "surrogateescape") if place.is_file() else ""
-    return resolve_config(recipe_by_name("scenes_tiny"), None, text.splitlines()).model_dump_json()
+    return resolve_config(
+        recipe_by_name("scenes_tiny"), None, _typed(home / SOURCE / "arguments.txt").splitlines()
+    ).model_dump_json()
 
 
 def _length_table(home: Path) -> Any:
