@@ -338,9 +338,8 @@ def _idf(home: Path) -> Any:
     from sightline.metrics.files import read_references
 
     corpus = list(read_references(home / SOURCE / "idf.jsonl").values())
-    return score_captions(["a dog runs"], [("a dog runs fast", "two dogs")], ["cider"], frequencies=corpus, resamples=10)[
-        "cider"
-    ].value
+    found = score_captions(["a dog runs"], [("a dog runs fast", "two dogs")], ["cider"], frequencies=corpus, resamples=10)
+    return [score.value for score in found.values()]
 
 
 def _idf_files() -> list[Files]:

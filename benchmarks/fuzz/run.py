@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.readers import READERS, SOURCE, Reader, clean
 from benchmarks.fuzz.samples import Files
+from sightline.errors import SightlineError
 
 SECONDS = 5.0  # of one read
 MEMORY = 1 << 30  # bytes that one read may ask for above what the process holds
@@ -90,7 +91,10 @@ def fuzz(name: str, first: int, inputs: int, save: Path | None = None, at: Any =
         homes = [_Home(Path(place) / str(number), files) for number, files in enumerate(variants)]
         intact = []
         for home in homes:
-            intact.append(reader.read(home.path))
+            try:
+                intact.append(reader.read(home.path))
+            except SightlineError:  # a sample that is refused as it is
+                intact.append(None)
             clean(home.path)
         begin = time.monotonic()
         for seed in range(first, first + inputs):
@@ -113,8 +117,6 @@ def fuzz(name: str, first: int, inputs: int, save: Path | None = None, at: Any =
 
 def _read(reader: Reader, home: Path, intact: Any, outcome: Outcome) -> tuple[str, str]:
     """Returns the kind of the escape and its trace; empty where there is none."""
-    from sightline.errors import SightlineError
-
     begin, before = time.monotonic(), _resident()
     try:
         with _limits():

@@ -74,6 +74,9 @@ def read_yaml(path: str | Path) -> Tree:
     """
     path = Path(path)
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size} bytes; a configuration has at most {MAX_BYTES}.")
         text = read_input(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.", "Give the path of a YAML file.") from error

@@ -68,7 +68,7 @@ def read_input(path: str | Path, max_bytes: int = MAX_JSON) -> bytes:
         OSError: as in `open_input`.
     """
     with open_input(path, max_bytes) as file:
-        return file.read(max_bytes)
+        return file.read(os.fstat(file.fileno()).st_size)  # a limit of its own would ask for that much memory
 
 
 def parse_json(text: str | bytes) -> Any:

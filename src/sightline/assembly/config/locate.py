@@ -37,8 +37,10 @@ def check_metrics(line: dict[str, Any]) -> None:
     """Raises ValueError for a line that is none of `metrics.jsonl`: its step is no whole number, or its loss or time no number."""
     if type(line.get("step")) is not int or line["step"] < 0:
         raise ValueError("'step' is not a whole number from 0")
-    for key in ("loss", "seconds", "validation_loss"):
-        if isinstance(line.get(key, 0.0), bool) or not isinstance(line.get(key, 0.0), int | float):
+    rates = line.get("lr")
+    numbers = {f"lr of {part}": rate for part, rate in rates.items()} if isinstance(rates, dict) else {}
+    for key, value in (numbers | {key: line.get(key, 0.0) for key in ("loss", "seconds", "validation_loss", "grad_norm")}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > 2**63):
             raise ValueError(f"{key!r} is not a number")
 
 

@@ -256,6 +256,8 @@ def read_image_file(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError("image_missing", f"{path}: {_error_text(error)}") from None
     except OSError as error:
+        if error.errno == errno.EINVAL and "\0" in str(path):
+            raise RecordError("image_missing", f"{path!r}: no file can have such a name") from None
         if error.errno == errno.EINVAL:
             raise RecordError("image_not_a_file", f"{path}: {error.strerror}") from None
         raise RecordError("image_unreadable", f"{path}: {error.strerror or error}") from None
