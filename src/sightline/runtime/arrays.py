@@ -79,9 +79,10 @@ def read_npy(path: Path, is_mapped: bool = False) -> np.ndarray:
         order = "F" if header.is_fortran else "C"
         if is_mapped and header.num_bytes:
             return np.memmap(file, header.dtype, "r", file.tell(), header.shape, order)
-        data = file.read(header.num_bytes)
-    if len(data) < header.num_bytes:
-        raise ValueError(f"it ends after {len(data)} of {header.num_bytes} bytes")
+        data = bytearray(header.num_bytes)  # arrays over bytes could not be written to
+        found = file.readinto(data)
+    if found < header.num_bytes:
+        raise ValueError(f"it ends after {found} of {header.num_bytes} bytes")
     return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
 
 
@@ -103,7 +104,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 check_member_size(info)
                 with archive.open(info) as stream:
                     header = read_npy_header(stream, info.file_size)
-                    data = stream.read(header.num_bytes)
+                    data = bytearray(stream.read(header.num_bytes))
                     stream.read(1)  # the checksum is compared at the end of the member
                 if len(data) < header.num_bytes:
                     raise ValueError(f"array {name!r} ends after {len(data)} of {header.num_bytes} bytes")
