@@ -86,7 +86,7 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     except UnicodeEncodeError as error:
-        raise ValueError("a text holds half of a surrogate pair") from error
+        raise ValueError("a text holds an invalid character, half of a surrogate pair") from error
     return value
 
 
